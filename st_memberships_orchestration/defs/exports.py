@@ -1,0 +1,202 @@
+"""Assets of the seven export feeds: `raw/<feed>` holds every version, `current/<feed>` the newest.
+
+One step reads a feed and applies what is new; it may also be asked for only one of the two.
+"""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
+from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
+from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.lake.latest import apply_versions
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+
+PREVIEW_ROWS = 5
+
+
+def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """The assets of all feeds."""
+    return [build_feed_assets(feed, partitions) for feed in FEEDS]
+
+
+def build_feed_assets(
+    feed: ExportFeed, partitions: dg.MultiPartitionsDefinition
+) -> dg.AssetsDefinition:
+    """`raw/<feed>` and `current/<feed>` as one step."""
+    raw = dg.AssetSpec(
+        key=["raw", feed.name],
+        description=(
+            f"Every version of every record of ServiceTitan's export of {feed.title}. Rows are "
+            "only ever added: running a window again adds what is missing and removes nothing."
+        ),
+        group_name="raw",
+        kinds={"servicetitan", "deltalake"},
+        metadata={"dagster/column_schema": _column_schema(feed)},
+        partitions_def=partitions,
+    )
+    current = dg.AssetSpec(
+        key=["current", feed.name],
+        deps=[raw.key],
+        description=(
+            f"The newest version of each record: {feed.title}. One row per tenant and id; records "
+            "that ServiceTitan deleted stay, with `is_deleted` true."
+        ),
+        group_name="current",
+        kinds={"deltalake"},
+        metadata={"dagster/column_schema": _column_schema(feed)},
+        partitions_def=partitions,
+    )
+
+    @dg.multi_asset(
+        name=feed.name,
+        specs=[raw, current],
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def feed_assets(
+        context: dg.AssetExecutionContext,
+        servicetitan: dg.ResourceParam[ServiceTitan],
+        lake: dg.ResourceParam[Lake],
+    ) -> Iterator[dg.MaterializeResult]:
+        span = context.partition_time_window
+        window = Window(span.start.astimezone(UTC), span.end.astimezone(UTC))
+        tenants = tenants_of(context.partition_keys)
+        healed: list[str] = []
+        if raw.key in context.selected_asset_keys:
+            readings: dict[str, Reading] = {}
+            for tenant in tenants:
+                reader = FeedReader(
+                    servicetitan.client(tenant),
+                    lake,
+                    feed,
+                    tenant=tenant,
+                    environment=servicetitan.environment,
+                    history_start=_history_start(partitions),
+                    log=context.log,
+                )
+                readings[tenant] = _read(reader, window)
+                healed += _healed(tenant, readings[tenant], window, partitions)
+            yield from _results(
+                context, raw.key, healed, _raw_metadata(lake, feed, readings, window)
+            )
+        if current.key in context.selected_asset_keys:
+            applied = {
+                tenant: apply_versions(
+                    lake,
+                    source=f"raw/{feed.name}",
+                    target=f"current/{feed.name}",
+                    tenant=tenant,
+                    modified=feed.modified,
+                )
+                for tenant in tenants
+            }
+            metadata = {
+                "records_new": sum(a.inserted for a in applied.values()),
+                "records_changed": sum(a.updated for a in applied.values()),
+                **_table_metadata(lake, f"current/{feed.name}", tenants),
+            }
+            yield from _results(context, current.key, healed, metadata)
+
+    return feed_assets
+
+
+def _read(reader: FeedReader, window: Window) -> Reading:
+    try:
+        return reader.read(window)
+    except ServiceTitanError as error:
+        raise dg.Failure(
+            str(error), metadata=error.facts(), allow_retries=isinstance(error, Transient)
+        ) from error
+
+
+def _results(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, healed: list[str], metadata: dict[str, Any]
+) -> Iterator[dg.MaterializeResult]:
+    """The result, after a record of each earlier window that was brought up to date on the way."""
+    for partition in healed:
+        context.log_event(
+            dg.AssetMaterialization(
+                key, partition=partition, description="Brought up to date by a later run."
+            )
+        )
+    yield dg.MaterializeResult(asset_key=key, metadata=metadata)
+
+
+def _history_start(partitions: dg.MultiPartitionsDefinition) -> datetime:
+    windows = partitions.get_partitions_def_for_dimension("window")
+    assert isinstance(windows, dg.DailyPartitionsDefinition)
+    return windows.start
+
+
+def _healed(
+    tenant: str, reading: Reading, window: Window, partitions: dg.MultiPartitionsDefinition
+) -> list[str]:
+    """Keys of the windows before the run's own that its reading completed."""
+    start = _history_start(partitions)
+    day = max(reading.read_from or start, start).date()
+    keys: list[str] = []
+    while day < window.start.date():
+        keys.append(partition_key(tenant, day))
+        day += timedelta(days=1)
+    return keys
+
+
+def _raw_metadata(
+    lake: Lake, feed: ExportFeed, readings: dict[str, Reading], window: Window
+) -> dict[str, Any]:
+    done = readings.values()
+    newest = [reading.newest for reading in done if reading.newest]
+    pages = sum(r.pages for r in done)
+    requests = sum(r.requests for r in done)
+    return {
+        "window": f"{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC",
+        "rows_read": sum(r.rows for r in done),
+        "versions_new": sum(r.versions for r in done),
+        "records_quarantined": sum(r.broken for r in done),
+        "pages": pages,
+        "requests": requests,
+        "retries": requests - pages,
+        "bytes": sum(r.bytes for r in done),
+        "seconds": round(sum(r.seconds for r in done), 3),
+        **({"newest_modification": max(newest).isoformat()} if newest else {}),
+        **_table_metadata(lake, f"raw/{feed.name}", list(readings)),
+    }
+
+
+def _table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
+    sizes = {tenant: lake.count(name, tenant=tenant) for tenant in tenants}
+    return {
+        "dagster/row_count": sum(sizes.values()),
+        "dagster/uri": lake.address(name),
+        "preview": dg.MetadataValue.md(_preview(lake, name, tenants)),
+    }
+
+
+def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
+    heads = [
+        lake.rows(name, tenant=tenant, where=f"true limit {PREVIEW_ROWS}") for tenant in tenants
+    ]
+    rows = pa.concat_tables(heads).to_pandas()
+    return rows.astype(str).to_markdown(index=False) if len(rows) else "No rows yet."
+
+
+def _column_schema(feed: ExportFeed) -> dg.TableSchema:
+    schema = table_schema(feed.model)
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=field.name,
+                type=str(field.type),
+                description=(field.metadata or {}).get(b"comment", b"").decode(),
+            )
+            for field in schema
+        ]
+    )

@@ -1,0 +1,41 @@
+"""What a run is about: a span of modification time, and a tenant.
+
+Keys read `<tenant>|<day>`, for example `acme|2026-01-31`: Dagster orders dimensions by name.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
+
+import dagster as dg
+
+from st_memberships_orchestration.settings import Settings
+
+
+def windows_by_tenant(settings: Settings) -> dg.MultiPartitionsDefinition:
+    """Daily UTC windows, today's included, for each configured tenant."""
+    return dg.MultiPartitionsDefinition(
+        {
+            "window": dg.DailyPartitionsDefinition(
+                start_date=datetime.combine(settings.history_start, time(), UTC), end_offset=1
+            ),
+            "tenant": dg.StaticPartitionsDefinition(sorted(settings.tenants)),
+        }
+    )
+
+
+def partition_key(tenant: str, day: date) -> dg.MultiPartitionKey:
+    """The key of one tenant's window of one UTC day."""
+    return dg.MultiPartitionKey({"tenant": tenant, "window": day.isoformat()})
+
+
+def range_tags(tenant: str, first: date, last: date) -> dict[str, str]:
+    """Tags by which one run takes one tenant's windows from `first` to `last`, both included."""
+    return {
+        "dagster/asset_partition_range_start": partition_key(tenant, first),
+        "dagster/asset_partition_range_end": partition_key(tenant, last),
+    }
+
+
+def tenants_of(keys: Sequence[str]) -> list[str]:
+    """The tenants that a run's partition keys name: a run may hold any rectangle of keys."""
+    return sorted({key.partition("|")[0] for key in keys})

@@ -1,0 +1,303 @@
+"""How a feed gets into the lake: where to start, when to stop, and what is written in which order.
+
+Nothing here knows Dagster. The rules are those of the README's "How reading works": rows are
+committed before the position behind them, an empty page ends nothing, no version is ever removed.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
+from st_memberships_orchestration.lake.quarantine import quarantine
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.versions import insert_versions
+from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import RequestRefused
+from st_memberships_orchestration.servicetitan.feeds import (
+    VISIBILITY_LAG,
+    ExportFeed,
+    iso,
+    read_ahead,
+)
+
+MARGIN = timedelta(hours=1)
+"""How far past a window's end a whole page must lie before reading stops.
+
+Exports are only "usually" in order (reference section 4.1).
+"""
+
+OVERLAP = timedelta(hours=1)
+"""How far back reading starts when ServiceTitan refuses a token."""
+
+ROWS_PER_COMMIT = 50_000
+SECONDS_PER_COMMIT = 5.0
+"""Pages are committed together until either is reached; a killed run repeats at most that much."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A span of modification time, from `start` to just before `end`, UTC."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What reading one window of one feed did.
+
+    Attributes:
+        rows: records that the feed showed and that keep their contract.
+        versions: those that the lake did not hold.
+        broken: records put into quarantine.
+        pages: pages read.
+        requests: requests made; the difference to `pages` were repeats.
+        bytes: size of the answers.
+        seconds: duration.
+        newest: newest modification seen, or None.
+        read_from: all changes from this time on, None for the beginning of history,
+        read_through: up to this time were asked for and are in the lake.
+    """
+
+    rows: int = 0
+    versions: int = 0
+    broken: int = 0
+    pages: int = 0
+    requests: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    newest: datetime | None = None
+    read_from: datetime | None = None
+    read_through: datetime | None = None
+
+    def __str__(self) -> str:
+        rate = self.rows / self.seconds if self.seconds else 0
+        return (
+            f"{self.pages:,} pages, {self.rows:,} rows, {self.versions:,} new versions, "
+            f"newest modification {iso(self.newest) if self.newest else 'none'}, "
+            f"{self.seconds:.1f} s, {rate:,.0f} rows/s"
+        )
+
+
+class FeedReader:
+    """Reads windows of one feed of one tenant into `raw/<feed>`."""
+
+    def __init__(
+        self,
+        client: MembershipsClient,
+        lake: Lake,
+        feed: ExportFeed,
+        *,
+        tenant: str,
+        environment: str,
+        history_start: datetime,
+        log: logging.Logger,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._client = client
+        self._lake = lake
+        self._feed = feed
+        self._tenant = tenant
+        self._environment = environment
+        self._history_start = history_start
+        self._log = log
+        self._clock = clock
+
+    def read(self, window: Window) -> Reading:
+        """Bring every version that the feed shows for `window` into `raw/<feed>`.
+
+        A window that has not ended (and been visible for the feed's lag) is read from where the
+        last such reading stopped to the end of the feed: whatever lies in between is read as well.
+
+        Raises:
+            ServiceTitanError: the feed could not be read to the end; what was committed stays, and
+                the next reading goes on from there.
+        """
+        lines = load_progress(
+            self._lake, self._tenant, environment=self._environment, feed=self._feed.name
+        )
+        if window.end > self._clock() - VISIBILITY_LAG:
+            return self._read_live(window, lines)
+        return self._read_past(window, lines)
+
+    def _read_live(self, window: Window, lines: list[Progress]) -> Reading:
+        last = next((line for line in lines if line.is_live), None)
+        if last is None:
+            read_through = covered_until(lines, self._history_start)
+            start = iso(read_through) if read_through else None
+            last = self._line(None, token=start, complete=False, read_through=read_through)
+        resumed = last.token
+        if last.read_through is not None and window.start < last.read_through - timedelta(days=1):
+            # Earlier days were asked for by name: read them again, and go on to the end.
+            resumed = self._start_of(window)
+        now = self._clock()
+        reached = replace(last, complete=True, read_through=now - VISIBILITY_LAG)
+        known = last.read_through
+        instead = iso(known - OVERLAP) if known else None
+        reading = self._read_pages(resumed, last, reached, instead=instead, until=None)
+        return replace(reading, read_from=known, read_through=now)
+
+    def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
+        begun = next(
+            (
+                line
+                for line in lines
+                if (line.window_start, line.window_end) == (window.start, window.end)
+                and not line.complete
+            ),
+            None,
+        )
+        line = self._line(window, token=None, complete=False, read_through=None)
+        done = replace(line, complete=True, read_through=window.end)
+        first = self._start_of(window)
+        start = begun.token if begun else first
+        reading = self._read_pages(start, line, done, instead=first, until=window.end + MARGIN)
+        return replace(reading, read_from=window.start, read_through=window.end)
+
+    def _start_of(self, window: Window) -> str | None:
+        return iso(window.start) if window.start > self._history_start else None
+
+    def _line(
+        self,
+        window: Window | None,
+        *,
+        token: str | None,
+        complete: bool,
+        read_through: datetime | None,
+    ) -> Progress:
+        return Progress(
+            environment=self._environment,
+            feed=self._feed.name,
+            window_start=window.start if window else None,
+            window_end=window.end if window else None,
+            token=token,
+            complete=complete,
+            read_through=read_through,
+            saved_at=self._clock(),
+        )
+
+    def _read_pages(
+        self,
+        start: str | None,
+        begun: Progress,
+        ended: Progress,
+        *,
+        instead: str | None,
+        until: datetime | None,
+    ) -> Reading:
+        """Commit pages and positions: lines like `begun` on the way, and `ended` at the end."""
+        started = time.monotonic()
+        reading = Reading()
+        for pages in _in_commits(read_ahead(self._pages(start, instead, until))):
+            reading = self._commit(pages, reading)
+            reading = replace(reading, seconds=time.monotonic() - started)
+            line = ended if _is_last(pages[-1], self._feed, until) else begun
+            self._save(replace(line, token=pages[-1].continue_from), begun)
+            self._log.info("%s of %s: %s", self._feed.name, self._tenant, reading)
+        return reading
+
+    def _pages(
+        self, start: str | None, instead: str | None, until: datetime | None
+    ) -> Iterator[ExportPage]:
+        """Pages from `start`; once, when ServiceTitan refuses a token, from `instead` on."""
+        position = start
+        try:
+            for page in self._pages_until(until, start):
+                position = page.continue_from
+                yield page
+        except RequestRefused as refusal:
+            if position == instead:  # no token but a time was refused, or the beginning
+                raise
+            self._log.warning(
+                "%s of %s: the token was refused, reading again from %s. %s",
+                self._feed.name,
+                self._tenant,
+                instead or "the beginning",
+                refusal,
+            )
+        else:
+            return
+        yield from self._pages_until(until, instead)
+
+    def _pages_until(self, until: datetime | None, start: str | None) -> Iterator[ExportPage]:
+        for page in self._client.export(self._feed, start=start):
+            yield page
+            if _is_last(page, self._feed, until):
+                return
+
+    def _commit(self, pages: list[ExportPage], reading: Reading) -> Reading:
+        rows = pa.concat_tables([page.rows for page in pages]).combine_chunks()
+        broken = [record for page in pages for record in page.broken]
+        now = self._clock()
+        versions = insert_versions(
+            self._lake,
+            f"raw/{self._feed.name}",
+            rows,
+            tenant=self._tenant,
+            modified=self._feed.modified,
+            loaded_at=now,
+        )
+        quarantine(
+            self._lake, f"quarantine/{self._feed.name}", broken, tenant=self._tenant, read_at=now
+        )
+        newest = [pc.max(rows[self._feed.modified]).as_py(), reading.newest]
+        return replace(
+            reading,
+            rows=reading.rows + rows.num_rows,
+            versions=reading.versions + versions,
+            broken=reading.broken + len(broken),
+            pages=reading.pages + len(pages),
+            requests=reading.requests + sum(page.requests for page in pages),
+            bytes=reading.bytes + sum(page.size for page in pages),
+            newest=max((moment for moment in newest if moment), default=None),
+        )
+
+    def _save(self, line: Progress, last: Progress) -> None:
+        # A quiet poll is worth a line once a day only: the journal stays short.
+        is_news = (line.token, line.complete) != (last.token, last.complete)
+        if is_news or _day(line) != _day(last):
+            save_progress(self._lake, self._tenant, replace(line, saved_at=self._clock()))
+
+
+def covered_until(lines: list[Progress], history_start: datetime) -> datetime | None:
+    """The end of the windows that were read without a gap from the start of history, or None."""
+    covered: datetime | None = None
+    windows = [
+        (line.window_start, line.window_end)
+        for line in lines
+        if line.window_start and line.window_end and line.complete
+    ]
+    for start, end in sorted(windows):
+        if start <= (covered or history_start):
+            covered = max(end, covered or end)
+    return covered
+
+
+def _day(line: Progress) -> date | None:
+    return line.read_through.date() if line.read_through else None
+
+
+def _is_last(page: ExportPage, feed: ExportFeed, until: datetime | None) -> bool:
+    if not page.has_more:
+        return True
+    oldest = pc.min(page.rows[feed.modified]).as_py()
+    return until is not None and oldest is not None and oldest >= until
+
+
+def _in_commits(pages: Iterator[ExportPage]) -> Iterator[list[ExportPage]]:
+    held: list[ExportPage] = []
+    since = time.monotonic()
+    for page in pages:
+        held.append(page)
+        rows = sum(p.rows.num_rows for p in held)
+        if rows >= ROWS_PER_COMMIT or time.monotonic() - since >= SECONDS_PER_COMMIT:
+            yield held
+            held, since = [], time.monotonic()
+    if held:
+        yield held

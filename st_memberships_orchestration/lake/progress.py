@@ -1,0 +1,85 @@
+"""`state/feed_progress`: a journal of how far each feed was read; a reading's newest line counts.
+
+Continuation tokens belong to a tenant, an environment and a feed, and are never looked into.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+
+import pyarrow as pa
+
+from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
+
+TABLE = "state/feed_progress"
+INSTANT = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A line of the journal: a position that was reached, and what lies behind it.
+
+    Attributes:
+        environment: ServiceTitan environment that the token belongs to.
+        feed: name of the feed.
+        window_start: start of the window that is read; None for the live reading.
+        window_end: end of that window; None for the live reading.
+        token: where to go on; None where the reading has no further use for one.
+        complete: the window was read to its end, or the live reading to the feed's.
+        read_through: all modifications before this time are in the lake, as far as this reading
+            knows; None while the live reading has not reached the feed's end once.
+        saved_at: when the line was written, after the rows that it speaks of.
+    """
+
+    environment: str
+    feed: str
+    window_start: datetime | None
+    window_end: datetime | None
+    token: str | None
+    complete: bool
+    read_through: datetime | None
+    saved_at: datetime
+
+    @property
+    def is_live(self) -> bool:
+        """Whether this is the open-ended reading that polls the newest changes."""
+        return self.window_start is None
+
+
+def _column(name: str, kind: pa.DataType, comment: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"comment": comment})
+
+
+SCHEMA = pa.schema(
+    [
+        TENANT,
+        _column("environment", pa.string(), "ServiceTitan environment that the token belongs to."),
+        _column("feed", pa.string(), "Name of the feed."),
+        _column("window_start", INSTANT, "Start of the window; null for the live reading."),
+        _column("window_end", INSTANT, "End of the window; null for the live reading."),
+        _column("token", pa.string(), "Opaque position from which reading goes on."),
+        _column("complete", pa.bool_(), "The reading reached its end."),
+        _column("read_through", INSTANT, "All changes before this time are in the lake."),
+        _column("saved_at", INSTANT, "When this line was written, after the rows it speaks of."),
+    ]
+)
+
+
+@retry_conflicts
+def save_progress(lake: Lake, tenant: str, progress: Progress) -> None:
+    """Add a line. Call it only after the rows before `progress.token` are committed."""
+    table = lake.open(TABLE, SCHEMA)
+    append(table, pa.Table.from_pylist([{"tenant": tenant, **asdict(progress)}], schema=SCHEMA))
+
+
+def load_progress(lake: Lake, tenant: str, *, environment: str, feed: str) -> list[Progress]:
+    """The newest line of each reading of one feed: the live one, and one per window."""
+    lines = lake.rows(
+        TABLE,
+        tenant=tenant,
+        columns=[f.name for f in fields(Progress)],
+        where=f"environment = {literal(environment)} and feed = {literal(feed)}",
+    )
+    newest: dict[tuple[datetime | None, datetime | None], Progress] = {}
+    for line in sorted(lines.to_pylist(), key=lambda line: line["saved_at"]):
+        newest[line["window_start"], line["window_end"]] = Progress(**line)
+    return list(newest.values())

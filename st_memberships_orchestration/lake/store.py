@@ -1,0 +1,129 @@
+"""The lake: Delta tables under one address, local or in object storage.
+
+Every table has a `tenant` column and is partitioned by it. Writers of one tenant and table exclude
+each other through Delta's own application transactions: of two that started from the same
+snapshot, the second fails to commit, reads again and tries again (measured with deltalake 1.6).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+TENANT = pa.field("tenant", pa.string(), metadata={"comment": "Key of the tenant in the settings."})
+LAYERS = ("raw", "current", "reference", "history", "derived", "quarantine", "state")
+
+retry_conflicts = retry(
+    retry=retry_if_exception_type(CommitFailedError),
+    wait=wait_random_exponential(multiplier=0.05, max=2),
+    stop=stop_after_attempt(20),
+    reraise=True,
+)
+"""Decorates a whole read-decide-commit; another writer's commit in between starts it anew."""
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Delta tables named `<layer>/<table>` under `uri`.
+
+    Attributes:
+        uri: a local folder, or an `s3://`, `gs://` or `abfss://` address.
+    """
+
+    uri: str
+
+    def address(self, name: str) -> str:
+        """Where the table `name` lies."""
+        return f"{self.uri.rstrip('/')}/{name}"
+
+    def find(self, name: str) -> DeltaTable | None:
+        """The table at its newest version, or None while nothing was written to it."""
+        address = self.address(name)
+        return DeltaTable(address) if DeltaTable.is_deltatable(address) else None
+
+    def open(self, name: str, schema: pa.Schema) -> DeltaTable:
+        """The table at its newest version, created empty with `schema` if it is not there."""
+        return self.find(name) or DeltaTable.create(
+            self.address(name),
+            schema,
+            mode="ignore",
+            partition_by=["tenant"],
+        )
+
+    def names(self) -> list[str]:
+        """Names of all tables that exist, sorted."""
+        filesystem, root = pafs.FileSystem.from_uri(_as_uri(self.uri))
+        found: list[str] = []
+        for layer in LAYERS:
+            selector = pafs.FileSelector(f"{root}/{layer}", allow_not_found=True)
+            found += [
+                f"{layer}/{entry.base_name}"
+                for entry in filesystem.get_file_info(selector)
+                if entry.type == pafs.FileType.Directory
+            ]
+        return sorted(found)
+
+    def rows(
+        self, name: str, *, tenant: str, columns: Sequence[str] = ("*",), where: str = "true"
+    ) -> pa.Table:
+        """Rows of one tenant; no rows and no columns while the table does not exist."""
+        table = self.find(name)
+        return pa.table({}) if table is None else scan(table, tenant, columns, where).read_all()
+
+    def count(self, name: str, *, tenant: str) -> int:
+        """Number of rows of one tenant."""
+        counted = self.rows(name, tenant=tenant, columns=["count(*) as n"])
+        return counted["n"][0].as_py() if counted.num_rows else 0
+
+
+def scan(
+    table: DeltaTable, tenant: str, columns: Sequence[str] = ("*",), where: str = "true"
+) -> pa.RecordBatchReader:
+    """One tenant's rows as a stream.
+
+    Args:
+        table: what to read, at the version that it holds.
+        tenant: whose rows.
+        columns: SQL expressions.
+        where: SQL condition; file statistics leave out the files that cannot match.
+    """
+    query = f"select {', '.join(columns)} from scanned where tenant = {literal(tenant)} and {where}"
+    found = QueryBuilder().register("scanned", table).execute(query)
+    return pa.RecordBatchReader.from_stream(found)
+
+
+def literal(value: str | int | datetime) -> str:
+    """A value in SQL."""
+    if isinstance(value, datetime):
+        return f"timestamp '{value.isoformat()}'"
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def append(table: DeltaTable, rows: pa.Table, *, transaction: Transaction | None = None) -> None:
+    """Append `rows` in one commit, as the change from the snapshot that `table` holds.
+
+    Raises:
+        CommitFailedError: another writer committed the same `transaction.app_id` since then.
+    """
+    write_deltalake(
+        table,
+        rows,
+        mode="append",
+        schema_mode="merge",
+        commit_properties=CommitProperties(app_transactions=[transaction] if transaction else None),
+    )
+
+
+def with_tenant(rows: pa.Table, tenant: str) -> pa.Table:
+    """`rows` with the tenant's key as first column."""
+    return rows.add_column(0, TENANT, pa.repeat(pa.scalar(tenant), rows.num_rows))
+
+
+def _as_uri(address: str) -> str:
+    return address if "://" in address else Path(address).absolute().as_uri()

@@ -1,0 +1,172 @@
+"""Tenants of the sandbox: their credentials, access tokens, request budget and feeds."""
+
+import base64
+import hashlib
+import hmac
+import itertools
+import json
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from st_memberships_orchestration.sandbox.book import Book
+from st_memberships_orchestration.sandbox.clock import SECOND
+from st_memberships_orchestration.sandbox.contractor import build_feeds
+from st_memberships_orchestration.sandbox.feeds import Feed, Tokens
+from st_memberships_orchestration.sandbox.problems import Problem
+
+TIMEZONES = ("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles")
+SMALLER = 0.4  # share of the first tenant's memberships that each further tenant has
+_SCOPES = [
+    f"tn.mem.{resource}:{right}"
+    for resource in (
+        "memberships",
+        "membershiptypes",
+        "invoicetemplates",
+        "recurringservices",
+        "recurringservicetypes",
+        "recurringserviceevents",
+    )
+    for right in ("r", "w")
+]
+
+
+@dataclass
+class Tenant:
+    """One contractor and the credentials that reach it."""
+
+    name: str
+    tenant_id: int
+    client_id: str
+    client_secret: str
+    app_key: str
+    timezone: str
+    book: Book
+    feeds: dict[str, Feed]
+    tokens: Tokens
+    arrivals: deque[float] = field(default_factory=deque)
+
+    def env(self) -> dict[str, str]:
+        """The settings that reach this tenant."""
+        prefix = f"ST_TENANTS__{self.name.upper()}__"
+        return {
+            f"{prefix}TENANT_ID": str(self.tenant_id),
+            f"{prefix}CLIENT_ID": self.client_id,
+            f"{prefix}CLIENT_SECRET": self.client_secret,
+            f"{prefix}APP_KEY": self.app_key,
+            f"{prefix}TIMEZONE": self.timezone,
+        }
+
+    def admit(self, limit: int) -> None:
+        """Count a request against the limit per second; 0 is no limit.
+
+        Raises:
+            Problem: 429, with the wait in its title.
+        """
+        present = time.monotonic()
+        while self.arrivals and self.arrivals[0] <= present - 1:
+            self.arrivals.popleft()
+        if limit and len(self.arrivals) >= limit:
+            raise too_many_requests(math.ceil(self.arrivals[0] + 1 - present))
+        self.arrivals.append(present)
+
+
+class TokenOffice:
+    """Hands out access tokens that look like JWTs, and checks them.
+
+    Args:
+        secret: Signs the tokens.
+        lifetime: Seconds that a token lives by the sandbox's clock.
+    """
+
+    def __init__(self, secret: bytes, *, lifetime: int) -> None:
+        self._secret = secret
+        self._lifetime = lifetime
+        self._numbers = itertools.count(1)
+        self._issued = 0
+        self._revoked = 0
+
+    def issue(self, tenant: Tenant, now: int) -> dict[str, object]:
+        """The body that answers a request for a token."""
+        self._issued = next(self._numbers)
+        issued_at = now // SECOND
+        claims = {
+            "iss": "st-sandbox",
+            "tenant": str(tenant.tenant_id),
+            "scope": _SCOPES,
+            "client_id": tenant.client_id,
+            "iat": issued_at,
+            "exp": issued_at + self._lifetime,
+            "jti": self._issued,
+        }
+        signed = f"{_encode({'alg': 'HS256', 'typ': 'JWT'})}.{_encode(claims)}"
+        return {
+            "access_token": f"{signed}.{self._sign(signed)}",
+            "expires_in": self._lifetime,
+            "token_type": "Bearer",
+            "scope": " ".join(_SCOPES),
+        }
+
+    def tenant_of(self, authorization: str, now: int) -> str:
+        """The tenant id that an Authorization header, bare or Bearer, is for.
+
+        Raises:
+            Problem: 401 for a token that is missing, not ours, revoked or expired.
+        """
+        token = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip()
+        signed, _, signature = token.rpartition(".")
+        if not signed or not hmac.compare_digest(signature.encode(), self._sign(signed).encode()):
+            raise Problem(401, "The access token is missing or invalid.")
+        payload = signed.partition(".")[2]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        if claims["jti"] <= self._revoked or claims["exp"] * SECOND <= now:
+            raise Problem(401, "The access token has expired.")
+        return claims["tenant"]
+
+    def revoke(self) -> None:
+        """Make every token handed out so far invalid."""
+        self._revoked = self._issued
+
+    def _sign(self, text: str) -> str:
+        return _base64(hmac.digest(self._secret, text.encode(), hashlib.sha256))
+
+
+def open_tenant(name: str, place: int, *, seed: int, now: int, memberships: int) -> Tenant:
+    """A tenant with its data and credentials; ``place`` is its place among the tenants."""
+    book = Book(name, seed=seed, now=now)
+    size = memberships if place == 0 else max(1, round(memberships * SMALLER))
+    return Tenant(
+        name=name,
+        tenant_id=1_000_000_000 + int(book.random("tenant").integers(10_000_000)),
+        client_id=f"cid.{_secret(seed, name, 'id')[:24]}",
+        client_secret=f"cs1.{_secret(seed, name, 'secret')[:48]}",
+        # One app key serves every tenant of an app.
+        app_key=f"ak1.{_secret(seed, 'app', 'key')[:28]}",
+        timezone=TIMEZONES[place % len(TIMEZONES)],
+        book=book,
+        feeds=build_feeds(book, size),
+        tokens=Tokens(_secret(seed, name, f"tokens {now} {size}").encode()),
+    )
+
+
+def too_many_requests(wait: int, *, header: bool = True) -> Problem:
+    """A 429 in the vendor's shape: the sentence holds the wait in seconds."""
+    return Problem(
+        429,
+        f"Rate limit is exceeded. Try again in {wait} seconds.",
+        headers={"Retry-After": str(wait)} if header else None,
+    )
+
+
+def _secret(seed: int, name: str, purpose: str) -> str:
+    digest = hashlib.sha256(f"{seed}/{name}/{purpose}".encode()).digest()
+    return "".join(c for c in _base64(digest * 2) if c.isalnum())
+
+
+def _encode(value: object) -> str:
+    return _base64(json.dumps(value, separators=(",", ":")).encode())
+
+
+def _base64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

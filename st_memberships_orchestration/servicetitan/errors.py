@@ -1,0 +1,251 @@
+"""What can go wrong between us and ServiceTitan, each with what to do about it.
+
+    ServiceTitanError
+    ├── NotAuthorized       401, 403, token endpoint: credentials, app key, tenant or scope
+    ├── WrongAddress        404 of the gateway: path, method or base URL
+    ├── RecordNotFound      404 of the API: the record does not exist
+    ├── RequestRefused      400, 409, 422: the API read the request and said no
+    ├── FeedStuck           an export repeats itself and claims there is more
+    ├── Transient           worth another try of a read
+    │   ├── Throttled       429
+    │   ├── ServerFailed    408, 5xx, an HTML page instead of an answer
+    │   ├── ConnectionLost  no answer, or not all of it
+    │   └── Unreadable      200, but not the JSON that the document promises
+    └── OutcomeUnknown      a write was sent and its answer lost: it may have happened
+
+The client raises these and nothing of httpx. Only `defs` turns one into a `dagster.Failure`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+EXCERPT = 300
+
+
+class ServiceTitanError(Exception):
+    """Base of every failure that this package raises.
+
+    Attributes:
+        tenant: key of the tenant in the settings.
+        method: HTTP method of the request.
+        path: path of the request, without the host.
+        status: HTTP status, or None when no answer came.
+        trace_id: ServiceTitan's trace id; their support asks for it.
+        remedy: what an operator can do about it.
+    """
+
+    remedy = "Try again; if it persists, give ServiceTitan's support the trace id."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        tenant: str,
+        method: str,
+        path: str,
+        status: int | None = None,
+        trace_id: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.message = message
+        self.tenant = tenant
+        self.method = method
+        self.path = path
+        self.status = status
+        self.trace_id = trace_id
+        if remedy is not None:
+            self.remedy = remedy
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        answer = f" answered {self.status}" if self.status else ""
+        return (
+            f"Tenant {self.tenant}: {self.method} {self.path}{answer}: {self.message} "
+            f"{self.remedy} (trace id: {self.trace_id or 'none given'})"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """The error as a flat mapping, for metadata and logs."""
+        return {
+            "error": type(self).__name__,
+            "tenant": self.tenant,
+            "request": f"{self.method} {self.path}",
+            "status": self.status or "no answer",
+            "message": self.message,
+            "remedy": self.remedy,
+            "trace_id": self.trace_id or "none given",
+        }
+
+
+class NotAuthorized(ServiceTitanError):
+    """Credentials, app key, tenant id or scope are not accepted."""
+
+    remedy = (
+        "Check the tenant's CLIENT_ID, CLIENT_SECRET, APP_KEY and TENANT_ID, that all four belong "
+        "to ST_ENVIRONMENT, that the tenant's admin has not disabled the app, and that the app has "
+        "the Memberships scopes; `st-memberships doctor` tries each."
+    )
+
+
+class WrongAddress(ServiceTitanError):
+    """The gateway knows no such operation; the record was never looked for."""
+
+    remedy = "Check ST_ENVIRONMENT, ST_API_URL and the tenant's TENANT_ID."
+
+
+class RecordNotFound(ServiceTitanError):
+    """The API knows the operation, and has no record with that id."""
+
+    remedy = "Check the id; a record of another tenant or environment is not found either."
+
+
+class RequestRefused(ServiceTitanError):
+    """The API refused the request's content.
+
+    Attributes:
+        field_errors: field name -> what the API says is wrong with it.
+    """
+
+    remedy = "Correct the request as the message says; a repeat of the same request cannot help."
+
+    def __init__(
+        self, message: str, *, field_errors: Mapping[str, list[str]], **where: Any
+    ) -> None:
+        self.field_errors = dict(field_errors)
+        super().__init__(message, **where)
+
+
+class FeedStuck(ServiceTitanError):
+    """An export answered the same token twice with the same rows and `hasMore=true`."""
+
+    remedy = (
+        "Nothing is lost: the position before it is kept. Run again later; if it persists, "
+        "report the feed and the trace id to ServiceTitan."
+    )
+
+
+class Transient(ServiceTitanError):
+    """A failure that another try of a read may not meet.
+
+    Attributes:
+        retry_after: seconds to wait that the answer asked for, or None.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, **where: Any) -> None:
+        self.retry_after = retry_after
+        super().__init__(message, **where)
+
+
+class Throttled(Transient):
+    """The tenant's request budget is used up for now."""
+
+    remedy = (
+        "Lower ST_REQUESTS_PER_SECOND if it happens often: every program that uses the same app "
+        "key and tenant shares one budget of 60 requests a second."
+    )
+
+
+class ServerFailed(Transient):
+    """ServiceTitan or its gateway failed to answer properly."""
+
+    remedy = "ServiceTitan has a disturbance; run again later."
+
+
+class ConnectionLost(Transient):
+    """No answer came, or it ended early."""
+
+    remedy = "Check the network between this machine and ST_API_URL or ST_AUTH_URL; run again."
+
+
+class Unreadable(Transient):
+    """The answer is not what the API's document promises."""
+
+    remedy = "Nothing of this page was stored; run again later."
+
+
+class OutcomeUnknown(ServiceTitanError):
+    """A write was sent and its answer was lost: it may or may not have happened."""
+
+    remedy = "Do not send it again: read the record first and see whether the change is there."
+
+
+def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
+    """The error that a non-2xx answer stands for.
+
+    Survives bodies of any kind: ProblemDetails, the gateway's own JSON, OAuth errors, HTML, empty.
+    """
+    body = _json_object(response)
+    where: dict[str, Any] = {
+        "tenant": tenant,
+        "method": response.request.method,
+        "path": response.request.url.path,
+        "status": response.status_code,
+        "trace_id": _text(body.get("traceId")) or response.headers.get("x-trace-id"),
+    }
+    message = _message(response, body)
+    status = response.status_code
+    if status in (401, 403) or "error" in body:  # `error`: the OAuth form, RFC 6749 section 5.2
+        return NotAuthorized(message, **where)
+    if status == 404:
+        # The gateway's own 404 is no ProblemDetails and has no trace id (reference section 1).
+        return (RecordNotFound if "traceId" in body else WrongAddress)(message, **where)
+    if status == 429:
+        return Throttled(message, retry_after=_retry_after(response, message), **where)
+    if status == 408 or status >= 500:
+        return ServerFailed(message, retry_after=_header_seconds(response), **where)
+    return RequestRefused(message, field_errors=_field_errors(body), **where)
+
+
+def _json_object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = json.loads(response.content)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _message(response: httpx.Response, body: dict[str, Any]) -> str:
+    title = next(
+        (
+            _text(body[key])
+            for key in ("title", "message", "error_description", "error")
+            if body.get(key)
+        ),
+        None,
+    )
+    if title is None:
+        start = " ".join(response.text.split())[:EXCERPT]
+        return f"an answer that is not JSON, beginning {start!r}." if start else "an empty answer."
+    details = "; ".join(f"{field}: {', '.join(e)}" for field, e in _field_errors(body).items())
+    return f"{title.rstrip('.')}{f' ({details})' if details else ''}."
+
+
+def _field_errors(body: dict[str, Any]) -> dict[str, list[str]]:
+    errors = body.get("errors")
+    if not isinstance(errors, dict):
+        return {}
+    return {
+        str(field): [str(item) for item in (said if isinstance(said, list) else [said])]
+        for field, said in errors.items()
+    }
+
+
+def _retry_after(response: httpx.Response, message: str) -> float | None:
+    """Header first, else the number in the vendor's sentence (reference section 3)."""
+    seconds = _header_seconds(response)
+    if seconds is None and (found := re.search(r"(\d+(?:\.\d+)?)\s*sec", message)):
+        seconds = float(found.group(1))
+    return seconds
+
+
+def _header_seconds(response: httpx.Response) -> float | None:
+    value = response.headers.get("retry-after", "")
+    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

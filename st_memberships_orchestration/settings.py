@@ -1,0 +1,100 @@
+"""The environment, or `.env`, as typed settings. Nothing else in the project reads either."""
+
+from datetime import date
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from st_memberships_orchestration.servicetitan.auth import Access
+
+ADDRESSES = {
+    "production": ("https://api.servicetitan.io", "https://auth.servicetitan.io"),
+    "integration": (
+        "https://api-integration.servicetitan.io",
+        "https://auth-integration.servicetitan.io",
+    ),
+}
+"""Environment -> API and token address (reference sections 1 and 2)."""
+
+NO_TENANT = (
+    "No tenant is configured: set ST_TENANTS__<NAME>__TENANT_ID, __CLIENT_ID, __CLIENT_SECRET and "
+    "__APP_KEY (see .env.example), or start a sandbox with `st-memberships sandbox`."
+)
+
+
+def _known_timezone(name: str) -> str:
+    if name not in available_timezones():
+        raise ValueError(f"{name!r} is no time zone; use a name such as America/Chicago")
+    return name
+
+
+class Tenant(BaseModel):
+    """One ServiceTitan account: where to find the four values is in the README."""
+
+    tenant_id: int = Field(description="The account's number in ServiceTitan.")
+    client_id: SecretStr
+    client_secret: SecretStr
+    app_key: SecretStr
+    timezone: Annotated[str, BeforeValidator(_known_timezone)] = Field(
+        default="America/New_York", description="The contractor's own day."
+    )
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The contractor's time zone."""
+        return ZoneInfo(self.timezone)
+
+
+class Settings(BaseSettings):
+    """All that can be set, by environment variables `ST_…` or lines of `.env`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ST_", env_nested_delimiter="__", env_file=".env", extra="ignore"
+    )
+
+    tenants: dict[str, Tenant] = Field(
+        default_factory=dict, description="The tenants by their key, in lower case."
+    )
+    environment: Literal["production", "integration", "sandbox"] = Field(
+        default="production", description="Chooses both addresses."
+    )
+    api_url: str = Field(default="", description="Overrides the API's address.")
+    auth_url: str = Field(default="", description="Overrides the token endpoint's address.")
+    history_start: date = Field(
+        default=date(2024, 1, 1), description="First daily window; it also holds everything older."
+    )
+    lake_uri: str = Field(default=".data/lake", description="Folder or object-storage address.")
+
+    @model_validator(mode="after")
+    def _addresses(self) -> "Settings":
+        if self.environment == "sandbox" and not (self.api_url and self.auth_url):
+            raise ValueError(
+                "ST_ENVIRONMENT=sandbox needs ST_API_URL and ST_AUTH_URL; "
+                "`st-memberships sandbox --env-file sandbox.env` writes them"
+            )
+        api_url, auth_url = ADDRESSES.get(self.environment, ("", ""))
+        self.api_url = self.api_url or api_url
+        self.auth_url = self.auth_url or auth_url
+        return self
+
+    def access(self, tenant: str) -> Access:
+        """What it takes to reach `tenant`.
+
+        Raises:
+            KeyError: no such tenant; the message lists those that are configured.
+        """
+        if tenant not in self.tenants:
+            known = ", ".join(sorted(self.tenants)) or NO_TENANT
+            raise KeyError(f"Tenant {tenant!r} is not configured; configured: {known}")
+        found = self.tenants[tenant]
+        return Access(
+            tenant=tenant,
+            tenant_id=found.tenant_id,
+            client_id=found.client_id.get_secret_value(),
+            client_secret=found.client_secret.get_secret_value(),
+            app_key=found.app_key.get_secret_value(),
+            api_url=self.api_url,
+            auth_url=self.auth_url,
+        )
