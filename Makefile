@@ -1,22 +1,39 @@
-# Every target works on a machine that has only python3 (3.11+), pip and make.
+# Every target works on a machine that has only python3 (3.11 or newer), pip and make.
 SHELL := /bin/sh
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
+export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: env lock
+.PHONY: help env demo ui test check lock clean
 
-env: $(VENV)/.synced  ## build .venv from requirements.lock
+help:  ## show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-# uv is installed into the environment itself and then fills it: pip alone would take minutes.
-# The lock names no package index, so the machine's own pip/uv settings decide where packages come from.
-$(VENV)/.synced: requirements.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+env: .venv/.synced  ## build .venv from requirements.lock
+
+# uv is installed into the environment and fills it: seconds, where pip alone takes minutes.
+# The lock names no package index, so the machine's own settings decide where packages come from.
+.venv/.synced: requirements.lock pyproject.toml
+	@echo "Building .venv (half a minute on a fresh machine) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-lock:  ## resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
-	  --upgrade --python-version 3.11 --group dev --extra-index-url "" pyproject.toml -o requirements.lock
+demo: env  ## read a sandbox's whole history into tables, through Dagster
+	@$(BIN)/st-memberships demo
+
+ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenant is configured
+	@$(BIN)/st-memberships ui
+
+test: env  ## set up and run the whole test suite
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
+	@$(BIN)/python -m pytest -n 2
+
+lock: env  ## resolve pyproject.toml anew into requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
+	  --upgrade --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment and all local data, the demo's lake included
+	rm -rf .venv .data

@@ -3,6 +3,7 @@
 One step reads a feed and applies what is new; it may also be asked for only one of the two.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -80,14 +81,12 @@ def build_feed_assets(
                     tenant=tenant,
                     environment=servicetitan.environment,
                     history_start=_history_start(partitions),
-                    log=context.log,
                 )
                 readings[tenant] = _read(reader, window)
                 healed += _healed(tenant, readings[tenant], window, partitions)
-            yield from _results(
-                context, raw.key, healed, _raw_metadata(lake, feed, readings, window)
-            )
+            yield from _results(context, raw.key, healed, _raw_metadata(lake, feed, readings))
         if current.key in context.selected_asset_keys:
+            started = time.monotonic()
             applied = {
                 tenant: apply_versions(
                     lake,
@@ -101,6 +100,7 @@ def build_feed_assets(
             metadata = {
                 "records_new": sum(a.inserted for a in applied.values()),
                 "records_changed": sum(a.updated for a in applied.values()),
+                "seconds": round(time.monotonic() - started, 3),
                 **_table_metadata(lake, f"current/{feed.name}", tenants),
             }
             yield from _results(context, current.key, healed, metadata)
@@ -149,15 +149,13 @@ def _healed(
     return keys
 
 
-def _raw_metadata(
-    lake: Lake, feed: ExportFeed, readings: dict[str, Reading], window: Window
-) -> dict[str, Any]:
+def _raw_metadata(lake: Lake, feed: ExportFeed, readings: dict[str, Reading]) -> dict[str, Any]:
     done = readings.values()
     newest = [reading.newest for reading in done if reading.newest]
     pages = sum(r.pages for r in done)
     requests = sum(r.requests for r in done)
     return {
-        "window": f"{window.start:%Y-%m-%d %H:%M} to {window.end:%Y-%m-%d %H:%M} UTC",
+        "window": "; ".join(sorted({_span(r) for r in done})),
         "rows_read": sum(r.rows for r in done),
         "versions_new": sum(r.versions for r in done),
         "records_quarantined": sum(r.broken for r in done),
@@ -169,6 +167,11 @@ def _raw_metadata(
         **({"newest_modification": max(newest).isoformat()} if newest else {}),
         **_table_metadata(lake, f"raw/{feed.name}", list(readings)),
     }
+
+
+def _span(reading: Reading) -> str:
+    start = f"{reading.read_from:%Y-%m-%d %H:%M}" if reading.read_from else "the beginning"
+    return f"{start} to {reading.read_through:%Y-%m-%d %H:%M} UTC"
 
 
 def _table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ committed before the position behind them, an empty page ends nothing, no versio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import pyarrow as pa
@@ -25,6 +25,8 @@ from st_memberships_orchestration.servicetitan.feeds import (
     iso,
     read_ahead,
 )
+
+logger = logging.getLogger(__name__)
 
 MARGIN = timedelta(hours=1)
 """How far past a window's end a whole page must lie before reading stops.
@@ -61,8 +63,8 @@ class Reading:
         bytes: size of the answers.
         seconds: duration.
         newest: newest modification seen, or None.
-        read_from: all changes from this time on, None for the beginning of history,
-        read_through: up to this time were asked for and are in the lake.
+        read_from: all changes from here on, None for the beginning of history,
+        read_through: to here were asked for, and are in the lake.
     """
 
     rows: int = 0
@@ -97,7 +99,6 @@ class FeedReader:
         tenant: str,
         environment: str,
         history_start: datetime,
-        log: logging.Logger,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
@@ -106,7 +107,6 @@ class FeedReader:
         self._tenant = tenant
         self._environment = environment
         self._history_start = history_start
-        self._log = log
         self._clock = clock
 
     def read(self, window: Window) -> Reading:
@@ -141,7 +141,7 @@ class FeedReader:
         known = last.read_through
         instead = iso(known - OVERLAP) if known else None
         reading = self._read_pages(resumed, last, reached, instead=instead, until=None)
-        return replace(reading, read_from=known, read_through=now)
+        return replace(reading, read_from=known, read_through=reached.read_through)
 
     def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
         begun = next(
@@ -199,7 +199,7 @@ class FeedReader:
             reading = replace(reading, seconds=time.monotonic() - started)
             line = ended if _is_last(pages[-1], self._feed, until) else begun
             self._save(replace(line, token=pages[-1].continue_from), begun)
-            self._log.info("%s of %s: %s", self._feed.name, self._tenant, reading)
+            logger.info("%s of %s: %s", self._feed.name, self._tenant, reading)
         return reading
 
     def _pages(
@@ -214,7 +214,7 @@ class FeedReader:
         except RequestRefused as refusal:
             if position == instead:  # no token but a time was refused, or the beginning
                 raise
-            self._log.warning(
+            logger.warning(
                 "%s of %s: the token was refused, reading again from %s. %s",
                 self._feed.name,
                 self._tenant,
@@ -233,7 +233,7 @@ class FeedReader:
 
     def _commit(self, pages: list[ExportPage], reading: Reading) -> Reading:
         rows = pa.concat_tables([page.rows for page in pages]).combine_chunks()
-        broken = [record for page in pages for record in page.broken]
+        broken = [asdict(record) for page in pages for record in page.broken]
         now = self._clock()
         versions = insert_versions(
             self._lake,

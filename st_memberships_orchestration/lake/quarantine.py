@@ -1,23 +1,12 @@
 """`quarantine/<feed>`: records that break their contract, each once, with the reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from st_memberships_orchestration.lake.store import TENANT, Lake, append, retry_conflicts
-
-
-class Broken(Protocol):
-    """A record that does not fit its table."""
-
-    @property
-    def id(self) -> int | None: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def raw(self) -> str: ...
 
 
 def _column(name: str, kind: pa.DataType, comment: str) -> pa.Field:
@@ -37,17 +26,19 @@ SCHEMA = pa.schema(
 
 @retry_conflicts
 def quarantine(
-    lake: Lake, name: str, records: Sequence[Broken], *, tenant: str, read_at: datetime
+    lake: Lake,
+    name: str,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    tenant: str,
+    read_at: datetime,
 ) -> None:
-    """Keep `records` that the table does not hold yet."""
+    """Keep the `records` that the table does not hold yet, each with `id`, `reason`, `record`."""
     if not records:
         return
     table = lake.open(name, SCHEMA)
     known = set(lake.rows(name, tenant=tenant, columns=["record"])["record"].to_pylist())
-    fresh = {record.raw: record for record in records if record.raw not in known}
-    lines = [
-        {"tenant": tenant, "id": r.id, "reason": r.reason, "record": r.raw, "read_at": read_at}
-        for r in fresh.values()
-    ]
+    fresh = {record["record"]: record for record in records if record["record"] not in known}
+    lines = [{"tenant": tenant, "read_at": read_at, **record} for record in fresh.values()]
     if lines:
         append(table, pa.Table.from_pylist(lines, schema=SCHEMA))

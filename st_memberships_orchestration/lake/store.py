@@ -95,7 +95,10 @@ def scan(
     """
     query = f"select {', '.join(columns)} from scanned where tenant = {literal(tenant)} and {where}"
     found = QueryBuilder().register("scanned", table).execute(query)
-    return pa.RecordBatchReader.from_stream(found)
+    stream = pa.RecordBatchReader.from_stream(found)
+    known = {field.name: field for field in pa.schema(table.schema())}
+    # The engine hands out string views, on which Arrow's own functions do not work (pyarrow 26).
+    return stream.cast(pa.schema([known.get(field.name, field) for field in stream.schema]))
 
 
 def literal(value: str | int | datetime) -> str:

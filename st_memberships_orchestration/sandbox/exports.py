@@ -18,7 +18,7 @@ def export(call: Call, feed_name: str) -> Response:
         size=call.page_size,
         now=call.now,
         recent=call.query.boolean("includeRecentChanges") or False,
-        salt=f"{call.tenant.name}",
+        salt=call.tenant.client_id,
     )
     token = call.tenant.tokens.seal(_scope(call, feed_name), page.place)
     head = dumps({"hasMore": page.has_more, "continueFrom": token})

@@ -14,7 +14,7 @@ import numpy as np
 from st_memberships_orchestration.sandbox.clock import MINUTE
 
 LAG = 15 * MINUTE
-_EMPTY_PAGE_EVERY = 40
+_EMPTY_PAGE_EVERY = 25
 _NO_FLOOR = -(2**62)
 
 

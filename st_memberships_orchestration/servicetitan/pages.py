@@ -45,12 +45,12 @@ class BrokenRecord:
     Attributes:
         id: its id where one can be read.
         reason: which field is wrong, and how.
-        raw: the record as JSON.
+        record: the record as JSON.
     """
 
     id: int | None
     reason: str
-    raw: str
+    record: str
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _fault(record: object, model: type[Record]) -> str | None:
 def _broken(record: object, reason: str) -> BrokenRecord:
     found = record.get("id") if isinstance(record, dict) else None
     return BrokenRecord(
-        id=found if isinstance(found, int) else None, reason=reason, raw=_text(record)
+        id=found if isinstance(found, int) else None, reason=reason, record=_text(record)
     )
 
 

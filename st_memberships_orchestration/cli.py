@@ -1,0 +1,353 @@
+"""`st-memberships`: the project from a terminal.
+
+Dagster takes a second to import, so only the commands that run something import it.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.sandbox.command import sandbox
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, iso
+from st_memberships_orchestration.settings import NO_TENANT, Settings
+
+DATA = Path(".data")
+DEMO = DATA / "demo"
+"""Present when the lake in `.data` is the demo's; holds its sandbox's options."""
+
+DEMO_DAYS = 7
+"""Windows that the demo shows in the UI; the first of them holds all earlier history."""
+
+console = Console()
+
+Day = click.DateTime(["%Y-%m-%d"])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Own and act on your ServiceTitan memberships."""
+
+
+main.add_command(sandbox)
+
+
+@main.command()
+@click.option("--memberships", default=2_000, show_default=True, help="Size of the first tenant.")
+@click.option("--seed", default=7, show_default=True, help="Same seed, same data.")
+def demo(memberships: int, seed: int) -> None:
+    """Read a sandbox's whole history into tables, and show what landed."""
+    started = time.monotonic()
+    _forget_last_demo()
+    with _demo_sandbox(memberships, seed):
+        _sync(sorted(_settings().tenants), _today(), _today())
+        _show_headlines()
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
+    console.print("  make ui                      the runs and tables in the Dagster web UI")
+    console.print(
+        '  .venv/bin/st-memberships query "select status, count(*) from current.memberships '
+        'group by all"',
+        soft_wrap=True,
+    )
+
+
+@main.command()
+@click.option("--port", default=3000, show_default=True, help="Port of the web UI.")
+def ui(port: int) -> None:
+    """Run the Dagster web UI and daemon; beside a sandbox while no tenant is configured."""
+    if _settings().tenants:
+        _serve(port)
+    else:
+        with _demo_sandbox():
+            _serve(port)
+
+
+@main.command()
+@click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
+def sync(tenants: tuple[str, ...]) -> None:
+    """Bring tenants up to date: read what changed since the last sync."""
+    _sync(_chosen(tenants), _today(), _today())
+
+
+@main.command()
+@click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
+@click.option("--from", "first", type=Day, required=True, help="First window (UTC day).")
+@click.option("--to", "last", type=Day, required=True, help="Last window (UTC day).")
+@click.option(
+    "--feed",
+    "feeds",
+    multiple=True,
+    type=click.Choice([feed.name for feed in FEEDS]),
+    help="Only this feed; may be repeated.",
+)
+def backfill(
+    tenants: tuple[str, ...], first: datetime, last: datetime, feeds: tuple[str, ...]
+) -> None:
+    """Read windows again: one run per tenant, which adds what is missing and removes nothing."""
+    if last < first:
+        raise click.BadParameter("it lies before --from", param_hint="--to")
+    _sync(_chosen(tenants), first.date(), last.date(), feeds)
+
+
+@main.command()
+@click.argument("sql")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+def query(sql: str, as_csv: bool) -> None:
+    """Run SQL (DuckDB) over the lake; every table is a view such as current.memberships."""
+    import duckdb
+
+    with connect(Lake(_settings().lake_uri)) as connection:
+        try:
+            found = connection.sql(sql)
+        except duckdb.Error as error:
+            raise click.ClickException(str(error)) from error
+        if found is None:
+            return
+        if as_csv:
+            click.echo(found.df().to_csv(index=False), nl=False)
+        else:
+            found.show(max_width=console.width)
+
+
+@main.command()
+@click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
+def doctor(tenants: tuple[str, ...]) -> None:
+    """Check settings, token, app key, reach and scopes of each tenant, with a remedy for each ✗."""
+    from st_memberships_orchestration.servicetitan.client import MembershipsClient
+    from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
+
+    settings = _settings()
+    table = Table("tenant", "check", "", "what to do")
+    failed = False
+    for tenant in _chosen(tenants):
+        with MembershipsClient.open(settings.access(tenant)) as client:
+            for feed in FEEDS:
+                try:
+                    client.export_page(feed, start=iso(datetime.now(UTC)))
+                except ServiceTitanError as error:
+                    failed = True
+                    table.add_row(tenant, f"read {feed.name}", "[red]✗", str(error))
+                else:
+                    table.add_row(tenant, f"read {feed.name}", "[green]✓", "")
+    console.print(table)
+    if failed:
+        sys.exit(1)
+
+
+# Settings
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'ST_' + '__'.join(map(str, e['loc'])).upper() if e['loc'] else 'settings'}: "
+            f"{e['msg']}"
+            for e in error.errors()
+        )
+        raise click.ClickException(f"The settings do not hold: {faults}") from error
+
+
+def _chosen(tenants: tuple[str, ...]) -> list[str]:
+    configured = _settings().tenants
+    if not configured:
+        raise click.ClickException(NO_TENANT)
+    unknown = set(tenants) - set(configured)
+    if unknown:
+        raise click.ClickException(
+            f"Not configured: {', '.join(sorted(unknown))}. "
+            f"Configured: {', '.join(sorted(configured))}."
+        )
+    return sorted(tenants or configured)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+# Runs
+
+
+def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> None:
+    """Run `sync` for the windows of each tenant, one run each, and show what landed."""
+    runs = {tenant: _run("sync", tenant, first, last, feeds) for tenant in tenants}
+    _show_landed(runs)
+    failed = sorted(tenant for tenant, run in runs.items() if not run.success)
+    if failed:
+        raise click.ClickException(f"Failed for {', '.join(failed)}; the messages are above.")
+
+
+def _run(job: str, tenant: str, first: date, last: date, feeds: tuple[str, ...]) -> Any:
+    """Run a job for one tenant's windows in this process, recorded in the Dagster instance."""
+    import dagster as dg
+
+    from st_memberships_orchestration.definitions import defs
+    from st_memberships_orchestration.defs.partitions import partition_key, range_tags
+
+    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    selection = [dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")]
+    with _progress_lines(), dg.DagsterInstance.get() as instance:
+        run = (
+            defs()
+            .resolve_job_def(job)
+            .execute_in_process(
+                instance=instance,
+                partition_key=partition_key(tenant, first) if first == last else None,
+                tags={} if first == last else range_tags(tenant, first, last),
+                asset_selection=selection or None,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=False,
+            )
+        )
+    for event in run.all_events:
+        if event.is_step_failure:
+            error = event.step_failure_data.error
+            while error and error.cause:
+                error = error.cause
+            console.print(f"[red]{event.step_key}[/] {error.message if error else ''}")
+    return run
+
+
+@contextmanager
+def _progress_lines() -> Iterator[None]:
+    """Show the log lines of our own modules, but not Dagster's."""
+    ours = logging.getLogger("st_memberships_orchestration")
+    handler = RichHandler(console=console, show_path=False)
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+
+
+def _show_landed(runs: dict[str, Any]) -> None:
+    for tenant, run in runs.items():
+        landed = list(_landed(run))
+        windows = sorted({raw["window"] for _, raw, _ in landed})
+        table = Table(
+            "feed",
+            title=f"{tenant}: what landed",
+            caption=f"read: {', '.join(windows) or 'nothing'}",
+        )
+        for heading in ("records", "versions", "new versions", "seconds"):
+            table.add_column(heading, justify="right")
+        for feed, raw, current in landed:
+            table.add_row(
+                feed,
+                f"{current['dagster/row_count']:,}",
+                f"{raw['dagster/row_count']:,}",
+                f"{raw['versions_new']:,}",
+                f"{raw['seconds'] + current['seconds']:.2f}",
+            )
+        console.print(table)
+
+
+def _landed(run: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Each feed with the facts of its raw and of its current materialization."""
+    facts: dict[tuple[str, ...], dict[str, Any]] = {}
+    for event in run.get_asset_materialization_events():
+        if event.materialization.metadata:
+            facts[tuple(event.asset_key.path)] = {
+                name: value.value for name, value in event.materialization.metadata.items()
+            }
+    for layer, feed in facts:
+        if layer == "raw" and ("current", feed) in facts:
+            yield feed, facts["raw", feed], facts["current", feed]
+
+
+def _show_headlines() -> None:
+    with connect(Lake(_settings().lake_uri)) as connection:
+        found = connection.sql(
+            """
+            select tenant,
+                count(*) filter (status = 'Active' and "from" <= current_date) as active_members,
+                count(*) filter (status = 'Suspended') as suspended,
+                count(*) filter (status = 'Active' and "to" between current_date
+                    and current_date + 30) as ending_in_30_days,
+                (select count(*) from current.recurring_service_events e where e.tenant = m.tenant
+                    and e.active and e.status not in ('Won', 'Dismissed')
+                    and e.date < current_date) as visits_past_due
+            from current.memberships m where not is_deleted group by tenant order by tenant
+            """
+        )
+        table = Table(*(name.replace("_", " ") for name in found.columns))
+        for row in found.fetchall():
+            table.add_row(*map(str, row))
+    console.print(table)
+
+
+# The demo's sandbox, and the servers of the UI
+
+
+def _forget_last_demo() -> None:
+    if _settings().tenants:
+        raise click.ClickException(
+            "Tenants are configured here, and the demo would write beside their data: "
+            "run it in a folder without ST_TENANTS__… settings."
+        )
+    if DEMO.exists():
+        shutil.rmtree(DATA / "lake", ignore_errors=True)
+    elif (DATA / "lake").exists():
+        raise click.ClickException(f"{DATA / 'lake'} holds a lake that is not the demo's.")
+    DEMO.unlink(missing_ok=True)
+
+
+@contextmanager
+def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
+    """A sandbox whose tenants are configured within the block; the same each time until `demo`."""
+    from st_memberships_orchestration.sandbox.process import running
+
+    DATA.mkdir(exist_ok=True)
+    if DEMO.exists():
+        options = json.loads(DEMO.read_text())
+    else:
+        hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        options = {"now": iso(hour), "memberships": memberships, "seed": seed}
+    with running(**options) as started:
+        DEMO.write_text(json.dumps(options))
+        os.environ.update(started.env)
+        os.environ["ST_HISTORY_START"] = (_today() - timedelta(days=DEMO_DAYS - 1)).isoformat()
+        yield
+
+
+def _serve(port: int) -> None:
+    """Run web server and daemon until one of them ends or the user stops us."""
+    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    location = ["-m", "st_memberships_orchestration.definitions"]
+    scripts = Path(sys.executable).parent
+    commands = (
+        [scripts / "dagster-webserver", *location, "--port", str(port)],
+        [scripts / "dagster-daemon", "run", *location],
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    servers = [subprocess.Popen(command) for command in commands]
+    try:
+        while all(server.poll() is None for server in servers):
+            time.sleep(0.5)
+        raise click.ClickException("The web server or the daemon ended; its message is above.")
+    except KeyboardInterrupt:
+        console.print("Stopping.")
+    finally:
+        for server in servers:
+            server.terminate()
+        for server in servers:
+            server.wait()
