@@ -211,7 +211,10 @@ def _run(job: str, tenant: str, first: date, last: date, feeds: tuple[str, ...])
             .execute_in_process(
                 instance=instance,
                 partition_key=partition_key(tenant, first) if first == last else None,
-                tags={} if first == last else range_tags(tenant, first, last),
+                tags={
+                    "tenant": tenant,
+                    **({} if first == last else range_tags(tenant, first, last)),
+                },
                 asset_selection=selection or None,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 raise_on_error=False,

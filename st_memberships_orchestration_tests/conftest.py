@@ -1,0 +1,53 @@
+"""Real doors for all tests: a sandbox on a socket, a lake in a folder, a Dagster instance."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration_tests.doors import Location
+
+PAGE_SIZE = 100
+
+
+@pytest.fixture(scope="session")
+def shared_sandbox() -> Iterator[RunningSandbox]:
+    """One sandbox for all tests that only read from it."""
+    with running(seed=7, memberships=300, page_size=PAGE_SIZE, rate_limit=0) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox() -> Iterator[RunningSandbox]:
+    """A sandbox of the test's own, to break and to change."""
+    with running(seed=5, memberships=120, page_size=PAGE_SIZE, rate_limit=0) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+@pytest.fixture
+def location(
+    monkeypatch: pytest.MonkeyPatch, lake: Lake, instance: dg.DagsterInstance, tmp_path: Path
+) -> Location:
+    """The code location as configured by the environment, with no tenant until one is given."""
+    for name in ("ST_ENVIRONMENT", "ST_API_URL", "ST_AUTH_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ST_LAKE_URI", lake.uri)
+    start = datetime.now(UTC).date() - timedelta(days=5)
+    monkeypatch.setenv("ST_HISTORY_START", start.isoformat())
+    return Location(lake=lake, instance=instance, monkeypatch=monkeypatch)

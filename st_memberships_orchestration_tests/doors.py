@@ -1,0 +1,136 @@
+"""What tests use to go through the doors: runs of the code location, and a plain reader.
+
+The plain reader knows nothing of the project: it logs in and walks an export as the vendor's
+documentation says, with `urllib` alone.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import dagster as dg
+import pytest
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.partitions import partition_key, range_tags
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+
+
+def today() -> date:
+    return datetime.now(UTC).date()
+
+
+@dataclass
+class Location:
+    """The code location with a lake and an instance of its own."""
+
+    lake: Lake
+    instance: dg.DagsterInstance
+    monkeypatch: pytest.MonkeyPatch
+
+    def use(self, sandbox: RunningSandbox) -> "Location":
+        for name, value in sandbox.env.items():
+            self.monkeypatch.setenv(name, value)
+        return self
+
+    def sync(
+        self,
+        tenant: str = "acme",
+        first: date | None = None,
+        last: date | None = None,
+        *,
+        feeds: tuple[str, ...] = (),
+        raise_on_error: bool = True,
+    ) -> dg.ExecuteInProcessResult:
+        """One run of `sync`, for today's window unless told otherwise."""
+        first, last = first or today(), last or first or today()
+        keys = [dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")]
+        return (
+            defs()
+            .resolve_job_def("sync")
+            .execute_in_process(
+                instance=self.instance,
+                partition_key=partition_key(tenant, first) if first == last else None,
+                tags={} if first == last else range_tags(tenant, first, last),
+                asset_selection=keys or None,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                raise_on_error=raise_on_error,
+            )
+        )
+
+
+class PlainReader:
+    """One tenant of a sandbox, read with nothing but the standard library."""
+
+    def __init__(self, sandbox: RunningSandbox, tenant: str = "acme") -> None:
+        self._sandbox = sandbox
+        self._prefix = f"ST_TENANTS__{tenant.upper()}__"
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": sandbox.env[f"{self._prefix}CLIENT_ID"],
+            "client_secret": sandbox.env[f"{self._prefix}CLIENT_SECRET"],
+        }
+        with urlopen(f"{sandbox.url}/connect/token", urlencode(form).encode()) as answer:
+            self._token = json.load(answer)["access_token"]
+
+    def get(self, path: str, **query: str) -> Any:
+        tenant_id = self._sandbox.env[f"{self._prefix}TENANT_ID"]
+        url = f"{self._sandbox.url}/memberships/v2/tenant/{tenant_id}/{path}?{urlencode(query)}"
+        request = Request(url)
+        request.add_header("Authorization", self._token)
+        request.add_header("ST-App-Key", self._sandbox.env[f"{self._prefix}APP_KEY"])
+        with urlopen(request) as answer:
+            return json.loads(answer.read(), parse_float=Decimal)
+
+    def walk(self, feed: str) -> dict[int, dict[str, Any]]:
+        """Every record that the export of `feed` shows, by id."""
+        path = f"export/{feed.replace('_', '-')}"
+        page = self.get(path)
+        records = {record["id"]: record for record in page["data"]}
+        while page["hasMore"]:
+            page = self.get(path, **{"from": page["continueFrom"]})
+            records |= {record["id"]: record for record in page["data"]}
+        return records
+
+
+def snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
+
+
+def differences(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """What a row of `current/<feed>` has otherwise than the record that ServiceTitan showed."""
+    found = []
+    for wire, value in record.items():
+        column = snake(wire)
+        stored = row[column]
+        if f"{column}_text" in row:
+            same = row[f"{column}_text"] == value and stored == _moment(value)
+        elif isinstance(stored, date):
+            same = value == f"{stored.isoformat()}T00:00:00Z"
+        else:
+            same = _plain(stored) == _plain(value)
+        if not same:
+            found.append(f"{record['id']}.{wire}: {value!r} is stored as {stored!r}")
+    return found
+
+
+def _moment(text: str) -> datetime | None:
+    if text.startswith("0001-01-01"):
+        return None
+    seconds, _, fraction = text.removesuffix("Z").partition(".")
+    whole = datetime.fromisoformat(seconds).replace(tzinfo=UTC)
+    return whole.replace(microsecond=int(fraction.ljust(6, "0")[:6] or "0"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {snake(name): _plain(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_plain(member) for member in value]
+    return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -1,0 +1,144 @@
+"""What the code location holds, what imports what, and that it loads without a warning."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration_tests.doors import Location
+
+PACKAGE = Path(__file__).parents[1] / "st_memberships_orchestration"
+ROOMS = {"servicetitan", "lake", "metrics", "writing", "sandbox"}
+ALLOWED = {("writing", "servicetitan")}
+FEEDS = {
+    "invoice_templates",
+    "membership_status_changes",
+    "membership_types",
+    "memberships",
+    "recurring_service_events",
+    "recurring_service_types",
+    "recurring_services",
+}
+
+
+def test_inventory(location: Location) -> None:
+    repository = defs().get_repository_def()
+    keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
+    assert keys == {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
+    assert {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"} == {"sync"}
+    assert {s.name for s in repository.schedule_defs} == set()
+    assert {s.name for s in repository.sensor_defs} == set()
+
+
+def test_everything_is_described(location: Location) -> None:
+    repository = defs().get_repository_def()
+    graph = repository.asset_graph
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description, key
+        assert node.group_name != "default", key
+        for column in node.metadata["dagster/column_schema"].columns:
+            assert column.description, (key, column.name)
+    for job in repository.get_all_jobs():
+        assert job.description or job.name.startswith("__"), job.name
+
+
+def test_it_loads_without_tenants_and_without_a_warning(location: Location) -> None:
+    program = (
+        "from st_memberships_orchestration.definitions import defs\n"
+        "import dagster as dg\n"
+        "dg.Definitions.validate_loadable(defs())\n"
+    )
+    # Dagster 1.13 itself asks pydantic for `__fields__`, which pydantic has deprecated.
+    tolerated = "ignore:The `__fields__` attribute is deprecated"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-W", tolerated, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_settings_that_do_not_hold_are_named(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ST_TENANTS__ACME__TENANT_ID", "not a number")
+    command = Path(sys.executable).parent / "st-memberships"
+    ran = subprocess.run([command, "sync"], capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "ST_TENANTS__ACME__TENANT_ID" in ran.stderr
+    assert "ST_TENANTS__ACME__CLIENT_SECRET" in ran.stderr
+
+
+def test_no_tenant_is_said_in_one_sentence(location: Location) -> None:
+    command = Path(sys.executable).parent / "st-memberships"
+    ran = subprocess.run([command, "sync"], capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "No tenant is configured" in ran.stderr
+
+
+def imported(module: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_rooms_keep_to_themselves(module: Path) -> None:
+    room = module.relative_to(PACKAGE).parts[0]
+    names = imported(module)
+    if room != "servicetitan":
+        assert not any(name.split(".")[0] == "httpx" for name in names)
+    if room not in ROOMS:
+        return
+    for name in names:
+        root, *rest = name.split(".")
+        assert root != "dagster", f"{room} imports Dagster"
+        if root == PACKAGE.name:
+            there = rest[0] if rest else ""
+            assert there == room or (room, there) in ALLOWED, f"{room} imports {name}"
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    # The command line hands the demo's settings on to itself and to Dagster's processes.
+    readers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if any(word in path.read_text() for word in ("os.environ", "getenv", "BaseSettings"))
+    }
+    assert readers == {"settings.py", "cli.py"}
+
+
+def test_dagster_finds_the_location_through_both_files() -> None:
+    root = PACKAGE.parent
+    assert "st_memberships_orchestration.definitions" in (root / "workspace.yaml").read_text()
+    ran = subprocess.run(
+        [Path(sys.executable).parent / "dg", "check", "defs"],
+        cwd=root,
+        env={**os.environ, "DAGSTER_HOME": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_resources_show_no_secret(location: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "APP_KEY"):
+        monkeypatch.setenv(f"ST_TENANTS__ACME__{name}", f"known-{name.lower()}")
+    monkeypatch.setenv("ST_TENANTS__ACME__TENANT_ID", "1")
+    repository = defs().get_repository_def()
+    for resource in (repository.get_top_level_resources() or {}).values():
+        assert "known-" not in repr(vars(resource))
+    assert "known-" not in repr(Settings())
+    assert "known-" not in repr(Settings().access("acme"))

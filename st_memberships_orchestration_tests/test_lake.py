@@ -1,0 +1,196 @@
+"""The lake: versions inserted once, the newest of each applied, positions kept in order."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from st_memberships_orchestration.lake.latest import Applied, apply_versions
+from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
+from st_memberships_orchestration.lake.quarantine import quarantine
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.versions import insert_versions, version_hashes
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("modified_on", pa.timestamp("us", tz="UTC")),
+        ("modified_on_text", pa.string()),
+        ("status", pa.string()),
+        ("price", pa.decimal128(18, 6)),
+        ("items", pa.list_(pa.struct([("sku", pa.int64()), ("name", pa.string())]))),
+        ("active", pa.bool_()),
+    ]
+)
+
+
+def record(id: int, second: float = 0.0, **values: Any) -> dict[str, Any]:
+    moment = NOW + timedelta(seconds=second)
+    text = f"{moment:%Y-%m-%dT%H:%M:%S.%f}".rstrip("0").rstrip(".") + "Z"
+    base = {"id": id, "modified_on": moment, "modified_on_text": text, "status": "Active"}
+    return {**base, "price": None, "items": [], "active": True, **values}
+
+
+def rows(*records: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(records), schema=SCHEMA)
+
+
+def insert(lake: Lake, *records: dict[str, Any], tenant: str = "acme", at: datetime = NOW) -> int:
+    return insert_versions(
+        lake, "raw/things", rows(*records), tenant=tenant, modified="modified_on", loaded_at=at
+    )
+
+
+def apply(lake: Lake, tenant: str = "acme") -> Applied:
+    return apply_versions(
+        lake, source="raw/things", target="current/things", tenant=tenant, modified="modified_on"
+    )
+
+
+def current(lake: Lake, tenant: str = "acme") -> dict[int, str]:
+    found = lake.rows("current/things", tenant=tenant)
+    return {row["id"]: row["status"] for row in found.to_pylist()}
+
+
+def test_a_repeat_inserts_nothing_and_a_new_version_one_row(lake: Lake) -> None:
+    assert insert(lake, record(1), record(2), record(2)) == 2
+    assert insert(lake, record(2), record(1)) == 0
+    assert insert(lake, record(1, 5, status="Expired"), record(2)) == 1
+    assert lake.count("raw/things", tenant="acme") == 3
+
+
+def test_records_that_share_a_modification_time_all_land(lake: Lake) -> None:
+    assert insert(lake, *[record(id) for id in range(500)]) == 500
+    assert insert(lake, *[record(id) for id in range(400, 600)]) == 100
+
+
+def test_a_change_within_one_modification_time_is_a_version(lake: Lake) -> None:
+    insert(lake, record(1, price=Decimal("1.5")))
+    assert insert(lake, record(1, price=Decimal("1.6"))) == 1
+    assert insert(lake, record(1, items=[{"sku": 1, "name": None}])) == 1
+    assert insert(lake, record(1, items=[{"sku": 1, "name": "x"}])) == 1
+
+
+def test_the_same_record_of_another_tenant_is_another_record(lake: Lake) -> None:
+    insert(lake, record(1))
+    assert insert(lake, record(1), tenant="bravo") == 1
+    apply(lake)
+    assert current(lake, "bravo") == {}
+
+
+def test_a_hundredth_of_a_microsecond_tells_versions_apart_and_orders_them(lake: Lake) -> None:
+    early = record(1, status="Suspended", modified_on_text="2026-05-01T12:00:00.15Z")
+    late = record(1, status="Active", modified_on_text="2026-05-01T12:00:00.1500001Z")
+    assert insert(lake, late, early) == 2
+    apply(lake)
+    assert current(lake) == {1: "Active"}
+
+
+def test_fingerprints_are_pinned() -> None:
+    # A change of this value would make every re-read record a new version: never change it.
+    assert version_hashes(rows(record(1, price=Decimal("12.5")))).to_pylist() == [PINNED]
+    wider = rows(record(1, price=Decimal("12.5"))).append_column("later", pa.nulls(1, pa.string()))
+    assert version_hashes(wider).to_pylist() == [PINNED]
+
+
+PINNED = 7175645592968638785
+
+
+def test_only_what_is_new_is_applied_and_the_newest_wins(lake: Lake) -> None:
+    insert(lake, record(1), record(2))
+    assert apply(lake) == Applied(inserted=2, updated=0)
+    assert apply(lake) == Applied()
+    insert(lake, record(2, 9, status="Expired"), record(3))
+    insert(lake, record(2, 4, status="Suspended"), at=NOW + timedelta(1))
+    assert apply(lake) == Applied(inserted=1, updated=1)
+    assert current(lake) == {1: "Active", 2: "Expired", 3: "Active"}
+
+
+def test_an_older_version_that_arrives_late_changes_nothing(lake: Lake) -> None:
+    insert(lake, record(1, 10, status="Canceled"))
+    apply(lake)
+    insert(lake, record(1, 5, status="Active"))
+    assert apply(lake) == Applied()
+    assert current(lake) == {1: "Canceled"}
+
+
+def test_of_versions_with_one_time_the_last_loaded_counts(lake: Lake) -> None:
+    insert(lake, record(1, status="Active"))
+    insert(lake, record(1, status="Expired"), at=NOW + timedelta(minutes=1))
+    apply(lake)
+    assert current(lake) == {1: "Expired"}
+
+
+def test_a_removed_table_of_newest_versions_is_rebuilt(lake: Lake, tmp_path: Any) -> None:
+    insert(lake, record(1), record(2))
+    insert(lake, record(1, 3, status="Expired"))
+    apply(lake)
+    (tmp_path / "lake/current/things").rename(tmp_path / "elsewhere")
+    assert apply(lake) == Applied(inserted=2, updated=0)
+    assert current(lake) == {1: "Expired", 2: "Active"}
+
+
+@pytest.mark.parametrize(
+    ("values", "is_deleted"),
+    [({"active": False}, True), ({"status": "Deleted"}, True), ({"status": "Canceled"}, False)],
+)
+def test_tombstones(lake: Lake, values: dict[str, Any], is_deleted: bool) -> None:
+    insert(lake, record(1, **values))
+    apply(lake)
+    (row,) = lake.rows("current/things", tenant="acme").to_pylist()
+    assert row["is_deleted"] is is_deleted
+
+
+def _insert_same(uri: str) -> int:
+    return insert(Lake(uri), *[record(id, id) for id in range(300)])
+
+
+def test_processes_that_insert_the_same_rows_insert_them_once(lake: Lake) -> None:
+    insert(lake, record(-1))
+    # Spawned: a forked process would share the started runtime of deltalake, which panics.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+        inserted = list(pool.map(_insert_same, [lake.uri] * 4))
+    assert sum(inserted) == 300
+    assert lake.count("raw/things", tenant="acme") == 301
+
+
+def test_the_newest_line_of_each_reading_counts_and_environments_are_apart(lake: Lake) -> None:
+    live = Progress("sandbox", "memberships", None, None, "a", False, None, NOW)
+    window = Progress("sandbox", "memberships", NOW, NOW + timedelta(1), "w", True, NOW, NOW)
+    for line in (
+        live,
+        window,
+        Progress("sandbox", "memberships", None, None, "b", True, NOW, NOW + timedelta(seconds=1)),
+        Progress("production", "memberships", None, None, "c", True, NOW, NOW + timedelta(9)),
+        Progress("sandbox", "membership_types", None, None, "d", True, NOW, NOW + timedelta(9)),
+    ):
+        save_progress(lake, "acme", line)
+    found = load_progress(lake, "acme", environment="sandbox", feed="memberships")
+    assert {line.token for line in found} == {"b", "w"}
+    assert load_progress(lake, "bravo", environment="sandbox", feed="memberships") == []
+
+
+def test_a_broken_record_is_kept_once(lake: Lake) -> None:
+    broken = [{"id": None, "reason": "status: unknown", "record": '{"it\'s": "broken"}'}]
+    for _ in range(2):
+        quarantine(lake, "quarantine/things", broken, tenant="acme", read_at=NOW)
+    assert lake.count("quarantine/things", tenant="acme") == 1
+
+
+def test_every_table_is_a_view(lake: Lake) -> None:
+    insert(lake, record(1))
+    insert(lake, record(1), tenant="o'neil")
+    apply(lake)
+    with connect(lake) as connection:
+        count = connection.sql("select count(*) from raw.things where tenant = 'o''neil'")
+        assert count.fetchall() == [(1,)]
+        assert connection.sql("select status from current.things").fetchall() == [("Active",)]
+    with connect(Lake(f"{lake.uri}/nowhere")) as connection:
+        assert connection.sql("select 1").fetchall() == [(1,)]
