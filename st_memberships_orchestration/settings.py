@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     )
     api_url: str = Field(default="", description="Overrides the API's address.")
     auth_url: str = Field(default="", description="Overrides the token endpoint's address.")
+    requests_per_second: int = Field(
+        default=30,
+        gt=0,
+        description="Ceiling per tenant, all processes of a machine together; the vendor's is 60.",
+    )
     history_start: date = Field(
         default=date(2024, 1, 1), description="First daily window; it also holds everything older."
     )
@@ -97,4 +102,5 @@ class Settings(BaseSettings):
             app_key=found.app_key.get_secret_value(),
             api_url=self.api_url,
             auth_url=self.auth_url,
+            requests_per_second=self.requests_per_second,
         )

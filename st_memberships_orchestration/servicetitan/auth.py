@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cache
 
 import httpx
 
@@ -16,7 +17,18 @@ RENEW_BEFORE_EXPIRY = 60.0
 
 @dataclass(frozen=True)
 class Access:
-    """What it takes to reach one tenant: two addresses and four values. Secrets are not shown."""
+    """What it takes to reach one tenant. Secrets are not shown.
+
+    Attributes:
+        tenant: key of the tenant in the settings.
+        tenant_id: the account's number at ServiceTitan.
+        client_id: of the app, for this tenant and environment.
+        client_secret: likewise.
+        app_key: of the app.
+        api_url: address of the API.
+        auth_url: address of the token endpoint.
+        requests_per_second: ceiling for this tenant, all processes of this machine together.
+    """
 
     tenant: str
     tenant_id: int
@@ -25,6 +37,7 @@ class Access:
     app_key: str = field(repr=False)
     api_url: str
     auth_url: str
+    requests_per_second: int = 30
 
 
 class ClientCredentials(httpx.Auth):
@@ -99,3 +112,9 @@ class ClientCredentials(httpx.Auth):
                 path="/connect/token",
                 status=200,
             ) from error
+
+
+@cache
+def shared_credentials(access: Access) -> ClientCredentials:
+    """The process's one signer for that access, so that all its clients share a token."""
+    return ClientCredentials(access)

@@ -1,26 +1,52 @@
-"""The Memberships v2 API of one tenant: authenticated, patient with reads, honest about errors."""
+"""The Memberships v2 API of one tenant: its 30 operations, patient with reads, careful with writes.
+
+Methods are grouped by ServiceTitan's own tags. Not in the API, and so not here: reading one event
+by id (`list_recurring_service_events(ids=[…])`), listing invoice templates without ids (read the
+export), and deleting anything.
+"""
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import urlsplit
 
 import httpx
 import pyarrow as pa
+from pydantic import ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from st_memberships_orchestration.servicetitan.auth import Access, ClientCredentials
+from st_memberships_orchestration.servicetitan import models
+from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
+from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling, shared_ceiling
 from st_memberships_orchestration.servicetitan.errors import (
     ConnectionLost,
+    ContractBroken,
     FeedStuck,
+    OutcomeUnknown,
+    ServerFailed,
+    ServiceTitanError,
+    Throttled,
     Transient,
     Unreadable,
     error_for,
 )
 from st_memberships_orchestration.servicetitan.feeds import ExportFeed
+from st_memberships_orchestration.servicetitan.listing import Listing, ListPage
+from st_memberships_orchestration.servicetitan.models import (
+    ActiveRequestArg,
+    MembershipRecurrenceType,
+    MembershipStatus,
+    OpportunityStatus,
+    ServiceRecurrenceDuration,
+    ServiceRecurrenceType,
+)
 from st_memberships_orchestration.servicetitan.pages import (
     BrokenRecord,
     DecodedPage,
@@ -33,11 +59,24 @@ logger = logging.getLogger(__name__)
 TIMEOUT = httpx.Timeout(100.0, connect=10.0)
 """ServiceTitan gives up after 100 s and advises clients to do the same (reference section 2)."""
 
-READ_ATTEMPTS = 7
+ATTEMPTS = 7
 LONGEST_WAIT = 60.0
-"""A read is tried 7 times; waits grow to at most 60 s each, also when the API asks for more."""
+"""A request is tried 7 times at most; waits grow to 60 s, also when the API asks for more."""
 
 Answer = TypeVar("Answer")
+R = TypeVar("R", bound=models.Record)
+
+
+class ListOptions(TypedDict, total=False):
+    """Filters that nearly all lists share. Times are UTC; `sort` is like `+Id` or `-ModifiedOn`."""
+
+    created_before: datetime
+    created_on_or_after: datetime
+    modified_before: datetime
+    modified_on_or_after: datetime
+    sort: str
+    page: int
+    page_size: int
 
 
 @dataclass(frozen=True)
@@ -68,20 +107,31 @@ class MembershipsClient:
 
     Reads are repeated on 408, 429, 5xx, unreadable answers and lost connections, waiting as the
     answer asks (`Retry-After`, else the number in its sentence, else exponentially with jitter).
-    May be shared by threads. Every failure is a `ServiceTitanError`.
+    Writes are repeated only where they were certainly not processed: on a 429, and on a 401 with a
+    new token. May be shared by threads.
+
+    Raises:
+        ServiceTitanError: every failure is one; of those only writes raise `OutcomeUnknown`.
     """
 
-    def __init__(self, http: httpx.Client, *, access: Access) -> None:
+    def __init__(self, http: httpx.Client, *, access: Access, ceiling: RequestCeiling) -> None:
         self._http = http
         self._tenant = access.tenant
+        self._ceiling = ceiling
         self._root = f"{access.api_url.rstrip('/')}/memberships/v2/tenant/{access.tenant_id}/"
 
     @classmethod
     @contextmanager
     def open(cls, access: Access) -> Iterator[Self]:
-        """A client with its own connections, closed at the end."""
-        with httpx.Client(auth=ClientCredentials(access), timeout=TIMEOUT) as http:
-            yield cls(http, access=access)
+        """A client with its own connections, closed at the end; token and ceiling are shared."""
+        name = f"{urlsplit(access.api_url).netloc} {access.tenant_id}"
+        ceiling = shared_ceiling(access.requests_per_second, name)
+        with httpx.Client(
+            auth=shared_credentials(access),
+            timeout=TIMEOUT,
+            event_hooks={"request": [lambda _: ceiling.wait()]},
+        ) as http:
+            yield cls(http, access=access, ceiling=ceiling)
 
     # Exports
 
@@ -98,7 +148,7 @@ class MembershipsClient:
         """
         params: dict[str, Any] = {} if start is None else {"from": start}
         if include_recent_changes:
-            params["includeRecentChanges"] = True
+            params["includeRecentChanges"] = "true"
 
         def decoded(response: httpx.Response) -> tuple[httpx.Response, DecodedPage]:
             return response, decode_page(response.content, feed.model)
@@ -143,7 +193,270 @@ class MembershipsClient:
             answers[start] = page.digest
             start = page.continue_from
 
+    # Memberships
+
+    def list_memberships(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        customer_ids: Sequence[int] | None = None,
+        status: MembershipStatus | None = None,
+        duration: int | Literal["ongoing"] | None = None,
+        billing_frequency: MembershipRecurrenceType | None = None,
+        active: ActiveRequestArg | None = None,
+        **options: Unpack[ListOptions],
+    ) -> Listing[models.Membership]:
+        """Memberships; without `active` only those that are not deleted.
+
+        `status` has been reported not to filter strictly (reference section 5): look at it again.
+        """
+        return self._list(
+            "memberships",
+            models.Membership,
+            ids=ids,
+            customer_ids=customer_ids,
+            status=status,
+            duration="null" if duration == "ongoing" else duration,
+            billing_frequency=billing_frequency,
+            active=active,
+            **options,
+        )
+
+    def get_membership(self, id: int) -> models.Membership:
+        """One membership."""
+        return self._get(f"memberships/{id}", models.Membership)
+
+    def membership_status_changes(self, id: int) -> list[models.MembershipStatusChange]:
+        """The changes of one membership's status."""
+        return self._get_all(f"memberships/{id}/status-changes", models.MembershipStatusChange)
+
+    def membership_custom_fields(
+        self, **options: Unpack[ListOptions]
+    ) -> Listing[models.CustomFieldType]:
+        """The definitions of the account's custom fields for memberships."""
+        return self._list("memberships/custom-fields", models.CustomFieldType, **options)
+
+    def sell_membership(self, sale: models.MembershipSale) -> models.SaleReceipt:
+        """Sell a membership: makes a real invoice and an active membership."""
+        return self._write("POST", "memberships/sale", sale, models.SaleReceipt)
+
+    def update_membership(self, id: int, update: models.MembershipUpdate) -> models.Modification:
+        """Change the fields that were set on `update`, and no others."""
+        return self._write("PATCH", f"memberships/{id}", update, models.Modification)
+
+    # Membership types
+
+    def list_membership_types(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        active: ActiveRequestArg | None = None,
+        duration: int | Literal["ongoing"] | None = None,
+        billing_frequency: MembershipRecurrenceType | None = None,
+        include_duration_billing: bool | None = None,
+        include_discounts: bool | None = None,
+        include_recurring_services: bool | None = None,
+        include_tags: bool | None = None,
+        **options: Unpack[ListOptions],
+    ) -> Listing[models.MembershipType]:
+        """Membership types; their lists are null unless asked for by an `include_…`."""
+        return self._list(
+            "membership-types",
+            models.MembershipType,
+            ids=ids,
+            active=active,
+            duration="null" if duration == "ongoing" else duration,
+            billing_frequency=billing_frequency,
+            include_duration_billing=include_duration_billing,
+            include_discounts=include_discounts,
+            include_recurring_services=include_recurring_services,
+            include_tags=include_tags,
+            **options,
+        )
+
+    def get_membership_type(self, id: int) -> models.MembershipType:
+        """One membership type."""
+        return self._get(f"membership-types/{id}", models.MembershipType)
+
+    def membership_type_discounts(self, id: int) -> list[models.DiscountItem]:
+        """The discounts of one membership type."""
+        return self._get_all(f"membership-types/{id}/discounts", models.DiscountItem)
+
+    def membership_type_duration_billing_items(
+        self, id: int, *, active: ActiveRequestArg | None = None
+    ) -> list[models.DurationBillingItem]:
+        """The durations and prices of one membership type, with the ids that a sale needs."""
+        return self._get_all(
+            f"membership-types/{id}/duration-billing-items",
+            models.DurationBillingItem,
+            active=active,
+        )
+
+    def membership_type_recurring_service_items(self, id: int) -> list[models.RecurringServiceItem]:
+        """The recurring services that one membership type includes."""
+        path = f"membership-types/{id}/recurring-service-items"
+        return self._get_all(path, models.RecurringServiceItem)
+
+    # Recurring service types
+
+    def list_recurring_service_types(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        membership_type_id: int | None = None,
+        recurrence_type: ServiceRecurrenceType | None = None,
+        duration_type: ServiceRecurrenceDuration | None = None,
+        active: ActiveRequestArg | None = None,
+        **options: Unpack[ListOptions],
+    ) -> Listing[models.RecurringServiceType]:
+        """Recurring service types; without `active` only those in use."""
+        return self._list(
+            "recurring-service-types",
+            models.RecurringServiceType,
+            ids=ids,
+            membership_type_id=membership_type_id,
+            recurrence_type=recurrence_type,
+            duration_type=duration_type,
+            active=active,
+            **options,
+        )
+
+    def get_recurring_service_type(self, id: int) -> models.RecurringServiceType:
+        """One recurring service type."""
+        return self._get(f"recurring-service-types/{id}", models.RecurringServiceType)
+
+    # Recurring services
+
+    def list_recurring_services(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        membership_ids: Sequence[int] | None = None,
+        location_ids: Sequence[int] | None = None,
+        active: ActiveRequestArg | None = None,
+        include_technicians: bool | None = None,
+        **options: Unpack[ListOptions],
+    ) -> Listing[models.RecurringService]:
+        """Recurring services; without `active` only those in use."""
+        return self._list(
+            "recurring-services",
+            models.RecurringService,
+            ids=ids,
+            membership_ids=membership_ids,
+            location_ids=location_ids,
+            active=active,
+            include_technicians=include_technicians,
+            **options,
+        )
+
+    def get_recurring_service(self, id: int) -> models.RecurringService:
+        """One recurring service."""
+        return self._get(f"recurring-services/{id}", models.RecurringService)
+
+    def update_recurring_service(
+        self, id: int, update: models.RecurringServiceUpdate
+    ) -> models.Modification:
+        """Change the fields that were set on `update`; a new `from_` moves all future visits."""
+        return self._write("PATCH", f"recurring-services/{id}", update, models.Modification)
+
+    # Recurring service events
+
+    def list_recurring_service_events(
+        self,
+        *,
+        ids: Sequence[int] | None = None,
+        location_id: int | None = None,
+        job_id: int | None = None,
+        status: OpportunityStatus | None = None,
+        **options: Unpack[ListOptions],
+    ) -> Listing[models.RecurringServiceEvent]:
+        """Visits that fall due. One visit: `ids=[…]`; there is no operation to get it by id."""
+        return self._list(
+            "recurring-service-events",
+            models.RecurringServiceEvent,
+            ids=ids,
+            location_id=location_id,
+            job_id=job_id,
+            status=status,
+            **options,
+        )
+
+    def mark_event_complete(self, id: int, job: models.EventJob) -> models.Modification:
+        """Attach a visit to a job, and copy its template's items onto the job's invoice."""
+        path = f"recurring-service-events/{id}/mark-complete"
+        return self._write("POST", path, job, models.Modification)
+
+    def mark_event_incomplete(self, id: int, job: models.EventJob) -> models.Modification:
+        """Detach a visit from a job, and delete the copied items from the job's invoice."""
+        path = f"recurring-service-events/{id}/mark-incomplete"
+        return self._write("POST", path, job, models.Modification)
+
+    # Invoice templates
+
+    def list_invoice_templates(self, *, ids: Sequence[int]) -> Listing[models.InvoiceTemplate]:
+        """The invoice templates with these ids; ServiceTitan lists none without."""
+        return self._list("invoice-templates", models.InvoiceTemplate, ids=ids, page=None)
+
+    def get_invoice_template(self, id: int) -> models.InvoiceTemplate:
+        """One invoice template."""
+        return self._get(f"invoice-templates/{id}", models.InvoiceTemplate)
+
+    def create_invoice_template(
+        self, template: models.InvoiceTemplateCreate
+    ) -> models.Modification:
+        """Make an invoice template."""
+        return self._write("POST", "invoice-templates", template, models.Modification)
+
+    def update_invoice_template(
+        self, id: int, update: models.InvoiceTemplateUpdate
+    ) -> models.Modification:
+        """Change the fields that were set on `update`; `items` is taken as the whole new list."""
+        return self._write("PATCH", f"invoice-templates/{id}", update, models.Modification)
+
     # How requests are made
+
+    def _list(
+        self, path: str, model: type[R], *, page: int | None = 1, **params: Any
+    ) -> Listing[R]:
+        def fetch(query: dict[str, Any]) -> ListPage[R]:
+            envelope = self._json(path, query)
+            return ListPage(
+                records=[self._record(model, row, path) for row in envelope["data"]],
+                page=envelope["page"],
+                has_more=envelope["hasMore"],
+                total=envelope.get("totalCount"),
+            )
+
+        return Listing(fetch, params, page=page)
+
+    def _get(self, path: str, model: type[R]) -> R:
+        return self._record(model, self._json(path, {}), path)
+
+    def _get_all(self, path: str, model: type[R], **params: Any) -> list[R]:
+        query = {name: value for name, value in params.items() if value is not None}
+        return [self._record(model, row, path) for row in self._json(path, query)]
+
+    def _json(self, path: str, params: dict[str, Any]) -> Any:
+        def parsed(response: httpx.Response) -> Any:
+            try:
+                return json.loads(response.content, parse_float=Decimal)
+            except ValueError as error:
+                raise NotAPage(f"the answer is not JSON, or is cut short: {error}.") from error
+
+        answer, _ = self._read(path, params, parsed)
+        return answer
+
+    def _record(self, model: type[R], row: Any, path: str, method: str = "GET") -> R:
+        try:
+            return model.model_validate(row)
+        except ValidationError as error:
+            found = row.get("id") if isinstance(row, dict) else None
+            faults = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()
+            )
+            raise ContractBroken(
+                f"record {found}: {faults}.", tenant=self._tenant, method=method, path=path
+            ) from error
 
     def _read(
         self,
@@ -152,13 +465,7 @@ class MembershipsClient:
         decode: Callable[[httpx.Response], Answer],
     ) -> tuple[Answer, int]:
         """GET and decode, repeated while that can help; the answer and the number of requests."""
-        retrying = Retrying(
-            retry=retry_if_exception_type(Transient),
-            wait=_wait_as_asked,
-            stop=stop_after_attempt(READ_ATTEMPTS),
-            before_sleep=_log_retry,
-            reraise=True,
-        )
+        retrying = self._retrying(Transient)
         answer = retrying(self._read_once, path, params, decode)
         return answer, retrying.statistics["attempt_number"]
 
@@ -172,13 +479,56 @@ class MembershipsClient:
         try:
             response = self._http.get(self._root + path, params=params)
         except httpx.TransportError as error:
-            raise ConnectionLost(f"{type(error).__name__}: {error}.", **where) from error
+            raise ConnectionLost(_said(error), **where) from error
         if not response.is_success:
-            raise error_for(response, tenant=self._tenant)
+            raise self._noted(error_for(response, tenant=self._tenant))
         try:
             return decode(response)
         except NotAPage as error:
             raise Unreadable(str(error), status=response.status_code, **where) from error
+
+    def _write(self, method: str, path: str, change: models.Change, model: type[R]) -> R:
+        """Send a change once; again only where it was certainly not processed."""
+        return self._retrying(Throttled)(self._write_once, method, path, change, model)
+
+    def _write_once(self, method: str, path: str, change: models.Change, model: type[R]) -> R:
+        where: dict[str, Any] = {"tenant": self._tenant, "method": method, "path": path}
+        try:
+            response = self._http.request(
+                method,
+                self._root + path,
+                content=change.body_bytes(),
+                headers={"Content-Type": "application/json"},
+            )
+        except httpx.TransportError as error:
+            if _was_never_sent(error, self._root + path):
+                raise ConnectionLost(_said(error), **where) from error
+            raise OutcomeUnknown(_said(error), **where) from error
+        if not response.is_success:
+            failure = self._noted(error_for(response, tenant=self._tenant))
+            if isinstance(failure, ServerFailed):
+                where |= {"status": failure.status, "trace_id": failure.trace_id}
+                raise OutcomeUnknown(failure.message, **where) from failure
+            raise failure
+        try:
+            return self._record(model, json.loads(response.content), path, method)
+        except (ValueError, ContractBroken) as error:
+            where["status"] = response.status_code
+            raise OutcomeUnknown(f"the receipt is unreadable: {error}.", **where) from error
+
+    def _retrying(self, failure: type[Transient]) -> Retrying:
+        return Retrying(
+            retry=retry_if_exception_type(failure),
+            wait=_wait_as_asked,
+            stop=stop_after_attempt(ATTEMPTS),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+
+    def _noted(self, error: ServiceTitanError) -> ServiceTitanError:
+        if isinstance(error, Throttled):
+            self._ceiling.throttled(min(error.retry_after or 1.0, LONGEST_WAIT))
+        return error
 
 
 _exponential = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)
@@ -193,3 +543,13 @@ def _wait_as_asked(state: RetryCallState) -> float:
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     logger.warning("Trying again in %.1f s: %s", state.upcoming_sleep, error)
+
+
+def _said(error: httpx.TransportError) -> str:
+    return f"{type(error).__name__}{f': {error}' if str(error) else ''}."
+
+
+def _was_never_sent(error: httpx.TransportError, url: str) -> bool:
+    """Whether the connection failed before the request, or while a token was asked for."""
+    never = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+    return isinstance(error, never) or str(error.request.url) != url

@@ -5,6 +5,7 @@
     ├── WrongAddress        404 of the gateway: path, method or base URL
     ├── RecordNotFound      404 of the API: the record does not exist
     ├── RequestRefused      400, 409, 422: the API read the request and said no
+    ├── ContractBroken      a record is not as the document promises
     ├── FeedStuck           an export repeats itself and claims there is more
     ├── Transient           worth another try of a read
     │   ├── Throttled       429
@@ -117,6 +118,12 @@ class RequestRefused(ServiceTitanError):
     ) -> None:
         self.field_errors = dict(field_errors)
         super().__init__(message, **where)
+
+
+class ContractBroken(ServiceTitanError):
+    """A record has a missing field, a wrong type or an unknown word of an enum."""
+
+    remedy = "ServiceTitan changed its API: upgrade this project, or report the field to it."
 
 
 class FeedStuck(ServiceTitanError):
