@@ -130,24 +130,20 @@ def query(sql: str, as_csv: bool) -> None:
 @click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
 def doctor(tenants: tuple[str, ...]) -> None:
     """Check settings, token, app key, reach and scopes of each tenant, with a remedy for each ✗."""
+    from st_memberships_orchestration.servicetitan.checkup import examine
     from st_memberships_orchestration.servicetitan.client import MembershipsClient
-    from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 
     settings = _settings()
     table = Table("tenant", "check", "", "what to do")
-    failed = False
+    findings = []
     for tenant in _chosen(tenants):
         with MembershipsClient.open(settings.access(tenant)) as client:
-            for feed in FEEDS:
-                try:
-                    client.export_page(feed, start=iso(datetime.now(UTC)))
-                except ServiceTitanError as error:
-                    failed = True
-                    table.add_row(tenant, f"read {feed.name}", "[red]✗", str(error))
-                else:
-                    table.add_row(tenant, f"read {feed.name}", "[green]✓", "")
+            for finding in examine(client):
+                mark = "[green]✓" if finding.passed else "[red]✗"
+                table.add_row(tenant, finding.check, mark, finding.remedy)
+                findings.append(finding)
     console.print(table)
-    if failed:
+    if not all(finding.passed for finding in findings):
         sys.exit(1)
 
 

@@ -50,4 +50,5 @@ def location(
     monkeypatch.setenv("ST_LAKE_URI", lake.uri)
     start = datetime.now(UTC).date() - timedelta(days=5)
     monkeypatch.setenv("ST_HISTORY_START", start.isoformat())
+    monkeypatch.setenv("ST_REQUESTS_PER_SECOND", "1000")
     return Location(lake=lake, instance=instance, monkeypatch=monkeypatch)

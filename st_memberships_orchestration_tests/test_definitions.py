@@ -24,13 +24,21 @@ FEEDS = {
     "recurring_service_types",
     "recurring_services",
 }
+REFERENCE = {
+    "discounts",
+    "duration_billing_items",
+    "membership_custom_field_types",
+    "recurring_service_items",
+}
 
 
 def test_inventory(location: Location) -> None:
     repository = defs().get_repository_def()
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
-    assert keys == {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
-    assert {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"} == {"sync"}
+    exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
+    assert keys == exports | {f"reference/{name}" for name in REFERENCE}
+    jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
+    assert jobs == {"sync", "refresh_reference"}
     assert {s.name for s in repository.schedule_defs} == set()
     assert {s.name for s in repository.sensor_defs} == set()
 

@@ -4,13 +4,13 @@ One step reads a feed and applies what is new; it may also be asked for only one
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
 
+from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
 from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -19,8 +19,6 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
-
-PREVIEW_ROWS = 5
 
 
 def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefinition]:
@@ -32,6 +30,7 @@ def build_feed_assets(
     feed: ExportFeed, partitions: dg.MultiPartitionsDefinition
 ) -> dg.AssetsDefinition:
     """`raw/<feed>` and `current/<feed>` as one step."""
+    columns = column_schema(table_schema(feed.model))
     raw = dg.AssetSpec(
         key=["raw", feed.name],
         description=(
@@ -40,7 +39,7 @@ def build_feed_assets(
         ),
         group_name="raw",
         kinds={"servicetitan", "deltalake"},
-        metadata={"dagster/column_schema": _column_schema(feed)},
+        metadata={"dagster/column_schema": columns},
         partitions_def=partitions,
     )
     current = dg.AssetSpec(
@@ -52,7 +51,7 @@ def build_feed_assets(
         ),
         group_name="current",
         kinds={"deltalake"},
-        metadata={"dagster/column_schema": _column_schema(feed)},
+        metadata={"dagster/column_schema": columns},
         partitions_def=partitions,
     )
 
@@ -101,7 +100,7 @@ def build_feed_assets(
                 "records_new": sum(a.inserted for a in applied.values()),
                 "records_changed": sum(a.updated for a in applied.values()),
                 "seconds": round(time.monotonic() - started, 3),
-                **_table_metadata(lake, f"current/{feed.name}", tenants),
+                **table_metadata(lake, f"current/{feed.name}", tenants),
             }
             yield from _results(context, current.key, healed, metadata)
 
@@ -165,41 +164,10 @@ def _raw_metadata(lake: Lake, feed: ExportFeed, readings: dict[str, Reading]) ->
         "bytes": sum(r.bytes for r in done),
         "seconds": round(sum(r.seconds for r in done), 3),
         **({"newest_modification": max(newest).isoformat()} if newest else {}),
-        **_table_metadata(lake, f"raw/{feed.name}", list(readings)),
+        **table_metadata(lake, f"raw/{feed.name}", list(readings)),
     }
 
 
 def _span(reading: Reading) -> str:
     start = f"{reading.read_from:%Y-%m-%d %H:%M}" if reading.read_from else "the beginning"
     return f"{start} to {reading.read_through:%Y-%m-%d %H:%M} UTC"
-
-
-def _table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
-    sizes = {tenant: lake.count(name, tenant=tenant) for tenant in tenants}
-    return {
-        "dagster/row_count": sum(sizes.values()),
-        "dagster/uri": lake.address(name),
-        "preview": dg.MetadataValue.md(_preview(lake, name, tenants)),
-    }
-
-
-def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
-    heads = [
-        lake.rows(name, tenant=tenant, where=f"true limit {PREVIEW_ROWS}") for tenant in tenants
-    ]
-    rows = pa.concat_tables(heads).to_pandas()
-    return rows.astype(str).to_markdown(index=False) if len(rows) else "No rows yet."
-
-
-def _column_schema(feed: ExportFeed) -> dg.TableSchema:
-    schema = table_schema(feed.model)
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(
-                name=field.name,
-                type=str(field.type),
-                description=(field.metadata or {}).get(b"comment", b"").decode(),
-            )
-            for field in schema
-        ]
-    )

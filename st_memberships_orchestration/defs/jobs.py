@@ -11,3 +11,12 @@ sync = dg.define_asset_job(
         "its whole history, and a sync after an outage everything since."
     ),
 )
+
+refresh_reference = dg.define_asset_job(
+    "refresh_reference",
+    selection=dg.AssetSelection.groups("reference"),
+    description=(
+        "Reads one tenant's small tables anew: durations and prices, discounts and services of "
+        "each membership type, and custom field types. A few requests per membership type."
+    ),
+)

@@ -11,6 +11,11 @@ import dagster as dg
 from st_memberships_orchestration.settings import Settings
 
 
+def by_tenant(settings: Settings) -> dg.StaticPartitionsDefinition:
+    """The configured tenants."""
+    return dg.StaticPartitionsDefinition(sorted(settings.tenants))
+
+
 def windows_by_tenant(settings: Settings) -> dg.MultiPartitionsDefinition:
     """Daily UTC windows, today's included, for each configured tenant."""
     return dg.MultiPartitionsDefinition(
@@ -18,7 +23,7 @@ def windows_by_tenant(settings: Settings) -> dg.MultiPartitionsDefinition:
             "window": dg.DailyPartitionsDefinition(
                 start_date=datetime.combine(settings.history_start, time(), UTC), end_offset=1
             ),
-            "tenant": dg.StaticPartitionsDefinition(sorted(settings.tenants)),
+            "tenant": by_tenant(settings),
         }
     )
 

@@ -130,3 +130,18 @@ def with_tenant(rows: pa.Table, tenant: str) -> pa.Table:
 
 def _as_uri(address: str) -> str:
     return address if "://" in address else Path(address).absolute().as_uri()
+
+
+@retry_conflicts
+def replace_tenant(lake: Lake, name: str, rows: pa.Table, *, tenant: str) -> None:
+    """Make `rows` all that the table holds of a tenant, in one commit; it is created if missing."""
+    table = lake.open(name, pa.schema([TENANT, *rows.schema]))
+    last = table.transaction_version(tenant) or 0
+    write_deltalake(
+        table,
+        with_tenant(rows, tenant),
+        mode="overwrite",
+        predicate=f"tenant = {literal(tenant)}",
+        schema_mode="merge",
+        commit_properties=CommitProperties(app_transactions=[Transaction(tenant, last + 1)]),
+    )

@@ -12,6 +12,8 @@
 The text is kept because ServiceTitan sends 100 ns (reference section 4.2) and Delta stores 1 µs.
 """
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -87,6 +89,29 @@ def table_schema(model: type[Record]) -> pa.Schema:
             text = f"`{column.name}` exactly as it was sent."
             fields.append(described(f"{column.name}_text", pa.string(), text))
     return pa.schema([*fields, EXTRA])
+
+
+@cache
+def records_schema(model: type[Record]) -> pa.Schema:
+    """The Arrow schema of `records_table`: a record's columns, and `extra`."""
+    columns = [described(c.name, c.type, c.description) for c in columns_of(model)]
+    return pa.schema([*columns, EXTRA])
+
+
+def records_table(records: Iterable[Record], model: type[Record]) -> pa.Table:
+    """Records that were read one by one as columns. For small tables: lists, not exports."""
+    names = [column.name for column in columns_of(model)]
+    rows = [
+        {
+            **{
+                name: getattr(record, field)
+                for name, field in zip(names, model.model_fields, strict=True)
+            },
+            "extra": json.dumps(record.model_extra, default=float) if record.model_extra else None,
+        }
+        for record in records
+    ]
+    return pa.Table.from_pylist(rows, schema=records_schema(model))
 
 
 def _columns(schema: dict[str, Any], definitions: dict[str, Any]) -> tuple[Column, ...]:

@@ -1,0 +1,43 @@
+"""What the UI shows of a table: size, address, a preview, and the meaning of its columns."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from st_memberships_orchestration.lake.store import Lake
+
+PREVIEW_ROWS = 5
+
+
+def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
+    """Row count, address and preview of some tenants' part of a table."""
+    parts = list(tenants)
+    return {
+        "dagster/row_count": sum(lake.count(name, tenant=tenant) for tenant in parts),
+        "dagster/uri": lake.address(name),
+        "preview": dg.MetadataValue.md(_preview(lake, name, parts)),
+    }
+
+
+def column_schema(schema: pa.Schema) -> dg.TableSchema:
+    """The columns with the comments that the lake keeps."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=field.name,
+                type=str(field.type),
+                description=(field.metadata or {}).get(b"comment", b"").decode(),
+            )
+            for field in schema
+        ]
+    )
+
+
+def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
+    heads = [
+        lake.rows(name, tenant=tenant, where=f"true limit {PREVIEW_ROWS}") for tenant in tenants
+    ]
+    rows = pa.concat_tables(heads).to_pandas()
+    return rows.astype(str).to_markdown(index=False) if len(rows) else "No rows yet."

@@ -1,0 +1,58 @@
+"""Whether a tenant can be reached and read, tried with one cheap request per scope."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import (
+    ServiceTitanError,
+    Transient,
+)
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, iso
+
+TOKEN_PATH = "/connect/token"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was tried, whether it went well, and if not what to do."""
+
+    check: str
+    passed: bool
+    remedy: str = ""
+
+
+def examine(client: MembershipsClient) -> Iterator[Finding]:
+    """Try address, token, app key and tenant with a first read, then each scope with one more.
+
+    Nothing is written; scopes to modify can only be seen by a write.
+    """
+    now = iso(datetime.now(UTC))
+    failures: dict[str, ServiceTitanError | None] = {}
+    for feed in FEEDS:
+        failures[feed.name] = failure = _failure(client, feed, now)
+        if isinstance(failure, Transient) or (failure and failure.path.endswith(TOKEN_PATH)):
+            break
+    first = failures[FEEDS[0].name]
+    if first is None or len(failures) == len(FEEDS) and not all(failures.values()):
+        failed = None
+    elif first.path.endswith(TOKEN_PATH):
+        failed = 1
+    else:
+        failed = 0 if isinstance(first, Transient) else 2
+    for number, step in enumerate(("reach the address", "get a token", "app key and tenant id")):
+        if number == failed:
+            yield Finding(step, passed=False, remedy=str(first))
+            return
+        yield Finding(step, passed=True)
+    for name, failure in failures.items():
+        yield Finding(f"read {name}", failure is None, str(failure) if failure else "")
+
+
+def _failure(client: MembershipsClient, feed: ExportFeed, now: str) -> ServiceTitanError | None:
+    try:
+        client.export_page(feed, start=now)
+    except ServiceTitanError as error:
+        return error
+    return None

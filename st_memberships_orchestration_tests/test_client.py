@@ -1,0 +1,568 @@
+"""The client: the document's 30 operations, patience with reads, care with writes.
+
+What the client sends is taken from the sandbox's own record of what it received, and compared with
+ServiceTitan's official document where that is at hand.
+"""
+
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration.servicetitan import client as client_module
+from st_memberships_orchestration.servicetitan import models
+from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import (
+    ConnectionLost,
+    FeedStuck,
+    NotAuthorized,
+    OutcomeUnknown,
+    RecordNotFound,
+    RequestRefused,
+    ServerFailed,
+    ServiceTitanError,
+    Throttled,
+    WrongAddress,
+)
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.models import (
+    ActiveRequestArg,
+    MembershipRecurrenceType,
+    MembershipStatus,
+    OpportunityStatus,
+    RecurringServiceAction,
+    ServiceRecurrenceDuration,
+    ServiceRecurrenceType,
+)
+
+DOCUMENT = Path(__file__).parents[2] / "shared/reference/servicetitan-memberships-v2.openapi.json"
+MEMBERSHIPS = next(feed for feed in FEEDS if feed.name == "memberships")
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+LATER = datetime(2100, 1, 1, tzinfo=UTC)
+OPTIONS: dict[str, Any] = {
+    "created_before": LATER,
+    "created_on_or_after": LONG_AGO,
+    "modified_before": LATER,
+    "modified_on_or_after": LONG_AGO,
+    "sort": "+Id",
+    "page": 1,
+    "page_size": 10,
+}
+
+
+def access(sandbox: RunningSandbox, tenant: str = "acme", **changes: Any) -> Access:
+    prefix = f"ST_TENANTS__{tenant.upper()}__"
+    values: dict[str, Any] = {
+        "tenant": tenant,
+        "tenant_id": int(sandbox.env[f"{prefix}TENANT_ID"]),
+        "client_id": sandbox.env[f"{prefix}CLIENT_ID"],
+        "client_secret": sandbox.env[f"{prefix}CLIENT_SECRET"],
+        "app_key": sandbox.env[f"{prefix}APP_KEY"],
+        "api_url": sandbox.url,
+        "auth_url": sandbox.url,
+        "requests_per_second": 1000,
+    }
+    return Access(**{**values, **changes})
+
+
+@pytest.fixture
+def client(sandbox: RunningSandbox) -> Iterator[MembershipsClient]:
+    with MembershipsClient.open(access(sandbox)) as client:
+        yield client
+
+
+@pytest.fixture
+def reader(shared_sandbox: RunningSandbox) -> Iterator[MembershipsClient]:
+    with MembershipsClient.open(access(shared_sandbox)) as client:
+        yield client
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that the answer does not ask for are short."""
+    monkeypatch.setattr(client_module, "_exponential", lambda state: 0.01)
+
+
+def an(records: Any) -> Any:
+    return next(iter(records))
+
+
+# The document
+
+
+def call_every_operation(client: MembershipsClient) -> None:
+    """Each operation once, with every parameter and body field that the client knows."""
+    for feed in FEEDS:
+        client.export_page(feed, start="2020-01-01", include_recent_changes=True)
+    membership = an(client.list_memberships())
+    kind = an(client.list_membership_types())
+    service_type = an(client.list_recurring_service_types())
+    service = an(client.list_recurring_services())
+    event = an(client.list_recurring_service_events(status=OpportunityStatus.NOT_ATTEMPTED))
+    template_id = service.invoice_template_id
+    list(
+        client.list_memberships(
+            ids=[membership.id],
+            customer_ids=[membership.customer_id],
+            status=MembershipStatus.ACTIVE,
+            duration="ongoing",
+            billing_frequency=MembershipRecurrenceType.MONTHLY,
+            active=ActiveRequestArg.ANY,
+            **OPTIONS,
+        )
+    )
+    list(
+        client.list_membership_types(
+            ids=[kind.id],
+            active=ActiveRequestArg.ANY,
+            duration=12,
+            billing_frequency=MembershipRecurrenceType.MONTHLY,
+            include_duration_billing=True,
+            include_discounts=True,
+            include_recurring_services=True,
+            include_tags=True,
+            **OPTIONS,
+        )
+    )
+    list(
+        client.list_recurring_service_types(
+            ids=[service_type.id],
+            membership_type_id=kind.id,
+            recurrence_type=ServiceRecurrenceType.MONTHLY,
+            duration_type=ServiceRecurrenceDuration.CONTINUOUS,
+            active=ActiveRequestArg.ANY,
+            **OPTIONS,
+        )
+    )
+    list(
+        client.list_recurring_services(
+            ids=[service.id],
+            membership_ids=[membership.id],
+            location_ids=[service.location_id],
+            active=ActiveRequestArg.ANY,
+            include_technicians=True,
+            **OPTIONS,
+        )
+    )
+    list(
+        client.list_recurring_service_events(
+            ids=[event.id],
+            location_id=service.location_id,
+            job_id=1,
+            status=OpportunityStatus.WON,
+            **OPTIONS,
+        )
+    )
+    for listing in (
+        client.list_memberships(),
+        client.membership_custom_fields(**OPTIONS),
+        client.list_membership_types(),
+        client.list_recurring_service_types(),
+        client.list_recurring_services(),
+        client.list_recurring_service_events(),
+    ):
+        listing.total()
+    client.membership_custom_fields(**OPTIONS).total()
+    list(client.membership_custom_fields(**OPTIONS))
+    assert template_id is not None
+    list(client.list_invoice_templates(ids=[template_id]))
+    client.get_membership(membership.id)
+    client.membership_status_changes(membership.id)
+    client.get_membership_type(kind.id)
+    client.membership_type_discounts(kind.id)
+    client.membership_type_recurring_service_items(kind.id)
+    option = an(
+        client.membership_type_duration_billing_items(kind.id, active=ActiveRequestArg.TRUE)
+    )
+    client.get_recurring_service_type(service_type.id)
+    client.get_recurring_service(service.id)
+    client.get_invoice_template(template_id)
+    client.sell_membership(
+        models.MembershipSale(
+            customer_id=membership.customer_id,
+            business_unit_id=membership.business_unit_id,
+            sale_task_id=77,
+            duration_billing_id=option.id,
+            location_id=service.location_id,
+            recurring_service_action=RecurringServiceAction.SINGLE,
+            recurring_location_id=service.location_id,
+        )
+    )
+    client.update_membership(membership.id, models.MembershipUpdate(memo="seen", to=None))
+    line = {"sku_id": 5, "quantity": 1, "unit_price": Decimal("19.95"), "is_add_on": False}
+    client.create_invoice_template(models.InvoiceTemplateCreate(items=[line]))
+    client.update_invoice_template(template_id, models.InvoiceTemplateUpdate(active=True))
+    client.update_recurring_service(service.id, models.RecurringServiceUpdate(memo="seen"))
+    client.mark_event_complete(event.id, models.EventJob(job_id=4711))
+    client.mark_event_incomplete(event.id, models.EventJob(job_id=4711))
+
+
+def test_client_and_sandbox_are_the_official_document(
+    client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    if not DOCUMENT.exists():
+        pytest.skip(f"NOT PROVEN: ServiceTitan's document is not at {DOCUMENT.name} beside us")
+    document = json.loads(DOCUMENT.read_text())
+    call_every_operation(client)
+    received = [r for r in sandbox.control("GET", "/_sandbox/requests") if "/tenant/" in r["path"]]
+
+    documented: dict[tuple[str, str], set[str]] = {}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            queried = {p["name"] for p in operation.get("parameters", []) if p["in"] == "query"}
+            documented[method.upper(), path] = queried
+    assert len(documented) == 30
+
+    used: dict[tuple[str, str], set[str]] = {key: set() for key in documented}
+    for request in received:
+        path = request["path"].removeprefix("/memberships/v2")
+        # Templates with fewer holes first: `/memberships/custom-fields` is no `/memberships/{id}`.
+        (key, *_) = [
+            key
+            for key in sorted(documented, key=lambda key: key[1].count("{"))
+            if key[0] == request["method"]
+            and re.fullmatch(re.sub(r"\{\w+\}", r"[^/]+", key[1]), path)
+        ]
+        assert request["status"] == 200, request
+        used[key] |= set(parse_qs(request["query"]))
+    assert used == documented
+
+
+# Reads
+
+
+def test_lists_follow_pages_and_split_ids(reader: MembershipsClient) -> None:
+    everyone = list(reader.list_memberships(active=ActiveRequestArg.ANY, page_size=37))
+    assert len({m.id for m in everyone}) == len(everyone) > 300 - 10
+    assert reader.list_memberships(active=ActiveRequestArg.ANY).total() == len(everyone)
+    some = [m.id for m in everyone[:120]]
+    found = reader.list_memberships(ids=some, active=ActiveRequestArg.ANY)
+    assert {m.id for m in found} == set(some)
+    assert len(list(found.pages())) == 3
+    assert list(reader.list_memberships(ids=[])) == []
+
+
+def test_the_apis_own_default_hides_deleted_records(reader: MembershipsClient) -> None:
+    shown = {m.id for m in reader.list_memberships(page_size=5000)}
+    all_of_them = list(reader.list_memberships(active=ActiveRequestArg.ANY, page_size=5000))
+    assert (
+        {m.id for m in all_of_them} - shown == {m.id for m in all_of_them if not m.active} != set()
+    )
+
+
+def test_sort_signs_arrive_as_signs(reader: MembershipsClient) -> None:
+    up = [m.id for m in reader.list_memberships(sort="+Id", page_size=50)]
+    down = [m.id for m in reader.list_memberships(sort="-Id", page_size=50)]
+    assert up == sorted(up) == down[::-1]
+
+
+def test_unknown_fields_are_kept_on_records(reader: MembershipsClient) -> None:
+    kept = models.Modification.model_validate({"id": 1, "newField": {"a": 1}})
+    assert kept.model_extra == {"newField": {"a": 1}}
+
+
+def test_a_missing_record_is_told_from_a_wrong_address(
+    reader: MembershipsClient, shared_sandbox: RunningSandbox
+) -> None:
+    with pytest.raises(RecordNotFound) as missing:
+        reader.get_membership(1)
+    assert missing.value.trace_id
+    assert "Check the id" in str(missing.value)
+    astray = access(shared_sandbox, api_url=f"{shared_sandbox.url}/elsewhere")
+    with MembershipsClient.open(astray) as client, pytest.raises(WrongAddress) as wrong:
+        client.get_membership(1)
+    assert "ST_API_URL" in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"client_secret": "no"}, {"client_id": "no"}, {"app_key": "no"}, {"tenant_id": 5}],
+    ids=lambda c: next(iter(c)),
+)
+def test_refused_credentials_say_what_to_check(
+    shared_sandbox: RunningSandbox, changes: dict[str, Any]
+) -> None:
+    opened = MembershipsClient.open(access(shared_sandbox, **changes))
+    with opened as client, pytest.raises(NotAuthorized) as refused:
+        client.get_membership(1)
+    text = str(refused.value)
+    assert "acme" in text
+    assert "APP_KEY" in text
+    assert "doctor" in text
+
+
+# Faults of reads
+
+
+READ = "export/memberships"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "429"},
+        {"kind": "429", "header": False},
+        {"kind": "500"},
+        {"kind": "html"},
+        {"kind": "truncate"},
+        {"kind": "reset"},
+        {"kind": "expire_token"},
+        {"kind": "slow", "seconds": 0.2},
+    ],
+    ids=lambda f: "-".join(map(str, f.values())),
+)
+def test_a_read_survives_what_passes(
+    client: MembershipsClient, sandbox: RunningSandbox, fault: dict[str, Any], impatient: None
+) -> None:
+    sandbox.control("POST", "/_sandbox/faults", [{"on": READ, "times": 2, **fault}])
+    if fault["kind"] == "expire_token":
+        sandbox.control("DELETE", "/_sandbox/faults")
+        sandbox.control("POST", "/_sandbox/faults", [{"on": READ, "times": 1, **fault}])
+    started = time.monotonic()
+    page = client.export_page(MEMBERSHIPS, start=None)
+    assert page.rows.num_rows > 0
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "advice"),
+    [
+        ({"kind": "429"}, Throttled, "ST_REQUESTS_PER_SECOND"),
+        ({"kind": "500"}, ServerFailed, "run again later"),
+        ({"kind": "html"}, ServiceTitanError, "not JSON"),
+        ({"kind": "truncate"}, ServiceTitanError, "run again"),
+        ({"kind": "reset"}, ConnectionLost, "network"),
+        ({"kind": "400"}, RequestRefused, "Correct the request"),
+        ({"kind": "expire_token"}, NotAuthorized, "CLIENT_ID"),
+    ],
+    ids=lambda v: v["kind"] if isinstance(v, dict) else "",
+)
+def test_a_read_ends_in_time_with_advice_when_the_fault_stays(
+    client: MembershipsClient,
+    sandbox: RunningSandbox,
+    fault: dict[str, Any],
+    error: type[ServiceTitanError],
+    advice: str,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "LONGEST_WAIT", 0.05)
+    sandbox.control("POST", "/_sandbox/faults", [{"on": READ, "times": 100, **fault}])
+    started = time.monotonic()
+    with pytest.raises(error) as raised:
+        client.export_page(MEMBERSHIPS, start=None)
+    assert time.monotonic() - started < 10
+    assert advice in str(raised.value)
+    assert "acme" in str(raised.value)
+    asked = sandbox.control("GET", "/_sandbox/requests")
+    tries = [r for r in asked if r["path"].endswith(READ)]
+    assert len(tries) <= client_module.ATTEMPTS * 2
+
+
+def test_the_wait_that_the_sentence_asks_for_is_kept(
+    client: MembershipsClient, sandbox: RunningSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.control("POST", "/_sandbox/faults", [{"on": READ, "kind": "429", "header": False}])
+    with caplog.at_level(logging.WARNING):
+        started = time.monotonic()
+        client.export_page(MEMBERSHIPS, start=None)
+    (line,) = [r.getMessage() for r in caplog.records if "Trying again" in r.getMessage()]
+    asked = float(re.findall(r"(\d+(?:\.\d+)?) sec", line)[-1])
+    assert time.monotonic() - started >= asked
+
+
+def test_an_empty_page_does_not_end_a_feed(
+    client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    whole = sum(page.rows.num_rows for page in client.export(MEMBERSHIPS, start=None))
+    sandbox.control("POST", "/_sandbox/faults", [{"on": READ, "kind": "empty_page", "after": 1}])
+    again = [page.rows.num_rows for page in client.export(MEMBERSHIPS, start=None)]
+    assert 0 in again
+    assert sum(again) == whole
+
+
+def test_a_feed_that_repeats_itself_ends_in_an_error(
+    client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    fault = {"on": READ, "kind": "repeat_page", "times": 100, "after": 1}
+    sandbox.control("POST", "/_sandbox/faults", [fault])
+    with pytest.raises(FeedStuck) as stuck:
+        list(client.export(MEMBERSHIPS, start=None))
+    assert "Nothing is lost" in str(stuck.value)
+
+
+# Tokens
+
+
+def test_threads_and_clients_share_one_token(sandbox: RunningSandbox) -> None:
+    shared_credentials.cache_clear()
+    barrier = threading.Barrier(4)
+
+    def read() -> None:
+        with MembershipsClient.open(access(sandbox)) as client:
+            barrier.wait()
+            client.export_page(MEMBERSHIPS, start=None)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asked = sandbox.control("GET", "/_sandbox/requests")
+    assert sum(r["path"] == "/connect/token" for r in asked) == 1
+
+
+def test_an_expired_token_is_renewed_once(
+    client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    client.export_page(MEMBERSHIPS, start=None)
+    sandbox.control("POST", "/_sandbox/clock", {"advance": "16m"})
+    sandbox.control("DELETE", "/_sandbox/requests")
+    client.export_page(MEMBERSHIPS, start=None)
+    asked = [r["path"].rpartition("/")[2] for r in sandbox.control("GET", "/_sandbox/requests")]
+    assert asked == ["memberships", "token", "memberships"]
+
+
+# Writes
+
+
+def writes(client: MembershipsClient) -> dict[str, Callable[[], object]]:
+    """One write of each kind, by the beginning of its path."""
+    membership = an(client.list_memberships(status=MembershipStatus.ACTIVE))
+    kind = an(client.list_membership_types())
+    option = an(client.membership_type_duration_billing_items(kind.id))
+    service = an(client.list_recurring_services())
+    event = an(client.list_recurring_service_events(status=OpportunityStatus.NOT_ATTEMPTED))
+    assert service.invoice_template_id is not None
+    template_id = service.invoice_template_id
+    sale = models.MembershipSale(
+        customer_id=membership.customer_id,
+        business_unit_id=membership.business_unit_id,
+        sale_task_id=77,
+        duration_billing_id=option.id,
+        recurring_service_action=RecurringServiceAction.ALL,
+    )
+    line = {"sku_id": 5, "quantity": 1, "unit_price": Decimal("19.95"), "is_add_on": False}
+    job = models.EventJob(job_id=4711)
+    return {
+        "memberships/sale": lambda: client.sell_membership(sale),
+        f"memberships/{membership.id}": lambda: client.update_membership(
+            membership.id, models.MembershipUpdate(memo="changed")
+        ),
+        "invoice-templates": lambda: client.create_invoice_template(
+            models.InvoiceTemplateCreate(items=[line])
+        ),
+        f"invoice-templates/{template_id}": lambda: client.update_invoice_template(
+            template_id, models.InvoiceTemplateUpdate(active=False)
+        ),
+        f"recurring-services/{service.id}": lambda: client.update_recurring_service(
+            service.id, models.RecurringServiceUpdate(memo="changed")
+        ),
+        f"recurring-service-events/{event.id}/mark-complete": lambda: client.mark_event_complete(
+            event.id, job
+        ),
+        f"recurring-service-events/{event.id}/mark-incomplete": lambda: (
+            client.mark_event_incomplete(event.id, job)
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "sent"),
+    [
+        ({"kind": "429"}, None, 2),
+        ({"kind": "expire_token"}, None, 2),
+        ({"kind": "slow", "seconds": 0.1}, None, 1),
+        ({"kind": "400"}, RequestRefused, 1),
+        ({"kind": "500"}, OutcomeUnknown, 1),
+        ({"kind": "500", "phase": "after"}, OutcomeUnknown, 1),
+        ({"kind": "html"}, OutcomeUnknown, 1),
+        ({"kind": "truncate"}, OutcomeUnknown, 1),
+        ({"kind": "reset"}, OutcomeUnknown, 1),
+        ({"kind": "reset", "phase": "after"}, OutcomeUnknown, 1),
+    ],
+    ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "",
+)
+def test_a_write_is_sent_once_unless_it_was_certainly_not_processed(
+    client: MembershipsClient,
+    sandbox: RunningSandbox,
+    fault: dict[str, Any],
+    error: type[ServiceTitanError] | None,
+    sent: int,
+) -> None:
+    for path, write in writes(client).items():
+        sandbox.control("DELETE", "/_sandbox/requests")
+        sandbox.control("POST", "/_sandbox/faults", [{"on": path, "times": 1, **fault}])
+        if error is None:
+            write()
+        else:
+            with pytest.raises(error) as raised:
+                write()
+            assert raised.value.remedy in str(raised.value)
+        sandbox.control("DELETE", "/_sandbox/faults")
+        asked = sandbox.control("GET", "/_sandbox/requests")
+        assert sum(r["path"].endswith(path) for r in asked) == sent, path
+
+
+def test_a_write_whose_connection_never_opened_was_not_sent() -> None:
+    nowhere = Access("acme", 1, "id", "secret", "key", "http://127.0.0.1:9", "http://127.0.0.1:9")
+    with MembershipsClient.open(nowhere) as client, pytest.raises(ConnectionLost):
+        client.mark_event_complete(1, models.EventJob(job_id=2))
+
+
+def test_only_what_was_set_is_sent(client: MembershipsClient, sandbox: RunningSandbox) -> None:
+    membership = an(client.list_memberships())
+    update = models.MembershipUpdate(to=None, from_=date(2026, 1, 31))
+    client.update_membership(membership.id, update)
+    (request,) = [r for r in sandbox.control("GET", "/_sandbox/requests") if r["method"] == "PATCH"]
+    body = request["body"]
+    assert (json.loads(body) if isinstance(body, str) else body) == {
+        "to": None,
+        "from": "2026-01-31T00:00:00Z",
+    }
+    changed = client.get_membership(membership.id)
+    assert (changed.to, changed.from_) == (None, date(2026, 1, 31))
+    assert changed.memo == membership.memo
+
+
+# Politeness
+
+
+def test_threads_keep_the_ceiling_together() -> None:
+    with running(memberships=50, page_size=50, rate_limit=60) as sandbox:
+        polite = access(sandbox, requests_per_second=20)
+
+        def read() -> None:
+            with MembershipsClient.open(polite) as client:
+                for _ in range(12):
+                    client.export_page(MEMBERSHIPS, start="2100-01-01")
+
+        threads = [threading.Thread(target=read) for _ in range(4)]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        taken = time.monotonic() - started
+        asked = sandbox.control("GET", "/_sandbox/requests")
+    assert {r["status"] for r in asked} == {200}
+    # 48 reads at 20 a second: the first 20 at once, the last 8 in the third second.
+    assert taken >= 2
+
+
+def test_errors_and_settings_show_no_secret(shared_sandbox: RunningSandbox) -> None:
+    given = access(shared_sandbox, client_secret="a-very-secret-word", app_key="a-very-secret-key")
+    with MembershipsClient.open(given) as client, pytest.raises(NotAuthorized) as refused:
+        client.get_membership(1)
+    assert "a-very-secret" not in repr(given) + str(refused.value) + repr(refused.value.facts())
