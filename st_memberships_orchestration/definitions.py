@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from st_memberships_orchestration.defs import exports, jobs, partitions, reference, resources
+from st_memberships_orchestration.defs import exports, history, jobs, partitions, reference, resources
 from st_memberships_orchestration.settings import Settings
 
 
@@ -12,8 +12,12 @@ def defs() -> dg.Definitions:
     settings = Settings()
     windows = partitions.windows_by_tenant(settings)
     return dg.Definitions(
-        assets=[*exports.build_assets(windows), *reference.build_assets(settings)],
-        jobs=[jobs.sync, jobs.refresh_reference],
+        assets=[
+            *exports.build_assets(windows),
+            *reference.build_assets(settings),
+            *history.build_assets(settings),
+        ],
+        jobs=[jobs.sync, jobs.refresh_reference, jobs.derive],
         resources=resources.from_settings(settings),
         # Steps are short and share a client: one process for all of a run's (57 ms a step, against
         # 2 s of CPU for a process each).

@@ -64,6 +64,18 @@ class Location:
             )
         )
 
+    def derive(self, job: str = "derive", tenant: str = "acme") -> dg.ExecuteInProcessResult:
+        """One run of a job that is partitioned by tenant alone."""
+        return (
+            defs()
+            .resolve_job_def(job)
+            .execute_in_process(
+                instance=self.instance,
+                partition_key=tenant,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+        )
+
 
 class PlainReader:
     """One tenant of a sandbox, read with nothing but the standard library."""

@@ -30,15 +30,21 @@ REFERENCE = {
     "membership_custom_field_types",
     "recurring_service_items",
 }
+HISTORY = {
+    "history/membership_status",
+    "history/memberships",
+    "history/recurring_service_events",
+    "history/recurring_services",
+}
 
 
 def test_inventory(location: Location) -> None:
     repository = defs().get_repository_def()
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
     exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
-    assert keys == exports | {f"reference/{name}" for name in REFERENCE}
+    assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
-    assert jobs == {"sync", "refresh_reference"}
+    assert jobs == {"sync", "refresh_reference", "derive"}
     assert {s.name for s in repository.schedule_defs} == set()
     assert {s.name for s in repository.sensor_defs} == set()
 

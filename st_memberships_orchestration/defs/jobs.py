@@ -20,3 +20,11 @@ refresh_reference = dg.define_asset_job(
         "each membership type, and custom field types. A few requests per membership type."
     ),
 )
+
+derive = dg.define_asset_job(
+    "derive",
+    selection=dg.AssetSelection.groups("history"),
+    description=(
+        "Computes one tenant's history from what the last sync brought. Reads the lake only."
+    ),
+)

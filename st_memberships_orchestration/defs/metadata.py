@@ -39,5 +39,5 @@ def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
     heads = [
         lake.rows(name, tenant=tenant, where=f"true limit {PREVIEW_ROWS}") for tenant in tenants
     ]
-    rows = pa.concat_tables(heads).to_pandas()
+    rows = pa.concat_tables(heads, promote_options="default").to_pandas()
     return rows.astype(str).to_markdown(index=False) if len(rows) else "No rows yet."

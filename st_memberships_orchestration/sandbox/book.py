@@ -9,6 +9,7 @@ import numpy as np
 from st_memberships_orchestration.sandbox.catalogue import (
     CUSTOM_FIELDS,
     PLANS,
+    UNITS,
     VISITS,
     Option,
     Plan,
@@ -43,7 +44,7 @@ class Book:
         rng = self.random("book")
         self.price_level = 1 + rng.integers(0, 12) / 100
         base = int(rng.integers(100, 900)) * 100_000
-        self.unit_ids = [base + 100 + n for n in range(5)]
+        self.unit_ids = [base + 100 + n for n in range(len(UNITS))]
         self.plan_ids = [base + 1_000 + 7 * n for n in range(len(PLANS))]
         self.visit_ids = [base + 2_000 + 3 * n for n in range(len(VISITS))]
         self.user_ids = [base + 3_000 + 11 * n for n in range(12)]
@@ -132,6 +133,21 @@ class Book:
             )
         return records
 
+    def custom_fields(self) -> list[dict[str, Any]]:
+        """The custom fields that memberships have."""
+        rng = self.random("custom fields")
+        return [
+            {
+                "id": self.field_ids[n],
+                "name": name,
+                "dataType": kind,
+                "dataTypeOptions": None if options is None else list(options),
+                "createdOn": moment_text(self._some_moment(rng, early=True)),
+                "modifiedOn": moment_text(self._some_moment(rng)),
+            }
+            for n, (name, kind, options) in enumerate(CUSTOM_FIELDS)
+        ]
+
     def settings_templates(self) -> list[dict[str, Any]]:
         """The records of the shared invoice templates: one per plan, one per kind of visit."""
         rng = self.random("settings")
@@ -168,6 +184,11 @@ class Book:
     def option_id(self, option: int) -> int:
         """The id of a duration/billing option; only ``duration-billing-items`` shows it."""
         return self.option_base + 17 * option
+
+    def option_place(self, key: int) -> int | None:
+        """The place among the options of a duration/billing option, None if there is none."""
+        place, rest = divmod(key - self.option_base, 17)
+        return place if rest == 0 and 0 <= place < len(self.options) else None
 
     def _membership_type(self, n: int, plan: Plan) -> dict[str, Any]:
         rng = self.random("plans", n)

@@ -8,11 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Option:
-    """One duration/billing option of a plan; ``duration`` is in months, None is ongoing."""
+    """One duration/billing option of a plan.
+
+    Attributes:
+        duration: Months that it lasts, None for an ongoing membership.
+        weight: Share of the plan's members that have it.
+        sold: Whether it can still be bought.
+    """
 
     duration: int | None
     frequency: str
     weight: float
+    sold: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,12 @@ PLANS = (
         14_95_00,
         0.20,
         0,
-        (Option(12, "Monthly", 0.6), Option(12, "Annual", 0.3), Option(12, "OneTime", 0.1)),
+        (
+            Option(12, "Monthly", 0.6),
+            Option(12, "Annual", 0.3),
+            Option(12, "OneTime", 0.1),
+            Option(12, "BiAnnual", 0.0, sold=False),
+        ),
         ((0, 0, 50), (1, 0, 50)),
         "Basic",
         10,
@@ -254,4 +266,4 @@ MEMOS = (
 
 CANCEL_NOTES = ("Moved away", "Too expensive", "Sold the house", "Switched to competitor", None)
 
-BILL_LINES = ("Monthly membership fee", "Membership fee – <i>thank you!</i>", "Plan fee ")
+BILL_LINES = ("Monthly membership fee", "Fee – <i>thank you!</i>", "Plan fee ")

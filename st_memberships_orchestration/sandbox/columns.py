@@ -11,8 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-from st_memberships_orchestration.sandbox.clock import DAY
-
 NULL = np.iinfo(np.int64).min
 _CHUNK = 20_000
 
@@ -147,14 +145,27 @@ class Either:
         return [yes if chosen else no for chosen, yes, no in pairs]
 
 
+def raw(column: Column) -> np.ndarray:
+    """The integers behind a column, by which its rows can be searched.
+
+    Raises:
+        TypeError: The column is put together from others.
+    """
+    match column:
+        case Ints(values) | Bools(values):
+            return values
+        case Choices(codes):
+            return codes
+        case Moments(ticks):
+            return ticks
+        case Days(days):
+            return days
+    raise TypeError(f"{type(column).__name__} cannot be searched")
+
+
 def day_text(day: int) -> str:
     """A calendar date as the API writes it: at midnight, in UTC."""
     return f"{np.datetime64(day, 'D')}T00:00:00Z"
-
-
-def day_of(ticks: np.ndarray) -> np.ndarray:
-    """The calendar days (UTC) of moments."""
-    return ticks // DAY
 
 
 def money_text(amount: int) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,8 +15,10 @@ from pathlib import Path
 import click
 import uvicorn
 
-from st_memberships_orchestration.sandbox.app import Manners, Sandbox
+from st_memberships_orchestration.sandbox.app import build_app
 from st_memberships_orchestration.sandbox.clock import HOUR, SandboxClock, parse_moment
+from st_memberships_orchestration.sandbox.faults import TrackedProtocol
+from st_memberships_orchestration.sandbox.state import Manners, Sandbox
 from st_memberships_orchestration.sandbox.tenants import TokenOffice, open_tenant
 
 _PARENT_POLL_SECONDS = 0.5
@@ -35,6 +38,20 @@ class _Moment(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class _Names(click.ParamType):
+    name = "names"
+
+    def convert(
+        self, value: str | list[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str]:
+        if isinstance(value, list):
+            return value
+        names = [name.strip().lower() for name in value.split(",")]
+        if not all(re.fullmatch(r"[a-z][a-z0-9_]*", name) for name in names):
+            self.fail(f"{value!r} are not names of letters, digits and underscores", param, ctx)
+        return names
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8700, show_default=True, help="Port; 0 is any free one.")
@@ -46,7 +63,13 @@ class _Moment(click.ParamType):
     type=click.IntRange(min=1),
     help="Memberships of the first tenant; the others have 40 % of them.",
 )
-@click.option("--tenants", default="acme,bravo", show_default=True, help="Names of the tenants.")
+@click.option(
+    "--tenants",
+    default="acme,bravo",
+    show_default=True,
+    type=_Names(),
+    help="Names of the tenants, separated by commas.",
+)
 @click.option("--env-file", type=click.Path(path_type=Path), help="Where to write the ST_* block.")
 @click.option("--now", type=_Moment(), help="What the clock says at start. [default: this hour]")
 @click.option(
@@ -71,7 +94,7 @@ def sandbox(
     port: int,
     seed: int,
     memberships: int,
-    tenants: str,
+    tenants: list[str],
     env_file: Path | None,
     now: int | None,
     page_size: int,
@@ -83,20 +106,19 @@ def sandbox(
 ) -> None:
     """Serve a ServiceTitan on this machine, with believable data and no account."""
     parent = os.getppid()
-    listener = socket.create_server((host, port))
+    listener = _listen(host, port)
     url = f"http://{host}:{listener.getsockname()[1]}"
     start = _this_hour() if now is None else now
-    names = [name.strip().lower() for name in tenants.split(",") if name.strip()]
-    clock = SandboxClock(start)
-    opened = [
-        open_tenant(name, place, seed=seed, now=start, memberships=memberships)
-        for place, name in enumerate(names)
-    ]
+    opened = {
+        name: open_tenant(name, place, seed=seed, now=start, memberships=memberships)
+        for place, name in enumerate(tenants)
+    }
     office = TokenOffice(hashlib.sha256(b"%d" % seed).digest(), lifetime=token_lifetime)
     manners = Manners(page_size=page_size, latency=latency_ms / 1_000, rate_limit=rate_limit)
     server = _Server(
         uvicorn.Config(
-            Sandbox(opened, clock, office, manners).app(),
+            build_app(Sandbox(opened, SandboxClock(start), office, manners)),
+            http=TrackedProtocol,
             log_level="critical",
             access_log=False,
             lifespan="off",
@@ -106,7 +128,7 @@ def sandbox(
     if exit_with_parent:
         threading.Thread(target=_watch, args=(parent, server), daemon=True).start()
     env = {"ST_ENVIRONMENT": "sandbox", "ST_API_URL": url, "ST_AUTH_URL": url}
-    for tenant in opened:
+    for tenant in opened.values():
         env |= tenant.env()
     server.on_listening = lambda: _announce(url, env, env_file, quiet=quiet)
     server.run(sockets=[listener])
@@ -128,6 +150,13 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.handle_exit)
         yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 def _announce(url: str, env: dict[str, str], env_file: Path | None, *, quiet: bool) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from st_memberships_orchestration.sandbox.book import Book
 from st_memberships_orchestration.sandbox.catalogue import (
+    BILL_LINES,
     CANCEL_NOTES,
     CUSTOM_FIELD_VALUES,
     CUSTOM_FIELDS,
@@ -14,7 +15,7 @@ from st_memberships_orchestration.sandbox.catalogue import (
     PLANS,
     VISITS,
 )
-from st_memberships_orchestration.sandbox.clock import DAY, HOUR, MINUTE, SECOND, parse_moment
+from st_memberships_orchestration.sandbox.clock import DAY, HOUR, MINUTE, SECOND
 from st_memberships_orchestration.sandbox.columns import (
     NULL,
     Bools,
@@ -27,6 +28,7 @@ from st_memberships_orchestration.sandbox.columns import (
     Moments,
     Money,
     Nested,
+    raw,
     render,
 )
 from st_memberships_orchestration.sandbox.feeds import Feed
@@ -43,6 +45,7 @@ from st_memberships_orchestration.sandbox.members import (
     month_start,
     next_bills,
 )
+from st_memberships_orchestration.sandbox.records import encode, modified_at
 from st_memberships_orchestration.sandbox.visits import (
     NO_MEMBER,
     NOT_ATTEMPTED,
@@ -95,7 +98,7 @@ class Table:
 
 
 def build_feeds(book: Book, memberships: int) -> dict[str, Feed]:
-    """All feeds of a contractor with so many memberships.
+    """All records of a contractor with so many memberships: the feeds and the custom fields.
 
     Args:
         book: The tenant's books.
@@ -113,19 +116,25 @@ def build_feeds(book: Book, memberships: int) -> dict[str, Feed]:
     }
     records = {
         "invoice_templates": book.settings_templates(),
+        "custom_fields": book.custom_fields(),
         "membership_types": book.membership_types(),
         "recurring_service_types": book.recurring_service_types(),
     }
-    return {name: _feed(book, name, tables.get(name), records.get(name, [])) for name in FEEDS}
+    return {
+        name: _feed(book, name, tables.get(name), records.get(name, []))
+        for name in (*FEEDS, "custom_fields")
+    }
 
 
 def _feed(book: Book, name: str, table: Table | None, records: list[dict[str, Any]]) -> Feed:
     """A feed with the rows in the order of their commit, which is mostly that of modification."""
     rng = book.random(f"commits of {name}")
     ids = np.array([record["id"] for record in records], dtype=np.int64)
-    modified = np.array([parse_moment(r["modifiedOn"]) for r in records], dtype=np.int64)
+    modified = np.array([modified_at(record) for record in records], dtype=np.int64)
+    index = encode(name, records)
     if table is not None:
         ids, modified = np.r_[ids, table.ids], np.r_[modified, table.modified]
+        index = {field: np.r_[index[field], raw(table.columns[field])] for field in index}
     late = np.where(rng.random(len(ids)) < LATE_COMMITS, rng.integers(0, 8 * MINUTE, len(ids)), 0)
     committed = np.where(modified + late < book.now, modified + late, modified)
     order = np.lexsort((ids, committed))
@@ -142,7 +151,8 @@ def _feed(book: Book, name: str, table: Table | None, records: list[dict[str, An
         ):
             rows[place[source]] = row
     feed = Feed(name)
-    feed.load(rows, ids[order], modified[order], committed[order])
+    found = {field: values[order] for field, values in index.items()}
+    feed.load(rows, ids[order], modified[order], committed[order], found)
     return feed
 
 
@@ -307,7 +317,7 @@ class _Desk:
             Constant("1.00"),
             Money(price),
             Constant("false"),
-            _some(rng, ("Monthly membership fee", "Fee – <i>thank you!</i>"), count, share=0.8),
+            _some(rng, BILL_LINES, count, share=0.8),
         )
         add_on = (
             Ints(lines + 1),

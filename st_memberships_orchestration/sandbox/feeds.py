@@ -1,4 +1,4 @@
-"""Export feeds: a log of record versions, its pages, and the tokens that lead through it."""
+"""Feeds: a log of record versions, its export pages, and the tokens that lead through it."""
 
 import base64
 import hashlib
@@ -8,10 +8,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from st_memberships_orchestration.sandbox.clock import MINUTE
+from st_memberships_orchestration.sandbox.records import SEARCHABLE, modified_at
+from st_memberships_orchestration.sandbox.wire import dumps, loads
 
 LAG = 15 * MINUTE
 _EMPTY_PAGE_EVERY = 25
@@ -59,15 +62,94 @@ class Feed:
         self.ids = array("q")
         self.modified = array("q")
         self.committed = array("q")
+        self._alive = array("b")
+        self._index = {field: array("q") for field in SEARCHABLE[name]}
+        self._places: dict[int, int] = {}
+        self._newest_id = 0
+        self._order: tuple[int, str, np.ndarray] | None = None
 
     def load(
-        self, rows: Sequence[bytes], ids: np.ndarray, modified: np.ndarray, committed: np.ndarray
+        self,
+        rows: Sequence[bytes],
+        ids: np.ndarray,
+        modified: np.ndarray,
+        committed: np.ndarray,
+        index: dict[str, np.ndarray],
     ) -> None:
-        """Append many entries of new records, already in the order of their commit."""
+        """Fill the log with entries of new records, already in the order of their commit."""
         self.rows.extend(rows)
-        self.ids.frombytes(ids.astype(np.int64).tobytes())
-        self.modified.frombytes(modified.astype(np.int64).tobytes())
-        self.committed.frombytes(committed.astype(np.int64).tobytes())
+        columns = ((self.ids, ids), (self.modified, modified), (self.committed, committed))
+        for target, values in (*columns, *((self._index[f], v) for f, v in index.items())):
+            target.frombytes(values.astype(np.int64).tobytes())
+        self._alive.frombytes(b"\x01" * len(rows))
+        self._newest_id = int(ids.max(initial=0))
+
+    def get(self, key: int) -> dict[str, Any] | None:
+        """The newest version of a record."""
+        row = self.row(key)
+        return None if row is None else loads(row)
+
+    def row(self, key: int) -> bytes | None:
+        """The newest version of a record as it is sent."""
+        place = self._place(key)
+        return None if place is None else self.rows[place]
+
+    def last_modified(self, key: int) -> int | None:
+        """When the newest version of a record was modified."""
+        place = self._place(key)
+        return None if place is None else self.modified[place]
+
+    def put(self, record: dict[str, Any], now: int) -> None:
+        """Append a new version of a record, or a new record."""
+        row, modified = dumps(record), modified_at(record)
+        found = {field: read(record[field]) for field, read in SEARCHABLE[self.name].items()}
+        self.remove(record["id"])
+        self._places[record["id"]] = len(self.rows)
+        self._newest_id = max(self._newest_id, record["id"])
+        self.rows.append(row)
+        self._alive.append(1)
+        self.ids.append(record["id"])
+        self.modified.append(modified)
+        self.committed.append(max(now, self.committed[-1]) if self.committed else now)
+        for field, value in found.items():
+            self._index[field].append(value)
+
+    def remove(self, key: int) -> None:
+        """Forget a record for good."""
+        place = self._place(key)
+        if place is not None:
+            self.rows[place] = None
+            self._alive[place] = 0
+            del self._places[key]
+
+    def new_id(self) -> int:
+        """An id that no record has."""
+        return self._newest_id + 1
+
+    def column(self, field: str) -> np.ndarray:
+        """A searchable field of all entries; those of dead entries are meaningless."""
+        match field:
+            case "id":
+                return np.array(self.ids)
+            case "modifiedOn":
+                return np.array(self.modified)
+        return np.array(self._index[field])
+
+    def living(self) -> np.ndarray:
+        """Which entries are the newest of their record."""
+        return np.array(self._alive, dtype=bool)
+
+    def ordered(self, field: str) -> np.ndarray:
+        """The entries in the ascending order of a searchable field, ties in that of the id."""
+        version = len(self.rows)
+        if self._order is None or self._order[:2] != (version, field):
+            order = np.lexsort((self.column("id"), self.column(field)))
+            self._order = (version, field, order)
+        return self._order[2]
+
+    def keys(self, mask: np.ndarray) -> list[int]:
+        """The ascending ids of the entries in a mask that are alive."""
+        return sorted(self.column("id")[mask & self.living()].tolist())
 
     def visible(self, now: int) -> int:
         """How many entries are old enough to be shown without ``includeRecentChanges``."""
@@ -98,7 +180,7 @@ class Feed:
         position = place.position
         while len(rows) < size and position < end:
             stop = min(end, position + size - len(rows))
-            rows.extend(self._alive(position, stop, place.floor))
+            rows.extend(self._live_rows(position, stop, place.floor))
             position = stop
         if position < end:
             return Page(rows, Place(position, place.floor), has_more=True)
@@ -120,7 +202,14 @@ class Feed:
         text = "\n".join(map(str, ids))
         return {"rows": len(ids), "ids_hash": hashlib.sha256(text.encode()).hexdigest()}
 
-    def _alive(self, start: int, stop: int, floor: int) -> list[bytes]:
+    def _place(self, key: int) -> int | None:
+        if not self._places:
+            self._places = {
+                key: place for place, key in enumerate(self.ids) if self.rows[place] is not None
+            }
+        return self._places.get(key)
+
+    def _live_rows(self, start: int, stop: int, floor: int) -> list[bytes]:
         chunk = self.rows[start:stop]
         if floor == _NO_FLOOR:
             return [row for row in chunk if row is not None]
@@ -132,7 +221,8 @@ class Feed:
         ]
 
     def _rests(self, position: int, salt: str) -> bool:
-        return zlib.crc32(f"{salt}:{self.name}:{position}".encode()) % _EMPTY_PAGE_EVERY == 0
+        luck = zlib.crc32(f"{salt}:{self.name}:{position}".encode())
+        return position > 0 and luck % _EMPTY_PAGE_EVERY == 0
 
 
 class Tokens:

@@ -1,41 +1,59 @@
-"""What an operation of the API gets to see: the tenant, the query, the time."""
+"""The thirty operations: method and path to what answers them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from functools import partial
 
-from st_memberships_orchestration.sandbox.problems import Problem
-from st_memberships_orchestration.sandbox.tenants import Tenant
+from starlette.responses import Response
+
+from st_memberships_orchestration.sandbox import reads, writes
+from st_memberships_orchestration.sandbox.calls import Call
+from st_memberships_orchestration.sandbox.exports import export
+
+Handler = Callable[[Call], Response]
+
+OPERATIONS: dict[tuple[str, str], Handler] = {
+    ("GET", "export/invoice-templates"): partial(export, "invoice_templates"),
+    ("GET", "export/membership-status-changes"): partial(export, "membership_status_changes"),
+    ("GET", "export/membership-types"): partial(export, "membership_types"),
+    ("GET", "export/memberships"): partial(export, "memberships"),
+    ("GET", "export/recurring-service-events"): partial(export, "recurring_service_events"),
+    ("GET", "export/recurring-service-types"): partial(export, "recurring_service_types"),
+    ("GET", "export/recurring-services"): partial(export, "recurring_services"),
+    ("GET", "invoice-templates"): reads.list_invoice_templates,
+    ("POST", "invoice-templates"): writes.create_invoice_template,
+    ("GET", "invoice-templates/{id}"): reads.get_invoice_template,
+    ("PATCH", "invoice-templates/{id}"): writes.update_invoice_template,
+    ("GET", "membership-types"): reads.list_membership_types,
+    ("GET", "membership-types/{id}"): reads.get_membership_type,
+    ("GET", "membership-types/{id}/discounts"): reads.discounts,
+    ("GET", "membership-types/{id}/duration-billing-items"): reads.duration_billing_items,
+    ("GET", "membership-types/{id}/recurring-service-items"): reads.recurring_service_items,
+    ("GET", "memberships"): reads.list_memberships,
+    ("GET", "memberships/custom-fields"): reads.list_custom_fields,
+    ("POST", "memberships/sale"): writes.sell_membership,
+    ("GET", "memberships/{id}"): reads.get_membership,
+    ("PATCH", "memberships/{id}"): writes.update_membership,
+    ("GET", "memberships/{id}/status-changes"): reads.membership_status_changes,
+    ("GET", "recurring-service-events"): reads.list_events,
+    ("POST", "recurring-service-events/{id}/mark-complete"): writes.mark_complete,
+    ("POST", "recurring-service-events/{id}/mark-incomplete"): writes.mark_incomplete,
+    ("GET", "recurring-service-types"): reads.list_service_types,
+    ("GET", "recurring-service-types/{id}"): reads.get_service_type,
+    ("GET", "recurring-services"): reads.list_services,
+    ("GET", "recurring-services/{id}"): reads.get_service,
+    ("PATCH", "recurring-services/{id}"): writes.update_service,
+}
+_PATTERNS = [
+    (method, re.compile(path.replace("{id}", "(?P<id>[^/]+)")), handler)
+    for (method, path), handler in OPERATIONS.items()
+]
 
 
-@dataclass(frozen=True)
-class Query:
-    """The query parameters of a request; values of the wrong type are answered with 400."""
-
-    values: Mapping[str, str]
-
-    def text(self, name: str) -> str | None:
-        """A parameter as it came."""
-        return self.values.get(name)
-
-    def boolean(self, name: str) -> bool | None:
-        """A parameter that is true or false."""
-        text = self.values.get(name)
-        if not text:
-            return None
-        if text.lower() not in ("true", "false"):
-            raise _not_valid(name, text)
-        return text.lower() == "true"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request to one tenant."""
-
-    tenant: Tenant
-    query: Query
-    now: int
-    page_size: int
-
-
-def _not_valid(name: str, value: str) -> Problem:
-    return Problem(400, errors={name: [f"The value '{value}' is not valid."]})
+def find_operation(method: str, path: str) -> tuple[Handler, str] | None:
+    """What answers a request, and the id in its path; None if the gateway knows no such thing."""
+    for known, pattern, handler in _PATTERNS:
+        match = pattern.fullmatch(path)
+        if match is not None and known == method:
+            return handler, match.groupdict().get("id", "0")
+    return None

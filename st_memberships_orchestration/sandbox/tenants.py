@@ -9,11 +9,14 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from st_memberships_orchestration.sandbox.book import Book
 from st_memberships_orchestration.sandbox.clock import SECOND
 from st_memberships_orchestration.sandbox.contractor import build_feeds
 from st_memberships_orchestration.sandbox.feeds import Feed, Tokens
+from st_memberships_orchestration.sandbox.frontdesk import FrontDesk
+from st_memberships_orchestration.sandbox.life import Life
 from st_memberships_orchestration.sandbox.problems import Problem
 
 TIMEZONES = ("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles")
@@ -45,6 +48,8 @@ class Tenant:
     book: Book
     feeds: dict[str, Feed]
     tokens: Tokens
+    desk: FrontDesk
+    life: Life
     arrivals: deque[float] = field(default_factory=deque)
 
     def env(self) -> dict[str, str]:
@@ -84,12 +89,10 @@ class TokenOffice:
         self._secret = secret
         self._lifetime = lifetime
         self._numbers = itertools.count(1)
-        self._issued = 0
-        self._revoked = 0
+        self._revoked: set[int] = set()
 
     def issue(self, tenant: Tenant, now: int) -> dict[str, object]:
         """The body that answers a request for a token."""
-        self._issued = next(self._numbers)
         issued_at = now // SECOND
         claims = {
             "iss": "st-sandbox",
@@ -98,7 +101,7 @@ class TokenOffice:
             "client_id": tenant.client_id,
             "iat": issued_at,
             "exp": issued_at + self._lifetime,
-            "jti": self._issued,
+            "jti": next(self._numbers),
         }
         signed = f"{_encode({'alg': 'HS256', 'typ': 'JWT'})}.{_encode(claims)}"
         return {
@@ -114,19 +117,26 @@ class TokenOffice:
         Raises:
             Problem: 401 for a token that is missing, not ours, revoked or expired.
         """
-        token = authorization.removeprefix("Bearer ").removeprefix("bearer ").strip()
-        signed, _, signature = token.rpartition(".")
-        if not signed or not hmac.compare_digest(signature.encode(), self._sign(signed).encode()):
+        claims = self._claims(authorization)
+        if claims is None:
             raise Problem(401, "The access token is missing or invalid.")
-        payload = signed.partition(".")[2]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        if claims["jti"] <= self._revoked or claims["exp"] * SECOND <= now:
+        if claims["jti"] in self._revoked or claims["exp"] * SECOND <= now:
             raise Problem(401, "The access token has expired.")
         return claims["tenant"]
 
-    def revoke(self) -> None:
-        """Make every token handed out so far invalid."""
-        self._revoked = self._issued
+    def revoke(self, authorization: str) -> None:
+        """Make the token of an Authorization header invalid."""
+        claims = self._claims(authorization)
+        if claims is not None:
+            self._revoked.add(claims["jti"])
+
+    def _claims(self, authorization: str) -> dict[str, Any] | None:
+        token = authorization.removeprefix("Bearer ").strip()
+        signed, _, signature = token.rpartition(".")
+        if not hmac.compare_digest(signature.encode(), self._sign(signed).encode()):
+            return None
+        payload = signed.partition(".")[2]
+        return json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
 
     def _sign(self, text: str) -> str:
         return _base64(hmac.digest(self._secret, text.encode(), hashlib.sha256))
@@ -136,6 +146,8 @@ def open_tenant(name: str, place: int, *, seed: int, now: int, memberships: int)
     """A tenant with its data and credentials; ``place`` is its place among the tenants."""
     book = Book(name, seed=seed, now=now)
     size = memberships if place == 0 else max(1, round(memberships * SMALLER))
+    feeds = build_feeds(book, size)
+    desk = FrontDesk(book, feeds)
     return Tenant(
         name=name,
         tenant_id=1_000_000_000 + int(book.random("tenant").integers(10_000_000)),
@@ -145,8 +157,10 @@ def open_tenant(name: str, place: int, *, seed: int, now: int, memberships: int)
         app_key=f"ak1.{_secret(seed, 'app', 'key')[:28]}",
         timezone=TIMEZONES[place % len(TIMEZONES)],
         book=book,
-        feeds=build_feeds(book, size),
+        feeds=feeds,
         tokens=Tokens(_secret(seed, name, f"tokens {now} {size}").encode()),
+        desk=desk,
+        life=Life(book, feeds, desk),
     )
 
 

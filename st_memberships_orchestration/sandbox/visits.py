@@ -174,12 +174,22 @@ def _dates(services: Services, last: np.ndarray) -> tuple[np.ndarray, np.ndarray
     nth = nth_of(service)
     date = add_months(services.anchor[service], nth * months[service]) + nth * days[service]
     tuesdays = np.array([v.second_tuesday for v in VISITS])[services.visit[service]]
-    date = np.where(tuesdays, _second_tuesday(date), date)
+    date = np.where(tuesdays, second_tuesday(date), date)
     rows = np.flatnonzero(date <= last[service])
     return service[rows], date[rows]
 
 
-def _second_tuesday(days: np.ndarray) -> np.ndarray:
+def next_visits(visit: np.ndarray, date: np.ndarray) -> np.ndarray:
+    """The days of the visits after the given ones, by kind of visit."""
+    months = np.array([v.months for v in VISITS])[visit]
+    days = np.array([v.days for v in VISITS])[visit]
+    tuesdays = np.array([v.second_tuesday for v in VISITS])[visit]
+    following = add_months(date, months) + days
+    return np.where(tuesdays, second_tuesday(following), following)
+
+
+def second_tuesday(days: np.ndarray) -> np.ndarray:
+    """The second Tuesday of the month of each day."""
     first = month_start(month_of(days))
     return first + (5 - first) % 7 + 7  # 1970-01-06 was a Tuesday
 

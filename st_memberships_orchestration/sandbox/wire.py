@@ -11,8 +11,12 @@ def loads(text: bytes | str) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Compact JSON in UTF-8; decimals are written digit by digit."""
-    return _text(value).encode()
+    """Compact JSON in UTF-8; decimals are written digit by digit, half surrogates as ``?``."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except TypeError:  # the fast way does not know decimals
+        text = _text(value)
+    return text.encode(errors="replace")
 
 
 def _text(value: Any) -> str:

@@ -35,7 +35,7 @@ def examine(client: MembershipsClient) -> Iterator[Finding]:
         if isinstance(failure, Transient) or (failure and failure.path.endswith(TOKEN_PATH)):
             break
     first = failures[FEEDS[0].name]
-    if first is None or len(failures) == len(FEEDS) and not all(failures.values()):
+    if first is None or (len(failures) == len(FEEDS) and not all(failures.values())):
         failed = None
     elif first.path.endswith(TOKEN_PATH):
         failed = 1

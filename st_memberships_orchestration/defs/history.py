@@ -1,0 +1,81 @@
+"""Assets that say what was true when, so that any past day can be asked about."""
+
+import dagster as dg
+import pyarrow as pa
+
+from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.lake.history import (
+    STATUS_COLUMNS,
+    VALIDITY,
+    rebuild_membership_status,
+    rebuild_versions,
+)
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.settings import Settings
+
+VERSIONED = ("memberships", "recurring_services", "recurring_service_events")
+
+
+def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """History of statuses, and of the records that change."""
+    versioned = [_versions(settings, feed) for feed in FEEDS if feed.name in VERSIONED]
+    return [*versioned, _membership_status(settings)]
+
+
+def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["history", feed.name],
+        deps=[dg.AssetKey(["current", feed.name])],
+        description=(
+            f"Each known version of {feed.title}, with the time in which it held: `valid_from` "
+            "(its modification) until `valid_to` (the next one's; null while it holds). What was "
+            "before the oldest version is not known: ServiceTitan shows only the newest state."
+        ),
+        group_name="history",
+        kinds={"deltalake", "duckdb"},
+        partitions_def=by_tenant(settings),
+        metadata={
+            "dagster/column_schema": column_schema(
+                pa.schema([*table_schema(feed.model), *VALIDITY])
+            )
+        },
+    )
+    def versions(
+        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        tenant = context.partition_key
+        rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified)
+        return dg.MaterializeResult(metadata=table_metadata(lake, f"history/{feed.name}", [tenant]))
+
+    return versions
+
+
+def _membership_status(settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["history", "membership_status"],
+        deps=[
+            dg.AssetKey(["current", "memberships"]),
+            dg.AssetKey(["current", "membership_status_changes"]),
+        ],
+        description=(
+            "One row per membership and span of time in which it had a status, without gap or "
+            "overlap: who was a member on any past day. `basis` says whether the status was "
+            "recorded or concluded; how far back ServiceTitan records changes is not known."
+        ),
+        group_name="history",
+        kinds={"deltalake", "duckdb"},
+        partitions_def=by_tenant(settings),
+        metadata={"dagster/column_schema": column_schema(STATUS_COLUMNS)},
+    )
+    def membership_status(
+        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        tenant = context.partition_key
+        rebuild_membership_status(lake, tenant=tenant, zone=settings.tenants[tenant].zone)
+        name = "history/membership_status"
+        return dg.MaterializeResult(metadata=table_metadata(lake, name, [tenant]))
+
+    return membership_status

@@ -1,0 +1,136 @@
+"""`history/<name>`: what was true when. Built from `raw/` and `current/`, one tenant at a time."""
+
+from zoneinfo import ZoneInfo
+
+import duckdb
+import pyarrow as pa
+
+from st_memberships_orchestration.lake.store import Lake, replace_tenant
+
+VALID_FROM = "valid_from"
+VALID_TO = "valid_to"
+
+
+def _validity(name: str, comment: str) -> pa.Field:
+    return pa.field(name, pa.timestamp("us", tz="UTC"), metadata={"comment": comment})
+
+
+VALIDITY = (
+    _validity(VALID_FROM, "From this moment on the row is true (UTC)."),
+    _validity(VALID_TO, "Until just before this moment (UTC); null while it is true."),
+)
+
+
+def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> pa.Table:
+    """Write `history/<feed>`: one row per version of a record, with the time in which it held.
+
+    A version holds from its modification until that of the next. What a record was before its
+    oldest known version is not known: ServiceTitan shows only the newest at the time of reading.
+    Of versions with the same modification time the one loaded last is kept.
+    """
+    versions = lake.rows(f"raw/{feed}", tenant=tenant)
+    if not versions.num_rows:
+        return versions
+    age = f'"{modified}", rtrim("{modified}_text", \'Z\')'
+    with duckdb.connect() as connection:
+        connection.sql("set timezone = 'UTC'")
+        connection.register("versions", versions.drop_columns(["tenant", "version_hash", "batch"]))
+        rows = connection.sql(
+            f"""
+            select *, "{modified}" as {VALID_FROM},
+                lead("{modified}") over (partition by id order by {age}) as {VALID_TO}
+            from (
+                from versions
+                qualify row_number() over (
+                    partition by id, "{modified}_text" order by loaded_at desc
+                ) = 1
+            )
+            """
+        ).to_arrow_table()
+    schema = pa.schema([*(f for f in versions.schema if f.name in rows.column_names), *VALIDITY])
+    history = rows.select(schema.names).cast(schema)
+    replace_tenant(lake, f"history/{feed}", history, tenant=tenant)
+    return history
+
+
+STATUS_COLUMNS = pa.schema(
+    [
+        pa.field("membership_id", pa.int64(), metadata={"comment": "Whose status it is."}),
+        pa.field("status", pa.string(), metadata={"comment": "Active, Suspended, Expired …"}),
+        *VALIDITY,
+        pa.field(
+            "basis",
+            pa.string(),
+            metadata={
+                "comment": "change: after a recorded change; before_first_change: what that "
+                "change started from; unchanged: today's status, no change is recorded."
+            },
+        ),
+    ]
+)
+
+
+def rebuild_membership_status(lake: Lake, *, tenant: str, zone: ZoneInfo) -> pa.Table:
+    """Write `history/membership_status`: one row per membership and span in which it had a status.
+
+    The spans of a membership follow each other without gap or overlap, the last one is open. The
+    status before the first recorded change is the one that this change started from, and holds
+    from the membership's first day (`from`, midnight in the contractor's zone; where there is
+    none, from its creation). How far back ServiceTitan records changes is not known.
+    """
+    memberships = lake.rows(
+        "current/memberships", tenant=tenant, columns=["id", "status", '"from"', "created_on"]
+    )
+    changes = lake.rows(
+        "current/membership_status_changes",
+        tenant=tenant,
+        columns=["id", "membership_id", "old_status", "new_status", "created_on"],
+    )
+    if not changes.num_rows:
+        changes = pa.table(
+            {
+                "id": pa.array([], pa.int64()),
+                "membership_id": pa.array([], pa.int64()),
+                "old_status": pa.array([], pa.string()),
+                "new_status": pa.array([], pa.string()),
+                "created_on": pa.array([], pa.timestamp("us", tz="UTC")),
+            }
+        )
+    if not memberships.num_rows:
+        return STATUS_COLUMNS.empty_table()
+    with duckdb.connect() as connection:
+        connection.sql("set timezone = 'UTC'")
+        connection.register("memberships", memberships)
+        connection.register("changes", changes)
+        rows = connection.sql(
+            f"""
+            with begun as (
+                select id as membership_id, status, coalesce(
+                    timezone('{zone.key}', "from"::timestamp), created_on
+                ) as since
+                from memberships
+            ), first as (
+                from changes
+                qualify row_number() over (partition by membership_id order by created_on, id) = 1
+            ), spans as (
+                select membership_id, new_status as status, created_on as {VALID_FROM},
+                    1 as step, id, 'change' as basis
+                from changes
+                union all
+                select membership_id, old_status, since, 0, 0, 'before_first_change'
+                from first join begun using (membership_id) where since < first.created_on
+                union all
+                select membership_id, status, since, 0, 0, 'unchanged'
+                from begun anti join first using (membership_id)
+            )
+            select membership_id, status, {VALID_FROM}, lead({VALID_FROM}) over (
+                partition by membership_id order by {VALID_FROM}, step, id
+            ) as {VALID_TO}, basis
+            from spans
+            qualify {VALID_TO} is null or {VALID_TO} > {VALID_FROM}
+            order by membership_id, {VALID_FROM}
+            """
+        ).to_arrow_table()
+    history = rows.cast(STATUS_COLUMNS)
+    replace_tenant(lake, "history/membership_status", history, tenant=tenant)
+    return history
