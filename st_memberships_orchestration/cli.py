@@ -60,7 +60,9 @@ def demo(memberships: int, seed: int) -> None:
         _sync(sorted(_settings().tenants), _today(), _today())
         _show_headlines()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
-    console.print("  make ui                      the runs and tables in the Dagster web UI")
+    console.print(
+        "  make ui                      all of it in the Dagster web UI (these runs: Runs > All)"
+    )
     console.print(
         '  .venv/bin/st-memberships query "select status, count(*) from current.memberships '
         'group by all"',
@@ -121,7 +123,7 @@ def query(sql: str, as_csv: bool) -> None:
         if found is None:
             return
         if as_csv:
-            click.echo(found.df().to_csv(index=False), nl=False)
+            click.echo(found.to_arrow_table().to_pandas().to_csv(index=False), nl=False)
         else:
             found.show(max_width=console.width)
 
@@ -229,7 +231,7 @@ def _run(job: str, tenant: str, first: date, last: date, feeds: tuple[str, ...])
 def _progress_lines() -> Iterator[None]:
     """Show the log lines of our own modules, but not Dagster's."""
     ours = logging.getLogger("st_memberships_orchestration")
-    handler = RichHandler(console=console, show_path=False)
+    handler = RichHandler(console=console, show_path=False, show_level=False, show_time=False)
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     try:
@@ -241,7 +243,7 @@ def _progress_lines() -> Iterator[None]:
 def _show_landed(runs: dict[str, Any]) -> None:
     for tenant, run in runs.items():
         landed = list(_landed(run))
-        windows = sorted({raw["window"] for _, raw, _ in landed})
+        windows = sorted({raw["read"] for _, raw, _ in landed})
         table = Table(
             "feed",
             title=f"{tenant}: what landed",
@@ -252,8 +254,8 @@ def _show_landed(runs: dict[str, Any]) -> None:
         for feed, raw, current in landed:
             table.add_row(
                 feed,
-                f"{current['dagster/row_count']:,}",
-                f"{raw['dagster/row_count']:,}",
+                f"{current['dagster/partition_row_count']:,}",
+                f"{raw['dagster/partition_row_count']:,}",
                 f"{raw['versions_new']:,}",
                 f"{raw['seconds'] + current['seconds']:.2f}",
             )
@@ -288,9 +290,11 @@ def _show_headlines() -> None:
             from current.memberships m where not is_deleted group by tenant order by tenant
             """
         )
-        table = Table(*(name.replace("_", " ") for name in found.columns))
-        for row in found.fetchall():
-            table.add_row(*map(str, row))
+        table = Table()
+        for number, name in enumerate(found.columns):
+            table.add_column(name.replace("_", " "), justify="right" if number else "left")
+        for tenant, *numbers in found.fetchall():
+            table.add_row(tenant, *(f"{number:,}" for number in numbers))
     console.print(table)
 
 
@@ -332,10 +336,13 @@ def _serve(port: int) -> None:
     """Run web server and daemon until one of them ends or the user stops us."""
     os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
     location = ["-m", "st_memberships_orchestration.definitions"]
+    if Path("workspace.yaml").exists():
+        location = ["--workspace", "workspace.yaml"]
     scripts = Path(sys.executable).parent
     commands = (
         [scripts / "dagster-webserver", *location, "--port", str(port)],
-        [scripts / "dagster-daemon", "run", *location],
+        # The daemon renews its code server every minute, and would say so each time.
+        [scripts / "dagster-daemon", "run", "--code-server-log-level", "error", *location],
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     servers = [subprocess.Popen(command) for command in commands]

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from st_memberships_orchestration.defs import exports, history, jobs, partitions, reference, resources
+from st_memberships_orchestration.defs import checks, exports, history, jobs, partitions, reference, resources
 from st_memberships_orchestration.settings import Settings
 
 
@@ -17,7 +17,8 @@ def defs() -> dg.Definitions:
             *reference.build_assets(settings),
             *history.build_assets(settings),
         ],
-        jobs=[jobs.sync, jobs.refresh_reference, jobs.derive],
+        asset_checks=checks.build_checks(settings),
+        jobs=[jobs.sync, jobs.refresh_reference, jobs.derive, jobs.reconcile],
         resources=resources.from_settings(settings),
         # Steps are short and share a client: one process for all of a run's (57 ms a step, against
         # 2 s of CPU for a process each).

@@ -44,7 +44,7 @@ def test_inventory(location: Location) -> None:
     exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
     assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
-    assert jobs == {"sync", "refresh_reference", "derive"}
+    assert jobs == {"sync", "refresh_reference", "derive", "reconcile"}
     assert {s.name for s in repository.schedule_defs} == set()
     assert {s.name for s in repository.sensor_defs} == set()
 

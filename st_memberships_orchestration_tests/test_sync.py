@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -88,13 +89,14 @@ def test_a_materialization_tells_what_an_operator_asks(
     run = location.use(shared_sandbox).sync(feeds=("memberships",))
     raw = facts(run, "raw", "memberships")
     shown = PlainReader(shared_sandbox).walk("memberships")
-    assert raw["rows_read"] == raw["versions_new"] == raw["dagster/row_count"] == len(shown)
+    assert (
+        raw["rows_read"] == raw["versions_new"] == raw["dagster/partition_row_count"] == len(shown)
+    )
     assert raw["requests"] == raw["pages"] == -(-len(shown) // 100) or raw["pages"] > 1
     assert raw["retries"] == raw["records_quarantined"] == 0
-    assert str(raw["window"]).startswith("the beginning to ")
-    assert max(m["modifiedOn"] for m in shown.values()).startswith(
-        str(raw["newest_modification"])[:19]
-    )
+    assert str(raw["read"]).startswith("the beginning to ")
+    newest = datetime.fromtimestamp(float(str(raw["newest_modification"])), UTC)
+    assert max(m["modifiedOn"] for m in shown.values())[:19] == f"{newest:%Y-%m-%dT%H:%M:%S}"
     assert "| tenant" in str(raw["preview"])
     assert isinstance(raw["bytes"], int)
     assert raw["bytes"] > 100 * len(shown)

@@ -123,7 +123,12 @@ def _results(
     for partition in healed:
         context.log_event(
             dg.AssetMaterialization(
-                key, partition=partition, description="Brought up to date by a later run."
+                key,
+                partition=partition,
+                description="Brought up to date by a later run.",
+                metadata={
+                    "brought_up_to_date_by": dg.MetadataValue.dagster_run(context.run.run_id)
+                },
             )
         )
     yield dg.MaterializeResult(asset_key=key, metadata=metadata)
@@ -154,7 +159,7 @@ def _raw_metadata(lake: Lake, feed: ExportFeed, readings: dict[str, Reading]) ->
     pages = sum(r.pages for r in done)
     requests = sum(r.requests for r in done)
     return {
-        "window": "; ".join(sorted({_span(r) for r in done})),
+        "read": "; ".join(sorted({_span(r) for r in done})),
         "rows_read": sum(r.rows for r in done),
         "versions_new": sum(r.versions for r in done),
         "records_quarantined": sum(r.broken for r in done),
@@ -163,7 +168,7 @@ def _raw_metadata(lake: Lake, feed: ExportFeed, readings: dict[str, Reading]) ->
         "retries": requests - pages,
         "bytes": sum(r.bytes for r in done),
         "seconds": round(sum(r.seconds for r in done), 3),
-        **({"newest_modification": max(newest).isoformat()} if newest else {}),
+        **({"newest_modification": dg.MetadataValue.timestamp(max(newest))} if newest else {}),
         **table_metadata(lake, f"raw/{feed.name}", list(readings)),
     }
 

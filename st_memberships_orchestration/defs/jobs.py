@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+
 sync = dg.define_asset_job(
     "sync",
     selection=dg.AssetSelection.groups("raw", "current"),
@@ -26,5 +28,16 @@ derive = dg.define_asset_job(
     selection=dg.AssetSelection.groups("history"),
     description=(
         "Computes one tenant's history from what the last sync brought. Reads the lake only."
+    ),
+)
+
+reconcile = dg.define_asset_job(
+    "reconcile",
+    selection=dg.AssetSelection.checks_for_assets(
+        *(dg.AssetKey(["current", feed.name]) for feed in FEEDS)
+    ),
+    description=(
+        "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "
+        "sample of records field by field, references, status chains, unknown fields, quarantine."
     ),
 )

@@ -9,13 +9,16 @@ import pyarrow as pa
 from st_memberships_orchestration.lake.store import Lake
 
 PREVIEW_ROWS = 5
+PREVIEW_COLUMNS = 8
+PREVIEW_WIDTH = 32
 
 
 def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
     """Row count, address and preview of some tenants' part of a table."""
     parts = list(tenants)
     return {
-        "dagster/row_count": sum(lake.count(name, tenant=tenant) for tenant in parts),
+        "dagster/row_count": lake.count(name),
+        "dagster/partition_row_count": sum(lake.count(name, tenant=tenant) for tenant in parts),
         "dagster/uri": lake.address(name),
         "preview": dg.MetadataValue.md(_preview(lake, name, parts)),
     }
@@ -39,5 +42,18 @@ def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
     heads = [
         lake.rows(name, tenant=tenant, where=f"true limit {PREVIEW_ROWS}") for tenant in tenants
     ]
-    rows = pa.concat_tables(heads, promote_options="default").to_pandas()
-    return rows.astype(str).to_markdown(index=False) if len(rows) else "No rows yet."
+    rows = pa.concat_tables(heads, promote_options="default")
+    if not rows.num_rows:
+        return "No rows yet."
+    shown = [field.name for field in rows.schema if _is_short(field)][:PREVIEW_COLUMNS]
+    cells = rows.select(shown).to_pandas().astype(object)
+    return cells.map(_cell).to_markdown(index=False)
+
+
+def _is_short(field: pa.Field) -> bool:
+    return not (pa.types.is_nested(field.type) or field.name.endswith("_text"))
+
+
+def _cell(value: object) -> str:
+    text = "" if value is None or value != value else " ".join(str(value).split())
+    return text if len(text) <= PREVIEW_WIDTH else f"{text[: PREVIEW_WIDTH - 1]}…"

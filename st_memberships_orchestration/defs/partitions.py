@@ -16,9 +16,21 @@ def by_tenant(settings: Settings) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(sorted(settings.tenants))
 
 
-def windows_by_tenant(settings: Settings) -> dg.MultiPartitionsDefinition:
+class WindowsByTenant(dg.MultiPartitionsDefinition):
+    """Windows of tenants, whose runs carry no tag per dimension.
+
+    Dagster 1.13 copies such tags of a backfill's first key to all its runs, and a run believes them
+    more than its own range: it would read another tenant (dagster-io/dagster#28861).
+    """
+
+    def get_tags_for_partition_key(self, partition_key: str) -> dict[str, str]:
+        """The partition's key, and nothing else."""
+        return {"dagster/partition": str(partition_key)}
+
+
+def windows_by_tenant(settings: Settings) -> WindowsByTenant:
     """Daily UTC windows, today's included, for each configured tenant."""
-    return dg.MultiPartitionsDefinition(
+    return WindowsByTenant(
         {
             "window": dg.DailyPartitionsDefinition(
                 start_date=datetime.combine(settings.history_start, time(), UTC), end_offset=1

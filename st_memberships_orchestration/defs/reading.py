@@ -79,12 +79,10 @@ class Reading:
     read_through: datetime | None = None
 
     def __str__(self) -> str:
-        rate = self.rows / self.seconds if self.seconds else 0
-        return (
-            f"{self.pages:,} pages, {self.rows:,} rows, {self.versions:,} new versions, "
-            f"newest modification {iso(self.newest) if self.newest else 'none'}, "
-            f"{self.seconds:.1f} s, {rate:,.0f} rows/s"
-        )
+        if not self.rows:
+            return f"no changes ({self.requests:,} requests)"
+        newest = f", to {self.newest:%Y-%m-%d %H:%M:%S}" if self.newest else ""
+        return f"{self.rows:,} rows, {self.versions:,} new{newest}, {self.seconds:.1f} s"
 
 
 class FeedReader:
@@ -199,7 +197,7 @@ class FeedReader:
             reading = replace(reading, seconds=time.monotonic() - started)
             line = ended if _is_last(pages[-1], self._feed, until) else begun
             self._save(replace(line, token=pages[-1].continue_from), begun)
-            logger.info("%s of %s: %s", self._feed.name, self._tenant, reading)
+            logger.info("%s  %s: %s", self._tenant, self._feed.name, reading)
         return reading
 
     def _pages(

@@ -76,10 +76,14 @@ class Lake:
         table = self.find(name)
         return pa.table({}) if table is None else scan(table, tenant, columns, where).read_all()
 
-    def count(self, name: str, *, tenant: str) -> int:
-        """Number of rows of one tenant."""
-        counted = self.rows(name, tenant=tenant, columns=["count(*) as n"])
-        return counted["n"][0].as_py() if counted.num_rows else 0
+    def count(self, name: str, *, tenant: str | None = None) -> int:
+        """Number of rows, of one tenant or of all."""
+        table = self.find(name)
+        if table is None:
+            return 0
+        if tenant is None:
+            return table.count()
+        return scan(table, tenant, ["count(*) as n"]).read_all()["n"][0].as_py()
 
 
 def scan(

@@ -101,16 +101,11 @@ def records_schema(model: type[Record]) -> pa.Schema:
 def records_table(records: Iterable[Record], model: type[Record]) -> pa.Table:
     """Records that were read one by one as columns. For small tables: lists, not exports."""
     names = [column.name for column in columns_of(model)]
-    rows = [
-        {
-            **{
-                name: getattr(record, field)
-                for name, field in zip(names, model.model_fields, strict=True)
-            },
-            "extra": json.dumps(record.model_extra, default=float) if record.model_extra else None,
-        }
-        for record in records
-    ]
+    rows = []
+    for record in records:
+        fields = record.model_dump(include=set(model.model_fields))
+        extra = json.dumps(record.model_extra, default=float) if record.model_extra else None
+        rows.append({**dict(zip(names, fields.values(), strict=True)), "extra": extra})
     return pa.Table.from_pylist(rows, schema=records_schema(model))
 
 

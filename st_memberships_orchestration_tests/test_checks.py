@@ -1,0 +1,121 @@
+"""Each check was seen to hold on sound data and to fail on data broken on purpose."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from deltalake import write_deltalake
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.lake.quarantine import quarantine
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration_tests.doors import Location
+
+
+@pytest.fixture
+def synced(location: Location, shared_sandbox: RunningSandbox) -> Location:
+    location.use(shared_sandbox).sync()
+    location.monkeypatch.delenv("ST_TENANTS__BRAVO__TENANT_ID")
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
+        location.monkeypatch.delenv(f"ST_TENANTS__BRAVO__{name}")
+    return location
+
+
+def evaluate(location: Location) -> dict[str, dg.AssetCheckEvaluation]:
+    run = (
+        defs()
+        .resolve_job_def("reconcile")
+        .execute_in_process(
+            instance=location.instance,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    )
+    return {f"{e.asset_key.path[-1]}.{e.check_name}": e for e in run.get_asset_check_evaluations()}
+
+
+def change(lake: Lake, name: str, change: Any) -> None:
+    """Rewrite a table with one thing changed, as a bug or a hand would."""
+    table = lake.find(name)
+    assert table is not None
+    write_deltalake(table, change(table.to_pyarrow_table()), mode="overwrite")
+
+
+def with_value(rows: pa.Table, column: str, value: Any, count: int = 1) -> pa.Table:
+    """`rows` with a value put into the first `count` rows of a column."""
+    position = rows.schema.get_field_index(column)
+    field = rows.schema.field(position)
+    first = pc.less(pa.array(range(rows.num_rows)), count)
+    changed = pc.if_else(first, pa.scalar(value, field.type), rows[column])
+    return rows.set_column(position, field, changed)
+
+
+def test_all_hold_on_a_fresh_lake(synced: Location) -> None:
+    found = evaluate(synced)
+    failing = {name: check.metadata for name, check in found.items() if not check.passed}
+    assert failing == {}
+    assert len(found) >= 7 * 4 + 10 + 5 * 2
+
+
+def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Location) -> None:
+    lake = synced.lake
+    change(lake, "current/memberships", lambda t: pa.concat_tables([t, t.slice(0, 2)]))
+    change(lake, "current/membership_types", lambda t: with_value(t, "extra", '{"new": 1}'))
+    change(
+        lake,
+        "current/recurring_services",
+        lambda t: with_value(with_value(t, "recurring_service_type_id", 1), "name", "other", 400),
+    )
+    change(lake, "current/recurring_service_events", lambda t: t.slice(3))
+    change(
+        lake,
+        "current/membership_status_changes",
+        lambda t: with_value(t.sort_by("id"), "old_status", "Suspended", 50),
+    )
+    broken = [{"id": 5, "reason": "status: unknown word", "record": "{}"}]
+    now = datetime.now(UTC)
+    quarantine(lake, "quarantine/memberships", broken, tenant="acme", read_at=now)
+    raw = lake.find("raw/invoice_templates")
+    assert raw is not None
+    rows = raw.to_pyarrow_table()
+    newest = rows.take(pc.sort_indices(rows["modified_on"], sort_keys=[("", "descending")])[:1])
+    write_deltalake(raw, pa.concat_tables([newest] * 2_000), mode="append")
+
+    found = evaluate(synced)
+    failing = {name for name, check in found.items() if not check.passed}
+    assert failing >= {
+        "memberships.ids_are_unique",
+        "memberships.quarantine_is_empty",
+        "memberships.counts_match",
+        "membership_types.no_unknown_fields",
+        "recurring_services.recurring_service_type_id_resolves",
+        "recurring_services.sample_matches",
+        "recurring_service_events.counts_match",
+        "membership_status_changes.status_changes_form_a_chain",
+        "invoice_templates.row_counts_are_plausible",
+    }
+    sound = {"recurring_service_types.ids_are_unique", "invoice_templates.quarantine_is_empty"}
+    assert not failing & sound
+    for name in failing:
+        assert found[name].metadata["failing_rows"].value > 0
+        assert "acme" in found[name].metadata["rows"].value
+        assert found[name].metadata["what_to_do"].value
+    severities = {found[name].severity for name in failing}
+    assert severities == {dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN}
+
+
+def test_a_tenant_that_cannot_be_asked_is_shown_as_not_compared(synced: Location) -> None:
+    synced.monkeypatch.setenv("ST_TENANTS__ACME__CLIENT_SECRET", "wrong")
+    found = evaluate(synced)
+    check = found["memberships.counts_match"]
+    assert not check.passed
+    assert "not compared" in check.metadata["rows"].value
+    assert found["memberships.ids_are_unique"].passed
+
+
+def test_an_empty_lake_fails_nothing(location: Location, shared_sandbox: RunningSandbox) -> None:
+    found = evaluate(location.use(shared_sandbox))
+    assert all(check.passed for check in found.values())
