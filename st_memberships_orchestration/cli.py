@@ -57,7 +57,10 @@ def demo(memberships: int, seed: int) -> None:
     started = time.monotonic()
     _forget_last_demo()
     with _demo_sandbox(memberships, seed):
-        _sync(sorted(_settings().tenants), _today(), _today())
+        tenants = sorted(_settings().tenants)
+        _sync(tenants, _today(), _today())
+        _succeed([_run("refresh_reference", tenant) for tenant in tenants])
+        _succeed([_run("derive", tenant) for tenant in tenants])
         _show_headlines()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
     console.print(
@@ -84,8 +87,10 @@ def ui(port: int) -> None:
 @main.command()
 @click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
 def sync(tenants: tuple[str, ...]) -> None:
-    """Bring tenants up to date: read what changed since the last sync."""
-    _sync(_chosen(tenants), _today(), _today())
+    """Bring tenants up to date: read what changed since the last sync, and derive from it."""
+    chosen = _chosen(tenants)
+    _sync(chosen, _today(), _today())
+    _succeed([_run("derive", tenant) for tenant in chosen])
 
 
 @main.command()
@@ -186,34 +191,48 @@ def _today() -> date:
 
 def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> None:
     """Run `sync` for the windows of each tenant, one run each, and show what landed."""
-    runs = {tenant: _run("sync", tenant, first, last, feeds) for tenant in tenants}
+    import dagster as dg
+
+    from st_memberships_orchestration.defs.partitions import partition_key, range_tags
+
+    runs = {}
+    for tenant in tenants:
+        single = first == last
+        runs[tenant] = _run(
+            "sync",
+            tenant,
+            partition_key=partition_key(tenant, first) if single else None,
+            tags={} if single else range_tags(tenant, first, last),
+            asset_selection=[
+                dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")
+            ]
+            or None,
+        )
     _show_landed(runs)
-    failed = sorted(tenant for tenant, run in runs.items() if not run.success)
-    if failed:
-        raise click.ClickException(f"Failed for {', '.join(failed)}; the messages are above.")
+    _succeed(list(runs.values()))
 
 
-def _run(job: str, tenant: str, first: date, last: date, feeds: tuple[str, ...]) -> Any:
-    """Run a job for one tenant's windows in this process, recorded in the Dagster instance."""
+def _succeed(runs: list[Any]) -> None:
+    if not all(run.success for run in runs):
+        raise click.ClickException("A run failed; its message is above.")
+
+
+def _run(job: str, tenant: str, **options: Any) -> Any:
+    """Run a job for one tenant in this process, recorded in the Dagster instance."""
     import dagster as dg
 
     from st_memberships_orchestration.definitions import defs
-    from st_memberships_orchestration.defs.partitions import partition_key, range_tags
 
     os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
-    selection = [dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")]
+    options = {"partition_key": tenant, "tags": {}, **options}
+    options["tags"] = {"tenant": tenant, **options["tags"]}
     with _progress_lines(), dg.DagsterInstance.get() as instance:
         run = (
             defs()
             .resolve_job_def(job)
             .execute_in_process(
                 instance=instance,
-                partition_key=partition_key(tenant, first) if first == last else None,
-                tags={
-                    "tenant": tenant,
-                    **({} if first == last else range_tags(tenant, first, last)),
-                },
-                asset_selection=selection or None,
+                **options,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 raise_on_error=False,
             )

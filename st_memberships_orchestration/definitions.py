@@ -2,7 +2,16 @@
 
 import dagster as dg
 
-from st_memberships_orchestration.defs import checks, exports, history, jobs, partitions, reference, resources
+from st_memberships_orchestration.defs import (
+    checks,
+    exports,
+    history,
+    jobs,
+    partitions,
+    reference,
+    resources,
+    vanished,
+)
 from st_memberships_orchestration.settings import Settings
 
 
@@ -15,10 +24,11 @@ def defs() -> dg.Definitions:
         assets=[
             *exports.build_assets(windows),
             *reference.build_assets(settings),
+            *vanished.build_assets(settings),
             *history.build_assets(settings),
         ],
         asset_checks=checks.build_checks(settings),
-        jobs=[jobs.sync, jobs.refresh_reference, jobs.derive, jobs.reconcile],
+        jobs=[jobs.sync, jobs.refresh_reference, jobs.derive, jobs.reconcile, jobs.deep_check],
         resources=resources.from_settings(settings),
         # Steps are short and share a client: one process for all of a run's (57 ms a step, against
         # 2 s of CPU for a process each).

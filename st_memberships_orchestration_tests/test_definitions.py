@@ -29,6 +29,7 @@ REFERENCE = {
     "duration_billing_items",
     "membership_custom_field_types",
     "recurring_service_items",
+    "vanished_records",
 }
 HISTORY = {
     "history/membership_status",
@@ -44,7 +45,7 @@ def test_inventory(location: Location) -> None:
     exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
     assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
-    assert jobs == {"sync", "refresh_reference", "derive", "reconcile"}
+    assert jobs == {"sync", "refresh_reference", "derive", "reconcile", "deep_check"}
     assert {s.name for s in repository.schedule_defs} == set()
     assert {s.name for s in repository.sensor_defs} == set()
 

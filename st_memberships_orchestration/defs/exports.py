@@ -83,7 +83,9 @@ def build_feed_assets(
                 )
                 readings[tenant] = _read(reader, window)
                 healed += _healed(tenant, readings[tenant], window, partitions)
-            yield from _results(context, raw.key, healed, _raw_metadata(lake, feed, readings))
+            yield from _results(
+                context, raw.key, healed, _raw_metadata(lake, feed, readings, window)
+            )
         if current.key in context.selected_asset_keys:
             started = time.monotonic()
             applied = {
@@ -153,12 +155,17 @@ def _healed(
     return keys
 
 
-def _raw_metadata(lake: Lake, feed: ExportFeed, readings: dict[str, Reading]) -> dict[str, Any]:
+def _raw_metadata(
+    lake: Lake, feed: ExportFeed, readings: dict[str, Reading], window: Window
+) -> dict[str, Any]:
     done = readings.values()
     newest = [reading.newest for reading in done if reading.newest]
     pages = sum(r.pages for r in done)
+    seconds = sum(r.seconds for r in done)
     requests = sum(r.requests for r in done)
     return {
+        "window": f"{window.start:%Y-%m-%d} to {window.end - timedelta(days=1):%Y-%m-%d}",
+        "windows": (window.end - window.start).days,
         "read": "; ".join(sorted({_span(r) for r in done})),
         "rows_read": sum(r.rows for r in done),
         "versions_new": sum(r.versions for r in done),
@@ -167,7 +174,8 @@ def _raw_metadata(lake: Lake, feed: ExportFeed, readings: dict[str, Reading]) ->
         "requests": requests,
         "retries": requests - pages,
         "bytes": sum(r.bytes for r in done),
-        "seconds": round(sum(r.seconds for r in done), 3),
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(sum(r.rows for r in done) / seconds) if seconds else 0,
         **({"newest_modification": dg.MetadataValue.timestamp(max(newest))} if newest else {}),
         **table_metadata(lake, f"raw/{feed.name}", list(readings)),
     }

@@ -4,6 +4,8 @@ import dagster as dg
 
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 
+VANISHED = dg.AssetSelection.assets(["reference", "vanished_records"])
+
 sync = dg.define_asset_job(
     "sync",
     selection=dg.AssetSelection.groups("raw", "current"),
@@ -16,7 +18,7 @@ sync = dg.define_asset_job(
 
 refresh_reference = dg.define_asset_job(
     "refresh_reference",
-    selection=dg.AssetSelection.groups("reference"),
+    selection=dg.AssetSelection.groups("reference") - VANISHED,
     description=(
         "Reads one tenant's small tables anew: durations and prices, discounts and services of "
         "each membership type, and custom field types. A few requests per membership type."
@@ -39,5 +41,14 @@ reconcile = dg.define_asset_job(
     description=(
         "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "
         "sample of records field by field, references, status chains, unknown fields, quarantine."
+    ),
+)
+
+deep_check = dg.define_asset_job(
+    "deep_check",
+    selection=VANISHED,
+    description=(
+        "Reads one tenant's lists whole and asks ServiceTitan, one by one, for records that are in "
+        "none of them, before marking them as deleted. A few hundred requests; meant to run weekly."
     ),
 )

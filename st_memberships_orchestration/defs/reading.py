@@ -84,6 +84,15 @@ class Reading:
         newest = f", to {self.newest:%Y-%m-%d %H:%M:%S}" if self.newest else ""
         return f"{self.rows:,} rows, {self.versions:,} new{newest}, {self.seconds:.1f} s"
 
+    def progress(self, window: Window) -> str:
+        """How much of the window is read and how long the rest may take, by modification time."""
+        share = (self.newest - window.start) / (window.end - window.start) if self.newest else 0.0
+        days = (window.end - window.start).days
+        if days < 2 or not 0 < share < 1:
+            return ""
+        left = self.seconds * (1 - share) / share
+        return f"; window {int(share * days) + 1} of {days}, about {left:.0f} s left"
+
 
 class FeedReader:
     """Reads windows of one feed of one tenant into `raw/<feed>`."""
@@ -138,7 +147,7 @@ class FeedReader:
         reached = replace(last, complete=True, read_through=now - VISIBILITY_LAG)
         known = last.read_through
         instead = iso(known - OVERLAP) if known else None
-        reading = self._read_pages(resumed, last, reached, instead=instead, until=None)
+        reading = self._read_pages(window, resumed, last, reached, instead=instead, until=None)
         return replace(reading, read_from=known, read_through=reached.read_through)
 
     def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
@@ -155,7 +164,9 @@ class FeedReader:
         done = replace(line, complete=True, read_through=window.end)
         first = self._start_of(window)
         start = begun.token if begun else first
-        reading = self._read_pages(start, line, done, instead=first, until=window.end + MARGIN)
+        reading = self._read_pages(
+            window, start, line, done, instead=first, until=window.end + MARGIN
+        )
         return replace(reading, read_from=window.start, read_through=window.end)
 
     def _start_of(self, window: Window) -> str | None:
@@ -182,6 +193,7 @@ class FeedReader:
 
     def _read_pages(
         self,
+        window: Window,
         start: str | None,
         begun: Progress,
         ended: Progress,
@@ -197,7 +209,9 @@ class FeedReader:
             reading = replace(reading, seconds=time.monotonic() - started)
             line = ended if _is_last(pages[-1], self._feed, until) else begun
             self._save(replace(line, token=pages[-1].continue_from), begun)
-            logger.info("%s  %s: %s", self._tenant, self._feed.name, reading)
+            logger.info(
+                "%s  %s: %s%s", self._tenant, self._feed.name, reading, reading.progress(window)
+            )
         return reading
 
     def _pages(

@@ -5,7 +5,7 @@ The table itself remembers, as Delta's application transaction of the tenant, up
 without harm, and a deleted table is rebuilt from the first batch on.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 
-from st_memberships_orchestration.lake.store import Lake, append, retry_conflicts, scan
+from st_memberships_orchestration.lake.store import Lake, append, literal, retry_conflicts, scan
 
 IS_DELETED = pa.field(
     "is_deleted",
@@ -141,10 +141,24 @@ def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.Table:
 def _merge(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transaction) -> None:
     merger = table.merge(
         rows,
-        predicate=f"t.tenant = '{tenant}' and t.tenant = s.tenant and t.id = s.id",
+        predicate=f"t.tenant = {literal(tenant)} and t.tenant = s.tenant and t.id = s.id",
         source_alias="s",
         target_alias="t",
         merge_schema=True,
         commit_properties=CommitProperties(app_transactions=[transaction]),
     )
     merger.when_matched_update_all().when_not_matched_insert_all().execute()
+
+
+@retry_conflicts
+def mark_deleted(lake: Lake, name: str, ids: Sequence[int], *, tenant: str) -> None:
+    """Set `is_deleted` of some records, until ServiceTitan shows a newer version of them."""
+    table = lake.find(name)
+    if table is None or not ids:
+        return
+    seen = table.transaction_version(tenant) or 0
+    table.update(
+        predicate=f"tenant = {literal(tenant)} and id in ({', '.join(map(str, ids))})",
+        updates={"is_deleted": "true"},
+        commit_properties=CommitProperties(app_transactions=[Transaction(tenant, seen)]),
+    )

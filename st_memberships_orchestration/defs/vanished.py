@@ -1,0 +1,137 @@
+"""Records that ServiceTitan no longer shows at all, found by asking for each, never concluded.
+
+Exports show deleted records as such; whether one can also disappear is not documented (reference
+section 4.3). This deep check costs a full list read and is meant to run weekly.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.reconciliation import COUNTED, listing
+from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.lake.latest import mark_deleted
+from st_memberships_orchestration.lake.store import Lake, replace_tenant
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.columns import described
+from st_memberships_orchestration.servicetitan.errors import RecordNotFound
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.settings import Settings
+
+TABLE = "reference/vanished_records"
+SCHEMA = pa.schema(
+    [
+        described("feed", pa.string(), "Which kind of record."),
+        described("id", pa.int64(), "Id that ServiceTitan answered with 'not found'."),
+        described("asked_at", pa.timestamp("us", tz="UTC"), "When it was asked (UTC)."),
+    ]
+)
+CHECK = "few_records_vanished"
+
+
+class VanishedConfig(dg.Config):
+    """How much may vanish before it is taken for a mistake."""
+
+    largest_share: float = Field(
+        default=0.02,
+        description="Share of a feed's records. If more are missing from ServiceTitan's list, the "
+        "check fails and nothing is marked: a short list is likelier than a mass deletion.",
+    )
+
+
+def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """The deep check."""
+    key = dg.AssetKey(["reference", "vanished_records"])
+
+    @dg.asset(
+        key=key,
+        deps=[dg.AssetKey(["current", name]) for name in COUNTED],
+        description=(
+            "Records in the lake that are in no list of ServiceTitan's and that it answers with "
+            "'not found' when asked one by one. They get `is_deleted` in current/. Runs weekly: it "
+            "reads every list whole."
+        ),
+        group_name="reference",
+        kinds={"servicetitan", "deltalake"},
+        partitions_def=by_tenant(settings),
+        metadata={"dagster/column_schema": column_schema(SCHEMA)},
+        check_specs=[
+            dg.AssetCheckSpec(
+                CHECK,
+                asset=key,
+                description="Fails, and nothing is marked, when too many records seem to be gone.",
+            )
+        ],
+    )
+    def vanished_records(
+        context: dg.AssetExecutionContext,
+        config: VanishedConfig,
+        servicetitan: dg.ResourceParam[ServiceTitan],
+        lake: dg.ResourceParam[Lake],
+    ) -> dg.MaterializeResult:
+        tenant = context.partition_key
+        client = servicetitan.client(tenant)
+        gone: list[dict[str, object]] = []
+        guarded: dict[str, str] = {}
+        for feed in FEEDS:
+            if feed.name not in COUNTED:
+                continue
+            held, missing = missing_ids(client, lake, feed, tenant)
+            if len(missing) > max(config.largest_share * held, 1):
+                guarded[feed.name] = f"{len(missing):,} of {held:,}"
+                continue
+            now = datetime.now(UTC)
+            ids = [id for id in missing if not _is_there(client, feed, id)]
+            mark_deleted(lake, f"current/{feed.name}", ids, tenant=tenant)
+            gone += [{"feed": feed.name, "id": id, "asked_at": now} for id in ids]
+        known = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
+        found = pa.Table.from_pylist(gone, schema=SCHEMA)
+        rows = pa.concat_tables([known, found]) if known.num_columns else found
+        replace_tenant(lake, TABLE, rows, tenant=tenant)
+        return dg.MaterializeResult(
+            metadata={"newly_found": len(gone), **table_metadata(lake, TABLE, [tenant])},
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=CHECK,
+                    passed=not guarded,
+                    metadata={name: share for name, share in guarded.items()},
+                    description=f"{tenant}: too many records are missing from ServiceTitan's list; "
+                    "nothing was marked. Look at one of them on the screen before raising "
+                    "`largest_share`."
+                    if guarded
+                    else None,
+                )
+            ],
+        )
+
+    return [vanished_records]
+
+
+def missing_ids(
+    client: MembershipsClient, lake: Lake, feed: ExportFeed, tenant: str
+) -> tuple[int, list[int]]:
+    """How many records are held that should be listed, and the ids of those that are not."""
+    rows = lake.rows(f"current/{feed.name}", tenant=tenant, columns=["id"], where="not is_deleted")
+    held = set(rows["id"].to_pylist()) if rows.num_rows else set()
+    listed = {record.id for record in listing(client, feed, page_size=5000)} if held else set()
+    return len(held), sorted(held - listed)
+
+
+def _is_there(client: MembershipsClient, feed: ExportFeed, id: int) -> bool:
+    ask: dict[str, Callable[[int], object]] = {
+        "memberships": client.get_membership,
+        "membership_types": client.get_membership_type,
+        "recurring_services": client.get_recurring_service,
+        "recurring_service_types": client.get_recurring_service_type,
+        # There is no operation to get one event; a look-up by id is the nearest.
+        "recurring_service_events": lambda id: list(client.list_recurring_service_events(ids=[id])),
+    }
+    try:
+        return bool(ask[feed.name](id))
+    except RecordNotFound:
+        return False

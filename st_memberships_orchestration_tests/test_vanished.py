@@ -1,0 +1,61 @@
+"""Deletes with proof: nothing is called gone because a list was short."""
+
+import dagster as dg
+
+from st_memberships_orchestration.defs.vanished import CHECK
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration_tests.doors import Location, PlainReader
+
+
+def purge(sandbox: RunningSandbox, feed: str, ids: list[int]) -> None:
+    sandbox.control("POST", "/_sandbox/purge", {"tenant": "acme", "feed": feed, "ids": ids})
+
+
+def deleted(location: Location, feed: str) -> set[int]:
+    rows = location.lake.rows(f"current/{feed}", tenant="acme", where="is_deleted")
+    return set(rows["id"].to_pylist())
+
+
+def check_of(run: dg.ExecuteInProcessResult) -> dg.AssetCheckEvaluation:
+    (check,) = [c for c in run.get_asset_check_evaluations() if c.check_name == CHECK]
+    return check
+
+
+def test_a_record_that_is_answered_with_not_found_is_marked_and_remembered(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox).sync()
+    before = deleted(location, "memberships")
+    kept = sorted(set(PlainReader(sandbox).walk("memberships")) - before)
+    purge(sandbox, "memberships", kept[:1])
+    run = location.derive("deep_check")
+    assert check_of(run).passed
+    assert deleted(location, "memberships") == before | set(kept[:1])
+    known = location.lake.rows("reference/vanished_records", tenant="acme")
+    assert known["id"].to_pylist() == kept[:1]
+    location.derive("deep_check")
+    assert location.lake.count("reference/vanished_records", tenant="acme") == 1
+
+
+def test_when_too_many_seem_gone_the_check_fails_and_nothing_changes(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox).sync()
+    before = deleted(location, "recurring_services")
+    kept = sorted(set(PlainReader(sandbox).walk("recurring_services")) - before)
+    purge(sandbox, "recurring_services", kept[: len(kept) // 4])
+    check = check_of(location.derive("deep_check"))
+    assert not check.passed
+    assert "recurring_services" in check.metadata
+    assert deleted(location, "recurring_services") == before
+
+
+def test_a_record_that_a_short_list_left_out_is_asked_for_and_kept(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox).sync()
+    before = deleted(location, "memberships")
+    fault = {"on": "memberships", "kind": "empty_page", "times": 1}
+    sandbox.control("POST", "/_sandbox/faults", [fault])
+    location.derive("deep_check")
+    assert deleted(location, "memberships") == before
