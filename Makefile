@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: help env demo ui test check lock clean
+.PHONY: help env demo ui test torture conformance lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,12 @@ ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenan
 test: env  ## set up and run the whole test suite
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2
+
+conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=path)
+	@conformance/run $(DOCUMENT)
+
+torture: env  ## kill 200 runs at random points, with faults; nothing may be lost or doubled
+	@$(BIN)/python -m st_memberships_orchestration_tests.torture --schedules 200
 
 lock: env  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \

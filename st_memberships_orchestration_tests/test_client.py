@@ -6,10 +6,12 @@ ServiceTitan's official document where that is at hand.
 
 import json
 import logging
+import multiprocessing
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -559,6 +561,24 @@ def test_threads_keep_the_ceiling_together() -> None:
     assert {r["status"] for r in asked} == {200}
     # 48 reads at 20 a second: the first 20 at once, the last 8 in the third second.
     assert taken >= 2
+
+
+def _read_many(access: Access) -> None:
+    with MembershipsClient.open(access) as client:
+        for _ in range(40):
+            client.export_page(MEMBERSHIPS, start="2100-01-01")
+
+
+def test_four_processes_stay_below_the_vendors_limit() -> None:
+    with running(memberships=50, page_size=50, rate_limit=60) as sandbox:
+        polite = access(sandbox, requests_per_second=30)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(4, mp_context=spawn) as pool:
+            list(pool.map(_read_many, [polite] * 4))
+        asked = [r for r in sandbox.control("GET", "/_sandbox/requests") if "export" in r["path"]]
+    throttled = sum(r["status"] == 429 for r in asked)
+    assert len(asked) - throttled == 160
+    assert throttled < 0.01 * len(asked)
 
 
 def test_errors_and_settings_show_no_secret(shared_sandbox: RunningSandbox) -> None:

@@ -133,6 +133,15 @@ def test_the_command_line_syncs_and_queries(
     shown = PlainReader(shared_sandbox).walk("memberships")
     assert asked.stdout.splitlines() == ["n", str(len(shown))]
 
+    # Nothing that was written or printed holds a secret.
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    printed = (ran.stdout + ran.stderr).encode()
+    assert len(written) > 30
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "APP_KEY"):
+        secret = shared_sandbox.env[f"ST_TENANTS__ACME__{name}"].encode()
+        assert not any(secret in content for content in [*written, printed]), name
+    assert not any(b"Bearer " in content for content in [*written, printed])
+
 
 def test_dagsters_own_command_line_runs_the_job(
     location: Location, shared_sandbox: RunningSandbox, tmp_path: Path

@@ -3,7 +3,7 @@
     python -m st_memberships_orchestration_tests.torture --schedules 200 [--first-seed 0]
 
 Each schedule has a sandbox, a lake and a Dagster instance of its own. The job `sync` is started
-in a child process and killed (SIGKILL) at a random moment, or exactly between the commit of rows and
+in a child process and killed (SIGKILL) at a random moment, or just between the commit of rows and
 the commit of their position; records change between attempts. When a run has got through, the lake
 must equal what a plain walk shows: nothing lost, nothing doubled, nothing invented.
 

@@ -64,7 +64,9 @@ class Listing(Generic[R]):
                 number += 1
 
     def total(self) -> int:
-        """The number of records, as ServiceTitan counts them (`includeTotal`)."""
+        """The number of records, as ServiceTitan counts them (`includeTotal`) where it does."""
+        if self._first is None:  # lists without pages do not count
+            return sum(len(page.records) for page in self.pages())
         pages = (self._fetch({**q, "pageSize": "1", "includeTotal": "true"}) for q in self._queries)
         return sum(page.total or 0 for page in pages)
 
