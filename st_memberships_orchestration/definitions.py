@@ -3,10 +3,12 @@
 import dagster as dg
 
 from st_memberships_orchestration.defs import (
+    automation,
     checks,
     exports,
     history,
     jobs,
+    maintenance,
     partitions,
     reference,
     resources,
@@ -28,7 +30,16 @@ def defs() -> dg.Definitions:
             *history.build_assets(settings),
         ],
         asset_checks=checks.build_checks(settings),
-        jobs=[jobs.sync, jobs.refresh_reference, jobs.derive, jobs.reconcile, jobs.deep_check],
+        jobs=[
+            jobs.sync,
+            jobs.derive,
+            jobs.refresh_reference,
+            jobs.reconcile,
+            jobs.deep_check,
+            maintenance.maintain_lake,
+        ],
+        schedules=automation.build_schedules(settings),
+        sensors=automation.build_sensors(settings),
         resources=resources.from_settings(settings),
         # Steps are short and share a client: one process for all of a run's (57 ms a step, against
         # 2 s of CPU for a process each).

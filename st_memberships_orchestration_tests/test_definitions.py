@@ -45,9 +45,22 @@ def test_inventory(location: Location) -> None:
     exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
     assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
-    assert jobs == {"sync", "refresh_reference", "derive", "reconcile", "deep_check"}
-    assert {s.name for s in repository.schedule_defs} == set()
-    assert {s.name for s in repository.sensor_defs} == set()
+    assert jobs == {
+        "sync",
+        "refresh_reference",
+        "derive",
+        "reconcile",
+        "deep_check",
+        "maintain_lake",
+    }
+    assert {s.name for s in repository.schedule_defs} == {
+        "sync_every_15_minutes",
+        "refresh_reference_daily",
+        "reconcile_nightly",
+        "deep_check_weekly",
+        "maintain_lake_weekly",
+    }
+    assert {s.name for s in repository.sensor_defs} == {"changes_brought_by_sync"}
 
 
 def test_everything_is_described(location: Location) -> None:

@@ -47,6 +47,17 @@ class Lake:
         address = self.address(name)
         return DeltaTable(address) if DeltaTable.is_deltatable(address) else None
 
+    def open_existing(self, name: str) -> DeltaTable:
+        """The table at its newest version.
+
+        Raises:
+            LookupError: nothing was written to it yet.
+        """
+        table = self.find(name)
+        if table is None:
+            raise LookupError(f"There is no table {name} in the lake at {self.uri}.")
+        return table
+
     def open(self, name: str, schema: pa.Schema) -> DeltaTable:
         """The table at its newest version, created empty with `schema` if it is not there."""
         return self.find(name) or DeltaTable.create(

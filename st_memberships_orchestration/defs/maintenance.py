@@ -1,0 +1,43 @@
+"""The job that keeps the lake quick. It changes no row."""
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from st_memberships_orchestration.lake.maintenance import RETENTION_HOURS, maintain
+from st_memberships_orchestration.lake.store import Lake
+
+
+class MaintenanceConfig(dg.Config):
+    """How long removed files are kept."""
+
+    retention_hours: int = Field(
+        default=RETENTION_HOURS,
+        ge=24,
+        description="Files that only versions older than this need are removed.",
+    )
+
+
+@dg.op(description="Compacts each table of the lake and removes files that nothing needs.")
+def maintain_tables(
+    context: dg.OpExecutionContext, config: MaintenanceConfig, lake: dg.ResourceParam[Lake]
+) -> None:
+    """Maintain all tables, one after the other; a table in use is retried by the next run."""
+    done = []
+    for name in lake.names():
+        result = maintain(lake, name, retention_hours=config.retention_hours)
+        context.log.info("%s: %s files are now %s", name, result.files_before, result.files_after)
+        done.append(result)
+    rows = pd.DataFrame([result.__dict__ for result in done]).to_markdown(index=False)
+    context.add_output_metadata({"tables": dg.MetadataValue.md(rows)})
+
+
+@dg.job(
+    description=(
+        "Keeps the lake quick: makes the many small files of frequent syncs into few large ones, "
+        "and removes files that nothing needs any more. Changes no row."
+    )
+)
+def maintain_lake() -> None:
+    """Compaction and clean-up of all tables."""
+    maintain_tables()
