@@ -5,6 +5,7 @@ import dagster as dg
 from st_memberships_orchestration.defs import (
     automation,
     checks,
+    derived,
     exports,
     history,
     jobs,
@@ -28,6 +29,7 @@ def defs() -> dg.Definitions:
             *reference.build_assets(settings),
             *vanished.build_assets(settings),
             *history.build_assets(settings),
+            *derived.build_assets(settings),
         ],
         asset_checks=checks.build_checks(settings),
         jobs=[

@@ -31,6 +31,25 @@ REFERENCE = {
     "recurring_service_items",
     "vanished_records",
 }
+DERIVED = {
+    f"derived/{name}"
+    for name in (
+        "attention",
+        "billing_due",
+        "cohort_retention",
+        "deferred_revenue_opening",
+        "invoice_template_items",
+        "members_monthly",
+        "members_without_future_visit",
+        "membership_custom_fields",
+        "membership_prices",
+        "recurring_revenue_monthly",
+        "renewal_rate_monthly",
+        "renewals",
+        "visits",
+        "visits_monthly",
+    )
+}
 HISTORY = {
     "history/membership_status",
     "history/memberships",
@@ -43,7 +62,7 @@ def test_inventory(location: Location) -> None:
     repository = defs().get_repository_def()
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
     exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
-    assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY
+    assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY | DERIVED
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
     assert jobs == {
         "sync",

@@ -27,9 +27,10 @@ refresh_reference = dg.define_asset_job(
 
 derive = dg.define_asset_job(
     "derive",
-    selection=dg.AssetSelection.groups("history"),
+    selection=dg.AssetSelection.groups("history", "derived"),
     description=(
-        "Computes one tenant's history from what the last sync brought. Reads the lake only."
+        "Computes one tenant's history and derived tables from what the last sync brought. Reads "
+        "the lake only."
     ),
 )
 

@@ -1,0 +1,147 @@
+"""The tables that answer questions: each function of `metrics/` as an asset, per tenant.
+
+A function's arguments are named after the tables that it needs; from them follow the asset's
+dependencies, what is read, and, for arguments with a default, the settings in the Launchpad.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any, get_origin
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, create_model
+
+from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
+from st_memberships_orchestration.lake.store import TENANT, Lake, replace_tenant
+from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.metrics.tables import Table
+from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.settings import Settings
+
+CLOCK = ("today", "zone")
+
+HISTORY = {
+    "membership_status": "history/membership_status",
+    "membership_versions": "history/memberships",
+}
+
+
+def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """All derived tables."""
+    return [_derived(settings, table) for table in TABLES]
+
+
+def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
+    needed, options = _arguments(table)
+    name = f"derived/{table.name}"
+
+    @dg.asset(
+        key=["derived", table.name],
+        deps=[dg.AssetKey(source.split("/")) for source in needed.values()],
+        description=table.description,
+        group_name="derived",
+        kinds={"pandas", "deltalake"},
+        partitions_def=by_tenant(settings),
+        metadata={"dagster/column_schema": column_schema(table.schema)},
+    )
+    def derived(
+        context: dg.AssetExecutionContext,
+        config: _config_of(table, options),  # type: ignore[valid-type]
+        lake: dg.ResourceParam[Lake],
+    ) -> dg.MaterializeResult:
+        tenant = context.partition_key
+        zone = settings.tenants[tenant].zone
+        chosen = config.model_dump()
+        as_of = chosen.pop("as_of")
+        clock = {
+            "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
+            "zone": zone,
+        }
+        frames = {arg: _frame(lake, source, tenant) for arg, source in needed.items()}
+        wanted = inspect.signature(table.of).parameters
+        given = {arg: value for arg, value in clock.items() if arg in wanted}
+        rows = _rows(table, table.of(**frames, **given, **chosen))
+        replace_tenant(lake, name, rows.drop_columns(["tenant"]), tenant=tenant)
+        return dg.MaterializeResult(
+            metadata={
+                "as_of": clock["today"].isoformat(),
+                **_flagged(rows),
+                **table_metadata(lake, name, [tenant]),
+            }
+        )
+
+    return derived
+
+
+def _arguments(table: Table) -> tuple[dict[str, str], dict[str, inspect.Parameter]]:
+    """Argument -> table to read, and the arguments that are settings."""
+    derived = {known.name for known in TABLES}
+    needed: dict[str, str] = {}
+    options: dict[str, inspect.Parameter] = {}
+    for arg, parameter in inspect.signature(table.of).parameters.items():
+        if parameter.default is not inspect.Parameter.empty:
+            options[arg] = parameter
+        elif arg not in CLOCK:
+            needed[arg] = f"derived/{arg}" if arg in derived else HISTORY.get(arg, f"current/{arg}")
+    return needed, options
+
+
+def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[dg.Config]:
+    """The settings of a table, pre-filled in the Launchpad with the defaults of its function."""
+    fields: dict[str, Any] = {
+        arg: (
+            list[get_origin(p.annotation) and p.annotation.__args__[0]]  # type: ignore[misc]
+            if get_origin(p.annotation) is Sequence
+            else p.annotation,
+            Field(
+                default=list(p.default) if isinstance(p.default, tuple) else p.default,
+                description=f"See `{arg}` in the table's definition.",
+            ),
+        )
+        for arg, p in options.items()
+    }
+    fields["as_of"] = (
+        str | None,
+        Field(
+            default=None,
+            description="Day to compute for, YYYY-MM-DD; left out: the tenant's own today.",
+        ),
+    )
+    return create_model(
+        f"{table.name.title().replace('_', '')}Config", __base__=dg.Config, **fields
+    )
+
+
+def _frame(lake: Lake, source: str, tenant: str) -> pd.DataFrame:
+    rows = lake.rows(source, tenant=tenant)
+    if not rows.num_columns:
+        rows = _schema_of(source).empty_table()
+    return rows.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def _schema_of(source: str) -> pa.Schema:
+    """The columns of a table that was never written."""
+    layer, _, name = source.partition("/")
+    if layer == "derived":
+        return next(table.schema for table in TABLES if table.name == name)
+    if source == HISTORY["membership_status"]:
+        return pa.schema([TENANT, *STATUS_COLUMNS])
+    record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)
+    return pa.schema([TENANT, *record, ("is_deleted", pa.bool_()), *VALIDITY])
+
+
+def _rows(table: Table, frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False)
+
+
+def _flagged(rows: pa.Table) -> dict[str, Any]:
+    """How many rows say of themselves that they need a careful look."""
+    if "flags" not in rows.column_names:
+        return {}
+    return {"flagged_rows": sum(bool(flag) for flag in rows["flags"].to_pylist())}

@@ -1,0 +1,375 @@
+"""Where money or promises slip away: one row per finding."""
+
+from datetime import date
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import Column, Frame, attach, explode, locate, pick
+from st_memberships_orchestration.metrics.history import ACTIVE, CELL, renewal_links
+from st_memberships_orchestration.metrics.revenue import MONTHS_PER_BILL, priced
+from st_memberships_orchestration.metrics.tables import (
+    BUSINESS_UNIT_ID,
+    COUNT,
+    DAY,
+    ID,
+    MEMBERSHIP_TYPE_ID,
+    MONEY,
+    TENANT,
+    TEXT,
+    Table,
+)
+from st_memberships_orchestration.metrics.visits import UNDONE, with_end
+
+YEAR, BILL = "one_year", "one_bill"
+
+
+def attention(
+    memberships: pd.DataFrame,
+    membership_status: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    invoice_templates: pd.DataFrame,
+    recurring_services: pd.DataFrame,
+    membership_prices: pd.DataFrame,
+    visits: pd.DataFrame,
+    *,
+    today: date,
+    zone: ZoneInfo,
+    expired_within_days: int = 365,
+    billing_delay_days: int = 1,
+    owed_days: int = 30,
+    suspended_days: int = 60,
+) -> pd.DataFrame:
+    """What needs someone's attention, with the money at stake and the job that mends it.
+
+    One row per finding; a membership can have several. `reason` is one of:
+    `expired_not_renewed`: Expired within `expired_within_days`, no successor, and the customer
+    has no other Active membership; `bill_date_past`: Active, and the next bill was due more than
+    `billing_delay_days` ago; `no_billing_template` and `no_payment_method`: Active and billed
+    again and again, but without what the bill is made from, or without card, bank account or a
+    kind of payment by hand; `billing_template_not_positive`: its billing template totals zero or
+    less; `price_unknown`: Active, and no price can be told; `suspended_long`: suspended for more
+    than `suspended_days`; `visit_open_after_end`: a visit is still open though due after its
+    membership ended; `visit_long_owed`: a visit is owed for more than `owed_days`;
+    `service_missing`: an Active membership lacks recurring services that its type includes;
+    `status_contradicts_dates`, `status_contradicts_history`, `renewal_link_broken`: the data
+    contradicts itself, `detail` says how.
+
+    `money_at_stake`, in the account's currency, is what `money_basis` says: `one_bill`, or
+    `one_year` at the present price (of a template that is not positive: at the list price); null
+    where this API has no price, as for a visit. `write_job` is the job of this project that can
+    mend it; null means it can only be mended in ServiceTitan.
+
+    Source: current tables, `history/membership_status`, `derived/membership_prices`,
+    `derived/visits`; reference sections 7 and 9. Known gaps: failed payments are not in this API;
+    whether an account setting keeps visits of expired members bookable is not known.
+
+    Args:
+        memberships: newest version of each membership, also deleted ones.
+        membership_status: spells of status, without gap or overlap per membership.
+        membership_types: newest version of each type, with `recurring_services`.
+        invoice_templates: newest version of each invoice template.
+        recurring_services: newest version of each service.
+        membership_prices: the derived table.
+        visits: the derived table.
+        today: the contractor's day.
+        zone: the contractor's time zone.
+        expired_within_days: how long after its last day a lapsed membership is worth a call.
+        billing_delay_days: how late automatic billing may be; it runs daily.
+        owed_days: days after which an owed visit is a finding.
+        suspended_days: days after which a suspension is a finding.
+    """
+    now: Any = pd.Timestamp(today)
+    rows = _members(memberships, membership_status, membership_prices, zone)
+    rows = attach(
+        rows, pick(invoice_templates, "id", "total"), "billing_template_id", template_total="total"
+    )
+    status, kept = rows["status"], ~rows["is_deleted"]
+    active = (status == ACTIVE) & kept
+    list_price = priced(
+        rows.drop(columns="price_basis").assign(billing_template_id=_nothing(rows)),
+        membership_types,
+        invoice_templates,
+    )["annual_value"]
+    recurring = active & rows["billing_frequency"].isin(list(MONTHS_PER_BILL))
+    expired_on = rows["to"].fillna(rows["status_since"])
+    suspended = (status == "Suspended") & kept
+    customers = rows[active].assign(id=rows["customer_id"])
+    is_customer = locate(rows, customers, "customer_id") >= 0
+
+    def days(count: int) -> Any:
+        return pd.to_timedelta(count, unit="D")
+
+    findings = [
+        _finding(
+            rows,
+            (status == "Expired")
+            & kept
+            & rows["successor_id"].isna()
+            & ~is_customer
+            & (expired_on >= now - days(expired_within_days)),
+            "expired_not_renewed",
+            "The term ran out and was not renewed.",
+            since=expired_on,
+            job="sell_memberships",
+        ),
+        _finding(
+            rows,
+            active & (rows["next_scheduled_bill_date"] < now - days(billing_delay_days)),
+            "bill_date_past",
+            "The next bill should have been made already.",
+            since=rows["next_scheduled_bill_date"],
+            money=rows["bill_amount"],
+            basis=BILL,
+        ),
+        _finding(
+            rows,
+            recurring & rows["billing_template_id"].isna(),
+            "no_billing_template",
+            "There is no invoice template to make the bills from.",
+        ),
+        _finding(
+            rows,
+            recurring & rows["payment_method_id"].isna() & rows["payment_type_id"].isna(),
+            "no_payment_method",
+            "There is no card, bank account or kind of payment.",
+        ),
+        _finding(
+            rows,
+            (recurring & (rows["template_total"] <= 0)).fillna(False),
+            "billing_template_not_positive",
+            "The billing template totals zero or less.",
+            money=list_price,
+            job="update_invoice_templates",
+        ),
+        _finding(
+            rows,
+            active & (rows["price_basis"] == "none"),
+            "price_unknown",
+            "Neither a billing template nor a list price tells what is paid.",
+        ),
+        _finding(
+            rows,
+            suspended & (rows["status_since"] < now - days(suspended_days)),
+            "suspended_long",
+            "The membership is still suspended.",
+            since=rows["status_since"],
+        ),
+        *_contradictions(rows, now),
+        _missing_services(rows[active], membership_types, recurring_services),
+        *_visit_findings(visits, owed_days),
+    ]
+    found = pd.concat(findings, ignore_index=True)
+    found["days"] = (now - found["since"]).dt.days.astype("Int64")
+    return ATTENTION.frame(found)
+
+
+def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -> Frame:
+    rows = with_end(memberships, status, zone)
+    more = pick(
+        memberships,
+        "id",
+        "is_deleted",
+        "billing_frequency",
+        "billing_template_id",
+        "duration",
+        "payment_method_id",
+        "payment_type_id",
+        "next_scheduled_bill_date",
+    )
+    links = renewal_links(memberships, zone)
+    rows = rows.join(more.drop(columns=["tenant", "id"]))
+    rows = rows.join(links[["successor_id", "link_problem"]])
+    known = pick(
+        prices,
+        "membership_id",
+        "bill_amount",
+        "annual_value",
+        "price_basis",
+    ).rename(columns={"membership_id": "id"})
+    rows = attach(
+        rows, known, "id", bill_amount="bill_amount", year="annual_value", price_basis="price_basis"
+    )
+    return rows.rename(columns={"id": "membership_id"})
+
+
+def _finding(
+    rows: Frame,
+    mask: Column,
+    reason: str,
+    detail: str | Column,
+    *,
+    since: Column | None = None,
+    money: Column | None = None,
+    basis: str | None = YEAR,
+    job: str | None = "update_memberships",
+) -> Frame:
+    """The rows where `mask` holds as findings."""
+    money = rows["year"] if money is None and basis else money
+    found = pd.DataFrame(
+        {
+            **{name: rows[name] for name in ("membership_id", "customer_id", *CELL)},
+            **{
+                name: rows[name] if name in rows else _nothing(rows)
+                for name in ("event_id", "recurring_service_id", "recurring_service_type_id")
+            },
+            "since": pd.Series(pd.NaT, rows.index, "datetime64[s]") if since is None else since,
+            "money_at_stake": _nothing(rows) if money is None else money,
+        }
+    )[mask.astype(bool)]
+    words = {"reason": reason, "money_basis": basis, "write_job": job}
+    return found.assign(
+        detail=pd.Series(detail, found.index, dtype="str"),
+        **{name: pd.Series(word, found.index, dtype="str") for name, word in words.items()},
+    )
+
+
+def _nothing(rows: Frame) -> Column:
+    return pd.Series(pd.NA, rows.index, dtype="Int64")
+
+
+def _contradictions(rows: Frame, now: Any) -> list[Frame]:
+    status, kept, to = rows["status"], ~rows["is_deleted"], rows["to"]
+    running = kept & status.isin((ACTIVE, "Suspended"))
+    expired = kept & (status == "Expired")
+    cancelled_on = rows["cancellation_date"]
+    by_dates = {
+        # One day of grace: expiry is processed overnight, and old records end a day late.
+        "It is Active, but its last day has passed.": kept
+        & (status == ACTIVE)
+        & (to < now - pd.Timedelta(days=1)),
+        "It runs, but its cancellation day has passed.": running & (cancelled_on < now),
+        "It is Canceled, but its cancellation day is to come.": kept
+        & (status == "Canceled")
+        & (cancelled_on > now),
+        "It is Expired, but its last day is not over.": expired & (to >= now),
+        "It is Expired, but has no last day.": expired & to.isna(),
+        "It ends before it begins.": kept & (to < rows["from"]),
+        "It is deleted, but its status is not Deleted.": ~kept & (status != "Deleted"),
+    }
+    history = rows["history_status"]
+    by_history = {
+        "It has no status history.": history.isna(),
+        "The newest status in its history is another.": history.notna() & (history != status),
+    }
+    links = {
+        "successor_unknown": "Its successor is not known.",
+        "successor_not_later": "Its successor does not begin later.",
+    }
+    return [
+        *(_finding(rows, m, "status_contradicts_dates", text) for text, m in by_dates.items()),
+        *(
+            _finding(rows, m, "status_contradicts_history", text, basis=None, job=None)
+            for text, m in by_history.items()
+        ),
+        *(
+            _finding(
+                rows,
+                rows["link_problem"] == word,
+                "renewal_link_broken",
+                text,
+                basis=None,
+                job=None,
+            )
+            for word, text in links.items()
+        ),
+    ]
+
+
+def _missing_services(active: Frame, membership_types: Frame, recurring_services: Frame) -> Frame:
+    """Services that the type includes more often than the membership has them."""
+    kind = ["tenant", "membership_type_id", "recurring_service_type_id"]
+    included = explode(
+        membership_types,
+        "recurring_services",
+        "recurring_service_type_id",
+        owner="membership_type_id",
+    )
+    included = included.groupby(kind, as_index=False).size().rename(columns={"size": "needed"})
+    services = pick(recurring_services, "membership_id", "recurring_service_type_id", "is_deleted")
+    services = services[~services["is_deleted"]].drop(columns="is_deleted")
+    mine = ["tenant", "membership_id", "recurring_service_type_id"]
+    present = services.groupby(mine, as_index=False).size().rename(columns={"size": "present"})
+    rows = active.merge(included, on=kind[:2]).merge(present, on=mine, how="left")
+    rows["present"] = rows["present"].fillna(0).astype("int64")
+    rows = rows[rows["present"] < rows["needed"]].reset_index(drop=True)
+    detail = "Has " + rows["present"].astype("str") + " of " + rows["needed"].astype("str")
+    return _finding(
+        rows,
+        pd.Series(True, rows.index),
+        "service_missing",
+        detail + " services of this type.",
+        basis=None,
+    )
+
+
+def _visit_findings(visits: Frame, owed_days: int) -> list[Frame]:
+    rows = pick(
+        visits,
+        "event_id",
+        "recurring_service_id",
+        "recurring_service_type_id",
+        "membership_id",
+        "customer_id",
+        "membership_type_id",
+        "business_unit_id",
+        "due_on",
+        "state",
+        "is_owed",
+        "days_overdue",
+        "membership_ended_on",
+    )
+    ended = rows["state"].isin(UNDONE) & (rows["due_on"] > rows["membership_ended_on"])
+    long_owed = rows["is_owed"] & (rows["days_overdue"] > owed_days).fillna(False)
+    rows = rows[ended | long_owed]
+    return [
+        _finding(
+            rows,
+            ended.loc[rows.index],
+            "visit_open_after_end",
+            "The visit is due after its membership ended.",
+            since=rows["membership_ended_on"],
+            basis=None,
+            job="update_recurring_services",
+        ),
+        _finding(
+            rows,
+            long_owed.loc[rows.index],
+            "visit_long_owed",
+            "The visit is neither booked nor dismissed.",
+            since=rows["due_on"],
+            basis=None,
+            job="mark_events_complete",
+        ),
+    ]
+
+
+ATTENTION = Table(
+    of=attention,
+    grain=(
+        "tenant",
+        "reason",
+        "membership_id",
+        "event_id",
+        "recurring_service_type_id",
+        "detail",
+    ),
+    columns={
+        "tenant": TENANT,
+        "reason": (TEXT, "Why it needs attention."),
+        "membership_id": (ID, "Membership; null for a service sold without one."),
+        "event_id": (ID, "Visit, if it is about one."),
+        "recurring_service_id": (ID, "Recurring service of the visit."),
+        "recurring_service_type_id": (ID, "Type of the visit's, or of the missing, service."),
+        "customer_id": (ID, "Customer who holds the membership."),
+        "membership_type_id": MEMBERSHIP_TYPE_ID,
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "since": (DAY, "Day from which on this is so; null if that is not known."),
+        "days": (COUNT, "Days since then."),
+        "money_at_stake": (MONEY, "What money_basis says; null if no price is known."),
+        "money_basis": (TEXT, "one_bill, or one_year of the monthly price; null if neither fits."),
+        "write_job": (TEXT, "Job that can mend it; null means only ServiceTitan can."),
+        "detail": (TEXT, "The finding in a sentence."),
+    },
+)

@@ -1,0 +1,40 @@
+"""All derived tables, in the order in which one can need another."""
+
+from st_memberships_orchestration.metrics.attention import ATTENTION
+from st_memberships_orchestration.metrics.billing import BILLING_DUE
+from st_memberships_orchestration.metrics.cohorts import COHORT_RETENTION
+from st_memberships_orchestration.metrics.deferred import DEFERRED_REVENUE_OPENING
+from st_memberships_orchestration.metrics.details import (
+    INVOICE_TEMPLATE_ITEMS,
+    MEMBERSHIP_CUSTOM_FIELDS,
+)
+from st_memberships_orchestration.metrics.members import MEMBERS_MONTHLY
+from st_memberships_orchestration.metrics.renewals import RENEWAL_RATE_MONTHLY, RENEWALS
+from st_memberships_orchestration.metrics.revenue import (
+    MEMBERSHIP_PRICES,
+    RECURRING_REVENUE_MONTHLY,
+)
+from st_memberships_orchestration.metrics.visits import (
+    MEMBERS_WITHOUT_FUTURE_VISIT,
+    VISITS,
+    VISITS_MONTHLY,
+)
+
+TABLES = (
+    MEMBERS_MONTHLY,
+    MEMBERSHIP_PRICES,
+    RECURRING_REVENUE_MONTHLY,
+    RENEWALS,
+    RENEWAL_RATE_MONTHLY,
+    VISITS,
+    VISITS_MONTHLY,
+    MEMBERS_WITHOUT_FUTURE_VISIT,
+    ATTENTION,
+    BILLING_DUE,
+    COHORT_RETENTION,
+    DEFERRED_REVENUE_OPENING,
+    INVOICE_TEMPLATE_ITEMS,
+    MEMBERSHIP_CUSTOM_FIELDS,
+)
+"""A function's arguments are named after what they need: a derived table, a current table, a
+history (`membership_status`, `membership_versions`), `today`, `zone`, or a setting."""

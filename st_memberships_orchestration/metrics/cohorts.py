@@ -1,0 +1,137 @@
+"""How long customers stay, by the month they were won."""
+
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import (
+    Frame,
+    locate,
+    month_number,
+    month_of,
+    month_start,
+    pick,
+)
+from st_memberships_orchestration.metrics.history import (
+    ACTIVE,
+    before,
+    follows,
+    renewal_links,
+    share,
+    spells,
+)
+from st_memberships_orchestration.metrics.tables import (
+    COUNT,
+    DAY,
+    ID,
+    IS_COMPLETE,
+    MONTH,
+    SHARE,
+    TENANT,
+    Table,
+)
+
+
+def cohort_retention(
+    memberships: pd.DataFrame,
+    membership_status: pd.DataFrame,
+    *,
+    today: date,
+    zone: ZoneInfo,
+) -> pd.DataFrame:
+    """Of the members sold in a month, how many are still members so many months later.
+
+    One row per month of sale, membership type and number of months since. What is followed is
+    the chain of a first sale and its renewals: it is kept at the end of a month if any of its
+    memberships is Active then. So a renewal keeps the member, and someone who comes back counts
+    again. Type is the one first sold. A sale is dated by the creation of the membership, or its
+    first day if that is earlier, as with imported ones. Deleted memberships are left out.
+
+    Source: `current/memberships`, `history/membership_status`; reference section 9.1. Known gaps:
+    one who bought anew without a renewal link counts as lost and as sold again; a membership sold
+    to begin in a later month is not kept in its month of sale.
+
+    Args:
+        memberships: newest version of each membership, also deleted ones.
+        membership_status: spells of status, without gap or overlap per membership.
+        today: the contractor's day; the last that counts.
+        zone: the contractor's time zone.
+    """
+    last = month_number(today)
+    known = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
+    known = known.join(renewal_links(memberships, zone)[["sold_on", "origin", "is_successor"]])
+    known["gone"] = known["is_deleted"] | (known["status"] == "Deleted")
+    sold = known[~known["gone"] & ~known["is_successor"] & (known["sold_on"] < before(today))]
+    sold = sold.assign(sold_month=month_of(sold["sold_on"]).astype("int64"))
+    group = ["tenant", "sold_month", "membership_type_id"]
+    sold["cohort"] = sold.groupby(group, dropna=False).ngroup()
+    cohorts = sold.groupby(["cohort", *group], dropna=False, as_index=False).size()
+
+    # Each cohort has a stretch of places, one per month from its sale to today, and one beyond.
+    lengths = last - cohorts["sold_month"].to_numpy(np.int64) + 2
+    offsets = np.cumsum(lengths) - lengths
+    change = np.zeros(lengths.sum(), np.int64)
+    kept = _kept_months(known, membership_status, today, zone)
+    kept = kept.join(sold[["cohort", "sold_month"]], on="origin", how="inner")
+    place = offsets[kept["cohort"]] - kept["sold_month"].to_numpy(np.int64)
+    floor = kept["sold_month"].to_numpy(np.int64)
+    np.add.at(change, place + np.maximum(kept["first"], floor).to_numpy(np.int64), 1)
+    np.add.at(change, place + np.maximum(kept["after"], floor).to_numpy(np.int64), -1)
+
+    row = np.repeat(np.arange(len(cohorts)), lengths)
+    since = np.arange(len(row)) - offsets[row]
+    rows = cohorts.take(row).reset_index(drop=True)
+    month = rows["sold_month"].to_numpy(np.int64) + since
+    rows = rows.assign(
+        cohort_month=month_start(rows["sold_month"]),
+        months_since=since,
+        month=month_start(month),
+        is_complete=month < last,
+        members_sold=rows["size"],
+        members_kept=np.cumsum(change),
+    )
+    rows["retention"] = share(rows["members_kept"], rows["members_sold"])
+    return COHORT_RETENTION.frame(rows[month <= last])
+
+
+def _kept_months(known: Frame, membership_status: Frame, today: date, zone: ZoneInfo) -> Frame:
+    """Months at whose end a chain has a member: from `first` up to but without `after`.
+
+    The stretches of one chain do not overlap.
+    """
+    rows = spells(membership_status, zone)
+    goes_on = follows(rows).shift(-1, fill_value=False)
+    now = before(today)
+    until = rows["began"].shift(-1).where(goes_on)
+    until = until.where(until < now)
+    rows["first"] = month_of(rows["began"])
+    rows["after"] = month_of(until).fillna(month_number(today) + 1)
+    place = locate(rows, known, "membership_id")
+    usable = (rows["status"] == ACTIVE) & (rows["began"] < now) & (place >= 0)
+    rows, place = rows[usable], place[usable]
+    rows = rows.assign(
+        origin=known["origin"].to_numpy()[place], gone=known["gone"].to_numpy()[place]
+    )
+    rows = rows[~rows["gone"]].sort_values(["origin", "first", "after"], ignore_index=True)
+    reached = rows.groupby("origin")["after"].cummax().groupby(rows["origin"]).shift()
+    rows["first"] = rows["first"].where(~(reached > rows["first"]).fillna(False), reached)
+    return rows[rows["first"] < rows["after"]][["origin", "first", "after"]]
+
+
+COHORT_RETENTION = Table(
+    of=cohort_retention,
+    grain=("tenant", "cohort_month", "membership_type_id", "months_since"),
+    columns={
+        "tenant": TENANT,
+        "cohort_month": (DAY, "First day of the month of sale."),
+        "membership_type_id": (ID, "Membership type first sold."),
+        "months_since": (COUNT, "Months since the month of sale; 0 is that month itself."),
+        "month": MONTH,
+        "is_complete": IS_COMPLETE,
+        "members_sold": (COUNT, "Memberships sold in the month of sale that renew no other."),
+        "members_kept": (COUNT, "Of these, members at the end of `month`, themselves or renewed."),
+        "retention": (SHARE, "members_kept / members_sold."),
+    },
+)

@@ -1,0 +1,240 @@
+"""What comes in, brought into one shape: the columns that a metric needs, with working types.
+
+Frames may be Arrow-backed (`table.to_pandas(types_mapper=pd.ArrowDtype)`: exact and fastest) or
+plain pandas. A metric names its columns once, with `pick`, and never meets another type.
+
+| kind    | is                         | here                                             |
+|---------|----------------------------|--------------------------------------------------|
+| ID      | ids, whole numbers         | Int64 with NA                                    |
+| TEXT    | words                      | str                                              |
+| TRUTH   | yes or no, null is no      | bool                                             |
+| DAY     | calendar day, no zone      | datetime64[s] at midnight                        |
+| INSTANT | moment                     | datetime64[us, UTC]                              |
+| MICROS  | money, quantities          | Int64, whole millionths: decimal(18, 6), no point |
+"""
+
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+from typing import Any, TypeAlias
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Frame: TypeAlias = Any
+"""A DataFrame inside the room; pandas' own annotations make every column a union of everything."""
+Column: TypeAlias = Any
+"""One column of a frame, or an array."""
+
+ID = pa.int64()
+TEXT = pa.string()
+TRUTH = pa.bool_()
+DAY = pa.date32()
+INSTANT = pa.timestamp("us", tz="UTC")
+MICROS = pa.decimal128(28, 6)
+MONEY = pa.decimal128(18, 6)
+MILLION = pa.scalar(Decimal(1_000_000))
+
+KINDS: Mapping[str, pa.DataType] = {
+    **dict.fromkeys(
+        (
+            "tenant",
+            "status",
+            "billing_frequency",
+            "name",
+            "value",
+            "sku_type",
+            "description",
+            "import_id",
+            "follow_up_status",
+            "revenue_recognition_mode",
+            "location_recurring_service_name",
+            "state",
+            "price_basis",
+            "flags",
+            "service_name",
+        ),
+        TEXT,
+    ),
+    **dict.fromkeys(("is_deleted", "is_add_on", "is_settings_template", "is_owed"), TRUTH),
+    **dict.fromkeys(
+        (
+            "from",
+            "to",
+            "date",
+            "cancellation_date",
+            "next_scheduled_bill_date",
+            "due_on",
+            "membership_ended_on",
+        ),
+        DAY,
+    ),
+    **dict.fromkeys(("created_on", "valid_from", "valid_to"), INSTANT),
+    **dict.fromkeys(
+        (
+            "total",
+            "sale_price",
+            "billing_price",
+            "quantity",
+            "unit_price",
+            "cost",
+            "hours",
+            "initial_deferred_revenue",
+            "bill_amount",
+            "monthly_price",
+            "amortised_monthly_price",
+            "annual_value",
+        ),
+        MICROS,
+    ),
+}
+"""Kind of each column by its name; a name that is not here is an id or a whole number."""
+
+
+def pick(frame: Frame, *names: str) -> Frame:
+    """`tenant` and the named columns with their working types.
+
+    A frame without rows may lack columns; one with rows may not.
+    """
+    nothing = pd.Series([], dtype=object)
+    return pd.DataFrame(
+        {
+            name: working(nothing if frame.empty else frame[name], KINDS.get(name, ID))
+            for name in ("tenant", *names)
+        }
+    )
+
+
+def working(values: Column, kind: pa.DataType) -> Column:
+    """The values with their working type, on a fresh index."""
+    array = pa.array(values, from_pandas=True) if isinstance(values, pd.Series) else values
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    if kind == DAY:
+        if pa.types.is_timestamp(array.type):  # midnight UTC stands for the day itself
+            array = array.cast(pa.timestamp("s", tz=array.type.tz), safe=False).cast(pa.date32())
+        return array.cast(DAY).cast(pa.timestamp("s")).to_pandas().reset_index(drop=True)
+    if kind == MICROS:
+        array = pc.multiply(array.cast(MICROS), MILLION).cast(pa.int64())
+    elif kind == INSTANT:
+        array = array.cast(INSTANT, safe=False)
+    else:
+        array = array.cast(kind)
+    if kind == TRUTH:
+        array = array.fill_null(False)
+    series = array.to_pandas(types_mapper=_mapped) if kind != TEXT else pd.Series(array, dtype=str)
+    return series.reset_index(drop=True)
+
+
+def explode(frame: Frame, column: str, *names: str, owner: str) -> Frame:
+    """One row per record of a nested list, in order, with the id of its owner and its `position`.
+
+    Null items, which ServiceTitan can send, are dropped but keep their position.
+
+    Args:
+        frame: table with `tenant`, `id` and the nested column.
+        column: the lists: Arrow lists of structs, or Python lists of dicts.
+        names: fields of the records.
+        owner: name of the column for the id of the row that holds the list.
+    """
+    owners = pick(frame, "id").rename(columns={"id": owner})
+    lists = pa.array([] if frame.empty else frame[column], from_pandas=True)
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    if pa.types.is_null(lists.type):
+        lists = lists.cast(pa.list_(pa.null()))
+    records = pc.list_flatten(lists)
+    parents = pc.list_parent_indices(lists).to_numpy()
+    rows = owners.take(parents).reset_index(drop=True)
+    rows["position"] = rows.groupby(parents).cumcount().astype("Int64")
+    has = {field.name for field in records.type} if pa.types.is_struct(records.type) else set()
+    for name in names:
+        values = pc.struct_field(records, name) if name in has else pa.nulls(len(records))
+        rows[name] = working(values, KINDS.get(name, ID))
+    return rows[records.is_valid().to_numpy(zero_copy_only=False)].reset_index(drop=True)
+
+
+def attach(rows: Frame, other: Frame, on: str, **columns: str) -> Frame:
+    """`rows` with columns of the record that `on` names, null where there is none.
+
+    Args:
+        rows: any rows with `tenant` and `on`.
+        other: records, one per `tenant` and `id`.
+        on: column of `rows` that holds the record's id.
+        columns: new name = name in `other`.
+    """
+    found = locate(rows, other, on)
+    for name, source in columns.items():
+        records = other[source].set_axis(range(len(other)))
+        missing = {"fill_value": False} if records.dtype == bool else {}
+        rows = rows.assign(**{name: records.reindex(found, **missing).set_axis(rows.index)})
+    return rows
+
+
+def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
+    """Position in `other` of the record that each row's `on` names, -1 where there is none."""
+    tenants = pd.concat([rows["tenant"], other["tenant"]], ignore_index=True)
+    tenant = pd.factorize(tenants)[0]
+    ids = pd.concat([rows[on], other[id]], ignore_index=True)
+    number = pd.factorize(ids)[0].astype(np.int64)  # NA is -1
+    key = np.where(number < 0, -1, number * (tenant.max(initial=0) + 1) + tenant)
+    place = np.full(key.max(initial=0) + 1, -1)
+    mine, theirs = key[: len(rows)], key[len(rows) :]
+    place[theirs[::-1]] = np.arange(len(other))[::-1]  # of doubled records the first counts
+    return np.where(mine < 0, -1, place[mine])
+
+
+def flags(**reasons: Column) -> Column:
+    """The names of what is true in each row, joined by a comma; null where nothing is."""
+    masks = [
+        pd.array(mask, dtype="boolean").to_numpy(bool, na_value=False) for mask in reasons.values()
+    ]
+    code = sum((mask.astype(np.int64) << place for place, mask in enumerate(masks)), np.int64(0))
+    codes, row = np.unique(code, return_inverse=True)
+    texts = [
+        ", ".join(name for place, name in enumerate(reasons) if known >> place & 1) or None
+        for known in codes
+    ]
+    return pd.Series(pd.array(texts, dtype="str").take(row), dtype="str")
+
+
+def decimals(millionths: Column) -> pa.Array | pa.ChunkedArray:
+    """Whole millionths as decimal(18, 6)."""
+    whole = (
+        pa.array(millionths, from_pandas=True) if isinstance(millionths, pd.Series) else millionths
+    )
+    point = pa.scalar(Decimal("0.000001"))
+    return pc.multiply(whole.cast(pa.int64()).cast(pa.decimal128(19, 0)), point).cast(MONEY)
+
+
+def local(moments: Column, zone: ZoneInfo) -> Column:
+    """What the clocks on the contractor's wall showed, without a zone."""
+    return moments.dt.tz_convert(zone).dt.tz_localize(None)
+
+
+def month_of(days: Column) -> Column:
+    """Months since January 1970, NA where there is no day."""
+    months = days.to_numpy().astype("datetime64[M]").astype(np.int64)
+    return pd.Series(months, index=days.index, dtype="Int64").mask(days.isna())
+
+
+def month_start(months: Column) -> np.ndarray:
+    """First days of months since January 1970."""
+    return np.asarray(months, np.int64).astype("datetime64[M]").astype("datetime64[s]")
+
+
+def day_numbers(days: Column) -> np.ndarray:
+    """Days since 1970."""
+    return np.asarray(days).astype("datetime64[D]").astype(np.int64)
+
+
+def month_number(day: date) -> int:
+    """Month of a day, counted since January 1970."""
+    return (day.year - 1970) * 12 + day.month - 1
+
+
+def _mapped(kind: pa.DataType) -> pd.api.extensions.ExtensionDtype | None:
+    return pd.Int64Dtype() if kind == ID else None

@@ -1,0 +1,115 @@
+"""How many members there are, and why that changed."""
+
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import day_numbers, flags, month_start
+from st_memberships_orchestration.metrics.history import CELL, by_month, movements, running, share
+from st_memberships_orchestration.metrics.tables import (
+    BUSINESS_UNIT_ID,
+    COUNT,
+    FLAGS,
+    IS_COMPLETE,
+    MEMBERSHIP_TYPE_ID,
+    MONTH,
+    SHARE,
+    TENANT,
+    Table,
+)
+
+ENTRIES = ("new", "renewed", "reactivated")
+EXITS = ("ended_by_renewal", "cancelled", "expired", "suspended", "deleted", "other_exit")
+
+
+def members_monthly(
+    memberships: pd.DataFrame,
+    membership_status: pd.DataFrame,
+    *,
+    today: date,
+    zone: ZoneInfo,
+    renewal_grace_days: int = 30,
+) -> pd.DataFrame:
+    """Members at the start and end of each month, and every movement between.
+
+    One row per month, membership type and business unit, from the first member on. Counts are
+    memberships, not customers. A member is a membership whose status is Active, by the history of
+    its status; one that begins in the future is not yet counted. In every row
+    `active_start + new + renewed + reactivated - ended_by_renewal - cancelled - expired -
+    suspended - deleted - other_exit = active_end`.
+
+    A renewal is neither a sale nor churn: the successor comes in as `renewed`, the old membership
+    leaves as `ended_by_renewal` if it expired or was cancelled and its successor begins no later
+    than `renewal_grace_days` after. So a recent `expired` can still turn into it; with a later
+    successor the old one stays expired or cancelled. Every step counts: a membership that was
+    suspended and came back within a month shows in both columns (ServiceTitan's Membership Summary
+    shows only its last status).
+
+    Months are the contractor's own. Source: `current/memberships`, `history/membership_status`;
+    formulas: reference section 9.2. Known gaps: type and business unit are today's, also for past
+    months; before the first recorded change, a status is what that change says it was; a
+    membership that was deleted as a mistake counts as a member until it was deleted.
+
+    Args:
+        memberships: newest version of each membership, also deleted ones.
+        membership_status: spells of status, without gap or overlap per membership.
+        today: the contractor's day; the last that counts.
+        zone: the contractor's time zone.
+        renewal_grace_days: days between an end and the start of its renewal that still count as
+            going on.
+    """
+    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    kinds = {kind: (moves["kind"] == kind).astype("int64") for kind in (*ENTRIES, *EXITS)}
+    sign = np.where(moves["is_entry"], 1, -1)
+    moves = moves.assign(**kinds, since_days=sign * day_numbers(moves["since"]))
+    rows = by_month(moves, [*ENTRIES, *EXITS, "since_days"], today)
+    rows["net_growth"] = rows[list(ENTRIES)].sum(axis=1) - rows[list(EXITS)].sum(axis=1)
+    rows["active_end"] = running(rows, rows["net_growth"])
+    rows["active_start"] = rows["active_end"] - rows["net_growth"]
+    rows["churn"] = share(rows["cancelled"] + rows["expired"], rows["active_start"])
+    rows["cancellation_rate"] = share(rows["cancelled"], rows["active_start"])
+    counted_to = np.minimum(day_numbers(month_start(rows["month_number"] + 1)) - 1, _day(today))
+    since = share(running(rows, rows["since_days"]), rows["active_end"])
+    rows["tenure_days"] = counted_to - since
+    rows["flags"] = flags(
+        membership_unknown=rows["membership_type_id"].isna(), unknown_status=rows["other_exit"] > 0
+    )
+    return MEMBERS_MONTHLY.frame(rows)
+
+
+def _day(today: date) -> int:
+    return int(day_numbers(np.array([today], "datetime64[D]"))[0])
+
+
+MEMBERS_MONTHLY = Table(
+    of=members_monthly,
+    grain=("tenant", "month", *CELL[1:]),
+    columns={
+        "tenant": TENANT,
+        "month": MONTH,
+        "is_complete": IS_COMPLETE,
+        "membership_type_id": MEMBERSHIP_TYPE_ID,
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "active_start": (COUNT, "Members at the first moment of the month."),
+        "new": (COUNT, "Memberships that began and renew no other."),
+        "renewed": (COUNT, "Memberships that began as the renewal of another."),
+        "reactivated": (COUNT, "Members again after suspension, cancellation or expiry."),
+        "ended_by_renewal": (COUNT, "Expired or cancelled, and gone on as their renewal."),
+        "cancelled": (COUNT, "Members who cancelled."),
+        "expired": (COUNT, "Members whose term ran out without a renewal in time."),
+        "suspended": (COUNT, "Members who were paused."),
+        "deleted": (COUNT, "Members whose membership was deleted as a mistake."),
+        "other_exit": (COUNT, "Members who left for a status this release does not know."),
+        "active_end": (COUNT, "Members at the end of the month, or of today."),
+        "net_growth": (COUNT, "Members at the end less members at the start."),
+        "churn": (SHARE, "(cancelled + expired) / active_start; null if nobody was there."),
+        "cancellation_rate": (SHARE, "cancelled / active_start; null if nobody was there."),
+        "tenure_days": (
+            SHARE,
+            "Mean days since the first membership of its renewal chain began, over active_end.",
+        ),
+        "flags": FLAGS,
+    },
+)

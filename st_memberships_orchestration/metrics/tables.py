@@ -1,0 +1,84 @@
+"""How a derived table is declared: what one row is, its columns, and the function that defines it.
+
+Every column is Arrow-typed, also when the table is empty, and money is `decimal(18, 6)` as in the
+lake. Inside the room money is a whole number of millionths (`frames.MICROS`), so that sums are
+exact and movements add up to the last digit; no amount ever passes through a float.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+
+from st_memberships_orchestration.metrics.frames import MONEY, Column, Frame, decimals
+
+TEXT = pa.string()
+ID = pa.int64()
+COUNT = pa.int64()
+SHARE = pa.float64()
+DAY = pa.date32()
+TRUTH = pa.bool_()
+
+FLAGS = (TEXT, "Why the row needs a careful look, words joined by a comma; null means nothing.")
+TENANT = (TEXT, "Key of the contractor's account.")
+MONTH = (DAY, "First day of the month, on the contractor's calendar.")
+IS_COMPLETE = (TRUTH, "False for the running month, which is counted up to and with today.")
+MEMBERSHIP_TYPE_ID = (ID, "Membership type, as it is today; null if the membership is unknown.")
+BUSINESS_UNIT_ID = (ID, "Business unit, as it is today; null if the membership is unknown.")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A derived table.
+
+    Attributes:
+        of: function that computes it; its docstring is the definition shown to operators.
+        grain: columns that tell one row from any other; rows are sorted by them.
+        columns: Arrow type and meaning of each column, in order.
+    """
+
+    of: Callable[..., pd.DataFrame]
+    grain: tuple[str, ...]
+    columns: Mapping[str, tuple[pa.DataType, str]]
+
+    @property
+    def name(self) -> str:
+        """Name of the table."""
+        return self.of.__name__
+
+    @property
+    def description(self) -> str:
+        """The definition for operators: the function's docstring without its arguments."""
+        return (inspect.getdoc(self.of) or "").partition("\nArgs:")[0].strip()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns as Arrow fields, their meaning as Delta's column comment."""
+        return pa.schema(
+            [
+                pa.field(name, kind, metadata={"comment": meaning})
+                for name, (kind, meaning) in self.columns.items()
+            ]
+        )
+
+    def frame(self, rows: Frame) -> pd.DataFrame:
+        """The declared columns of `rows` with their declared types, sorted by the grain."""
+        rows = rows.sort_values(list(self.grain), kind="stable")
+        return pd.DataFrame(
+            {
+                name: pd.Series(pd.arrays.ArrowExtensionArray(_typed(rows[name], kind)))
+                for name, (kind, _) in self.columns.items()
+            }
+        )
+
+
+def _typed(values: Column, kind: pa.DataType) -> pa.ChunkedArray:
+    array = pa.array(values, from_pandas=True)
+    chunks = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
+    if kind == MONEY and not pa.types.is_decimal(chunks.type):
+        return decimals(chunks)
+    if kind == DAY and pa.types.is_timestamp(chunks.type):
+        return chunks.cast(pa.timestamp("s")).cast(kind)
+    return chunks.cast(kind)

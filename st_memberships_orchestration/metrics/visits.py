@@ -1,0 +1,395 @@
+"""The visits that members are owed."""
+
+from collections.abc import Sequence
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import (
+    Frame,
+    attach,
+    explode,
+    flags,
+    locate,
+    month_number,
+    month_of,
+    pick,
+)
+from st_memberships_orchestration.metrics.history import (
+    ACTIVE,
+    CELL,
+    ENDED,
+    by_month,
+    share,
+    spells,
+)
+from st_memberships_orchestration.metrics.tables import (
+    BUSINESS_UNIT_ID,
+    COUNT,
+    DAY,
+    FLAGS,
+    ID,
+    IS_COMPLETE,
+    MEMBERSHIP_TYPE_ID,
+    MONTH,
+    SHARE,
+    TENANT,
+    TEXT,
+    TRUTH,
+    Table,
+)
+
+BOOKED = ("Won",)
+UNDONE = ("open", "contacted")
+
+
+def visits(
+    recurring_service_events: pd.DataFrame,
+    recurring_services: pd.DataFrame,
+    memberships: pd.DataFrame,
+    membership_status: pd.DataFrame,
+    *,
+    today: date,
+    zone: ZoneInfo,
+    booked_statuses: Sequence[str] = BOOKED,
+    done_statuses: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Every visit of a recurring service, past and planned, and where it stands.
+
+    One row per recurring service event. `state` is the first that applies:
+    `cancelled`: the visit was deleted and its membership has ended; `removed`: it was deleted for
+    another reason; `done`: its status is one of `done_statuses` (none by default: this API knows
+    which visits are booked, not which were performed; join `job_id` to jobs for that); `booked`:
+    its status is Won, or it is attached to a job; `dismissed`: will not be done; `contacted`;
+    `open`: nobody reached yet (NotAttempted, Unreachable); `unknown`: any other status.
+
+    A visit is owed if it is due today or earlier, still `open` or `contacted`, and its membership
+    is Active, or the service was sold without a membership. `days_overdue` counts from the due
+    day; 0 if nothing is owed. Days are the contractor's.
+
+    Source: `current/recurring_service_events`, `current/recurring_services`,
+    `current/memberships`, `history/membership_status`; reference sections 7, 9.1 and 9.2. Known
+    gaps: after expiry, an account setting in ServiceTitan decides whether visits can still be
+    booked; here they are not owed.
+
+    Args:
+        recurring_service_events: newest version of each event, also deleted ones.
+        recurring_services: newest version of each service.
+        memberships: newest version of each membership, also deleted ones.
+        membership_status: spells of status, without gap or overlap per membership.
+        today: the contractor's day.
+        zone: the contractor's time zone.
+        booked_statuses: statuses of events that mean the visit is booked.
+        done_statuses: statuses of events that this contractor takes for done.
+    """
+    rows = pick(
+        recurring_service_events,
+        "id",
+        "location_recurring_service_id",
+        "location_recurring_service_name",
+        "membership_id",
+        "status",
+        "date",
+        "job_id",
+        "is_deleted",
+    ).rename(
+        columns={
+            "id": "event_id",
+            "location_recurring_service_id": "recurring_service_id",
+            "location_recurring_service_name": "service_name",
+            "date": "due_on",
+            "status": "event_status",
+        }
+    )
+    services = pick(
+        recurring_services, "id", "recurring_service_type_id", "location_id", "business_unit_id"
+    )
+    rows = attach(
+        rows,
+        services,
+        "recurring_service_id",
+        recurring_service_type_id="recurring_service_type_id",
+        location_id="location_id",
+        service_unit="business_unit_id",
+    )
+    members = with_end(memberships, membership_status, zone)
+    rows = attach(
+        rows,
+        members,
+        "membership_id",
+        membership_status="status",
+        customer_id="customer_id",
+        membership_type_id="membership_type_id",
+        business_unit_id="business_unit_id",
+        membership_ended_on="ended_on",
+    )
+    rows["business_unit_id"] = rows["business_unit_id"].fillna(rows.pop("service_unit"))
+
+    rows["service_name"] = rows["service_name"].str.strip()
+    deleted, status = rows["is_deleted"], rows["event_status"]
+    ended = rows["membership_status"].isin(ENDED)
+    won, attached = status.isin(booked_statuses), rows["job_id"].notna()
+    dismissed = status == "Dismissed"
+    rows["state"] = pd.Series(
+        np.select(
+            [
+                deleted & ended,
+                deleted,
+                status.isin(done_statuses),
+                won | attached,
+                dismissed,
+                status == "Contacted",
+                status.isin(("NotAttempted", "Unreachable")),
+            ],
+            ["cancelled", "removed", "done", "booked", "dismissed", "contacted", "open"],
+            "unknown",
+        ),
+        dtype="str",
+    )
+    undone = rows["state"].isin(UNDONE)
+    alone = rows["membership_id"].isna()
+    now = pd.Timestamp(today)
+    rows["is_owed"] = (
+        undone & (rows["due_on"] <= now) & (alone | (rows["membership_status"] == ACTIVE))
+    )
+    overdue = (now - rows["due_on"]).dt.days
+    rows["days_overdue"] = overdue.where(rows["is_owed"], 0).astype("int64")
+    rows["flags"] = flags(
+        service_unknown=locate(rows, services, "recurring_service_id") < 0,
+        membership_unknown=~alone & (locate(rows, members, "membership_id") < 0),
+        booked_without_job=~deleted & won & ~attached,
+        job_without_booking=~deleted & attached & ~won,
+        open_after_membership_ended=undone & (rows["due_on"] > rows["membership_ended_on"]),
+        status_unknown=rows["state"] == "unknown",
+        due_day_missing=rows["due_on"].isna(),
+    )
+    return VISITS.frame(rows)
+
+
+def visits_monthly(visits: pd.DataFrame, *, today: date) -> pd.DataFrame:
+    """Of the visits due in each month, how many were booked, are open, or were dismissed.
+
+    One row per month of the due day, membership type and business unit, from the first visit on;
+    the last month is today's and holds its visits to come as well. `due = booked + open +
+    dismissed`. Deleted visits, cancelled with their membership or removed for another reason, are
+    not due any more and stand apart. `fulfilment` is booked / (booked + open): a visit that was
+    dismissed neither counts for nor against it. Booked is not performed: this API does not know.
+
+    Source: `derived/visits`; formula: reference section 9.2. Known gaps: a visit keeps its latest
+    state only, so past months show how they stand today; open visits of ended memberships count
+    as open, with `open_ended` telling how many they are.
+
+    Args:
+        visits: the derived table.
+        today: the contractor's day; its month is the last.
+    """
+    rows = pick(
+        visits,
+        "event_id",
+        "membership_type_id",
+        "business_unit_id",
+        "due_on",
+        "state",
+        "is_owed",
+        "membership_ended_on",
+    )
+    rows["month"] = month_of(rows["due_on"])
+    rows = rows[(rows["month"] <= month_number(today)).fillna(False)].reset_index(drop=True)
+    state = rows["state"]
+    open_ = state.isin((*UNDONE, "unknown"))
+    rows = rows.assign(
+        booked=state.isin(("booked", "done")),
+        open=open_,
+        dismissed=state == "dismissed",
+        owed=rows["is_owed"],
+        open_ended=open_ & rows["membership_ended_on"].notna(),
+        cancelled=state == "cancelled",
+        removed=state == "removed",
+        strange=state == "unknown",
+    )
+    measures = [
+        "booked",
+        "open",
+        "dismissed",
+        "owed",
+        "open_ended",
+        "cancelled",
+        "removed",
+        "strange",
+    ]
+    rows = by_month(rows, measures, today)
+    rows["due"] = rows["booked"] + rows["open"] + rows["dismissed"]
+    rows["fulfilment"] = share(rows["booked"], rows["booked"] + rows["open"])
+    rows["flags"] = flags(status_unknown=rows["strange"] > 0)
+    return VISITS_MONTHLY.frame(rows)
+
+
+def members_without_future_visit(
+    memberships: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    recurring_services: pd.DataFrame,
+    visits: pd.DataFrame,
+    *,
+    today: date,
+) -> pd.DataFrame:
+    """Active members for whom no visit is planned.
+
+    One row per membership with status Active, begun by today, without any visit due today or
+    later that is open, contacted or booked. `reason` is `no_service` (no recurring service in use
+    belongs to the membership) or `no_future_visit`. Members whose type includes no visits are
+    listed too, with `type_includes_visits` false.
+
+    Source: `current/memberships`, `current/membership_types`, `current/recurring_services`,
+    `derived/visits`; rule: reference section 9.2. Known gap: ServiceTitan plans visits about 12
+    months ahead, so a service with longer pauses can look as if nothing were planned.
+
+    Args:
+        memberships: newest version of each membership.
+        membership_types: newest version of each type, with `recurring_services`.
+        recurring_services: newest version of each service.
+        visits: the derived table.
+        today: the contractor's day.
+    """
+    rows = pick(
+        memberships,
+        "id",
+        "customer_id",
+        "membership_type_id",
+        "business_unit_id",
+        "status",
+        "from",
+        "to",
+        "is_deleted",
+    ).rename(columns={"id": "membership_id"})
+    now = pd.Timestamp(today)
+    rows = rows[(rows["status"] == ACTIVE) & ~rows["is_deleted"] & ~(rows["from"] > now)]
+    dated = pick(visits, "event_id", "membership_id", "due_on", "state")
+    ahead = dated[(dated["due_on"] >= now) & dated["state"].isin((*UNDONE, "booked", "done"))]
+    rows = rows[locate(rows, ahead, "membership_id", "membership_id") < 0].reset_index(drop=True)
+
+    kept = dated[~dated["state"].isin(("cancelled", "removed")) & (dated["due_on"] < now)]
+    last = kept.groupby(["tenant", "membership_id"], as_index=False)["due_on"].max()
+    rows = attach(
+        rows, last.rename(columns={"membership_id": "id"}), "membership_id", last="due_on"
+    )
+    services = pick(recurring_services, "id", "membership_id", "is_deleted")
+    in_use = services[~services["is_deleted"]]
+    counts = in_use.groupby(["tenant", "membership_id"], as_index=False)["id"].count()
+    counts = counts.rename(columns={"id": "services", "membership_id": "id"})
+    rows = attach(rows, counts, "membership_id", services="services")
+    rows["services"] = rows["services"].fillna(0)
+    types = pick(membership_types, "id")
+    included = explode(
+        membership_types, "recurring_services", "recurring_service_type_id", owner="type_id"
+    )
+    includes = locate(rows, included, "membership_type_id", "type_id") >= 0
+    unknown = locate(rows, types, "membership_type_id") < 0
+    rows["last_visit_due_on"] = rows["last"]
+    rows["type_includes_visits"] = pd.Series(includes, dtype="boolean").mask(unknown)
+    rows["reason"] = np.where(rows["services"] == 0, "no_service", "no_future_visit")
+    rows["flags"] = flags(type_unknown=unknown)
+    return MEMBERS_WITHOUT_FUTURE_VISIT.frame(rows)
+
+
+def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Frame:
+    """Memberships with the day from which on they are no longer running, null while they are.
+
+    `ended_on` is the last day of an Expired one, else the day its status changed, else its
+    cancellation date. `status_since` is the day its present status began.
+    """
+    rows = pick(
+        memberships,
+        "id",
+        "customer_id",
+        "membership_type_id",
+        "business_unit_id",
+        "status",
+        "from",
+        "to",
+        "cancellation_date",
+    )
+    latest = spells(membership_status, zone).drop_duplicates(
+        ["tenant", "membership_id"], keep="last"
+    )
+    latest["since"] = latest["began"].dt.normalize().astype("datetime64[s]")
+    latest = latest.rename(columns={"membership_id": "id"})
+    rows = attach(rows, latest, "id", history_status="status", status_since="since")
+    expired = rows["to"].where(rows["status"] == "Expired")
+    since = rows["status_since"].where(rows["history_status"] == rows["status"])
+    ended = expired.fillna(since).fillna(rows["cancellation_date"])
+    rows["ended_on"] = ended.where(rows["status"].isin(ENDED))
+    return rows
+
+
+VISITS = Table(
+    of=visits,
+    grain=("tenant", "event_id"),
+    columns={
+        "tenant": TENANT,
+        "event_id": (ID, "Visit: the recurring service event."),
+        "due_on": (DAY, "Day the visit is due."),
+        "state": (
+            TEXT,
+            "done, booked, contacted, open, dismissed, cancelled (deleted, membership ended),"
+            " removed (deleted otherwise), unknown.",
+        ),
+        "is_owed": (TRUTH, "Due by today, not booked or dismissed, and still promised."),
+        "days_overdue": (COUNT, "Days since it was due; 0 if nothing is owed."),
+        "event_status": (TEXT, "Status in ServiceTitan; Won means attached to a job."),
+        "job_id": (ID, "Job the visit is attached to; null means none."),
+        "service_name": (TEXT, "Name of the recurring service."),
+        "recurring_service_id": (ID, "Recurring service."),
+        "recurring_service_type_id": (ID, "Its type."),
+        "location_id": (ID, "Location that is visited."),
+        "membership_id": (ID, "Membership; null means sold without one."),
+        "membership_status": (TEXT, "Status of the membership."),
+        "membership_ended_on": (DAY, "Day the membership ended; null while it runs."),
+        "customer_id": (ID, "Customer who holds the membership."),
+        "membership_type_id": MEMBERSHIP_TYPE_ID,
+        "business_unit_id": (ID, "Business unit of the membership, else of the service."),
+        "flags": FLAGS,
+    },
+)
+
+VISITS_MONTHLY = Table(
+    of=visits_monthly,
+    grain=("tenant", "month", *CELL[1:]),
+    columns={
+        "tenant": TENANT,
+        "month": MONTH,
+        "is_complete": IS_COMPLETE,
+        "membership_type_id": (ID, "Membership type; null means sold without a membership."),
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "due": (COUNT, "Visits due in the month: booked + open + dismissed."),
+        "booked": (COUNT, "Booked, whether or not performed."),
+        "open": (COUNT, "Neither booked nor dismissed."),
+        "dismissed": (COUNT, "Will not be done."),
+        "owed": (COUNT, "Of the open ones, owed today: see visits."),
+        "open_ended": (COUNT, "Of the open ones, those whose membership has ended."),
+        "cancelled": (COUNT, "Deleted, and their membership has ended; not in due."),
+        "removed": (COUNT, "Deleted for another reason; not in due."),
+        "fulfilment": (SHARE, "booked / (booked + open); null if there was neither."),
+        "flags": FLAGS,
+    },
+)
+
+MEMBERS_WITHOUT_FUTURE_VISIT = Table(
+    of=members_without_future_visit,
+    grain=("tenant", "membership_id"),
+    columns={
+        "tenant": TENANT,
+        "membership_id": (ID, "Active membership without a planned visit."),
+        "customer_id": (ID, "Customer who holds it."),
+        "membership_type_id": MEMBERSHIP_TYPE_ID,
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "from": (DAY, "First day covered."),
+        "to": (DAY, "Last day covered; null means ongoing."),
+        "reason": (TEXT, "no_service or no_future_visit."),
+        "services": (COUNT, "Recurring services in use that belong to it."),
+        "type_includes_visits": (TRUTH, "Whether its type includes any; null if unknown."),
+        "last_visit_due_on": (DAY, "Due day of its latest visit before today."),
+        "flags": FLAGS,
+    },
+)

@@ -1,0 +1,186 @@
+"""Members and cohorts, on paper."""
+
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import pytest
+
+from st_memberships_orchestration.metrics.cohorts import cohort_retention
+from st_memberships_orchestration.metrics.members import members_monthly
+from st_memberships_orchestration_tests.test_metrics_frames import (
+    TODAY,
+    ZONE,
+    frame,
+    history,
+    membership,
+    plain,
+)
+
+MEMBERS = frame(
+    membership(1, from_="2025-12-10"),
+    membership(2, from_="2025-12-15", status="Canceled"),
+    membership(3, from_="2025-12-01", to="2026-01-31", status="Expired"),
+    membership(4, from_="2025-02-01", to="2026-01-31", status="Expired", renewed_by_id=5),
+    membership(5, from_="2026-02-01", created="2026-01-25"),
+    membership(6, from_="2026-01-05"),
+    membership(7, from_="2026-01-31"),
+    membership(8, from_="2026-02-03", status="Deleted"),
+    membership(9, from_="2026-04-01", created="2026-03-10"),
+    membership(10, from_="2026-01-10"),
+    membership(11, from_="2026-01-02", membership_type_id=2),
+    membership(12, from_="2025-11-20", membership_type_id=2, status="Expired", renewed_by_id=13),
+    membership(13, from_="2026-03-10"),
+)
+STATUS = history(
+    m1="Active 2025-12-10",
+    m2="Active 2025-12-15, Canceled 2026-01-20",
+    m3="Active 2025-12-01, Expired 2026-02-01 01:00",
+    m4="Active 2025-02-01, Expired 2026-02-01 01:00",
+    m5="Active 2026-02-01 00:00",
+    m6="Active 2026-01-05, Suspended 2026-01-25, Active 2026-02-10",
+    m7="Active 2026-01-31 23:30",  # in UTC already February
+    m8="Active 2026-02-03, Deleted 2026-02-05",
+    m9="Active 2026-04-01 00:00",  # sold, but not begun
+    m10="Active 2026-01-10, Canceled 2026-02-15, Active 2026-03-05",
+    m11="Active 2026-01-02",
+    m12="Active 2025-11-20, Expired 2026-01-15",
+    m13="Active 2026-03-10",  # 54 days after 12 ended: a renewal, but too late to save it
+)
+
+
+@pytest.fixture(scope="module")
+def monthly() -> pd.DataFrame:
+    return members_monthly(MEMBERS, STATUS, today=TODAY, zone=ZONE)
+
+
+MOVES = ("new", "renewed", "reactivated", "ended_by_renewal", "cancelled", "expired", "suspended")
+
+
+def cells(monthly: pd.DataFrame, kind: int) -> dict:
+    rows = monthly[monthly["membership_type_id"] == kind]
+    columns = ("active_start", *MOVES, "deleted", "active_end")
+    return {month: tuple(rest) for month, *rest in plain(rows, "month", *columns)}
+
+
+def test_movements_of_a_dozen_memberships(monthly: pd.DataFrame) -> None:
+    months = cells(monthly, 1)
+    assert min(months) == date(2025, 2, 1)  # membership 4 is the first
+    #                   start new ren rea e_r can exp sus del end
+    assert months[date(2025, 2, 1)] == (0, 1, 0, 0, 0, 0, 0, 0, 0, 1)
+    # December: 1, 2, 3 come to 4.
+    assert months[date(2025, 12, 1)] == (1, 3, 0, 0, 0, 0, 0, 0, 0, 4)
+    # January: 6, 7 (late on the 31st) and 10 come; 2 cancels, 6 is suspended. Left: 1 3 4 7 10.
+    assert months[date(2026, 1, 1)] == (4, 3, 0, 0, 0, 1, 0, 1, 0, 5)
+    # February: 8 comes and is deleted; 4 goes on as 5; 6 is back; 10 cancels; 3 expires.
+    # Left: 1 5 6 7.
+    assert months[date(2026, 2, 1)] == (5, 1, 1, 1, 1, 1, 1, 0, 1, 4)
+    # March, to the 20th: 13 renews (type 2 became type 1), 10 is back; 9 has not begun.
+    assert months[date(2026, 3, 1)] == (4, 0, 1, 1, 0, 0, 0, 0, 0, 6)
+
+
+def test_a_late_renewal_leaves_the_old_membership_expired(monthly: pd.DataFrame) -> None:
+    months = cells(monthly, 2)
+    assert months[date(2025, 11, 1)] == (0, 1, 0, 0, 0, 0, 0, 0, 0, 1)
+    assert months[date(2025, 12, 1)] == (1, 0, 0, 0, 0, 0, 0, 0, 0, 1)
+    assert months[date(2026, 1, 1)] == (1, 1, 0, 0, 0, 0, 1, 0, 0, 1)
+    saved = members_monthly(MEMBERS, STATUS, today=TODAY, zone=ZONE, renewal_grace_days=60)
+    assert cells(saved, 2)[date(2026, 1, 1)] == (1, 1, 0, 0, 1, 0, 0, 0, 0, 1)
+
+
+def test_rates_and_tenure(monthly: pd.DataFrame) -> None:
+    rows = {
+        (kind, month): tuple(rest)
+        for kind, month, *rest in plain(
+            monthly,
+            "membership_type_id",
+            "month",
+            "net_growth",
+            "churn",
+            "cancellation_rate",
+            "tenure_days",
+            "is_complete",
+        )
+    }
+    # January: 1 of 4 left. February: 10 cancelled and 3 expired, of 5.
+    assert rows[1, date(2026, 1, 1)][:3] == (1, 0.25, 0.25)
+    # Tenure on 28 February: 1 for 80 days, 7 for 28, 6 for 54; 5 goes on from 4, so 392.
+    assert rows[1, date(2026, 2, 1)] == (-1, 0.4, 0.2, 138.5, True)
+    # Nobody was there in the month of the first member: no rate, rather than 0.
+    assert rows[1, date(2025, 2, 1)][1:3] == (None, None)
+    # Membership 11 on 20 March: 77 days.
+    assert rows[2, date(2026, 3, 1)] == (0, 0.0, 0.0, 77.0, False)
+
+
+def test_a_membership_counts_in_the_contractors_month() -> None:
+    tokyo = members_monthly(
+        MEMBERS[MEMBERS["id"] == 7],
+        STATUS[STATUS["membership_id"] == 7],
+        today=TODAY,
+        zone=ZoneInfo("Asia/Tokyo"),
+    )
+    assert plain(tokyo, "month", "new")[0] == (date(2026, 2, 1), 1)
+
+
+def test_what_breaks_assumptions_is_counted_and_flagged() -> None:
+    status = history(m1="Active 2026-01-05, Frozen 2026-02-05", m99="Active 2026-02-01")
+    rows = members_monthly(frame(membership(1)), status, today=TODAY, zone=ZONE)
+    found = plain(rows, "month", "membership_type_id", "new", "other_exit", "flags")
+    assert (date(2026, 2, 1), 1, 0, 1, "unknown_status") in found
+    assert (date(2026, 2, 1), None, 1, 0, "membership_unknown") in found
+
+
+def test_a_cycle_of_renewals_renews_only_forwards() -> None:
+    members = frame(
+        membership(1, from_="2025-12-01", renewed_by_id=2),
+        membership(2, from_="2026-01-10", renewed_by_id=1),
+        membership(3, from_="2026-01-10", renewed_by_id=3),
+    )
+    status = history(
+        m1="Active 2025-12-01, Expired 2026-01-10", m2="Active 2026-01-10", m3="Active 2026-01-10"
+    )
+    rows = members_monthly(members, status, today=TODAY, zone=ZONE)
+    january = next(row for row in plain(rows, "month", *MOVES) if row[0] == date(2026, 1, 1))
+    assert january[1:] == (1, 1, 0, 1, 0, 0, 0)  # 3 is new, 2 renews 1
+
+
+def test_of_two_statuses_from_one_moment_on_the_one_that_lasts_counts() -> None:
+    status = history(
+        m1="Active 2026-01-05 12:00, Canceled 2026-01-05 12:00, Active 2026-01-05 12:00"
+    )
+    rows = members_monthly(frame(membership(1)), status, today=TODAY, zone=ZONE)
+    assert plain(rows, "active_end") == [(1,), (1,), (1,)]
+
+
+def test_retention_follows_a_sale_through_its_renewals() -> None:
+    rows = cohort_retention(MEMBERS, STATUS, today=TODAY, zone=ZONE)
+    kept = {
+        (month, kind, since): (sold, members, share)
+        for month, kind, since, sold, members, share in plain(
+            rows,
+            "cohort_month",
+            "membership_type_id",
+            "months_since",
+            "members_sold",
+            "members_kept",
+            "retention",
+        )
+    }
+    january, december = date(2026, 1, 1), date(2025, 12, 1)
+    # Sold in December: 1, 2, 3. 2 cancels in January, 3 expires in February.
+    assert [kept[december, 1, n] for n in range(4)] == [
+        (3, 3, 1.0),
+        (3, 2, 2 / 3),
+        (3, 1, 1 / 3),
+        (3, 1, 1 / 3),
+    ]
+    # Sold in January: 6, 7, 10 (5 was sold then too, but renews 4). At the ends of the months:
+    # 7 and 10 (6 is suspended); 6 and 7 (10 has cancelled); all three.
+    assert [kept[january, 1, n][:2] for n in range(3)] == [(3, 2), (3, 2), (3, 3)]
+    # 4 was sold in February 2025 and goes on as 5.
+    assert [kept[date(2025, 2, 1), 1, n][:2] for n in (0, 11, 12, 13)] == [(1, 1)] * 4
+    # 12 was sold in November as type 2; it lapses from January until 13, of type 1, renews it.
+    assert [kept[date(2025, 11, 1), 2, n][1] for n in range(5)] == [1, 1, 0, 0, 1]
+    # 8 was a mistake and counts nowhere; 9 is sold in March and begins in April.
+    assert (date(2026, 2, 1), 1, 0) not in kept
+    assert kept[date(2026, 3, 1), 1, 0][:2] == (1, 0)

@@ -1,0 +1,215 @@
+"""What holds for any data: books balance, order and machine do not matter."""
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from st_memberships_orchestration.metrics.history import spells
+from st_memberships_orchestration.metrics.members import ENTRIES, EXITS, MEMBERS_MONTHLY
+from st_memberships_orchestration.metrics.revenue import BRIDGE, RECURRING_REVENUE_MONTHLY
+from st_memberships_orchestration_tests.test_metrics_frames import (
+    TODAY,
+    ZONE,
+    all_tables,
+    compute,
+    event,
+    frame,
+    membership,
+    membership_type,
+    option,
+    service,
+    template,
+)
+
+START = datetime(2025, 9, 1, tzinfo=UTC)
+STATUSES = ("Active", "Suspended", "Expired", "Canceled", "Deleted", "Frozen")
+FREQUENCIES = ("Monthly", "Quarterly", "BiAnnual", "Annual", "OneTime")
+hours = st.integers(0, 24 * 250)
+
+
+@st.composite
+def books(draw: st.DrawFn) -> dict[str, Any]:
+    """A contractor's records, in order or not."""
+    members, status, versions, services, events = [], [], [], [], []
+    for id in range(1, draw(st.integers(1, 6)) + 1):
+        begins = (START + timedelta(hours=draw(hours))).date()
+        term = draw(st.sampled_from((None, 6, 12)))
+        last = (begins + timedelta(days=draw(st.integers(-5, 200)))).isoformat()
+        moments = sorted(draw(st.sets(hours, max_size=5)))
+        words = [draw(st.sampled_from(STATUSES)) for _ in moments]
+        row = membership(
+            id,
+            tenant=draw(st.sampled_from(("acme", "bravo"))),
+            from_=begins.isoformat(),
+            to=last if term else None,
+            duration=term,
+            status=words[-1] if words else "Active",
+            membership_type_id=draw(st.integers(1, 3)),
+            business_unit_id=draw(st.integers(1, 2)),
+            billing_frequency=draw(st.sampled_from(FREQUENCIES)),
+            billing_template_id=draw(st.sampled_from((None, 1, 2, 3, 99))),
+            renewed_by_id=draw(st.sampled_from((None, *range(1, 8)))),
+            next_bill=draw(st.sampled_from((None, "2026-02-28", "2026-03-31"))),
+        )
+        members.append(row)
+        times = [START + timedelta(hours=hour) for hour in moments]
+        for begin, end, word in zip(times, [*times[1:], None], words, strict=False):
+            status.append(
+                {
+                    "tenant": row["tenant"],
+                    "membership_id": id,
+                    "status": word,
+                    "valid_from": begin,
+                    "valid_to": end,
+                }
+            )
+        for hour in draw(st.sets(hours, max_size=3)):
+            priced_by = draw(st.sampled_from((None, 1, 2, 3)))
+            known = {"valid_from": START + timedelta(hours=hour), "billing_template_id": priced_by}
+            versions.append({**row, **known})
+        services.append(service(id, id, tenant=row["tenant"]))
+        for place in range(draw(st.integers(0, 3))):
+            due = (START + timedelta(hours=draw(hours))).date().isoformat()
+            word = draw(st.sampled_from(("NotAttempted", "Contacted", "Won", "Dismissed")))
+            gone = draw(st.booleans())
+            number = 10 * id + place
+            visit = event(number, id, id, due, status=word, is_deleted=gone, tenant=row["tenant"])
+            events.append(visit)
+    plans = [
+        membership_type(
+            n,
+            option(None, "Monthly", 20),
+            option(12, "OneTime", 0, 199),
+            tenant=tenant,
+            services=[1],
+        )
+        for n in (1, 2)
+        for tenant in ("acme", "bravo")
+    ]
+    totals = ((1, "10"), (2, "100"), (3, "-1"))
+    templates = [template(n, t, tenant=tenant) for n, t in totals for tenant in ("acme", "bravo")]
+    return {
+        "memberships": frame(*members),
+        "membership_status": frame(*status),
+        "membership_versions": frame(*versions),
+        "membership_types": frame(*plans),
+        "invoice_templates": frame(*templates),
+        "recurring_services": frame(*services),
+        "recurring_service_events": frame(*events),
+        "today": TODAY,
+        "zone": ZONE,
+    }
+
+
+@settings(max_examples=30, deadline=None)
+@given(books())
+def test_movements_add_up_in_every_cell_and_agree_with_counting(book: dict[str, Any]) -> None:
+    rows = compute(MEMBERS_MONTHLY, book)
+    entries, exits = rows[list(ENTRIES)].sum(axis=1), rows[list(EXITS)].sum(axis=1)
+    assert (rows["active_start"] + entries - exits == rows["active_end"]).all()
+    assert (rows["active_end"] >= 0).all()
+    cell = rows.groupby(["tenant", "membership_type_id", "business_unit_id"])
+    assert (cell["active_end"].shift(fill_value=0) == rows["active_start"]).all()
+    for month, counted in rows.groupby("month")["active_end"].sum().items():
+        assert counted == _active_at_the_end_of(month, book["membership_status"])
+
+
+def _active_at_the_end_of(month: date, status: pd.DataFrame) -> int:
+    """Members at a month's end, one spell at a time."""
+    after = (month + timedelta(days=31)).replace(day=1)
+    after = min(after, TODAY + timedelta(days=1))
+    moment = datetime(after.year, after.month, after.day, tzinfo=ZONE)
+    return sum(
+        row.status == "Active"
+        and row.valid_from < moment
+        and (pd.isna(row.valid_to) or row.valid_to >= moment)
+        for row in status.itertuples()
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(books())
+def test_the_revenue_bridge_adds_up_in_every_cell(book: dict[str, Any]) -> None:
+    rows = compute(RECURRING_REVENUE_MONTHLY, book)
+    for row in rows.to_dict("records"):
+        change = sum((row[name] * sign for name, sign in BRIDGE.items()), Decimal(0))
+        assert row["mrr_start"] + change == row["mrr_end"]
+        assert min(row[name] for name in BRIDGE) >= 0
+        assert abs(row["arr_end"] - 12 * row["mrr_end"]) < Decimal("0.001")
+        known = row["members_by_template"] + row["members_by_type"] + row["members_unpriced"]
+        assert row["members_recurring"] == known
+    members = compute(MEMBERS_MONTHLY, book)
+    key = ["tenant", "month", "membership_type_id", "business_unit_id"]
+    both = members.merge(rows, on=key)
+    assert (both["active_end"] == both["members_recurring"] + both["members_one_time"]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(books(), st.randoms(use_true_random=False))
+def test_no_membership_is_in_two_states_at_once(book: dict[str, Any], random: Any) -> None:
+    status = book["membership_status"]
+    if len(status):  # even where the history contradicts itself
+        status = pd.concat([status, status.sample(frac=0.5, random_state=random.randrange(99))])
+    rows = spells(status, ZONE)
+    member = rows.groupby(["tenant", "membership_id"])
+    assert not rows.duplicated(["tenant", "membership_id", "began"]).any()
+    assert member["began"].is_monotonic_increasing.all() if len(rows) else True
+    assert (member["status"].shift().fillna("") == rows["previous"].fillna("")).all()
+    assert not (rows["status"] == rows["previous"]).any()
+
+
+@settings(max_examples=5, deadline=None)
+@given(books(), st.integers(0, 99))
+def test_the_order_of_rows_does_not_matter(book: dict[str, Any], seed: int) -> None:
+    mixed = {
+        name: rows.sample(frac=1, random_state=seed) if isinstance(rows, pd.DataFrame) else rows
+        for name, rows in book.items()
+    }
+    in_order, in_disorder = all_tables(book), all_tables(mixed)
+    for name, rows in in_order.items():
+        pd.testing.assert_frame_equal(rows, in_disorder[name])
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """A machine at the other end of the world."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "Pacific/Kiritimati"
+    time.tzset()
+    yield
+    os.environ.pop("TZ") if before is None else os.environ.update(TZ=before)
+    time.tzset()
+
+
+def test_the_time_zone_of_the_machine_does_not_matter(
+    sample: dict[str, Any], at_home: dict[str, pd.DataFrame], elsewhere: None
+) -> None:
+    assert datetime.now().astimezone().utcoffset() == timedelta(hours=14)
+    for name, rows in all_tables(sample).items():
+        pd.testing.assert_frame_equal(rows, at_home[name])
+
+
+@pytest.fixture
+def sample() -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+
+    @settings(max_examples=10, deadline=None, database=None, derandomize=True)
+    @given(books())
+    def collect(book: dict[str, Any]) -> None:
+        found.append(book)
+
+    collect()
+    return max(found, key=lambda book: len(book["membership_status"]))
+
+
+@pytest.fixture
+def at_home(sample: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    return all_tables(sample)
