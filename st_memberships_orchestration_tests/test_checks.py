@@ -1,6 +1,7 @@
 """Each check was seen to hold on sound data and to fail on data broken on purpose."""
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
@@ -19,6 +20,7 @@ from st_memberships_orchestration_tests.doors import Location
 @pytest.fixture
 def synced(location: Location, shared_sandbox: RunningSandbox) -> Location:
     location.use(shared_sandbox).sync()
+    location.derive()
     location.monkeypatch.delenv("ST_TENANTS__BRAVO__TENANT_ID")
     for name in ("CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
         location.monkeypatch.delenv(f"ST_TENANTS__BRAVO__{name}")
@@ -78,6 +80,9 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     broken = [{"id": 5, "reason": "status: unknown word", "record": "{}"}]
     now = datetime.now(UTC)
     quarantine(lake, "quarantine/memberships", broken, tenant="acme", read_at=now)
+    change(lake, "derived/members_monthly", lambda t: with_value(t, "active_end", 9))
+    revenue = "derived/recurring_revenue_monthly"
+    change(lake, revenue, lambda t: with_value(t, "churned_mrr", Decimal("1.25")))
     raw = lake.find("raw/invoice_templates")
     assert raw is not None
     rows = raw.to_pyarrow_table()
@@ -96,6 +101,8 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "recurring_service_events.counts_match",
         "membership_status_changes.status_changes_form_a_chain",
         "invoice_templates.row_counts_are_plausible",
+        "members_monthly.movements_add_up",
+        "recurring_revenue_monthly.bridge_adds_up",
     }
     sound = {"recurring_service_types.ids_are_unique", "invoice_templates.quarantine_is_empty"}
     assert not failing & sound

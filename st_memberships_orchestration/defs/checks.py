@@ -164,20 +164,45 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
     return claims
 
 
+DERIVED = {
+    "derived/members_monthly": Claim(
+        "movements_add_up",
+        """
+        select tenant, month, membership_type_id, business_unit_id, active_start, active_end
+        from derived.members_monthly
+        where active_start + new + renewed + reactivated - ended_by_renewal - cancelled - expired
+            - suspended - deleted - other_exit <> active_end
+        """,
+        "The months do not add up: report it to this project, with these rows.",
+    ),
+    "derived/recurring_revenue_monthly": Claim(
+        "bridge_adds_up",
+        """
+        select tenant, month, membership_type_id, business_unit_id, mrr_start, mrr_end
+        from derived.recurring_revenue_monthly
+        where mrr_start + new_mrr + renewed_mrr + reactivated_mrr + expansion_mrr - contraction_mrr
+            - churned_mrr - ended_by_renewal_mrr <> mrr_end
+        """,
+        "The months do not add up: report it to this project, with these rows.",
+    ),
+}
+"""What must hold of derived tables."""
+
+
 def build_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
-    """All checks, two steps per feed: of the lake alone, and against ServiceTitan."""
+    """All checks: of the lake alone, and of the feeds that ServiceTitan can list against it."""
     tenants = sorted(settings.tenants)
-    claimed = [_lake_checks(feed) for feed in FEEDS]
+    claimed = [_lake_checks(f"current/{feed.name}", claims_of(feed)) for feed in FEEDS]
+    claimed += [_lake_checks(table, [claim]) for table, claim in DERIVED.items()]
     compared = [_api_checks(feed, tenants) for feed in FEEDS if feed.name in COUNTED]
     return [*claimed, *compared]
 
 
-def _lake_checks(feed: ExportFeed) -> dg.AssetChecksDefinition:
-    key = dg.AssetKey(["current", feed.name])
-    claims = claims_of(feed)
+def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
+    key = dg.AssetKey(table.split("/"))
 
     @dg.multi_asset_check(
-        name=f"claims_on_{feed.name}",
+        name=f"claims_on_{key.path[-1]}",
         specs=[dg.AssetCheckSpec(c.name, asset=key, description=c.remedy) for c in claims],
         can_subset=True,
     )
@@ -189,7 +214,7 @@ def _lake_checks(feed: ExportFeed) -> dg.AssetChecksDefinition:
             there = set(lake.names())
             for claim in claims:
                 if claim.name in selected:
-                    tables = {f"current/{feed.name}", *claim.needs}
+                    tables = {table, *claim.needs}
                     found = _rows(connection, claim.query) if tables <= there else _none()
                     yield _result(key, claim.name, found, claim.severity, claim.remedy)
 

@@ -37,7 +37,11 @@ derive = dg.define_asset_job(
 reconcile = dg.define_asset_job(
     "reconcile",
     selection=dg.AssetSelection.checks_for_assets(
-        *(dg.AssetKey(["current", feed.name]) for feed in FEEDS)
+        *(dg.AssetKey(["current", feed.name]) for feed in FEEDS),
+        *(
+            dg.AssetKey(["derived", name])
+            for name in ("members_monthly", "recurring_revenue_monthly")
+        ),
     ),
     description=(
         "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "
