@@ -458,7 +458,8 @@ def test_visits(sql: duckdb.DuckDBPyConnection) -> None:
         """
         select tenant, date_trunc('month', date)::date as month, count(*),
             count(*) filter (status = 'Won'), count(*) filter (status not in ('Won', 'Dismissed'))
-        from recurring_service_events where not is_deleted and date < date_trunc('month', today()) + interval 1 month
+        from recurring_service_events
+        where not is_deleted and date < date_trunc('month', today()) + interval 1 month
         group by all
         """,
     )
