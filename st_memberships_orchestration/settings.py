@@ -1,10 +1,12 @@
 """The environment, or `.env`, as typed settings. Nothing else in the project reads either."""
 
 from datetime import date
+from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from st_memberships_orchestration.servicetitan.auth import Access
@@ -33,6 +35,9 @@ def _known_timezone(name: str) -> str:
 class Tenant(BaseModel):
     """One ServiceTitan account: where to find the four values is in the README."""
 
+    # What is wrong is said without the value, which may be a secret in the wrong place.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     tenant_id: int = Field(description="The account's number in ServiceTitan.")
     client_id: SecretStr
     client_secret: SecretStr
@@ -51,7 +56,11 @@ class Settings(BaseSettings):
     """All that can be set, by environment variables `ST_…` or lines of `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ST_", env_nested_delimiter="__", env_file=".env", extra="ignore"
+        env_prefix="ST_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
     tenants: dict[str, Tenant] = Field(
@@ -71,6 +80,29 @@ class Settings(BaseSettings):
         default=date(2024, 1, 1), description="First daily window; it also holds everything older."
     )
     lake_uri: str = Field(default=".data/lake", description="Folder or object-storage address.")
+    report_dir: str = Field(default=".data/reports", description="Folder of the tenants' reports.")
+    ledger_url: SecretStr = Field(
+        default=SecretStr("sqlite:///.data/ledger.db"),
+        description="SQLAlchemy URL of the write ledger: SQLite, or PostgreSQL.",
+    )
+    writes: Literal["off", "dry-run", "on"] = Field(
+        default="dry-run", description="The master switch of everything that changes something."
+    )
+    write_cap_per_run: int = Field(default=500, ge=0, description="Changes in one run.")
+    write_cap_per_day: int = Field(default=2_000, ge=0, description="Changes in one UTC day.")
+    write_cap_per_kind: dict[str, int] = Field(
+        default_factory=lambda: {"sell_memberships": 50},
+        description="Changes of one kind in one UTC day, as JSON.",
+    )
+    write_cap_sales_money: Decimal = Field(
+        default=Decimal(5_000), ge=0, description="Money that sales may bill in one UTC day."
+    )
+    write_plan_max_age_hours: float = Field(
+        default=24, gt=0, description="A plan that is older has to be made anew."
+    )
+    inbox: Path = Field(
+        default=Path(".data/inbox"), description="Files of changes; plans go to outbox beside it."
+    )
 
     @model_validator(mode="after")
     def _addresses(self) -> "Settings":

@@ -9,7 +9,7 @@ import pytest
 
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.doors import Location, settle
 
 PAGE_SIZE = 100
 
@@ -18,6 +18,7 @@ PAGE_SIZE = 100
 def shared_sandbox() -> Iterator[RunningSandbox]:
     """One sandbox for all tests that only read from it."""
     with running(seed=7, memberships=300, page_size=PAGE_SIZE, rate_limit=0) as sandbox:
+        settle(sandbox)
         yield sandbox
 
 
@@ -25,6 +26,7 @@ def shared_sandbox() -> Iterator[RunningSandbox]:
 def sandbox() -> Iterator[RunningSandbox]:
     """A sandbox of the test's own, to break and to change."""
     with running(seed=5, memberships=120, page_size=PAGE_SIZE, rate_limit=0) as sandbox:
+        settle(sandbox)
         yield sandbox
 
 

@@ -26,6 +26,11 @@ def today() -> date:
     return datetime.now(UTC).date()
 
 
+def settle(sandbox: RunningSandbox) -> None:
+    """Let 20 minutes pass, so that no change becomes visible while a test compares."""
+    sandbox.control("POST", "/_sandbox/clock", {"advance": "20m"})
+
+
 @dataclass
 class Location:
     """The code location with a lake and an instance of its own."""

@@ -71,7 +71,9 @@ def test_a_quiet_tenant_is_synced_half_as_often(
     for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
         location.monkeypatch.delenv(f"ST_TENANTS__BRAVO__{name}")
     now = at(12, minute)
-    line = Progress("sandbox", "memberships", None, None, "t", True, now, now - timedelta(hours=3))
+    line = Progress(
+        "sandbox", "memberships", None, None, False, "t", True, now, now - timedelta(hours=3)
+    )
     save_progress(location.lake, "acme", line)
     (asked,) = tick(location, "sync_every_15_minutes", now)
     assert isinstance(asked, dg.RunRequest) is synced

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from st_memberships_orchestration.lake import latest as latest_module
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
 from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
 from st_memberships_orchestration.lake.quarantine import quarantine
@@ -127,6 +128,59 @@ def test_of_versions_with_one_time_the_last_loaded_counts(lake: Lake) -> None:
     assert current(lake) == {1: "Expired"}
 
 
+def test_in_one_commit_the_last_of_versions_with_one_time_counts(lake: Lake) -> None:
+    insert(lake, record(1, status="Active"), record(1, status="Expired"))
+    apply(lake)
+    assert current(lake) == {1: "Expired"}
+
+
+def test_versions_that_were_lost_and_read_anew_are_applied(lake: Lake, tmp_path: Any) -> None:
+    insert(lake, record(1))
+    insert(lake, record(2))
+    apply(lake)
+    (tmp_path / "lake/raw/things").rename(tmp_path / "elsewhere")
+    insert(lake, record(1, 9, status="Expired"))
+    apply(lake)
+    assert current(lake) == {1: "Expired", 2: "Active"}
+
+
+def test_chunks_of_a_long_history_are_one_application(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latest_module, "CHUNK", 40)
+    for second in range(5):
+        insert(lake, *[record(id, second, price=Decimal(second)) for id in range(30)])
+    apply(lake)
+    assert lake.count("current/things", tenant="acme") == 30
+    prices = lake.rows("current/things", tenant="acme")["price"].to_pylist()
+    assert set(prices) == {Decimal(4)}
+    assert apply(lake) == Applied()
+
+
+def test_a_chunked_application_that_died_is_repeated_whole(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latest_module, "CHUNK", 40)
+    for second in range(5):
+        insert(lake, *[record(id, second) for id in range(30)])
+    upsert, calls = latest_module._upsert, []
+
+    def die_at_the_second(*args: Any) -> Applied:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return upsert(*args)
+
+    monkeypatch.setattr(latest_module, "_upsert", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        apply(lake)
+    monkeypatch.setattr(latest_module, "_upsert", upsert)
+    apply(lake)
+    texts = lake.rows("current/things", tenant="acme")["modified_on_text"].to_pylist()
+    assert set(texts) == {record(0, 4)["modified_on_text"]}
+    assert len(texts) == 30
+
+
 def test_a_removed_table_of_newest_versions_is_rebuilt(lake: Lake, tmp_path: Any) -> None:
     insert(lake, record(1), record(2))
     insert(lake, record(1, 3, status="Expired"))
@@ -162,14 +216,20 @@ def test_processes_that_insert_the_same_rows_insert_them_once(lake: Lake) -> Non
 
 
 def test_the_newest_line_of_each_reading_counts_and_environments_are_apart(lake: Lake) -> None:
-    live = Progress("sandbox", "memberships", None, None, "a", False, None, NOW)
-    window = Progress("sandbox", "memberships", NOW, NOW + timedelta(1), "w", True, NOW, NOW)
+    live = Progress("sandbox", "memberships", None, None, False, "a", False, None, NOW)
+    window = Progress("sandbox", "memberships", NOW, NOW + timedelta(1), False, "w", True, NOW, NOW)
     for line in (
         live,
         window,
-        Progress("sandbox", "memberships", None, None, "b", True, NOW, NOW + timedelta(seconds=1)),
-        Progress("production", "memberships", None, None, "c", True, NOW, NOW + timedelta(9)),
-        Progress("sandbox", "membership_types", None, None, "d", True, NOW, NOW + timedelta(9)),
+        Progress(
+            "sandbox", "memberships", None, None, False, "b", True, NOW, NOW + timedelta(seconds=1)
+        ),
+        Progress(
+            "production", "memberships", None, None, False, "c", True, NOW, NOW + timedelta(9)
+        ),
+        Progress(
+            "sandbox", "membership_types", None, None, False, "d", True, NOW, NOW + timedelta(9)
+        ),
     ):
         save_progress(lake, "acme", line)
     found = load_progress(lake, "acme", environment="sandbox", feed="memberships")

@@ -1,13 +1,16 @@
 """The reading contract: nothing lost, nothing doubled, whatever happens on the way."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from st_memberships_orchestration.defs import exports as exports_module
 from st_memberships_orchestration.defs import reading as reading_module
 from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window, covered_until
 from st_memberships_orchestration.lake.latest import apply_versions
@@ -173,7 +176,6 @@ def test_a_quiet_feed_costs_one_request_and_writes_nothing(
 def test_a_few_changes_cost_only_the_pages_that_hold_them(
     client: MembershipsClient, sandbox: RunningSandbox, lake: Lake
 ) -> None:
-    sandbox.control("POST", "/_sandbox/clock", {"advance": "20m"})
     reader(client, lake).read(live())
     ids = sorted(PlainReader(sandbox).walk(EVENTS.name))[::100]
     edit = {"tenant": "acme", "feed": EVENTS.name, "ids": ids, "set": {"membershipName": "new"}}
@@ -273,16 +275,72 @@ def test_the_first_live_reading_begins_where_backfills_ended(
     assert_complete(sandbox, lake)
 
 
-def test_coverage_ends_at_the_first_gap() -> None:
-    def line(first: int, last: int, *, complete: bool = True) -> Progress:
+def test_coverage_begins_at_the_beginning_and_ends_at_the_first_gap() -> None:
+    def line(first: int, last: int, *, begins: bool = False, complete: bool = True) -> Progress:
         window = (START + timedelta(days=first), START + timedelta(days=last))
-        return Progress("sandbox", "memberships", *window, None, complete, None, START)
+        return Progress("sandbox", "memberships", *window, begins, None, complete, None, START)
 
-    assert covered_until([], START) is None
-    assert covered_until([line(1, 5)], START) is None
-    joined = [line(3, 6), line(0, 3), line(2, 4), line(8, 9)]
-    assert covered_until(joined, START) == START + timedelta(days=6)
-    assert covered_until([line(0, 3, complete=False)], START) is None
+    assert covered_until([]) is None
+    assert covered_until([line(1, 5)]) is None, "read from a date on"
+    joined = [line(3, 6), line(0, 3, begins=True), line(2, 4), line(8, 9)]
+    assert covered_until(joined) == START + timedelta(days=6)
+    assert covered_until([line(0, 3, begins=True, complete=False)]) is None
+
+
+def whole_range(days: int = 400) -> Window:
+    return Window(live().end - timedelta(days=days), live().end)
+
+
+def test_a_refused_token_in_a_backfill_up_to_today_loses_nothing(
+    client: MembershipsClient, sandbox: RunningSandbox, lake: Lake, tmp_path: Path
+) -> None:
+    options = {"history_start": whole_range().start - timedelta(days=2000)}
+    reader(client, lake, **options).read(live())
+    shutil.rmtree(tmp_path / f"lake/raw/{EVENTS.name}")
+    fault = {"on": PATH, "kind": "reject_token", "times": 1, "after": 2}
+    sandbox.control("POST", "/_sandbox/faults", [fault])
+    reader(client, lake, **options).read(whole_range(2000))
+    assert_complete(sandbox, lake)
+
+
+def test_a_backfill_up_to_today_that_died_goes_on_and_leaves_the_live_position_alone(
+    client: MembershipsClient, sandbox: RunningSandbox, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"history_start": START - timedelta(days=3000)}
+    reader(client, lake, **options).read(live())
+    save, saved = reading_module.save_progress, []
+
+    def die_at_the_third(*args: Any) -> None:
+        save(*args)
+        saved.append(args)
+        if len(saved) == 3:
+            raise Killed
+
+    monkeypatch.setattr(reading_module, "save_progress", die_at_the_third)
+    with pytest.raises(Killed):
+        reader(client, lake, **options).read(whole_range())
+    monkeypatch.setattr(reading_module, "save_progress", save)
+    assert reader(client, lake, **options).read(live()).requests == 1, "sync is as quick as before"
+    sandbox.control("DELETE", "/_sandbox/requests")
+    reader(client, lake, **options).read(whole_range())
+    assert not exports(sandbox)[0].startswith("from=20"), "it goes on from a token, not from a date"
+
+
+def test_windows_left_unrecorded_by_a_crash_are_recorded_by_the_next_run(
+    location: Location, shared_sandbox: RunningSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location.use(shared_sandbox)
+
+    def crash(*args: Any, **options: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exports_module, "apply_versions", crash)
+        assert not location.sync(feeds=("membership_types",), raise_on_error=False).success
+    location.sync(feeds=("membership_types",))
+    for layer in ("raw", "current"):
+        key = dg.AssetKey([layer, "membership_types"])
+        assert len(location.instance.get_materialized_partitions(key)) == 6
 
 
 # Outages
@@ -384,5 +442,5 @@ def test_reading_ahead_stops_when_nobody_listens() -> None:
 def test_progress_tells_windows_and_time_left() -> None:
     window = Window(START, START + timedelta(days=30))
     half = Reading(rows=10, seconds=6.0, newest=START + timedelta(days=15))
-    assert half.progress(window) == "; window 16 of 30, about 6 s left"
+    assert half.progress(window) == "; window 16 of 30, 2 rows/s, 6 s left"
     assert Reading().progress(window) == ""

@@ -32,7 +32,7 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import PlainReader, today
+from st_memberships_orchestration_tests.doors import PlainReader, differences, settle, today
 
 FAULTS = ("429", "500", "html", "truncate", "reset", "expire_token", "empty_page", "repeat_page",
           "reject_token", "slow")  # fmt: skip
@@ -100,6 +100,9 @@ def compare(uri: str, shown: Shown, ever_shown: set[tuple[str, int, str]]) -> No
         text = f"{feed.modified}_text"
         wire = "createdOn" if feed.modified == "created_on" else "modifiedOn"
         current = lake.rows(f"current/{feed.name}", tenant="acme")
+        shown_here = shown[feed.name]
+        wrong = [d for row in current.to_pylist() for d in differences(shown_here[row["id"]], row)]
+        assert not wrong, f"{feed.name}: {wrong[:3]}"
         held = dict(zip(current["id"].to_pylist(), current[text].to_pylist(), strict=True))
         assert current.num_rows == len(held), f"{feed.name}: an id twice in current/"
         wanted = {id: record[wire] for id, record in shown[feed.name].items()}
@@ -161,6 +164,7 @@ def schedule(seed: int) -> int:
                 sandbox.control("POST", "/_sandbox/clock", {"advance": dice.choice(("30m", "26h"))})
         assert code == 0, "the last attempt, without faults, failed"
         # What became visible since the walk: read once more, then compare with a walk after it.
+        settle(sandbox)
         assert in_child(sync) == 0
         shown = walk(sandbox)
         for name, records in shown.items():

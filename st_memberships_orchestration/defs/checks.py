@@ -101,10 +101,17 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
         ),
         Claim(
             "quarantine_is_empty",
-            f"select tenant, id, reason, record from quarantine.{feed.name}",
+            f"""
+            select tenant, id, reason, record from quarantine.{feed.name} q
+            where not exists (
+                select 1 from raw.{feed.name} r
+                where r.tenant = q.tenant and r.id = q.id and r.loaded_at > q.read_at
+            )
+            """,
             "ServiceTitan broke its contract for these records. If the reason shows a new word or "
-            "type, upgrade this project; the records return by a run of their window.",
-            needs=(f"quarantine/{feed.name}",),
+            "type, upgrade this project; a run of their window brings them back, and the check "
+            "then passes.",
+            needs=(f"quarantine/{feed.name}", f"raw/{feed.name}"),
         ),
         Claim(
             "no_unknown_fields",

@@ -69,7 +69,6 @@ def build_feed_assets(
         span = context.partition_time_window
         window = Window(span.start.astimezone(UTC), span.end.astimezone(UTC))
         tenants = tenants_of(context.partition_keys)
-        healed: list[str] = []
         if raw.key in context.selected_asset_keys:
             readings: dict[str, Reading] = {}
             for tenant in tenants:
@@ -82,10 +81,9 @@ def build_feed_assets(
                     history_start=_history_start(partitions),
                 )
                 readings[tenant] = _read(reader, window)
-                healed += _healed(tenant, readings[tenant], window, partitions)
-            yield from _results(
-                context, raw.key, healed, _raw_metadata(lake, feed, readings, window)
-            )
+            metadata = _raw_metadata(lake, feed, readings, window)
+            healed = _healed(context, raw.key, window, partitions)
+            yield from _results(context, raw.key, healed, metadata)
         if current.key in context.selected_asset_keys:
             started = time.monotonic()
             applied = {
@@ -104,6 +102,7 @@ def build_feed_assets(
                 "seconds": round(time.monotonic() - started, 3),
                 **table_metadata(lake, f"current/{feed.name}", tenants),
             }
+            healed = _healed(context, current.key, window, partitions)
             yield from _results(context, current.key, healed, metadata)
 
     return feed_assets
@@ -143,16 +142,19 @@ def _history_start(partitions: dg.MultiPartitionsDefinition) -> datetime:
 
 
 def _healed(
-    tenant: str, reading: Reading, window: Window, partitions: dg.MultiPartitionsDefinition
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    window: Window,
+    partitions: dg.MultiPartitionsDefinition,
 ) -> list[str]:
-    """Keys of the windows before the run's own that its reading completed."""
-    start = _history_start(partitions)
-    day = max(reading.read_from or start, start).date()
-    keys: list[str] = []
-    while day < window.start.date():
-        keys.append(partition_key(tenant, day))
-        day += timedelta(days=1)
-    return keys
+    """Keys of earlier windows that a reading to the feed's end covers, and that do not show it."""
+    if window.end <= datetime.now(UTC):
+        return []
+    shown = context.instance.get_materialized_partitions(key)
+    first = _history_start(partitions).date()
+    days = [first + timedelta(days=n) for n in range((window.start.date() - first).days)]
+    keys = [partition_key(t, day) for t in tenants_of(context.partition_keys) for day in days]
+    return [healed for healed in keys if healed not in shown]
 
 
 def _raw_metadata(

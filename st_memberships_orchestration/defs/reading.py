@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,6 +84,22 @@ class Reading:
         newest = f", to {self.newest:%Y-%m-%d %H:%M:%S}" if self.newest else ""
         return f"{self.rows:,} rows, {self.versions:,} new{newest}, {self.seconds:.1f} s"
 
+    def __add__(self, later: "Reading") -> "Reading":
+        """Both as one: the earlier days first, then the later."""
+        newest = [moment for moment in (self.newest, later.newest) if moment]
+        return Reading(
+            rows=self.rows + later.rows,
+            versions=self.versions + later.versions,
+            broken=self.broken + later.broken,
+            pages=self.pages + later.pages,
+            requests=self.requests + later.requests,
+            bytes=self.bytes + later.bytes,
+            seconds=self.seconds + later.seconds,
+            newest=max(newest, default=None),
+            read_from=self.read_from,
+            read_through=later.read_through,
+        )
+
     def progress(self, window: Window) -> str:
         """How much of the window is read and how long the rest may take, by modification time."""
         share = (self.newest - window.start) / (window.end - window.start) if self.newest else 0.0
@@ -91,7 +107,8 @@ class Reading:
         if days < 2 or not 0 < share < 1:
             return ""
         left = self.seconds * (1 - share) / share
-        return f"; window {int(share * days) + 1} of {days}, about {left:.0f} s left"
+        rate = self.rows / self.seconds
+        return f"; window {int(share * days) + 1} of {days}, {rate:,.0f} rows/s, {left:.0f} s left"
 
 
 class FeedReader:
@@ -119,8 +136,9 @@ class FeedReader:
     def read(self, window: Window) -> Reading:
         """Bring every version that the feed shows for `window` into `raw/<feed>`.
 
-        A window that has not ended (and been visible for the feed's lag) is read from where the
-        last such reading stopped to the end of the feed: whatever lies in between is read as well.
+        Today's window is read from where the last such reading stopped to the end of the feed:
+        whatever lies in between is read as well. Earlier days asked for together with it are
+        read as a window of their own, before it.
 
         Raises:
             ServiceTitanError: the feed could not be read to the end; what was committed stays, and
@@ -129,25 +147,30 @@ class FeedReader:
         lines = load_progress(
             self._lake, self._tenant, environment=self._environment, feed=self._feed.name
         )
-        if window.end > self._clock() - VISIBILITY_LAG:
-            return self._read_live(window, lines)
-        return self._read_past(window, lines)
+        if window.end <= self._clock() - VISIBILITY_LAG:
+            return self._read_past(window, lines)
+        live = next((line for line in lines if line.is_live), None)
+        if live is None:
+            return self._read_live(window, self._first_live_line(lines))
+        earlier = Window(window.start, window.end - timedelta(days=1))
+        known = live.read_through
+        if known is not None and earlier.start < earlier.end and earlier.start < known:
+            return self._read_past(earlier, lines) + self._read_live(window, live)
+        return self._read_live(window, live)
 
-    def _read_live(self, window: Window, lines: list[Progress]) -> Reading:
-        last = next((line for line in lines if line.is_live), None)
-        if last is None:
-            read_through = covered_until(lines, self._history_start)
-            start = iso(read_through) if read_through else None
-            last = self._line(None, token=start, complete=False, read_through=read_through)
-        resumed = last.token
-        if last.read_through is not None and window.start < last.read_through - timedelta(days=1):
-            # Earlier days were asked for by name: read them again, and go on to the end.
-            resumed = self._start_of(window)
-        now = self._clock()
-        reached = replace(last, complete=True, read_through=now - VISIBILITY_LAG)
+    def _first_live_line(self, lines: list[Progress]) -> Progress:
+        read_through = covered_until(lines)
+        start = iso(read_through) if read_through else None
+        return self._line(None, token=start, read_through=read_through)
+
+    def _read_live(self, window: Window, last: Progress) -> Reading:
         known = last.read_through
         instead = iso(known - OVERLAP) if known else None
-        reading = self._read_pages(window, resumed, last, reached, instead=instead, until=None)
+        reached = replace(last, complete=True, read_through=self._clock() - VISIBILITY_LAG)
+        begun = replace(last, complete=False)
+        reading = self._read_pages(
+            window, last.token, begun, reached, instead=instead, until=None, last=last
+        )
         return replace(reading, read_from=known, read_through=reached.read_through)
 
     def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
@@ -160,12 +183,17 @@ class FeedReader:
             ),
             None,
         )
-        line = self._line(window, token=None, complete=False, read_through=None)
-        done = replace(line, complete=True, read_through=window.end)
         first = self._start_of(window)
-        start = begun.token if begun else first
+        line = self._line(window, from_beginning=first is None)
+        done = replace(line, complete=True, read_through=window.end)
         reading = self._read_pages(
-            window, start, line, done, instead=first, until=window.end + MARGIN
+            window,
+            begun.token if begun else first,
+            line,
+            done,
+            instead=first,
+            until=window.end + MARGIN,
+            last=begun,
         )
         return replace(reading, read_from=window.start, read_through=window.end)
 
@@ -176,17 +204,18 @@ class FeedReader:
         self,
         window: Window | None,
         *,
-        token: str | None,
-        complete: bool,
-        read_through: datetime | None,
+        token: str | None = None,
+        read_through: datetime | None = None,
+        from_beginning: bool = False,
     ) -> Progress:
         return Progress(
             environment=self._environment,
             feed=self._feed.name,
             window_start=window.start if window else None,
             window_end=window.end if window else None,
+            from_beginning=from_beginning,
             token=token,
-            complete=complete,
+            complete=False,
             read_through=read_through,
             saved_at=self._clock(),
         )
@@ -200,15 +229,24 @@ class FeedReader:
         *,
         instead: str | None,
         until: datetime | None,
+        last: Progress | None,
     ) -> Reading:
-        """Commit pages and positions: lines like `begun` on the way, and `ended` at the end."""
+        """Commit pages and positions: lines like `begun` on the way, and `ended` at the end.
+
+        `instead` is where to start when a token is refused, `until` where a past window is passed,
+        `last` the newest line that this reading has in the journal.
+        """
         started = time.monotonic()
         reading = Reading()
         for pages in _in_commits(read_ahead(self._pages(start, instead, until))):
             reading = self._commit(pages, reading)
             reading = replace(reading, seconds=time.monotonic() - started)
             line = ended if _is_last(pages[-1], self._feed, until) else begun
-            self._save(replace(line, token=pages[-1].continue_from), begun)
+            line = replace(line, token=pages[-1].continue_from, saved_at=self._clock())
+            # A quiet poll is worth a line once a day only: the journal stays short.
+            if last is None or _news(line) != _news(last):
+                save_progress(self._lake, self._tenant, line)
+                last = line
             logger.info(
                 "%s  %s: %s%s", self._tenant, self._feed.name, reading, reading.progress(window)
             )
@@ -270,29 +308,28 @@ class FeedReader:
             newest=max((moment for moment in newest if moment), default=None),
         )
 
-    def _save(self, line: Progress, last: Progress) -> None:
-        # A quiet poll is worth a line once a day only: the journal stays short.
-        is_news = (line.token, line.complete) != (last.token, last.complete)
-        if is_news or _day(line) != _day(last):
-            save_progress(self._lake, self._tenant, replace(line, saved_at=self._clock()))
 
+def covered_until(lines: list[Progress]) -> datetime | None:
+    """The end of the windows that were read without a gap from the beginning of history, or None.
 
-def covered_until(lines: list[Progress], history_start: datetime) -> datetime | None:
-    """The end of the windows that were read without a gap from the start of history, or None."""
+    A window counts as the first only if it was read from the feed's beginning: the start of history
+    is a setting, and may have been another when it was read.
+    """
     covered: datetime | None = None
     windows = [
-        (line.window_start, line.window_end)
+        (line.window_start, line.window_end, line.from_beginning)
         for line in lines
         if line.window_start and line.window_end and line.complete
     ]
-    for start, end in sorted(windows):
-        if start <= (covered or history_start):
+    for start, end, from_beginning in sorted(windows):
+        if from_beginning or (covered is not None and start <= covered):
             covered = max(end, covered or end)
     return covered
 
 
-def _day(line: Progress) -> date | None:
-    return line.read_through.date() if line.read_through else None
+def _news(line: Progress) -> tuple[object, ...]:
+    day = line.read_through.date() if line.read_through else None
+    return line.token, line.complete, day
 
 
 def _is_last(page: ExportPage, feed: ExportFeed, until: datetime | None) -> bool:

@@ -76,12 +76,15 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
         client = servicetitan.client(tenant)
+        known = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
+        seen = {(row["feed"], row["id"]) for row in known.to_pylist()}
         gone: list[dict[str, object]] = []
         guarded: dict[str, str] = {}
         for feed in FEEDS:
             if feed.name not in COUNTED:
                 continue
             held, missing = missing_ids(client, lake, feed, tenant)
+            missing = [id for id in missing if (feed.name, id) not in seen]
             if len(missing) > max(config.largest_share * held, 1):
                 guarded[feed.name] = f"{len(missing):,} of {held:,}"
                 continue
@@ -89,7 +92,6 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             ids = [id for id in missing if not _is_there(client, feed, id)]
             mark_deleted(lake, f"current/{feed.name}", ids, tenant=tenant)
             gone += [{"feed": feed.name, "id": id, "asked_at": now} for id in ids]
-        known = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
         found = pa.Table.from_pylist(gone, schema=SCHEMA)
         rows = pa.concat_tables([known, found]) if known.num_columns else found
         replace_tenant(lake, TABLE, rows, tenant=tenant)

@@ -37,12 +37,12 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> pa
         connection.register("versions", versions.drop_columns(["tenant", "version_hash", "batch"]))
         rows = connection.sql(
             f"""
-            select *, "{modified}" as {VALID_FROM},
+            select * exclude (position), "{modified}" as {VALID_FROM},
                 lead("{modified}") over (partition by id order by {age}) as {VALID_TO}
             from (
-                from versions
+                from (select *, row_number() over () as position from versions)
                 qualify row_number() over (
-                    partition by id, "{modified}_text" order by loaded_at desc
+                    partition by id, "{modified}_text" order by loaded_at desc, position desc
                 ) = 1
             )
             """

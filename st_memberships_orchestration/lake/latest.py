@@ -40,7 +40,7 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     """Bring `target` up to date with the versions of `source` that it has not seen.
 
     The newest version is the one with the greatest modification time, to its last digit; of
-    several with the same, the one that was loaded last.
+    several with the same, the one that was loaded last, in one commit the last in order.
 
     Args:
         lake: where both tables lie.
@@ -58,6 +58,8 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     seen = table.transaction_version(tenant) or 0
     if seen == newest:
         return Applied()
+    if seen > newest:  # the versions were lost and read anew: their batches count from 1 again
+        seen = 0
     names = [f'"{field.name}"' for field in columns]
     unseen = scan(versions, tenant, names, f"batch > {seen} and batch <= {newest}")
     applied = Applied()
@@ -120,10 +122,10 @@ def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.Table:
     """Position of each id's newest row where it is newer than what is there, and whether one is."""
     # Texts of one microsecond compare as numbers once the zone is off: "36.15" < "36.1576344".
     keys = keys.append_column("position", pa.array(range(keys.num_rows), pa.int64()))
-    age = f'("{modified}", rtrim("{modified}_text", \'Z\'), loaded_at)'
+    age = f'("{modified}", rtrim("{modified}_text", \'Z\'), loaded_at, position)'
     with duckdb.connect() as connection:
         connection.register("keys", keys)
-        connection.register("there", there)
+        connection.register("there", there.append_column("position", _before_all(there)))
         return connection.sql(
             f"""
             with newest as (
@@ -136,6 +138,10 @@ def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.Table:
             order by position
             """
         ).to_arrow_table()
+
+
+def _before_all(rows: pa.Table) -> pa.Array:
+    return pa.repeat(pa.scalar(-1, pa.int64()), rows.num_rows)
 
 
 def _merge(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transaction) -> None:

@@ -3,14 +3,20 @@
 Continuation tokens belong to a tenant, an environment and a feed, and are never looked into.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 import pyarrow as pa
+from deltalake.exceptions import CommitFailedError
 
 from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
 
 TABLE = "state/feed_progress"
+
+LINES_PER_FILE = 100
+"""So many commits are joined into one file: each is a file of its own, and reading opens all."""
+
 INSTANT = pa.timestamp("us", tz="UTC")
 
 
@@ -23,6 +29,7 @@ class Progress:
         feed: name of the feed.
         window_start: start of the window that is read; None for the live reading.
         window_end: end of that window; None for the live reading.
+        from_beginning: the window was read from the feed's first record on.
         token: where to go on; None where the reading has no further use for one.
         complete: the window was read to its end, or the live reading to the feed's.
         read_through: all modifications before this time are in the lake, as far as this reading
@@ -34,6 +41,7 @@ class Progress:
     feed: str
     window_start: datetime | None
     window_end: datetime | None
+    from_beginning: bool
     token: str | None
     complete: bool
     read_through: datetime | None
@@ -56,6 +64,7 @@ SCHEMA = pa.schema(
         _column("feed", pa.string(), "Name of the feed."),
         _column("window_start", INSTANT, "Start of the window; null for the live reading."),
         _column("window_end", INSTANT, "End of the window; null for the live reading."),
+        _column("from_beginning", pa.bool_(), "The window was read from the feed's first record."),
         _column("token", pa.string(), "Opaque position from which reading goes on."),
         _column("complete", pa.bool_(), "The reading reached its end."),
         _column("read_through", INSTANT, "All changes before this time are in the lake."),
@@ -69,6 +78,10 @@ def save_progress(lake: Lake, tenant: str, progress: Progress) -> None:
     """Add a line. Call it only after the rows before `progress.token` are committed."""
     table = lake.open(TABLE, SCHEMA)
     append(table, pa.Table.from_pylist([{"tenant": tenant, **asdict(progress)}], schema=SCHEMA))
+    if table.version() % LINES_PER_FILE == 0:
+        # Another writer's clean-up in between does as well.
+        with suppress(CommitFailedError):
+            table.optimize.compact()
 
 
 def load_progress(lake: Lake, tenant: str, *, environment: str, feed: str) -> list[Progress]:

@@ -5,8 +5,15 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+from deltalake import Transaction
 
-from st_memberships_orchestration.lake.store import TENANT, Lake, append, retry_conflicts
+from st_memberships_orchestration.lake.store import (
+    TENANT,
+    Lake,
+    append,
+    retry_conflicts,
+    scan,
+)
 
 
 def _column(name: str, kind: pa.DataType, comment: str) -> pa.Field:
@@ -37,8 +44,12 @@ def quarantine(
     if not records:
         return
     table = lake.open(name, SCHEMA)
-    known = set(lake.rows(name, tenant=tenant, columns=["record"])["record"].to_pylist())
+    ids = ", ".join(str(record["id"]) for record in records if record["id"] is not None)
+    where = f"(id is null{f' or id in ({ids})' if ids else ''})"
+    known = set(scan(table, tenant, ["record"], where).read_all()["record"].to_pylist())
     fresh = {record["record"]: record for record in records if record["record"] not in known}
     lines = [{"tenant": tenant, "read_at": read_at, **record} for record in fresh.values()]
     if lines:
-        append(table, pa.Table.from_pylist(lines, schema=SCHEMA))
+        last = table.transaction_version(tenant) or 0
+        rows = pa.Table.from_pylist(lines, schema=SCHEMA)
+        append(table, rows, transaction=Transaction(tenant, last + 1))

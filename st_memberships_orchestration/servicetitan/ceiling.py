@@ -1,5 +1,6 @@
 """The request ceiling of one tenant, kept by all threads and processes of this machine together."""
 
+import getpass
 import re
 import tempfile
 import time
@@ -19,7 +20,7 @@ class RequestCeiling:
     """
 
     def __init__(self, per_second: int, *, name: str) -> None:
-        folder = Path(tempfile.gettempdir(), "st-memberships-ceilings")
+        folder = Path(tempfile.gettempdir(), f"st-memberships-{getpass.getuser()}")
         folder.mkdir(exist_ok=True)
         shared = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.sqlite"
         rate = Rate(per_second, Duration.SECOND)
