@@ -17,6 +17,7 @@ from pydantic import Field, create_model
 from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
+from st_memberships_orchestration.lake.latest import IS_DELETED
 from st_memberships_orchestration.lake.store import TENANT, Lake, replace_tenant
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.tables import Table
@@ -119,10 +120,16 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
 
 
 def _frame(lake: Lake, source: str, tenant: str) -> pd.DataFrame:
-    rows = lake.rows(source, tenant=tenant)
+    columns = [name for name in _schema_of(source).names if not _is_spare(name)]
+    rows = lake.rows(source, tenant=tenant, columns=[f'"{name}"' for name in columns])
     if not rows.num_columns:
         rows = _schema_of(source).empty_table()
     return rows.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def _is_spare(column: str) -> bool:
+    """Columns that no metric asks for, and that are the longest: the exact texts of times."""
+    return column.endswith("_text") or column in ("extra", "job_summary")
 
 
 def _schema_of(source: str) -> pa.Schema:
@@ -133,7 +140,7 @@ def _schema_of(source: str) -> pa.Schema:
     if source == HISTORY["membership_status"]:
         return pa.schema([TENANT, *STATUS_COLUMNS])
     record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)
-    return pa.schema([TENANT, *record, ("is_deleted", pa.bool_()), *VALIDITY])
+    return pa.schema([TENANT, *record, *(VALIDITY if layer == "history" else [IS_DELETED])])
 
 
 def _rows(table: Table, frame: pd.DataFrame) -> pa.Table:

@@ -5,10 +5,17 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow as pa
 
-from st_memberships_orchestration.lake.store import Lake, replace_tenant
+from st_memberships_orchestration.lake.store import (
+    Lake,
+    overwrite_tenant,
+    replace_tenant,
+    retry_conflicts,
+    scan,
+)
 
 VALID_FROM = "valid_from"
 VALID_TO = "valid_to"
+STREAMED_ROWS = 50_000
 
 
 def _validity(name: str, comment: str) -> pa.Field:
@@ -21,20 +28,26 @@ VALIDITY = (
 )
 
 
-def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> pa.Table:
+@retry_conflicts
+def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> None:
     """Write `history/<feed>`: one row per version of a record, with the time in which it held.
 
     A version holds from its modification until that of the next. What a record was before its
     oldest known version is not known: ServiceTitan shows only the newest at the time of reading.
     Of versions with the same modification time the one loaded last is kept.
     """
-    versions = lake.rows(f"raw/{feed}", tenant=tenant)
-    if not versions.num_rows:
-        return versions
+    table = lake.find(f"raw/{feed}")
+    if table is None:
+        return
+    schema = pa.schema(
+        f for f in pa.schema(table.schema()) if f.name not in ("tenant", "version_hash", "batch")
+    )
+    versions = scan(table, tenant, [f'"{name}"' for name in schema.names])
     age = f'"{modified}", rtrim("{modified}_text", \'Z\')'
     with duckdb.connect() as connection:
-        connection.sql("set timezone = 'UTC'")
-        connection.register("versions", versions.drop_columns(["tenant", "version_hash", "batch"]))
+        connection.execute("set timezone = 'UTC'")
+        connection.execute("set threads = 1")  # rows are read in the order in which they landed
+        connection.register("versions", versions)
         rows = connection.sql(
             f"""
             select * exclude (position), "{modified}" as {VALID_FROM},
@@ -46,11 +59,9 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> pa
                 ) = 1
             )
             """
-        ).to_arrow_table()
-    schema = pa.schema([*(f for f in versions.schema if f.name in rows.column_names), *VALIDITY])
-    history = rows.select(schema.names).cast(schema)
-    replace_tenant(lake, f"history/{feed}", history, tenant=tenant)
-    return history
+        )
+        stream = rows.to_arrow_reader(STREAMED_ROWS).cast(pa.schema([*schema, *VALIDITY]))
+        overwrite_tenant(lake, f"history/{feed}", stream, tenant=tenant)
 
 
 STATUS_COLUMNS = pa.schema(

@@ -150,11 +150,26 @@ def _as_uri(address: str) -> str:
 @retry_conflicts
 def replace_tenant(lake: Lake, name: str, rows: pa.Table, *, tenant: str) -> None:
     """Make `rows` all that the table holds of a tenant, in one commit; it is created if missing."""
-    table = lake.open(name, pa.schema([TENANT, *rows.schema]))
+    overwrite_tenant(lake, name, rows.to_reader(), tenant=tenant)
+
+
+def overwrite_tenant(lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenant: str) -> None:
+    """`replace_tenant` for rows that are too many to hold.
+
+    Raises:
+        CommitFailedError: another writer changed the tenant's rows meanwhile; read `rows` anew.
+    """
+    schema = pa.schema([TENANT, *rows.schema])
+    table = lake.open(name, schema)
     last = table.transaction_version(tenant) or 0
+    batches = (
+        batch
+        for part in rows
+        for batch in with_tenant(pa.Table.from_batches([part]), tenant).to_batches()
+    )
     write_deltalake(
         table,
-        with_tenant(rows, tenant),
+        pa.RecordBatchReader.from_batches(schema, batches),
         mode="overwrite",
         predicate=f"tenant = {literal(tenant)}",
         schema_mode="merge",
