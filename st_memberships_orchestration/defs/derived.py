@@ -68,6 +68,8 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         wanted = inspect.signature(table.of).parameters
         given = {arg: value for arg, value in clock.items() if arg in wanted}
         rows = _rows(table, table.of(**frames, **given, **chosen))
+        frames.clear()
+        pa.default_memory_pool().release_unused()  # the next table starts from little again
         replace_tenant(lake, name, rows.drop_columns(["tenant"]), tenant=tenant)
         return dg.MaterializeResult(
             metadata={

@@ -16,6 +16,7 @@ from st_memberships_orchestration.lake.store import (
 VALID_FROM = "valid_from"
 VALID_TO = "valid_to"
 STREAMED_ROWS = 50_000
+WORKING_MEMORY = "400MB"
 
 
 def _validity(name: str, comment: str) -> pa.Field:
@@ -47,6 +48,8 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
         connection.execute("set threads = 1")  # rows are read in the order in which they landed
+        connection.execute(f"set memory_limit = '{WORKING_MEMORY}'")  # beyond it, on disk
+        connection.execute("set enable_progress_bar = false")
         connection.register("versions", versions)
         rows = connection.sql(
             f"""
