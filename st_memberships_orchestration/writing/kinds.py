@@ -1,0 +1,676 @@
+"""The seven kinds of change: one class each, and nothing else in the room knows them apart.
+
+A kind says what a row of its plans may hold, how its records are read fresh, how one change is
+sent, what cannot be allowed and why, and how to see whether a request whose answer was lost has
+happened. Five kinds change a record that is there; two make one (`Creation`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import cached_property
+from typing import Any, ClassVar, cast
+
+from typing_extensions import override
+
+from st_memberships_orchestration.servicetitan import models
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import RecordNotFound
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.models import ActiveRequestArg, Change, Record
+from st_memberships_orchestration.writing.values import COPY_OF, Plain, plain, same, state
+
+NO_SERVICES = "recurring_service_action=None"
+"""Confirms that recurring services may go: the documents contradict each other on what None does
+(reference section 7), the official one says that it deletes them."""
+
+MODIFIED = "modified_on"
+
+
+class Seen(Enum):
+    """What looking for a change has shown."""
+
+    THERE = "there"
+    ABSENT = "absent"
+    UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What looking for the effect of a request has shown.
+
+    Attributes:
+        seen: whether the effect is there.
+        said: why, for people.
+        after: what the record has now in the fields that were asked for.
+        result: ids of what was made.
+    """
+
+    seen: Seen
+    said: str
+    after: Plain = field(default_factory=dict)
+    result: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A request whose effect is looked for.
+
+    Attributes:
+        key: the ledger's key.
+        target: id of the record, None for a creation.
+        wanted: what the record should have.
+        before: what it had; for a creation, what there was already.
+    """
+
+    key: str
+    target: int | None
+    wanted: Plain
+    before: Plain
+
+
+@dataclass
+class Case:
+    """One row on its way into a plan: what is asked, of which record, and what was found out.
+
+    Attributes:
+        change: what is asked.
+        record: the record as it is now; None for a creation.
+        wanted: what the record should have afterwards; a kind may add or correct.
+        money: money that the change touches, in the account's currency; None if none.
+        warnings: what a person should know before approving.
+    """
+
+    change: Change
+    record: Any
+    wanted: Plain
+    money: Decimal | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class Refused(Exception):
+    """A change that must not be made; the text says why."""
+
+
+class Lookups:
+    """What planning needs to know beside the records, read once when first needed."""
+
+    def __init__(self, client: MembershipsClient) -> None:
+        self._client = client
+        self._templates: dict[int, models.InvoiceTemplate | None] = {}
+
+    @cached_property
+    def options(self) -> dict[int, tuple[int, models.DurationBillingItem]]:
+        """Id of each duration/billing option -> its membership type, and the option."""
+        return {
+            item.id: (kind.id, item)
+            for kind in self._client.list_membership_types(active=ActiveRequestArg.ANY)
+            for item in self._client.membership_type_duration_billing_items(
+                kind.id, active=ActiveRequestArg.ANY
+            )
+        }
+
+    def template(self, id: int) -> models.InvoiceTemplate | None:
+        """An invoice template, None if there is none."""
+        if id not in self._templates:
+            try:
+                self._templates[id] = self._client.get_invoice_template(id)
+            except RecordNotFound:
+                self._templates[id] = None
+        return self._templates[id]
+
+
+class Kind:
+    """A kind of change to records that are there.
+
+    Attributes:
+        name: of the kind, of its job and of its inbox.
+        title: what it does, in an operator's words.
+        change: what is sent.
+        record: what is read.
+        target: column with the id of the record; empty for creations.
+        reverse: how it can be undone, or why not; in an operator's words.
+        partial: columns that are completed from the record before they can be judged.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    change: ClassVar[type[Change]]
+    record: ClassVar[type[Record]]
+    target: ClassVar[str] = "id"
+    reverse: ClassVar[str]
+    partial: ClassVar[tuple[str, ...]] = ()
+
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        """The records with these ids, as they are now; those that do not exist are left out."""
+        raise NotImplementedError
+
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        """Make the change; the ids of the receipt."""
+        raise NotImplementedError
+
+    def completed(self, values: Plain, record: Any) -> Plain:
+        """The cells of a row, completed from the record where a change needs the whole."""
+        return values
+
+    def wanted(self, change: Change) -> Plain:
+        """What the record should have afterwards, as far as it can be read."""
+        readable = {name.removesuffix("_") for name in self.record.model_fields}
+        return {name: value for name, value in plain(change).items() if name in readable}
+
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        """Add what a person should know.
+
+        Raises:
+            Refused: the change must not be made.
+        """
+
+    def before(self, record: Any, wanted: Plain) -> Plain:
+        """What the record has now, to compare with later."""
+        return {**state(record, wanted), MODIFIED: plain(record.modified_on)}
+
+    def baselines(
+        self, client: MembershipsClient, wanted: Sequence[Plain]
+    ) -> Sequence[Plain] | None:
+        """For creations: what there is already, just before they are sent."""
+        return None
+
+    def look(
+        self,
+        client: MembershipsClient,
+        sought: Sequence[Sought],
+        rivals: "Callable[[], Rivals]",
+    ) -> dict[str, Sighting]:
+        """See whether requests have happened, by their keys.
+
+        Args:
+            client: reads.
+            sought: the requests.
+            rivals: what else could explain new records. Asked after they were read: who made one
+                had noted it in the ledger before.
+        """
+        records = self.read(client, [cast(int, one.target) for one in sought])
+        return {one.key: _compared(one, records.get(cast(int, one.target))) for one in sought}
+
+    def made(self, result: Mapping[str, int]) -> int | None:
+        """Id of the record that a creation's receipt names."""
+        return None
+
+    def takes_null(self, column: str) -> bool:
+        """Whether the word `null` may stand in a column."""
+        return column in {name.removesuffix("_") for name in models.nullable_fields(self.change)}
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Other requests that could explain a new record.
+
+    Attributes:
+        unresolved: requests of the kind whose outcome is not known, the sought ones included.
+        explained: ids of records that the ledger already ascribes to a request.
+    """
+
+    unresolved: Sequence[Sought]
+    explained: frozenset[int]
+
+
+def _compared(sought: Sought, record: Any) -> Sighting:
+    """Judge by the fields that should have moved; untouched means neither they nor it moved."""
+    if record is None:
+        return Sighting(Seen.UNCLEAR, "the record is not shown any more")
+    wanted, before = sought.wanted, sought.before
+    now = state(record, wanted)
+    moving = [name for name in wanted if not same(wanted[name], before.get(name), None)]
+    moving += [n for n, v in wanted.items() if isinstance(v, dict) and n not in moving]
+    took = [name for name in moving if same(wanted[name], now[name], before.get(name))]
+    if moving and len(took) == len(moving):
+        return Sighting(Seen.THERE, "the record is as it was asked to be", now)
+    if took:
+        said = f"only some of the fields are as asked: {', '.join(took)}"
+        return Sighting(Seen.UNCLEAR, said, now)
+    if plain(record.modified_on) == before[MODIFIED]:
+        return Sighting(Seen.ABSENT, "the record has not changed since", now)
+    return Sighting(Seen.UNCLEAR, "the record has changed since, but not as asked", now)
+
+
+# --- Visits ---------------------------------------------------------------------------------------
+
+
+class _Visit(Kind):
+    change = models.EventJob
+    record = models.RecurringServiceEvent
+    target = "event_id"
+
+    @override
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        return _by_id(client.list_recurring_service_events(ids=ids) if ids else ())
+
+
+class MarkEventsComplete(_Visit):
+    """Attach visits to jobs."""
+
+    name = "mark_events_complete"
+    title = "attach visits to jobs; copies their templates' items onto the jobs' invoices"
+    reverse = "mark_events_incomplete with the same job; deletes the copied items"
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        receipt = client.mark_event_complete(cast(int, target), cast(models.EventJob, change))
+        return {"id": receipt.id}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        there = case.record.job_id
+        if there is not None and there != case.wanted["job_id"]:
+            # A second job would copy the items a second time (reference section 7).
+            raise Refused(f"the visit is already attached to job {there}; mark it incomplete first")
+
+
+class MarkEventsIncomplete(_Visit):
+    """Detach visits from jobs."""
+
+    name = "mark_events_incomplete"
+    title = "detach visits from jobs; deletes the copied items from the jobs' invoices"
+    reverse = "mark_events_complete with the same job; copies the items again"
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        receipt = client.mark_event_incomplete(cast(int, target), cast(models.EventJob, change))
+        return {"id": receipt.id}
+
+    @override
+    def wanted(self, change: Change) -> Plain:
+        return {"job_id": None}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        there, named = case.record.job_id, cast(models.EventJob, case.change).job_id
+        if there is not None and there != named:
+            raise Refused(f"the visit is attached to job {there}, not to job {named}")
+
+
+# --- Memberships ----------------------------------------------------------------------------------
+
+
+class UpdateMemberships(Kind):
+    """Change fields of memberships."""
+
+    name = "update_memberships"
+    title = "change fields of memberships"
+    change = models.MembershipUpdate
+    record = models.Membership
+    reverse = (
+        "update_memberships with the values from before; visits that a cancellation dropped, and "
+        "services that recurring_service_action changed, do not come back"
+    )
+
+    @override
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        return _by_id(client.list_memberships(ids=ids, active=ActiveRequestArg.ANY) if ids else ())
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        update = cast(models.MembershipUpdate, change)
+        return {"id": client.update_membership(cast(int, target), update).id}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        change, record = cast(models.MembershipUpdate, case.change), case.record
+        if change.status == models.MembershipStatus.DELETED:
+            raise Refused("Deleted removes the membership for good; cancel with status Canceled")
+        if record.status == models.MembershipStatus.DELETED:
+            raise Refused("the membership is Deleted")
+        if change.recurring_service_action == models.RecurringServiceAction.NONE:
+            _confirm_no_services(confirmed)
+        if change.billing_template_id is not None:
+            self._examine_template(case, lookups.template(change.billing_template_id))
+        if change.initial_deferred_revenue is not None:
+            case.money = abs(change.initial_deferred_revenue - record.initial_deferred_revenue)
+        if "next_scheduled_bill_date" in change.model_fields_set:
+            case.warnings.append("moving the next bill can skip or double one")
+        if change.recurring_service_action is not None:
+            case.warnings.append("recurring_service_action cannot be read back, nor undone")
+        if change.status == models.MembershipStatus.CANCELED:
+            case.warnings.append("cancelling drops the open visits; reactivating leaves them gone")
+
+    def _examine_template(self, case: Case, template: models.InvoiceTemplate | None) -> None:
+        id = case.wanted["billing_template_id"]
+        if template is None:
+            raise Refused(f"there is no invoice template {id}")
+        if template.is_settings_template:
+            case.wanted["billing_template_id"] = {COPY_OF: id}
+            case.warnings.append(f"template {id} is shared: ServiceTitan will make a copy of it")
+
+
+class UpdateRecurringServices(Kind):
+    """Change fields of recurring services."""
+
+    name = "update_recurring_services"
+    title = "change fields of recurring services; a new `from` moves all future visits"
+    change = models.RecurringServiceUpdate
+    record = models.RecurringService
+    reverse = (
+        "update_recurring_services with the values from before; visits that deactivating dropped "
+        "do not come back"
+    )
+
+    @override
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        if not ids:
+            return {}
+        return _by_id(
+            client.list_recurring_services(
+                ids=ids, active=ActiveRequestArg.ANY, include_technicians=True
+            )
+        )
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        update = cast(models.RecurringServiceUpdate, change)
+        return {"id": client.update_recurring_service(cast(int, target), update).id}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        change = cast(models.RecurringServiceUpdate, case.change)
+        for name in ("invoice_template_id", "invoice_template_for_following_years_id"):
+            id = getattr(change, name)
+            if id is not None and lookups.template(id) is None:
+                raise Refused(f"{name}: there is no invoice template {id}")
+        if "from_" in change.model_fields_set:
+            case.warnings.append("moves every future visit")
+        if "recurring_service_type_id" in change.model_fields_set:
+            case.warnings.append("in ServiceTitan's screens a new type clears the other fields")
+        if change.active is False:
+            case.warnings.append("drops the open visits")
+
+
+# --- Invoice templates ----------------------------------------------------------------------------
+
+
+class UpdateInvoiceTemplates(Kind):
+    """Change invoice templates; of their lines only those that are named."""
+
+    name = "update_invoice_templates"
+    title = "change invoice templates: named lines are changed, lines without an id added"
+    change = models.InvoiceTemplateUpdate
+    record = models.InvoiceTemplate
+    reverse = (
+        "update_invoice_templates with the values and lines from before; a removed line comes "
+        "back under a new id"
+    )
+    partial = ("items",)
+
+    @override
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        found = _by_id(client.list_invoice_templates(ids=ids) if ids else ())
+        for id in set(ids) - set(found):  # the list may keep to those in use
+            try:
+                found[id] = client.get_invoice_template(id)
+            except RecordNotFound:
+                continue
+        return found
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        update = cast(models.InvoiceTemplateUpdate, change)
+        return {"id": client.update_invoice_template(cast(int, target), update).id}
+
+    @override
+    def completed(self, values: Plain, record: Any) -> Plain:
+        """`items` as the whole list: PATCH is assumed to replace it (reference section 7)."""
+        named = values.get("items")
+        if not isinstance(named, list):
+            return values
+        lines = {line.id: _writable(line) for line in record.items}
+        added = []
+        for place, line in enumerate(named, 1):
+            if not isinstance(line, dict):
+                raise ValueError(f"items: line {place} is no JSON object")
+            line = dict(line)
+            id, remove = line.get("id"), line.pop("remove", False)
+            if id is None:
+                added.append({name: value for name, value in line.items() if name != "id"})
+            elif id not in lines:
+                raise ValueError(f"items: the template has no line with id {id}")
+            elif remove is True:
+                del lines[id]
+            else:
+                lines[id] |= line
+        return {**values, "items": [*lines.values(), *added]}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        change, record = cast(models.InvoiceTemplateUpdate, case.change), case.record
+        if change.name is not None and not record.is_settings_template:
+            raise Refused("only shared templates have a name; ServiceTitan would ignore it")
+        if change.items is not None:
+            total = sum((i.quantity * i.unit_price for i in change.items if i), Decimal(0))
+            case.money = abs(total - record.total)
+            case.warnings.append(f"total {plain(record.total)} → {plain(total)}")
+            if any(line.unit_price < 0 for line in record.items):
+                case.warnings.append("it has negative lines, by which deferred revenue is earned")
+        if record.is_settings_template:
+            case.warnings.append("the template is shared")
+
+
+class Creation(Kind):
+    """A kind of change that makes a record. Sent twice it makes two, so its key has no plan."""
+
+    target = ""
+    reverse = ""
+
+    @override
+    def before(self, record: Any, wanted: Plain) -> Plain:
+        return {}
+
+    def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        """Records that came after the baseline and are as was asked."""
+        raise NotImplementedError
+
+    def _signature(self, wanted: Plain) -> Any:
+        return plain(wanted)
+
+    def _result(self, record: Any) -> dict[str, int]:
+        return {"id": record.id}
+
+    @override
+    def look(
+        self,
+        client: MembershipsClient,
+        sought: Sequence[Sought],
+        rivals: Callable[[], Rivals],
+    ) -> dict[str, Sighting]:
+        candidates = {one.key: self._candidates(client, one) for one in sought}
+        others = rivals()
+        return {one.key: self._seen(one, candidates[one.key], others) for one in sought}
+
+    def _seen(self, sought: Sought, candidates: Sequence[Any], rivals: Rivals) -> Sighting:
+        found = [record for record in candidates if record.id not in rivals.explained]
+        if not found:
+            return Sighting(Seen.ABSENT, "no such record has appeared since")
+        signature = self._signature(sought.wanted)
+        equals = [r.key for r in rivals.unresolved if self._signature(r.wanted) == signature]
+        keys = sorted({sought.key, *equals})
+        if len(found) != len(keys):
+            ids = ", ".join(str(record.id) for record in found)
+            said = f"{len(found)} new records for {len(keys)} requests: {ids}"
+            return Sighting(Seen.UNCLEAR, said)
+        mine = sorted(found, key=lambda record: record.id)[keys.index(sought.key)]
+        after = state(mine, sought.wanted)
+        return Sighting(Seen.THERE, f"record {mine.id} is it", after, self._result(mine))
+
+
+class SellMemberships(Creation):
+    """Sell memberships: real invoices."""
+
+    name = "sell_memberships"
+    title = "sell memberships: each makes a real invoice and an active membership"
+    change = models.MembershipSale
+    record = models.Membership
+    reverse = "no: void the invoice and cancel the membership in ServiceTitan"
+
+    @override
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        return _by_id(client.list_memberships(ids=ids, active=ActiveRequestArg.ANY) if ids else ())
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        receipt = client.sell_membership(cast(models.MembershipSale, change))
+        return plain(receipt)
+
+    @override
+    def wanted(self, change: Change) -> Plain:
+        return {name: value for name, value in super().wanted(change).items() if value is not None}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        sale = cast(models.MembershipSale, case.change)
+        if sale.duration_billing_id not in lookups.options:
+            raise Refused(f"no membership type has the option {sale.duration_billing_id}")
+        type_id, option = lookups.options[sale.duration_billing_id]
+        if not option.active:
+            raise Refused(f"the option {sale.duration_billing_id} is not on offer any more")
+        if sale.recurring_service_action == models.RecurringServiceAction.NONE:
+            _confirm_no_services(confirmed)
+        case.wanted |= {
+            "membership_type_id": type_id,
+            "duration": option.duration,
+            "billing_frequency": plain(option.billing_frequency),
+        }
+        case.money = option.sale_price or Decimal(0)
+
+    @override
+    def baselines(
+        self, client: MembershipsClient, wanted: Sequence[Plain]
+    ) -> Sequence[Plain] | None:
+        """Ids of the memberships that each customer has already."""
+        customers = sorted({one["customer_id"] for one in wanted})
+        held: dict[int, list[int]] = {customer: [] for customer in customers}
+        for there in client.list_memberships(customer_ids=customers, active=ActiveRequestArg.ANY):
+            held.setdefault(there.customer_id, []).append(there.id)
+        return [{"baseline": sorted(held[one["customer_id"]])} for one in wanted]
+
+    @override
+    def made(self, result: Mapping[str, int]) -> int | None:
+        return result.get("customer_membership_id")
+
+    @override
+    def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        before = set(sought.before["baseline"])
+        customer = sought.wanted["customer_id"]
+        signature = self._signature(sought.wanted)
+        return [
+            there
+            for there in client.list_memberships(
+                customer_ids=[customer], active=ActiveRequestArg.ANY
+            )
+            if there.id not in before and self._signature(plain(there)) == signature
+        ]
+
+    @override
+    def _signature(self, wanted: Plain) -> Any:
+        names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
+        return [wanted.get(name) for name in (*names, "billing_frequency")]
+
+    @override
+    def _result(self, record: Any) -> dict[str, int]:
+        return {"customer_membership_id": record.id}
+
+
+class CreateInvoiceTemplates(Creation):
+    """Make invoice templates."""
+
+    name = "create_invoice_templates"
+    title = "make invoice templates for single customers"
+    change = models.InvoiceTemplateCreate
+    record = models.InvoiceTemplate
+    reverse = "update_invoice_templates with active=false; a template cannot be deleted"
+
+    _feed = next(feed for feed in FEEDS if feed.name == "invoice_templates")
+
+    @override
+    def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+        return UpdateInvoiceTemplates().read(client, ids)
+
+    @override
+    def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
+        return {"id": client.create_invoice_template(cast(models.InvoiceTemplateCreate, change)).id}
+
+    @override
+    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        items = cast(models.InvoiceTemplateCreate, case.change).items
+        if not items:
+            raise Refused("a template without lines bills nothing")
+        case.money = sum((i.quantity * i.unit_price for i in items), Decimal(0))
+
+    @override
+    def baselines(
+        self, client: MembershipsClient, wanted: Sequence[Plain]
+    ) -> Sequence[Plain] | None:
+        """Where the feed ends now, and the newest change that it shows, by ServiceTitan's clock."""
+        for days in (1, 30, None):
+            start = None if days is None else (datetime.now(UTC) - timedelta(days=days)).isoformat()
+            rows, token = self._read_on(client, start)
+            if rows:  # else our clock may be ahead of theirs, and the token of a time to come
+                break
+        newest = max(rows.values(), default="")
+        return [{"baseline": token, "newest": newest}] * len(wanted)
+
+    @override
+    def made(self, result: Mapping[str, int]) -> int | None:
+        return result.get("id")
+
+    @override
+    def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        rows, _ = self._read_on(client, sought.before["baseline"])
+        new = sorted(id for id, modified in rows.items() if modified > sought.before["newest"])
+        return [
+            there
+            for there in self.read(client, new).values()
+            if same(sought.wanted["items"], plain(there.items))
+        ]
+
+    def _read_on(self, client: MembershipsClient, start: str | None) -> tuple[dict[int, str], str]:
+        """Ids that the feed shows from `start` on with their modification, and where it ends."""
+        found: dict[int, str] = {}
+        token = start or ""
+        for page in client.export(self._feed, start=start, include_recent_changes=True):
+            times = page.rows["modified_on"].to_pylist()
+            found |= dict(zip(page.rows["id"].to_pylist(), map(plain, times), strict=True))
+            token = page.continue_from
+        return found, token
+
+
+def _by_id(records: Iterable[Any]) -> dict[int, Any]:
+    return {record.id: record for record in records}
+
+
+def _writable(line: models.InvoiceTemplateItem) -> Plain:
+    """A line as a PATCH takes it."""
+    names = models.InvoiceTemplateUpdateItem.model_fields
+    return {name: value for name, value in plain(line).items() if name in names}
+
+
+def _confirm_no_services(confirmed: Sequence[str]) -> None:
+    if NO_SERVICES not in confirmed:
+        raise Refused(
+            "recurring_service_action None may delete the customer's recurring services (the "
+            f"documents contradict each other); to do it all the same, confirm {NO_SERVICES!r}"
+        )
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        MarkEventsComplete(),
+        MarkEventsIncomplete(),
+        SellMemberships(),
+        UpdateMemberships(),
+        CreateInvoiceTemplates(),
+        UpdateInvoiceTemplates(),
+        UpdateRecurringServices(),
+    )
+}
+"""The kinds by their names."""

@@ -1,0 +1,351 @@
+"""Plans: what is to be changed, record by record, with what is there now.
+
+A plan is made from rows and a fresh read, never sends anything, and is a file with a hash over
+all that an approval is about: tenant, environment, kind, occasion, and each change with the values
+that it was planned against. The same rows over unchanged records give the same hash.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.writing.kinds import KINDS, Case, Creation, Kind, Lookups, Refused
+from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
+from st_memberships_orchestration.writing.values import Plain, plain, same
+
+FORMAT = 1
+CHUNK = 50
+"""Records that one request reads."""
+
+
+@dataclass(frozen=True)
+class PlannedChange:
+    """One change that would be made.
+
+    Attributes:
+        line: of the row that asked for it.
+        target: id of the record, None if one is made.
+        change: what would be sent, by snake_case name.
+        wanted: what the record should have afterwards, as far as it can be read.
+        before: what it had when the plan was made.
+        money: money that it touches, as text, None if none.
+        warnings: what a person should know.
+    """
+
+    line: int
+    target: int | None
+    change: Plain
+    wanted: Plain
+    before: Plain
+    money: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def content_hash(self, occasion: str) -> str:
+        """Fingerprint of what is asked of which record."""
+        return digest([self.target, self.change, occasion])
+
+    def differences(self) -> Iterator[tuple[str, Any, Any]]:
+        """Each field that would change: its name, now, then."""
+        if self.target is None:
+            yield from ((name, None, then) for name, then in self.change.items())
+            return
+        for name, then in self.wanted.items():
+            if isinstance(then, dict) or not same(then, self.before.get(name)):
+                yield name, self.before.get(name), then
+        for name, then in self.change.items():
+            if name not in self.wanted:
+                yield name, "(not readable)", then
+
+
+@dataclass(frozen=True)
+class Left:
+    """A row that changes nothing: it is so already, or it is refused."""
+
+    line: int
+    target: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A list of changes of one kind for one tenant."""
+
+    tenant: str
+    environment: str
+    kind: str
+    source: str
+    created_at: datetime
+    changes: tuple[PlannedChange, ...]
+    no_ops: tuple[Left, ...] = ()
+    refused: tuple[Left, ...] = ()
+    occasion: str = ""
+    confirmed: tuple[str, ...] = ()
+
+    @cached_property
+    def hash(self) -> str:
+        """What an approval names."""
+        return digest(
+            [
+                FORMAT,
+                self.tenant,
+                self.environment,
+                self.kind,
+                self.occasion,
+                sorted(self.confirmed),
+                sorted(digest([c.target, c.change, c.wanted, c.before]) for c in self.changes),
+            ]
+        )
+
+    @property
+    def money(self) -> Decimal:
+        """Money that all changes touch together."""
+        return sum((Decimal(c.money) for c in self.changes if c.money), Decimal(0))
+
+    def of_kind(self) -> Kind:
+        """The kind of its changes."""
+        return KINDS[self.kind]
+
+    def to_json(self) -> str:
+        """The plan as the text of its file."""
+        body = asdict(self) | {
+            "created_at": self.created_at.isoformat(),
+            "confirmed": list(self.confirmed),
+        }
+        return json.dumps({"format": FORMAT, "hash": self.hash, **body}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan in a file.
+
+        Raises:
+            ValueError: it is no plan, or was edited after it was made.
+        """
+        try:
+            body = json.loads(text)
+            written, number = body.pop("hash"), body.pop("format")
+            plan = cls(
+                **body
+                | {
+                    "created_at": datetime.fromisoformat(body["created_at"]),
+                    "changes": tuple(PlannedChange(**one) for one in body["changes"]),
+                    "no_ops": tuple(Left(**one) for one in body["no_ops"]),
+                    "refused": tuple(Left(**one) for one in body["refused"]),
+                    "confirmed": tuple(body["confirmed"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no plan: {error}") from error
+        if number != FORMAT:
+            raise ValueError(f"the plan has format {number}, this release reads {FORMAT}")
+        if written != plan.hash:
+            raise ValueError("the plan was edited after it was made; make it anew from its rows")
+        return plan
+
+    def save(self, folder: Path) -> Path:
+        """Write the plan to a file named by its kind and hash; the file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.kind}-{self.tenant}-{self.hash[:12]}.json"
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.write_text(self.to_json())
+        unfinished.replace(path)
+        return path
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a file.
+
+    Raises:
+        ValueError: it is no plan, or was edited after it was made.
+    """
+    return Plan.from_json(path.read_text())
+
+
+Done = Callable[[str, str], str | None]
+"""(kind, content hash of a creation) -> which plan has made it already, or None."""
+
+
+def make_plan(
+    client: MembershipsClient,
+    kind: Kind,
+    rows: Sequence[Row],
+    *,
+    tenant: str,
+    environment: str,
+    source: str,
+    now: datetime,
+    occasion: str = "",
+    confirmed: Sequence[str] = (),
+    done: Done = lambda kind, content: None,
+) -> Plan:
+    """Read every record fresh and say what would change. Sends nothing.
+
+    Args:
+        client: reads the tenant's records.
+        kind: what the rows ask for.
+        rows: one per change; see `columns_of`.
+        tenant: key of the tenant; a row for another one is a fault.
+        environment: `production`, `integration` or `sandbox`; the plan holds for it alone.
+        source: where the rows came from, for people.
+        now: recorded as the plan's time.
+        occasion: any word; makes a new plan of rows that an earlier plan has done already.
+        confirmed: what was explicitly confirmed, such as `kinds.NO_SERVICES`.
+        done: tells of creations that were made before.
+
+    Raises:
+        BadRows: with every fault of every line.
+        ServiceTitanError: a read failed.
+    """
+    asked, faults = _understood(kind, rows, tenant)
+    records = _read_all(kind, client, [target for _, target, _ in asked if target is not None])
+    lookups = Lookups(client)
+    changes: list[PlannedChange] = []
+    no_ops: list[Left] = []
+    refused: list[Left] = []
+    for line, target, values in asked:
+        record = None if target is None else records.get(target)
+        if target is not None and record is None:
+            refused.append(Left(line, target, "there is no such record"))
+            continue
+        try:
+            change = kind.change.model_validate(
+                values if record is None else kind.completed(values, record)
+            )
+        except (ValidationError, ValueError) as error:
+            faults += [Fault(line, said) for said in _said(error)]
+            continue
+        case = Case(change, record, kind.wanted(change))
+        before = kind.before(record, case.wanted)
+        try:
+            kind.examine(case, lookups, confirmed)
+        except Refused as why:
+            refused.append(Left(line, target, str(why)))
+            continue
+        planned = PlannedChange(
+            line=line,
+            target=target,
+            change=plain(change),
+            wanted=case.wanted,
+            before=before,
+            money=None if case.money is None else plain(case.money),
+            warnings=case.warnings,
+        )
+        if isinstance(kind, Creation):
+            earlier = done(kind.name, planned.content_hash(occasion))
+            if earlier is not None:
+                refused.append(Left(line, None, _made_before(earlier)))
+                continue
+        elif not list(planned.differences()):
+            no_ops.append(Left(line, target, "it is so already"))
+            continue
+        changes.append(planned)
+    if faults:
+        raise BadRows(faults)
+    return Plan(
+        tenant=tenant,
+        environment=environment,
+        kind=kind.name,
+        source=source,
+        created_at=now,
+        changes=tuple(changes),
+        no_ops=tuple(no_ops),
+        refused=tuple(refused),
+        occasion=occasion,
+        confirmed=tuple(confirmed),
+    )
+
+
+def _made_before(plan: str) -> str:
+    return (
+        f"plan {plan[:12]} has asked for the same; if it is meant to happen once more, "
+        "make the plan with an occasion of its own (--occasion)"
+    )
+
+
+def _understood(
+    kind: Kind, rows: Sequence[Row], tenant: str
+) -> tuple[list[tuple[int, int | None, dict[str, Any]]], list[Fault]]:
+    """Line, target and cells of each good row, and the faults of all others."""
+    asked: list[tuple[int, int | None, dict[str, Any]]] = []
+    faults: list[Fault] = []
+    first: dict[Any, int] = {}
+    for row in rows:
+        try:
+            values = cells(row, kind.change)
+        except ValueError as error:
+            faults.append(Fault(row.line, str(error)))
+            continue
+        said: list[str] = []
+        owner = values.pop("tenant", tenant)
+        if owner != tenant:
+            said.append(f"is for tenant {owner!r}; this plan is for {tenant!r}")
+        target: int | None = None
+        if kind.target:
+            target, fault = _whole(values.pop(kind.target, None))
+            said += [f"{kind.target}: {fault}"] if fault else []
+        said += _faults_of(kind, values)
+        identity = target if kind.target else digest(plain(values))
+        if identity is not None and identity in first:
+            what = f"{kind.target} {target}" if kind.target else "the same content"
+            said.append(f"{what} is in line {first[identity]} already")
+        first.setdefault(identity, row.line)
+        faults += [Fault(row.line, text) for text in said]
+        if not said:
+            asked.append((row.line, target, values))
+    if not rows:
+        faults.append(Fault(1, "there are no rows"))
+    return asked, faults
+
+
+def _faults_of(kind: Kind, values: dict[str, Any]) -> list[str]:
+    """What is wrong with a row before its record is read."""
+    early = {n: v for n, v in values.items() if n not in kind.partial or v is None}
+    if values and not early:
+        return []
+    try:
+        kind.change.model_validate(early)
+    except ValidationError as error:
+        return _said(error)
+    return []
+
+
+def _said(error: ValueError) -> list[str]:
+    if not isinstance(error, ValidationError):
+        return [str(error)]
+    return [
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" if fault["loc"] else fault["msg"]
+        for fault in error.errors()
+    ]
+
+
+def _whole(value: Any) -> tuple[int | None, str]:
+    if value is None:
+        return None, "is missing"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
+        return None, f"{text!r} is no id"
+    return int(text), ""
+
+
+def _read_all(kind: Kind, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+    records: dict[int, Any] = {}
+    for start in range(0, len(ids), CHUNK):
+        records |= kind.read(client, ids[start : start + CHUNK])
+    return records
+
+
+def digest(value: Any) -> str:
+    """Fingerprint of a plain value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""Plans, results and the ledger as people and tables see them."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+from st_memberships_orchestration.writing.apply import Result
+from st_memberships_orchestration.writing.kinds import Kind
+from st_memberships_orchestration.writing.ledger import Entry
+from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.writing.rows import list_fields
+from st_memberships_orchestration.writing.values import COPY_OF, Plain
+
+LONGEST_CELL = 120
+SHOWN_LINES = 1_000
+"""Rows of a table in Dagster's metadata; the whole is in the plan's file and in the ledger."""
+
+
+def plan_lines(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """Line, record, field, now, then, remark: one for each field that would change."""
+    for planned in plan.changes:
+        record = str(planned.target or "new")
+        remarks = "; ".join(planned.warnings)
+        for name, now, then in planned.differences():
+            now, then = _lines_that_differ(now, then)
+            yield (str(planned.line), record, name, shown(now), shown(then), remarks)
+            remarks = ""
+    for what, rows in (("no change", plan.no_ops), ("refused", plan.refused)):
+        for left in rows:
+            yield (str(left.line), str(left.target or "new"), "", "", what, left.why)
+
+
+def plan_totals(plan: Plan) -> dict[str, Any]:
+    """The plan in numbers."""
+    return {
+        "plan_hash": plan.hash,
+        "tenant": plan.tenant,
+        "environment": plan.environment,
+        "kind": plan.kind,
+        "source": plan.source,
+        "changes": len(plan.changes),
+        "no_ops": len(plan.no_ops),
+        "refused": len(plan.refused),
+        "money_touched": str(plan.money),
+    }
+
+
+def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str, str, str]]:
+    """Line, record, outcome, before, after, remark of each result; what went wrong first."""
+    for result in sorted(results, key=lambda one: (one.is_good, one.line)):
+        remark = result.detail
+        if result.trace_id and result.trace_id not in remark:
+            remark += f" (trace id {result.trace_id})"
+        yield (
+            str(result.line),
+            str(result.target or "new"),
+            result.status,
+            shown({name: result.before.get(name) for name in result.after}),
+            shown(result.after),
+            remark,
+        )
+
+
+def counts(results: Iterable[Result]) -> dict[str, int]:
+    """Number of results by status."""
+    return dict(sorted(Counter(result.status for result in results).items()))
+
+
+def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, cut after `SHOWN_LINES`."""
+    rows = list(lines)
+    out = [" | ".join(headings), " | ".join("---" for _ in headings)]
+    out += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows[:SHOWN_LINES]]
+    table = "\n".join(f"| {row} |" for row in out)
+    more = len(rows) - SHOWN_LINES
+    return f"{table}\n\n… and {more} more" if more > 0 else table
+
+
+def shown(value: Any) -> str:
+    """A value in a cell of a table."""
+    if isinstance(value, dict) and COPY_OF in value:
+        return f"a copy of {value[COPY_OF]}"
+    if isinstance(value, str):
+        text = value
+    else:
+        text = "null" if value is None else json.dumps(value, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+
+
+def column_help(kind: Kind) -> list[tuple[str, str, str]]:
+    """The columns of a kind's rows: name, what a cell may be, meaning."""
+    lines = [("tenant", "text", "Key of the tenant; may be left out.")]
+    if kind.target:
+        lines.append((kind.target, "required", f"Id of the record ({kind.record.__name__})."))
+    shapes = kind.change.model_json_schema(by_alias=False)
+    for name, shape in shapes["properties"].items():
+        column = name.removesuffix("_")
+        notes = ["required"] if name in shapes.get("required", ()) else []
+        notes += ["or null"] if kind.takes_null(column) else []
+        notes += ["JSON list"] if column in list_fields(kind.change) else []
+        lines.append((column, ", ".join(notes), shape.get("description", "")))
+    return lines
+
+
+AUDIT = pa.schema(
+    [
+        pa.field(name, kind, metadata={"comment": comment})
+        for name, kind, comment in (
+            ("key", pa.string(), "The ledger's key of the change."),
+            ("environment", pa.string(), "Environment that it was sent to."),
+            ("kind", pa.string(), "Kind of change; the name of its job."),
+            ("plan", pa.string(), "Hash of the plan."),
+            ("line", pa.int32(), "Line of the plan's source."),
+            ("record_id", pa.int64(), "Record that was changed or made."),
+            ("outcome", pa.string(), "succeeded, refused, not_sent, unknown, not_applied …"),
+            ("detail", pa.string(), "Why, in words."),
+            ("found_by", pa.string(), "receipt, reconciliation or person: how it is known."),
+            ("verified", pa.bool_(), "Whether the record was read back."),
+            ("attempts", pa.int32(), "How often it was sent, lost attempts included."),
+            ("change", pa.string(), "What was asked, JSON."),
+            ("before", pa.string(), "What the record had before, JSON."),
+            ("after", pa.string(), "What it had when it was read back, JSON."),
+            ("money", pa.decimal128(18, 6), "Money that the change touches."),
+            ("trace_id", pa.string(), "ServiceTitan's trace id, where it gave one."),
+            ("who", pa.string(), "Who applied the plan."),
+            ("run_id", pa.string(), "Run that sent it last."),
+            ("sent_at", pa.timestamp("us", tz="UTC"), "When it was noted, just before sending."),
+            ("updated_at", pa.timestamp("us", tz="UTC"), "When the outcome was noted."),
+        )
+    ]
+)
+"""`derived/write_audit`: the ledger, one row per change."""
+
+
+def audit_rows(entries: Iterable[Entry]) -> pa.Table:
+    """The ledger as rows of `derived/write_audit`."""
+    rows = [
+        {
+            **{name: getattr(entry, name, None) for name in AUDIT.names},
+            "record_id": entry.target or next(reversed(entry.result.values()), None),
+            "outcome": entry.status,
+            "change": json.dumps(entry.change, ensure_ascii=False),
+            "before": json.dumps(entry.before, ensure_ascii=False),
+            "after": json.dumps(entry.after, ensure_ascii=False),
+            "money": None if entry.money is None else Decimal(entry.money),
+            "sent_at": entry.claimed_at,
+        }
+        for entry in entries
+    ]
+    return pa.Table.from_pylist(rows, schema=AUDIT)
+
+
+def _lines_that_differ(now: Any, then: Any) -> tuple[Any, Any]:
+    """Of two lists of lines those that the other does not have."""
+    if not (isinstance(now, list) and isinstance(then, list)):
+        return now, then
+    if not any(isinstance(item, dict) for item in [*now, *then]):
+        return now, then
+    there = {line.get("id"): line for line in now}
+    changed: list[Plain] = []
+    for line in then:
+        old = there.get(line.get("id"), {})
+        fields = {n: v for n, v in line.items() if old.get(n) != v or n in ("id", "sku_id")}
+        if not old or set(fields) - {"id", "sku_id"}:
+            changed.append(fields)
+    ids = {line.get("id") for line in changed} | (set(there) - {line.get("id") for line in then})
+    names = {name for line in changed for name in line} or {"id", "sku_id", "unit_price"}
+    return [{n: there[i].get(n) for n in names} for i in ids if i in there], changed

@@ -1,0 +1,84 @@
+"""Values of changes and records in one plain form, in which they are stored, shown and compared."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel
+
+from st_memberships_orchestration.servicetitan.models import Change, Record
+
+Plain = dict[str, Any]
+
+COPY_OF = "copy of"
+"""Key of a wanted value that will be another id: ServiceTitan copies what it is given."""
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON: decimals in their shortest text, so that 12.10 and 12.1 are the same."""
+    match value:
+        case Change():
+            return _named(value, value.model_fields_set)
+        case BaseModel():
+            return _named(value, type(value).model_fields)
+        case StrEnum():
+            return str(value)
+        case Decimal():
+            text = f"{value.normalize():f}"
+            return "0" if text == "-0" else text
+        case datetime():
+            return value.astimezone(UTC).isoformat()
+        case date():
+            return value.isoformat()
+        case Mapping():
+            return {str(name): plain(item) for name, item in value.items()}
+        case Sequence() if not isinstance(value, str):
+            return [plain(item) for item in value]
+        case _:
+            return value
+
+
+def state(record: Record, fields: Mapping[str, Any]) -> Plain:
+    """What `record` has in `fields`."""
+    whole = plain(record)
+    return {name: whole[name] for name in fields}
+
+
+def record_fields(record: type[Record]) -> set[str]:
+    """Names of the fields, as in plans and columns."""
+    return {name.removesuffix("_") for name in record.model_fields}
+
+
+def same(wanted: Any, found: Any, before: Any = None) -> bool:
+    """Whether `found` is what was `wanted`.
+
+    The order of lists does not count; of the lines of a template only what was asked for does.
+    """
+    if isinstance(wanted, dict) and COPY_OF in wanted:
+        return found not in (None, before, wanted[COPY_OF])
+    if isinstance(wanted, list) and isinstance(found, list):
+        if any(isinstance(item, dict) for item in [*wanted, *found]):
+            return _same_lines(wanted, found)
+        return sorted(map(str, wanted)) == sorted(map(str, found))
+    return bool(wanted == found) and isinstance(wanted, bool) == isinstance(found, bool)
+
+
+def _same_lines(wanted: list[Plain], found: list[Plain]) -> bool:
+    left = list(found)
+    for line in sorted(wanted, key=lambda line: line.get("id") is None):
+        match = next((other for other in left if _is_line(line, other)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return not left
+
+
+def _is_line(wanted: Plain, found: Plain) -> bool:
+    return all(found.get(k) == v for k, v in wanted.items() if not (k == "id" and v is None))
+
+
+def _named(model: BaseModel, names: Any) -> Plain:
+    order = [name for name in type(model).model_fields if name in names]
+    return {name.removesuffix("_"): plain(getattr(model, name)) for name in order}

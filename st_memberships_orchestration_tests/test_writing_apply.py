@@ -1,0 +1,526 @@
+"""Applying plans: the locks, each change once, lost answers, kills, rivals, undoing."""
+
+import json
+import random
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration.servicetitan import client as client_module
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.writing import apply as apply_module
+from st_memberships_orchestration.writing import ledger as words
+from st_memberships_orchestration.writing.apply import (
+    NO_OP,
+    STOPPED,
+    Approval,
+    Caps,
+    Locked,
+    Patience,
+    Result,
+    apply_plan,
+    settle,
+)
+from st_memberships_orchestration.writing.kinds import KINDS, Creation
+from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.plans import Plan, make_plan
+from st_memberships_orchestration.writing.report import audit_rows, result_lines
+from st_memberships_orchestration.writing.rows import numbered
+from st_memberships_orchestration.writing.undo import reversal
+from st_memberships_orchestration_tests.torture_writes import (
+    PATHS,
+    POINTS,
+    Yard,
+    access_of,
+    child,
+    forkserver,
+    judge,
+    schedule,
+    some,
+)
+
+QUICK = Patience(looks=(0, 0.05))
+LATER = timedelta(minutes=20)
+
+
+@pytest.fixture(scope="module")
+def written() -> Iterator[RunningSandbox]:
+    """A sandbox that the tests of this file change; each takes records of its own."""
+    with running(seed=11, memberships=400, page_size=1000, rate_limit=0) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def client(written: RunningSandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[MembershipsClient]:
+    monkeypatch.setattr(client_module, "_exponential", lambda state: 0.01)
+    written.control("DELETE", "/_sandbox/faults")
+    with MembershipsClient.open(access_of(written.env, written.url)) as client:
+        yield client
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def dice(request: pytest.FixtureRequest) -> random.Random:
+    return random.Random(request.node.name)
+
+
+def plan_of(client: MembershipsClient, kind: str, rows: Any, **options: Any) -> Plan:
+    return make_plan(
+        client,
+        KINDS[kind],
+        numbered(rows),
+        tenant="acme",
+        environment="sandbox",
+        source="test",
+        now=datetime.now(UTC),
+        **options,
+    )
+
+
+def approval(plan: Plan, **changes: Any) -> Approval:
+    return replace(Approval(plan.hash, "on", False, "sandbox"), **changes)
+
+
+def run(plan: Plan, client: MembershipsClient, ledger: Ledger, **options: Any) -> list[Result]:
+    later = options.pop("later", timedelta(0))
+    given: dict[str, Any] = {
+        "approval": approval(plan),
+        "who": "tester",
+        "run_id": "run",
+        "patience": QUICK,
+        "clock": lambda: datetime.now(UTC) + later,
+    }
+    return apply_plan(plan, client, ledger, **{**given, **options})
+
+
+def statuses(results: list[Result]) -> list[str]:
+    return [result.status for result in results]
+
+
+def writes(sandbox: RunningSandbox) -> list[dict[str, Any]]:
+    log = sandbox.control("GET", "/_sandbox/requests")
+    return [e for e in log if e["method"] != "GET" and "connect/token" not in e["path"]]
+
+
+def order(sandbox: RunningSandbox, kind: str, fault: str, phase: str, **more: Any) -> None:
+    path = PATHS[kind][1].partition("{")[0]
+    fault_order = {"on": path, "kind": fault, "phase": phase, "method": PATHS[kind][0]} | more
+    sandbox.control("POST", "/_sandbox/faults", [fault_order])
+
+
+# Locks
+
+
+@pytest.mark.parametrize(
+    ("lock", "said"),
+    [
+        ({"dry_run": True}, "dry_run is true"),
+        ({"switch": "dry-run"}, "ST_WRITES is 'dry-run'"),
+        ({"switch": "off"}, "ST_WRITES is 'off'"),
+        ({"hash": ""}, "names 'no hash'"),
+        ({"hash": "0" * 64}, "names '000000000000'"),
+        ({"environment": "production"}, "the plan is for sandbox, this is production"),
+        ({"max_age": timedelta(0)}, "the limit is 0 h; plan again"),
+        ({"caps": Caps(per_run=1)}, "2 changes, the cap per run is 1"),
+        ({"caps": Caps(per_day=1)}, "cap per day for all kinds is 1"),
+        ({"caps": Caps(per_kind={"sell_memberships": 1})}, "for sell_memberships is 1"),
+        ({"caps": Caps(sales_money=Decimal("0.01"))}, "sales of .* the cap per day is 0.01"),
+    ],
+)
+def test_each_lock_holds(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    lock: dict[str, Any],
+    said: str,
+) -> None:
+    plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 2, dice))
+    before = len(writes(written))
+    with pytest.raises(Locked, match=said):
+        run(plan, client, ledger, approval=approval(plan, **lock))
+    assert len(writes(written)) == before
+    assert ledger.entries(tenant="acme") == []
+
+
+def test_the_day_s_caps_count_earlier_runs(
+    client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    rows = some("mark_events_complete", client, 4, dice)
+    caps = Caps(per_day=3)
+    first, second = (plan_of(client, "mark_events_complete", rows[n : n + 2]) for n in (0, 2))
+    run(first, client, ledger, approval=approval(first, caps=caps))
+    with pytest.raises(Locked, match="2 changes after 2 today"):
+        run(second, client, ledger, approval=approval(second, caps=caps))
+
+
+def test_a_record_that_changed_since_the_plan_is_stopped(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    rows = some("update_memberships", client, 4, dice)
+    rows = [{"id": row["id"], "memo": "ours"} for row in rows]
+    plan = plan_of(client, "update_memberships", rows)
+    for place, change in ((0, {"memo": "theirs"}), (1, {"memo": "ours"}), (2, {"customerPo": "x"})):
+        edit = {"tenant": "acme", "feed": "memberships", "ids": [rows[place]["id"]], "set": change}
+        written.control("POST", "/_sandbox/edit", edit)
+    results = run(plan, client, ledger)
+    assert statuses(results) == [STOPPED, NO_OP, STOPPED, words.SUCCEEDED]
+    assert results[0].detail == "the record changed since the plan (memo)"
+    assert len(ledger.entries(tenant="acme")) == 1
+
+
+# Each kind
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_each_change_is_made_once_and_read_back(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    kind: str,
+) -> None:
+    plan = plan_of(client, kind, some(kind, client, 3, dice))
+    before = len(writes(written))
+    results = run(plan, client, ledger)
+    assert statuses(results) == [words.SUCCEEDED] * len(plan.changes), results
+    assert statuses(run(plan, client, ledger)) == statuses(results)
+    log = writes(written)[before:]
+    assert len(log) == len(plan.changes) > 0
+    entries = ledger.entries(plan=plan.hash)
+    assert judge(plan, entries, log, {}).wrong == []
+    for entry in entries:
+        assert entry.verified
+        assert entry.found_by == "receipt"
+        assert entry.after
+    audit = audit_rows(entries).to_pylist()
+    assert [row["outcome"] for row in audit] == ["succeeded"] * len(entries)
+    assert all(row["record_id"] and row["who"] == "tester" for row in audit)
+
+
+@pytest.mark.parametrize("phase", ["before", "after"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_lost_answer_is_looked_for_and_never_sent_again_blindly(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    kind: str,
+    phase: str,
+) -> None:
+    plan = plan_of(client, kind, some(kind, client, 2, dice))
+    before = len(writes(written))
+    order(written, kind, "reset", phase)
+    results = run(plan, client, ledger, workers=1)
+    if phase == "after":
+        assert statuses(results) == [words.SUCCEEDED] * 2
+        assert results[0].found_by == "reconciliation"
+        assert len(writes(written)) == before + 2
+        return
+    assert statuses(results) == [words.UNKNOWN, words.SUCCEEDED]
+    assert "look again after" in results[0].detail
+    # Too early to say that it did not happen: still not sent.
+    assert statuses(run(plan, client, ledger)) == [words.UNKNOWN, words.SUCCEEDED]
+    assert len(writes(written)) == before + 2
+    results = run(plan, client, ledger, later=LATER)
+    assert statuses(results) == [words.SUCCEEDED] * 2
+    assert [result.sent for result in results] == [True, False]
+    assert len(writes(written)) == before + 3
+    entry = next(e for e in ledger.entries(plan=plan.hash) if e.line == 1)
+    assert entry.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "phase", "expected"),
+    [
+        ("500", "after", words.SUCCEEDED),
+        ("html", "after", words.SUCCEEDED),
+        ("truncate", "before", words.SUCCEEDED),
+        ("500", "before", words.UNKNOWN),
+        ("400", "before", words.REFUSED),
+        ("400", "after", words.SUCCEEDED),
+        ("429", "before", words.SUCCEEDED),
+        ("expire_token", "before", words.SUCCEEDED),
+    ],
+)
+def test_what_becomes_of_each_fault(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    fault: str,
+    phase: str,
+    expected: str,
+) -> None:
+    plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 1, dice))
+    order(written, "sell_memberships", fault, phase, seconds=0)
+    (result,) = run(plan, client, ledger)
+    assert result.status == expected, result
+    if fault in ("400", "500") and phase == "before":
+        assert result.trace_id
+
+
+def test_a_token_that_is_not_granted_means_not_sent(
+    written: RunningSandbox, ledger: Ledger, dice: random.Random, client: MembershipsClient
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 2, dice))
+    order(written, "mark_events_complete", "expire_token", "before", times=9)
+    tokens = {"on": "connect/token", "kind": "500", "times": 9}
+    written.control("POST", "/_sandbox/faults", [tokens])
+    results = run(plan, client, ledger, workers=1)
+    written.control("DELETE", "/_sandbox/faults")
+    assert statuses(results) == [words.NOT_SENT] * 2
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 2
+
+
+def test_a_field_that_did_not_take_is_reported(
+    client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    kinds = [t for t in client.list_membership_types() if t.location_target == "AllLocations"]
+    offers = client.membership_type_duration_billing_items(kinds[0].id)
+    (sale,) = some("sell_memberships", client, 1, dice)
+    sale |= {"duration_billing_id": next(o.id for o in offers if o.active), "location_id": 77}
+    (result,) = run(plan_of(client, "sell_memberships", [sale]), client, ledger)
+    assert result.status == words.NOT_APPLIED
+    assert "location_id" in result.detail
+    assert next(iter(result_lines([result])))[2] == words.NOT_APPLIED
+
+
+def test_a_sale_is_not_made_by_a_second_plan(
+    client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    rows = some("sell_memberships", client, 2, dice)
+    both, one = plan_of(client, "sell_memberships", rows), None
+    one = plan_of(client, "sell_memberships", rows[1:])
+    assert statuses(run(both, client, ledger)) == [words.SUCCEEDED] * 2
+    (result,) = run(one, client, ledger)
+    assert (result.status, result.sent) == (STOPPED, False)
+
+    def done(kind: str, content: str) -> str | None:
+        return ledger.maker("sandbox", "acme", kind, content)
+
+    again = plan_of(client, "sell_memberships", rows, done=done)
+    assert len(again.refused) == 2
+    meant = plan_of(client, "sell_memberships", rows[1:], done=done, occasion="second car")
+    assert statuses(run(meant, client, ledger)) == [words.SUCCEEDED]
+
+
+def test_credentials_that_fail_stop_the_run(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 3, dice))
+    wrong = replace(access_of(written.env, written.url), app_key="wrong")
+    before = len(writes(written))
+    with MembershipsClient.open(wrong) as refused:
+        assert statuses(run(plan, refused, ledger)) == [STOPPED] * 3
+    assert len(writes(written)) == before
+
+
+def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    (row,) = some("update_memberships", client, 1, dice)
+    plan = plan_of(client, "update_memberships", [{"id": row["id"], "memo": "ours"}])
+    order(written, "update_memberships", "reset", "before")
+    run(plan, client, ledger)
+    edit = {"tenant": "acme", "feed": "memberships", "ids": [row["id"]]}
+    written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
+    (result,) = run(plan, client, ledger, later=LATER)
+    assert result.status == words.NEEDS_REVIEW
+    assert f"st-memberships settle {result.key[:12]}" in result.detail
+    assert statuses(run(plan, client, ledger, later=2 * LATER)) == [words.NEEDS_REVIEW]
+    now = datetime.now(UTC)
+    entry = settle(ledger, result.key[:12], happened=True, who="boss", now=now)
+    assert (entry.status, entry.found_by) == (words.SUCCEEDED, "person")
+    with pytest.raises(KeyError):
+        settle(ledger, result.key, happened=True, who="boss", now=now)
+
+
+# Kills and rivals
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    return forkserver()
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("kind", ["sell_memberships", "mark_events_complete"])
+def test_a_run_killed_at_any_point_is_gone_on_with(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    tmp_path: Path,
+    processes: Any,
+    kind: str,
+    point: str,
+) -> None:
+    plan = plan_of(client, kind, some(kind, client, 4, dice))
+    before = len(writes(written))
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    file = str(plan.save(tmp_path))
+    process = processes.Process(
+        target=child,
+        args=(written.env, written.url, file, url, timedelta(0), point, 2),
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
+    results = run(plan, client, ledger, later=LATER)
+    assert statuses(results) == [words.SUCCEEDED] * 4, results
+    assert judge(plan, ledger.entries(plan=plan.hash), writes(written)[before:], {}).wrong == []
+    assert len(writes(written)) == before + 4
+
+
+def test_two_processes_send_each_change_once(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    tmp_path: Path,
+    processes: Any,
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 60, dice))
+    before = len(writes(written))
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    file = str(plan.save(tmp_path))
+    crowd = [
+        processes.Process(
+            target=child,
+            args=(written.env, written.url, file, url, timedelta(0), "", 0),
+        )
+        for _ in range(2)
+    ]
+    for process in crowd:
+        process.start()
+    for process in crowd:
+        process.join(60)
+    assert [process.exitcode for process in crowd] == [0, 0]
+    entries = ledger.entries(plan=plan.hash)
+    assert {entry.status for entry in entries} == {words.SUCCEEDED}
+    assert len({entry.run_id for entry in entries}) == 2
+    assert len(writes(written)) == before + 60
+    assert judge(plan, entries, writes(written)[before:], {}).wrong == []
+
+
+def test_random_schedules(processes: Any, tmp_path: Path) -> None:
+    """The short version of `torture_writes`."""
+    with running(seed=3, memberships=300, rate_limit=0) as sandbox:
+        yard = Yard(sandbox, tmp_path, processes)
+        for number, kind in enumerate(sorted(KINDS)):
+            dice = random.Random(f"short {number}")
+            verdict = schedule(yard, dice, str(number), kind, f"sqlite:///{tmp_path}/ledger.db")
+            assert verdict.wrong == []
+
+
+def test_a_stopped_run_lets_go_of_what_waits(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 60, dice))
+    before = len(writes(written))
+    stop = threading.Event()
+    send = KINDS["mark_events_complete"].send
+
+    def slow(*args: Any) -> Any:
+        stop.wait(0.05)
+        return send(*args)
+
+    monkeypatch.setattr(
+        type(KINDS["mark_events_complete"]), "send", lambda self, *args: slow(*args)
+    )
+    monkeypatch.setattr(
+        apply_module, "wait", lambda futures: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, client, ledger, workers=2)
+    assert len(writes(written)) - before < 20
+
+
+# Undoing
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_plan_can_be_undone_as_far_as_that_goes(
+    client: MembershipsClient, ledger: Ledger, dice: random.Random, kind: str
+) -> None:
+    plan = plan_of(client, kind, some(kind, client, 3, dice))
+    ids = [planned.target for planned in plan.changes if planned.target]
+    was = KINDS[kind].read(client, ids)
+    run(plan, client, ledger)
+    back = reversal(plan, client, ledger)
+    if kind == "sell_memberships":
+        assert back.kind is None
+        assert all("void the invoice" in left.why for left in back.left)
+        return
+    assert back.kind
+    undone = make_plan(
+        client,
+        KINDS[back.kind],
+        back.rows,
+        tenant="acme",
+        environment="sandbox",
+        source="undo",
+        now=datetime.now(UTC),
+    )
+    results = run(undone, client, ledger)
+    assert {result.status for result in results} <= {words.SUCCEEDED, NO_OP}, results
+    if isinstance(KINDS[kind], Creation):
+        made = [entry.result["id"] for entry in ledger.entries(plan=plan.hash)]
+        assert not any(t.active for t in KINDS[kind].read(client, made).values())
+        return
+    cannot = {left.target: left.why for left in back.left}
+    derived = {"modified_on", "total", "active", "cancellation_date", "payment_method_id"}
+    derived |= {"status"} if kind.startswith("mark") else set()
+    for id, record in KINDS[kind].read(client, ids).items():
+        differ = {
+            name
+            for name in type(record).model_fields
+            if name not in derived and getattr(record, name) != getattr(was[id], name)
+        }
+        assert not differ or id in cannot, (id, differ)
+
+
+def test_what_somebody_changed_since_is_not_undone(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    (row,) = some("update_recurring_services", client, 1, dice)
+    rows = [{"id": row["id"], "memo": "ours"}]
+    plan = plan_of(client, "update_recurring_services", rows)
+    run(plan, client, ledger)
+    edit = {"tenant": "acme", "feed": "recurring_services", "ids": [row["id"]]}
+    written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
+    back = reversal(plan, client, ledger)
+    assert back.rows == []
+    assert [left.why for left in back.left] == ["somebody changed it since"]
+
+
+def test_the_ledger_holds_no_secret(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 2, dice))
+    order(written, "sell_memberships", "500", "before")
+    run(plan, client, ledger)
+    ledger.save_plan(plan)
+    dump = json.dumps([vars(e) for e in ledger.entries(tenant="acme")], default=str)
+    for name, value in written.env.items():
+        if name.endswith(("CLIENT_ID", "CLIENT_SECRET", "APP_KEY")):
+            assert value not in dump
+    assert "Bearer" not in dump

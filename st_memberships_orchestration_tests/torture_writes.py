@@ -1,0 +1,500 @@
+"""Random schedules of faults, kills and rival processes over all kinds of change.
+
+    python -m st_memberships_orchestration_tests.torture_writes --schedules 500
+
+The sandbox's own record of what it received and what it holds is the judge: each planned change
+was processed at most once, no other was, and the ledger says of each what happened, or that it
+does not know.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration.servicetitan import client as client_module
+from st_memberships_orchestration.servicetitan.auth import Access
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
+from st_memberships_orchestration.servicetitan.models import OpportunityStatus
+from st_memberships_orchestration.writing import ledger as words
+from st_memberships_orchestration.writing.apply import (
+    Approval,
+    Caps,
+    Patience,
+    Result,
+    apply_plan,
+    entry_key,
+)
+from st_memberships_orchestration.writing.kinds import KINDS, Creation
+from st_memberships_orchestration.writing.ledger import Entry, Ledger
+from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
+from st_memberships_orchestration.writing.rows import numbered
+
+NO_CAPS = Caps(per_run=None, per_day=None, sales_money=None)
+POINTS = ("before claim", "after claim", "before finish", "after finish", "after verify")
+PROCESSED = {"succeeded", "not_applied"}
+"""Statuses that claim that the change happened; `refused` and `not_sent` claim that it did not."""
+SLOW = 0.5
+PATHS = {
+    "mark_events_complete": ("POST", "recurring-service-events/{}/mark-complete"),
+    "mark_events_incomplete": ("POST", "recurring-service-events/{}/mark-incomplete"),
+    "sell_memberships": ("POST", "memberships/sale"),
+    "update_memberships": ("PATCH", "memberships/{}"),
+    "create_invoice_templates": ("POST", "invoice-templates"),
+    "update_invoice_templates": ("PATCH", "invoice-templates/{}"),
+    "update_recurring_services": ("PATCH", "recurring-services/{}"),
+}
+
+
+def access_of(env: dict[str, str], url: str, per_second: int = 1_000) -> Access:
+    prefix = "ST_TENANTS__ACME__"
+    return Access(
+        tenant="acme",
+        tenant_id=int(env[f"{prefix}TENANT_ID"]),
+        client_id=env[f"{prefix}CLIENT_ID"],
+        client_secret=env[f"{prefix}CLIENT_SECRET"],
+        app_key=env[f"{prefix}APP_KEY"],
+        api_url=url,
+        auth_url=url,
+        requests_per_second=per_second,
+    )
+
+
+# Rows
+
+
+def some(kind: str, client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    """Rows of a kind for records that are there."""
+    return ROWS[kind](client, count, dice)
+
+
+def _open_visits(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    visits = list(islice(client.list_recurring_service_events(page_size=500), 3_000))
+    free = [v for v in visits if v.job_id is None]
+    return [{"event_id": v.id, "job_id": dice.randint(1, 9_999)} for v in _pick(free, count, dice)]
+
+
+def _won_visits(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    won = client.list_recurring_service_events(status=OpportunityStatus.WON, page_size=500)
+    held = [v for v in islice(won, 3_000) if v.job_id is not None]
+    return [{"event_id": v.id, "job_id": v.job_id} for v in _pick(held, count, dice)]
+
+
+def _memberships(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    there = [m for m in client.list_memberships(page_size=500) if m.status != "Deleted"]
+    rows = []
+    for membership in _pick(there, count, dice):
+        values = {
+            "memo": f"memo {dice.random()} Ω",
+            "status": dice.choice(["Suspended", "Active", "Canceled"]),
+            "to": dice.choice(["null", str(date(2030, 1, dice.randint(1, 28)))]),
+            "sold_by_id": dice.choice(["null", str(dice.randint(1, 99))]),
+            "initial_deferred_revenue": str(Decimal(dice.randint(1, 9_999)) / 100),
+            "next_scheduled_bill_date": str(date(2027, 5, dice.randint(1, 28))),
+            "payment_type_id": str(dice.randint(1, 9)),
+        }
+        fields = dice.sample(sorted(values), dice.randint(1, 3))
+        rows.append({"id": membership.id} | {name: values[name] for name in fields})
+    return rows
+
+
+def _services(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    rows = []
+    for service in _pick(list(client.list_recurring_services(page_size=500)), count, dice):
+        values = {
+            "memo": f"memo {dice.random()}",
+            "priority": dice.choice(["Low", "High", "Urgent"]),
+            "from": str(date(2026, 7, dice.randint(1, 28))),
+            "recurrence_months": json.dumps(dice.sample(["May", "June", "July"], 2)),
+            "estimated_payroll_cost": str(dice.randint(1, 500)),
+        }
+        fields = dice.sample(sorted(values), dice.randint(1, 3))
+        rows.append({"id": service.id} | {name: values[name] for name in fields})
+    return rows
+
+
+def _templates(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    ids = {m.billing_template_id for m in client.list_memberships(page_size=500)} - {None}
+    chosen = _pick(sorted(id for id in ids if id), count, dice)
+    rows = []
+    for template in client.list_invoice_templates(ids=chosen):
+        line = {"id": template.items[0].id, "unit_price": dice.randint(1, 90)}
+        items = [line, _line(dice)] if dice.random() < 0.5 else [line]
+        rows.append({"id": template.id, "items": json.dumps(items)})
+    return rows
+
+
+def _new_templates(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    return [{"items": json.dumps([_line(dice)])} for _ in range(count)]
+
+
+def _sales(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
+    there = list(islice(client.list_memberships(page_size=500), 300))
+    offers = [
+        item
+        for kind in client.list_membership_types()
+        for item in client.membership_type_duration_billing_items(kind.id)
+        if item.active
+    ]
+    return [
+        {
+            "customer_id": membership.customer_id,
+            "business_unit_id": membership.business_unit_id,
+            "sale_task_id": dice.randint(1, 999_999),
+            "duration_billing_id": dice.choice(offers).id,
+            "recurring_service_action": "All",
+        }
+        for membership in _pick(there, count, dice)
+    ]
+
+
+ROWS = {
+    "mark_events_complete": _open_visits,
+    "mark_events_incomplete": _won_visits,
+    "sell_memberships": _sales,
+    "update_memberships": _memberships,
+    "create_invoice_templates": _new_templates,
+    "update_invoice_templates": _templates,
+    "update_recurring_services": _services,
+}
+
+
+def _line(dice: random.Random) -> dict[str, Any]:
+    price = dice.randint(1, 10**6) / 100
+    return {"sku_id": dice.randint(1, 99), "quantity": 1, "unit_price": price, "is_add_on": False}
+
+
+def _pick(records: list[Any], count: int, dice: random.Random) -> list[Any]:
+    return dice.sample(records, min(count, len(records)))
+
+
+# Applying in a process of its own
+
+
+def applied(
+    env: dict[str, str],
+    url: str,
+    plan: Plan,
+    ledger_url: str,
+    *,
+    later: timedelta = timedelta(0),
+    workers: int = 4,
+    run_id: str = "run",
+) -> list[Result]:
+    """Apply a plan as of a later time, without caps."""
+    ledger = Ledger(ledger_url)
+    try:
+        with MembershipsClient.open(access_of(env, url)) as client:
+            return apply_plan(
+                plan,
+                client,
+                ledger,
+                approval=Approval(
+                    plan.hash, "on", False, "sandbox", caps=NO_CAPS, max_age=timedelta(days=365)
+                ),
+                who="torture",
+                run_id=run_id,
+                workers=workers,
+                patience=Patience(looks=(0, 0.1)),
+                clock=lambda: datetime.now(UTC) + later,
+            )
+    finally:
+        ledger.close()
+
+
+def child(
+    env: dict[str, str],
+    url: str,
+    plan_file: str,
+    ledger_url: str,
+    later: timedelta,
+    point: str,
+    nth: int,
+    started: Any = None,
+) -> None:
+    """Apply in this process, which may kill itself at the nth passing of a point."""
+    client_module.TIMEOUT = httpx.Timeout(SLOW * 0.6)
+    client_module._exponential = lambda state: 0.01
+    if point:
+        _mine(point, nth)
+    if started is not None:
+        started.set()
+    warnings.simplefilter("error")
+    try:
+        applied(
+            env, url, load_plan(Path(plan_file)), ledger_url, later=later, run_id=f"{os.getpid()}"
+        )
+    except ServiceTitanError as error:
+        print(error, file=sys.stderr)
+
+
+def _mine(point: str, nth: int) -> None:
+    passed = iter(range(1, 1_000_000))
+    claim, finish = Ledger.claim, Ledger.finish
+
+    def here(name: str) -> None:
+        if name == point and next(passed) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def mined_claim(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        here("before claim")
+        claimed = claim(self, *args, **kwargs)
+        here("after claim")
+        return claimed
+
+    def mined_finish(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        here("before finish")
+        finished = finish(self, *args, **kwargs)
+        here("after verify" if kwargs.get("verified") else "after finish")
+        return finished
+
+    Ledger.claim = mined_claim
+    Ledger.finish = mined_finish
+
+
+# Judging
+
+
+@dataclass
+class Verdict:
+    """What was found wrong, and how the planned changes ended."""
+
+    wrong: list[str] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+
+
+def processed(entry: dict[str, Any], phases: dict[str, str]) -> bool:
+    """Whether the sandbox carried a request out, by its log and the faults that were ordered."""
+    if entry["fault"] in (None, "truncate", "expire_token", "slow"):
+        return entry["status"] == 200
+    return phases[entry["fault"]] == "after"
+
+
+def judge(
+    plan: Plan, entries: list[Entry], log: list[dict[str, Any]], phases: dict[str, str]
+) -> Verdict:
+    """Compare what was planned, what the sandbox received and carried out, and the ledger."""
+    verdict = Verdict()
+    happened: Counter[str] = Counter()
+    by_request = {_request(plan.kind, p.target, _body(plan, p)): p for p in plan.changes}
+    for entry in log:
+        if entry["method"] == "GET" or entry["path"].endswith("/connect/token"):
+            continue
+        path = entry["path"].split("/", 5)[-1]
+        request = f"{entry['method']} {path} {json.dumps(entry['body'], sort_keys=True)}"
+        planned = by_request.get(request)
+        if planned is None:
+            verdict.wrong.append(f"not planned: {request}")
+        elif processed(entry, phases):
+            happened[entry_key(plan, planned)] += 1
+    stands = {entry.key: entry for entry in entries}
+    for planned in plan.changes:
+        key = entry_key(plan, planned)
+        times, entry = happened[key], stands.get(key)
+        status = entry.status if entry else "no entry"
+        verdict.ends[status] += 1
+        where = f"{plan.kind} line {planned.line} ({status}, {entry.detail if entry else ''})"
+        if times > 1:
+            verdict.wrong.append(f"{where}: happened {times} times")
+        if status in PROCESSED and times != 1:
+            verdict.wrong.append(f"{where}: said to have happened, but happened {times} times")
+        if status in (*words.FREE, "no entry") and times:
+            verdict.wrong.append(f"{where}: happened all the same")
+    for key in set(stands) - {entry_key(plan, p) for p in plan.changes}:
+        verdict.wrong.append(f"the ledger holds what was not planned: {stands[key]}")
+    return verdict
+
+
+def _body(plan: Plan, planned: Any) -> Any:
+    return json.loads(plan.of_kind().change.model_validate(planned.change).body_bytes())
+
+
+def _request(kind: str, target: int | None, body: Any) -> str:
+    method, path = PATHS[kind]
+    return f"{method} {path.format(target)} {json.dumps(body, sort_keys=True)}"
+
+
+# Schedules
+
+
+@dataclass
+class Yard:
+    """Where schedules run: a sandbox, and processes that are quick to start."""
+
+    sandbox: RunningSandbox
+    folder: Path
+    context: Any
+
+    def control(self, method: str, path: str, json: Any = None) -> Any:
+        return self.sandbox.control(method, f"/_sandbox/{path}", json)
+
+
+def forkserver() -> Any:
+    """Processes forked from one that has imported everything and opened nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["st_memberships_orchestration_tests.torture_writes"])
+    return context
+
+
+def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: str) -> Verdict:
+    """One random schedule: plan, faults, kills or rivals, then runs until all is said."""
+    env, url = yard.sandbox.env, yard.sandbox.url
+    yard.control("DELETE", "faults")
+    with MembershipsClient.open(access_of(env, url)) as client:
+        plan = make_plan(
+            client,
+            KINDS[kind],
+            numbered(some(kind, client, dice.randint(2, 8), dice)),
+            tenant="acme",
+            environment="sandbox",
+            source=name,
+            now=datetime.now(UTC),
+            occasion=name,
+        )
+    file = str(plan.save(yard.folder))
+    since = len(yard.control("GET", "requests"))
+    since = yard.control("GET", "requests")[-1]["n"] + 1 if since else 0
+    faults = _faults(kind, dice)
+    phases = {f["kind"]: f["phase"] for f in faults if f["on"] != "connect/token"}
+    yard.control("POST", "faults", faults)
+    mode = dice.choice(["plain", "mined", "killed", "killed", "rivals", "rivals killed"])
+    if dice.random() < 0.2:
+        _intrude(yard, plan, dice)
+    rounds = dice.randint(1, 4)
+    for round in range(rounds):
+        last = round == 3
+        if last:
+            yard.control("DELETE", "faults")
+        later = timedelta(minutes=20 * round)
+        _round(yard, dice, (env, url, file, ledger_url, later), "plain" if last else mode)
+        if "slow" in phases:
+            time.sleep(SLOW * 1.2)  # what a killed process asked for may still be under way
+    ledger = Ledger(ledger_url)
+    keys = {entry_key(plan, planned) for planned in plan.changes}
+    entries = [e for e in ledger.entries(tenant="acme", kind=kind) if e.key in keys]
+    if not issubclass(type(KINDS[kind]), Creation):
+        entries = ledger.entries(plan=plan.hash)
+    ledger.close()
+    log = [e for e in yard.control("GET", f"requests?since={since}")]
+    verdict = judge(plan, entries, log, phases)
+    verdict.ends[f"mode: {mode}"] += 1
+    return verdict
+
+
+def _intrude(yard: Yard, plan: Plan, dice: random.Random) -> None:
+    """Somebody in the office changes a planned record after the plan was made."""
+    feed = plan.of_kind().record.__name__
+    feeds = {"Membership": "memberships", "RecurringService": "recurring_services"}
+    target = dice.choice(plan.changes).target if plan.changes else None
+    if feed in feeds and target is not None:
+        values = {"memo": f"by another {dice.random()}"}
+        order = {"tenant": "acme", "feed": feeds[feed], "ids": [target], "set": values}
+        yard.control("POST", "edit", order)
+
+
+def _round(yard: Yard, dice: random.Random, what: tuple[Any, ...], mode: str) -> None:
+    point = dice.choice(POINTS) if mode == "mined" else ""
+    crowd = []
+    for _ in range(2 if mode.startswith("rivals") else 1):
+        started = yard.context.Event()
+        process = yard.context.Process(
+            target=child, args=(*what, point, dice.randint(1, 4), started)
+        )
+        process.start()
+        crowd.append((process, started))
+    for process, started in crowd:
+        started.wait(30)
+        if "killed" in mode:
+            time.sleep(dice.random() ** 2 * 0.4)
+            process.kill()
+    for process, _ in crowd:
+        process.join(120)
+        assert process.exitcode is not None, "a run does not end"
+        assert process.exitcode in (0, -signal.SIGKILL), f"a run ended with {process.exitcode}"
+
+
+def _faults(kind: str, dice: random.Random) -> list[dict[str, Any]]:
+    on = PATHS[kind][1].partition("{")[0]
+    faults: dict[str, dict[str, Any]] = {}
+    for _ in range(dice.randint(1, 4)):
+        fault = dice.choice(
+            ["400", "429", "500", "html", "truncate", "slow", "reset", "expire_token"]
+        )
+        phase = dice.choice(["before", "after"])
+        if fault in ("429", "expire_token"):  # both mean by definition: not processed
+            phase = "before"
+        faults[fault] = {
+            "on": on,
+            "kind": fault,
+            "phase": phase,
+            "method": PATHS[kind][0],
+            "times": dice.randint(1, 3),
+            "after": dice.randint(0, 5),
+            "seconds": SLOW if fault == "slow" else 0,
+        }
+    if "expire_token" in faults:
+        # A request whose token was revoked meanwhile is not processed in either phase, and the
+        # sandbox's log could not tell.
+        for order in faults.values():
+            order["phase"] = "before"
+    if dice.random() < 0.2:
+        order = {"on": "connect/token", "kind": "500", "phase": "before", "times": 1, "after": 0}
+        return [*faults.values(), order]
+    return list(faults.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--schedules", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ledger", help="URL of a database; SQLite in a folder if left out")
+    parser.add_argument("--only", type=int, help="Only this schedule, to look into it.")
+    parser.add_argument("--memberships", type=int, default=600)
+    options = parser.parse_args()
+    context = forkserver()
+    ends: Counter[str] = Counter()
+    wrong = 0
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        url = options.ledger or f"sqlite:///{folder}/ledger.db"
+        for first in range(0, options.schedules, 50):
+            with running(
+                seed=first + options.seed, memberships=options.memberships, rate_limit=0
+            ) as sandbox:
+                yard = Yard(sandbox, Path(folder), context)
+                for number in range(first, min(first + 50, options.schedules)):
+                    if options.only not in (None, number):
+                        continue
+                    dice = random.Random(options.seed * 100_000 + number)
+                    kind = sorted(KINDS)[number % len(KINDS)]
+                    verdict = schedule(yard, dice, f"{options.seed}/{number}", kind, url)
+                    ends += verdict.ends
+                    for said in verdict.wrong:
+                        wrong += 1
+                        print(f"schedule {number}: {said}", flush=True)
+            spent = time.monotonic() - started
+            print(f"{min(first + 50, options.schedules)} schedules, {spent:.0f} s", flush=True)
+    print(dict(sorted(ends.items())))
+    print(f"{wrong} wrong")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
