@@ -1,0 +1,150 @@
+"""The report: a page per tenant for those who run the business, made from the derived tables."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pyarrow as pa
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
+
+from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.lake.progress import load_progress
+from st_memberships_orchestration.lake.store import TENANT, Lake
+from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
+from st_memberships_orchestration.reporting.figures import NEEDS, Need
+from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.settings import Settings
+
+SOURCES = sorted(
+    {f"derived/{table.name}" for table in TABLES} | {need.table for need in NEEDS.values()}
+)
+
+
+def build_assets(
+    settings: Settings, checks: Sequence[dg.AssetChecksDefinition]
+) -> list[dg.AssetsDefinition]:
+    """The report; it shows the latest results of `checks`."""
+    tenants = sorted(settings.tenants)
+    check_keys = [key for check in checks for key in check.check_keys]
+
+    @dg.asset(
+        key=["report", "memberships"],
+        deps=[dg.AssetKey(source.split("/")) for source in SOURCES],
+        description=(
+            "One page per tenant, in a folder on this machine (`ST_REPORT_DIR`), that opens "
+            "offline, prints, and can be mailed: members, recurring revenue, renewals ahead, "
+            "visits owed, findings with money, billing due, how fresh the data is, which checks "
+            "fail, and the definition of each number. Its charts are in the metadata."
+        ),
+        group_name="report",
+        kinds={"html", "duckdb"},
+        partitions_def=by_tenant(settings),
+    )
+    def memberships(
+        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        # Charts take a second to import, and only this asset needs them.
+        from st_memberships_orchestration.reporting.page import make_report
+
+        tenant = context.partition_key
+        zone = settings.tenants[tenant].zone
+        facts = Facts(
+            tenant=tenant,
+            as_of=_days(context.instance, tenant),
+            made_at=datetime.now(zone),
+            feeds=_feeds(lake, settings.environment, tenant, zone),
+            checks=_checks(context.instance, check_keys, zone),
+            definitions={table.name: table.description for table in TABLES},
+        )
+        tables = {
+            name: _rows(lake, need, tenants if need.shared else [tenant])
+            for name, need in NEEDS.items()
+        }
+        report = make_report(tables, facts, tenants=tenants)
+        path = _write(Path(settings.report_dir), tenant, report.html)
+        pictures = "\n\n".join(chart.markdown for chart in report.charts.values())
+        return dg.MaterializeResult(
+            metadata={
+                "report": dg.MetadataValue.path(str(path)),
+                "members": report.headline["members"] or 0,
+                "mrr": float(report.headline["mrr"] or 0),
+                "visits_owed": report.headline["owed"] or 0,
+                "findings": report.headline["findings"] or 0,
+                "charts": dg.MetadataValue.md(pictures or "There is nothing to draw yet."),
+            }
+        )
+
+    return [memberships]
+
+
+def _rows(lake: Lake, need: Need, tenants: Sequence[str]) -> pa.Table:
+    """The rows of some tenants; no rows, but all columns, while the table does not exist."""
+    parts = [lake.rows(need.table, tenant=tenant, where=need.where) for tenant in tenants]
+    return pa.concat_tables(
+        [_schema_of(need.table).empty_table(), *(part for part in parts if part.num_columns)],
+        promote_options="permissive",
+    )
+
+
+def _schema_of(source: str) -> pa.Schema:
+    layer, _, name = source.partition("/")
+    if layer == "derived":
+        return next(table.schema for table in TABLES if table.name == name)
+    return pa.schema([TENANT, *next(table_schema(f.model) for f in FEEDS if f.name == name)])
+
+
+def _days(instance: dg.DagsterInstance, tenant: str) -> dict[str, date]:
+    """The day for which each derived table was last computed."""
+    days = {}
+    for table in TABLES:
+        found = instance.fetch_materializations(
+            dg.AssetRecordsFilter(
+                asset_key=dg.AssetKey(["derived", table.name]), asset_partitions=[tenant]
+            ),
+            limit=1,
+        ).records
+        materialization = found[0].asset_materialization if found else None
+        if materialization and "as_of" in materialization.metadata:
+            days[table.name] = date.fromisoformat(str(materialization.metadata["as_of"].value))
+    return days
+
+
+def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Feed]:
+    found = []
+    for feed in FEEDS:
+        lines = load_progress(lake, tenant, environment=environment, feed=feed.name)
+        through = next((line.read_through for line in lines if line.is_live), None)
+        found.append(Feed(feed.title, through.astimezone(zone) if through else None))
+    return found
+
+
+def _checks(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], zone: ZoneInfo
+) -> list[Check]:
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    return [_check(key, latest[key], zone) for key in sorted(latest)]
+
+
+def _check(key: dg.AssetCheckKey, record: AssetCheckExecutionRecord, zone: ZoneInfo) -> Check:
+    result = record.evaluation
+    passed, finding = None, "It did not finish: see its run, and start the job again."
+    if isinstance(result, dg.AssetCheckEvaluation):
+        passed = result.passed
+        finding = "" if passed else result.description or "See the check in Dagster."
+    at = datetime.fromtimestamp(record.create_timestamp, UTC).astimezone(zone)
+    return Check(key.asset_key.to_user_string(), key.name, passed, at, finding)
+
+
+def _write(folder: Path, tenant: str, html: str) -> Path:
+    """Put the page in its place in one step: a reader never sees half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / f"{tenant}.html").absolute()
+    draft = path.with_suffix(f".{os.getpid()}.part")
+    draft.write_text(html, encoding="utf-8")
+    draft.replace(path)
+    return path

@@ -1,0 +1,263 @@
+"""The report's charts: declared with altair, drawn by vl-convert in this process.
+
+One drawing serves light, dark and print: in the page, each colour is a CSS variable.
+"""
+
+import base64
+import re
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from st_memberships_orchestration.reporting import words
+from st_memberships_orchestration.reporting.figures import Row
+
+LIGHT = {
+    "ink": "#1d2733",
+    "muted": "#5c6773",
+    "rule": "#e1e5ea",
+    "blue": "#2463d1",
+    "teal": "#0d8073",
+    "green": "#2f8f3a",
+    "red": "#c8372d",
+    "orange": "#d9770e",
+    "grey": "#8b95a1",
+}
+DARK = {
+    "ink": "#e6eaf0",
+    "muted": "#9aa6b4",
+    "rule": "#2c3642",
+    "blue": "#6ea3ff",
+    "teal": "#4cc3b2",
+    "green": "#6cc976",
+    "red": "#ff7d72",
+    "orange": "#f7a948",
+    "grey": "#7f8a97",
+}
+"""Colours of charts and page, told apart by hue and by lightness."""
+
+WIDTH, HEIGHT = 400, 190
+FONT = "Helvetica, Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture and what it says.
+
+    Attributes:
+        title: what is shown.
+        note: what to know when reading it.
+        svg: for the page, with colours as CSS variables.
+        png: for anywhere else, on white.
+    """
+
+    title: str
+    note: str
+    svg: str
+    png: bytes
+
+    @property
+    def markdown(self) -> str:
+        """The picture itself, in Markdown."""
+        return f"![{self.title}](data:image/png;base64,{base64.b64encode(self.png).decode()})"
+
+
+def draw(figures: Mapping[str, list[Row]]) -> dict[str, Chart]:
+    """The charts for which there is anything to draw, by name."""
+    months, rates = figures["months"], figures["renewal_rates"]
+    declared = {
+        "members": _stock("Members at the end of each month", months, "active_end", "blue"),
+        "mrr": _stock("MRR at the end of each month", figures["revenue"], "mrr_end", "teal"),
+        "movements": _movements(months),
+        "churn": _shares(
+            "Churn and cancellation rate, complete months",
+            months,
+            {"Churn": ("churn", "red"), "Cancellation": ("cancellation_rate", "blue")},
+        ),
+        "renewal_rate": _shares(
+            "Renewal rate, complete months", rates, {"Renewal rate": ("renewal_rate", "teal")}
+        ),
+        "renewals_ahead": _bars(
+            "Monthly value of terms that end and are not renewed",
+            {words.phrase(r["bucket"]): r["monthly_value"] for r in figures["renewals_ahead"]},
+            "blue",
+        ),
+        "owed": _bars(
+            "Visits owed, by days since they were due",
+            {row["age"]: row["visits"] for row in figures["owed_by_age"]},
+            "orange",
+        ),
+        "visits": _visits(figures["visit_months"]),
+    }
+    return {name: _drawn(*chart) for name, chart in declared.items() if chart}
+
+
+Declared = tuple[str, str, Any] | None
+
+
+def _stock(title: str, rows: list[Row], column: str, colour: str) -> Declared:
+    points = _points(rows, {title: column})
+    if len(points) < 2:
+        return None
+    base = alt.Chart(alt.Data(values=points)).encode(x=_month(), y=_axis(",.0f"))
+    area = base.mark_area(color=LIGHT[colour], opacity=0.15)
+    return title, "The last point is today.", area + base.mark_line(color=LIGHT[colour])
+
+
+def _shares(title: str, rows: list[Row], series: Mapping[str, tuple[str, str]]) -> Declared:
+    complete = [row for row in rows if row["is_complete"]]
+    points = _points(complete, {name: column for name, (column, _) in series.items()})
+    if len(points) < 2:
+        return None
+    colours = {name: colour for name, (_, colour) in series.items()}
+    chart = (
+        alt.Chart(alt.Data(values=points))
+        .mark_line()
+        .encode(x=_month(), y=_axis(".1~%"), color=_legend(colours, symbol="stroke"))
+    )
+    return title, "", chart
+
+
+def _movements(rows: list[Row]) -> Declared:
+    series = {
+        "New": ("new", "green", 1),
+        "Reactivated": ("reactivated", "teal", 1),
+        "Cancelled": ("cancelled", "red", -1),
+        "Expired": ("expired", "orange", -1),
+        "Suspended": ("suspended", "grey", -1),
+    }
+    points = [
+        {"month": row["month"].isoformat(), "series": name, "value": sign * row[column]}
+        for row in rows[:13]
+        for name, (column, _, sign) in series.items()
+    ]
+    return _stacked(
+        "Who came and who left each month",
+        "Renewals and deletions are in the table below.",
+        points,
+        {name: colour for name, (_, colour, _) in series.items()},
+    )
+
+
+def _visits(rows: list[Row]) -> Declared:
+    series = {"Booked": "booked", "Open": "open", "Dismissed": "dismissed"}
+    return _stacked(
+        "Visits by the month they are due",
+        "Booked is not performed: this API does not know. The last month holds visits to come.",
+        _points(rows[:13], series),
+        {"Booked": "blue", "Open": "orange", "Dismissed": "grey"},
+    )
+
+
+def _stacked(title: str, note: str, points: list[Row], colours: Mapping[str, str]) -> Declared:
+    if not any(point["value"] for point in points):
+        return None
+    chart = (
+        alt.Chart(alt.Data(values=points))
+        .mark_bar()
+        .encode(x=_month(band=True), y=_axis(",d"), color=_legend(colours))
+    )
+    return title, note, chart
+
+
+def _bars(title: str, values: Mapping[str, Any], colour: str) -> Declared:
+    if not any(values.values()):
+        return None
+    points = [{"label": name, "value": float(value or 0)} for name, value in values.items()]
+    longest = max(point["value"] for point in points)
+    base = alt.Chart(alt.Data(values=points)).encode(
+        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=150, domain=False)),
+        x=alt.X("value:Q", title=None, axis=None, scale=alt.Scale(domain=[0, longest * 1.2])),
+    )
+    numbers = base.mark_text(align="left", dx=4, color=LIGHT["ink"], fontSize=12).encode(
+        text=alt.Text("value:Q", format=",.0f")
+    )
+    return title, "", base.mark_bar(color=LIGHT[colour]) + numbers
+
+
+def _points(rows: list[Row], series: Mapping[str, str]) -> list[Row]:
+    return [
+        {"month": row["month"].isoformat(), "series": name, "value": float(row[column])}
+        for row in rows
+        for name, column in series.items()
+        if row[column] is not None
+    ]
+
+
+def _month(*, band: bool = False) -> alt.X:
+    # The time unit says UTC: an ISO day is midnight there, and must not fall into the month before.
+    axis = alt.Axis(
+        format="%b %y",
+        labelAngle=0,
+        grid=False,
+        tickCount=6,
+        labelOverlap="greedy",
+        labelFlush=True,
+    )
+    kind = "utcyearmonth(month):O" if band else "utcyearmonth(month):T"
+    return alt.X(kind, title=None, axis=axis)
+
+
+def _axis(form: str) -> alt.Y:
+    return alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5))
+
+
+def _legend(colours: Mapping[str, str], symbol: str = "square") -> alt.Color:
+    scale = alt.Scale(domain=list(colours), range=[LIGHT[colour] for colour in colours.values()])
+    legend = alt.Legend(title=None, orient="top", symbolType=symbol, columnPadding=8)
+    return alt.Color("series:N", scale=scale, legend=legend if len(colours) > 1 else None)
+
+
+def _drawn(title: str, note: str, chart: Any) -> Chart:
+    spec = (
+        chart.properties(
+            width=WIDTH, height=HEIGHT, autosize={"type": "fit", "contains": "padding"}
+        )
+        .configure(font=FONT, aria=False, background="white", padding=4)
+        .configure_view(stroke=None)
+        .configure_line(strokeWidth=2.5)
+        .configure_axis(
+            labelFontSize=12,
+            labelColor=LIGHT["muted"],
+            gridColor=LIGHT["rule"],
+            domainColor=LIGHT["muted"],
+            ticks=False,
+            labelPadding=6,
+        )
+        .configure_axisY(domain=False)
+        .configure_legend(labelFontSize=11.5, labelColor=LIGHT["ink"])
+    )
+    svg = vl_convert.vegalite_to_svg(spec.to_dict())
+    return Chart(title, note, _for_page(svg), _squeezed(vl_convert.svg_to_png(svg, scale=1)))
+
+
+def _for_page(svg: str) -> str:
+    """The drawing without its fixed size and namespace, and with colours that the page decides."""
+    head, _, body = svg.partition(">")
+    view = re.search(r'viewBox="[^"]*"', head)
+    for name, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{name})")
+    body = re.sub(r'<rect width="[^"]*" height="[^"]*" fill="white"/>', "", body, count=1)
+    return f'<svg class="chart" aria-hidden="true" {view[0] if view else ""}>{body}'
+
+
+def _squeezed(png: bytes) -> bytes:
+    """The same picture in a third of the bytes: vl-convert packs for speed, a database keeps it."""
+    chunks, place = [], 8
+    while place < len(png):
+        length = struct.unpack(">I", png[place : place + 4])[0]
+        chunks.append((png[place + 4 : place + 8], png[place + 8 : place + 8 + length]))
+        place += length + 12
+    pixels = zlib.decompress(b"".join(data for kind, data in chunks if kind == b"IDAT"))
+    header = next(chunk for chunk in chunks if chunk[0] == b"IHDR")
+    kept = [header, (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b"")]
+    return png[:8] + b"".join(_chunk(kind, data) for kind, data in kept)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

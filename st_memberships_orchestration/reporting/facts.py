@@ -1,0 +1,53 @@
+"""What a report says besides its figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How far a feed is read: all changes before `read_through` are in the tables."""
+
+    title: str
+    read_through: datetime | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """The latest result of an asset check, over all tenants.
+
+    Attributes:
+        table: what it looks at.
+        claim: what must hold.
+        passed: whether it does; None if the check itself did not finish.
+        at: when it ran.
+        finding: what is wrong and what to do; empty if it passed.
+    """
+
+    table: str
+    claim: str
+    passed: bool | None
+    at: datetime
+    finding: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page says besides the figures.
+
+    Attributes:
+        tenant: whose report it is.
+        as_of: the day for which each derived table was computed; none if never.
+        made_at: now, on the contractor's clock.
+        feeds: how far each feed is read, in the contractor's time zone.
+        checks: latest results; empty if none ever ran.
+        definitions: name of each derived table, and what it says.
+    """
+
+    tenant: str
+    as_of: Mapping[str, date]
+    made_at: datetime
+    feeds: Sequence[Feed]
+    checks: Sequence[Check]
+    definitions: Mapping[str, str]

@@ -1,0 +1,279 @@
+"""The report's figures, as SQL over derived tables: DuckDB sums decimals without rounding.
+
+Every figure is a sum of rows that a derived table defines; nothing is defined here a second time.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+Row = dict[str, Any]
+
+MONTHS_SHOWN = 25
+TYPES_SHOWN = 15
+TOP_FINDINGS = 5
+NEXT_RENEWALS = 10
+
+
+@dataclass(frozen=True)
+class Need:
+    """A table that the report reads.
+
+    Attributes:
+        table: its name in the lake.
+        where: SQL condition for the rows that count.
+        shared: whether all tenants' rows are needed, for the roll-up.
+    """
+
+    table: str
+    where: str = "true"
+    shared: bool = False
+
+
+NEEDS: Mapping[str, Need] = {
+    "members_monthly": Need("derived/members_monthly", shared=True),
+    "recurring_revenue_monthly": Need("derived/recurring_revenue_monthly", shared=True),
+    "renewal_rate_monthly": Need("derived/renewal_rate_monthly", shared=True),
+    "visits_monthly": Need("derived/visits_monthly", shared=True),
+    "attention": Need("derived/attention", shared=True),
+    "membership_prices": Need("derived/membership_prices", "status = 'Active'"),
+    "renewals": Need("derived/renewals", "status = 'Active'"),
+    "visits": Need("derived/visits", "is_owed"),
+    "members_without_future_visit": Need("derived/members_without_future_visit"),
+    "billing_due": Need("derived/billing_due"),
+    "cohort_retention": Need("derived/cohort_retention", "is_complete"),
+    "membership_types": Need("current/membership_types"),
+}
+"""What the report reads, by the name under which its SQL asks for it."""
+
+HEADLINES = """
+    with members as (
+        select tenant, month, active_start, active_end, net_growth, cancelled, expired,
+            date_diff('month', month, max(month) over (partition by tenant)) as ago
+        from all_members_monthly
+    ),
+    revenue as (
+        select tenant, mrr_start, mrr_end, arr_end, amortised_end, members_recurring,
+            members_unpriced, members_one_time, one_time_unpriced,
+            date_diff('month', month, max(month) over (partition by tenant)) as ago
+        from all_recurring_revenue_monthly
+    ),
+    ended as (
+        select tenant, due, renewed,
+            date_diff('month', month, max(month) over (partition by tenant)) as ago
+        from all_renewal_rate_monthly
+    ),
+    planned as (
+        select tenant, owed, date_diff('month', month, max(month) over (partition by tenant)) as ago
+        from all_visits_monthly
+    )
+    select * from all_tenants
+    left join (
+        select tenant, max(month) as month,
+            sum(active_end) filter (ago = 0)::bigint as members,
+            sum(active_start) filter (ago = 0)::bigint as members_before,
+            sum(net_growth) filter (ago = 0)::bigint as growth,
+            sum(net_growth) filter (ago = 1)::bigint as growth_before,
+            (sum(cancelled + expired) filter (ago = 1) / nullif(sum(active_start)
+                filter (ago = 1), 0))::double as churn,
+            (sum(cancelled + expired) filter (ago = 2) / nullif(sum(active_start)
+                filter (ago = 2), 0))::double as churn_before
+        from members group by tenant
+    ) using (tenant)
+    left join (
+        select tenant,
+            sum(mrr_end) filter (ago = 0) as mrr,
+            sum(mrr_start) filter (ago = 0) as mrr_before,
+            sum(arr_end) filter (ago = 0) as arr,
+            sum(arr_end) filter (ago = 1) as arr_before,
+            sum(amortised_end) filter (ago = 0) as amortised,
+            sum(members_recurring) filter (ago = 0)::bigint as recurring,
+            sum(members_unpriced) filter (ago = 0)::bigint as unpriced,
+            sum(members_one_time) filter (ago = 0)::bigint as one_time,
+            sum(one_time_unpriced) filter (ago = 0)::bigint as one_time_unpriced
+        from revenue group by tenant
+    ) using (tenant)
+    left join (
+        select tenant,
+            (sum(renewed) filter (ago = 1) / nullif(sum(due) filter (ago = 1), 0))::double
+                as renewal_rate,
+            (sum(renewed) filter (ago = 2) / nullif(sum(due) filter (ago = 2), 0))::double
+                as renewal_rate_before,
+            sum(due) filter (ago = 0)::bigint as due_now,
+            sum(renewed) filter (ago = 0)::bigint as renewed_now
+        from ended group by tenant
+    ) using (tenant)
+    left join (
+        select tenant, sum(owed)::bigint as owed, sum(owed) filter (ago = 0)::bigint as owed_new
+        from planned group by tenant
+    ) using (tenant)
+    left join (
+        select tenant, count(*) as findings from all_attention group by tenant
+    ) using (tenant)
+    order by tenant
+"""
+"""One row per tenant. `ago` is months before the running one; `_before` a month earlier."""
+
+SECTIONS: Mapping[str, str] = {
+    "months": f"""
+        select month, is_complete,
+            sum(active_start)::bigint as active_start, sum(new)::bigint as new,
+            sum(renewed)::bigint as renewed, sum(reactivated)::bigint as reactivated,
+            sum(ended_by_renewal)::bigint as ended_by_renewal,
+            sum(cancelled)::bigint as cancelled, sum(expired)::bigint as expired,
+            sum(suspended)::bigint as suspended,
+            sum(deleted + other_exit)::bigint as other,
+            sum(active_end)::bigint as active_end, sum(net_growth)::bigint as net_growth,
+            (sum(cancelled + expired) / nullif(sum(active_start), 0))::double as churn,
+            (sum(cancelled) / nullif(sum(active_start), 0))::double as cancellation_rate
+        from members_monthly group by all
+        order by month desc limit {MONTHS_SHOWN}
+    """,
+    "revenue": f"""
+        select month, is_complete, sum(mrr_start) as mrr_start, sum(new_mrr) as new_mrr,
+            sum(renewed_mrr) as renewed_mrr, sum(reactivated_mrr) as reactivated_mrr,
+            sum(expansion_mrr) as expansion_mrr, sum(contraction_mrr) as contraction_mrr,
+            sum(churned_mrr) as churned_mrr, sum(ended_by_renewal_mrr) as ended_by_renewal_mrr,
+            sum(mrr_end) as mrr_end, sum(members_unpriced)::bigint as unpriced
+        from recurring_revenue_monthly group by all
+        order by month desc limit {MONTHS_SHOWN}
+    """,
+    "renewal_rates": f"""
+        select month, is_complete, sum(due)::bigint as due, sum(renewed)::bigint as renewed,
+            sum(renewed_late)::bigint as renewed_late,
+            (sum(renewed) / nullif(sum(due), 0))::double as renewal_rate
+        from renewal_rate_monthly group by all
+        order by month desc limit {MONTHS_SHOWN}
+    """,
+    "visit_months": f"""
+        select month, is_complete, sum(due)::bigint as due, sum(booked)::bigint as booked,
+            sum(open)::bigint as open, sum(dismissed)::bigint as dismissed,
+            sum(owed)::bigint as owed,
+            (sum(booked) / nullif(sum(booked + open), 0))::double as fulfilment
+        from visits_monthly group by all
+        order by month desc limit {MONTHS_SHOWN}
+    """,
+    "types": """
+        with now as (
+            select membership_type_id, sum(active_end)::bigint as members
+            from members_monthly where not is_complete group by all
+        ),
+        paid as (
+            select membership_type_id, sum(mrr_end) as mrr,
+                sum(members_recurring)::bigint as recurring,
+                sum(members_unpriced)::bigint as unpriced
+            from recurring_revenue_monthly where not is_complete group by all
+        )
+        select coalesce(t.name, 'Type ' || n.membership_type_id, 'unknown') as name, n.members,
+            p.mrr, p.recurring, p.unpriced,
+            n.members / sum(n.members) over () as share
+        from now n
+        left join paid p on p.membership_type_id is not distinct from n.membership_type_id
+        left join membership_types t on t.id = n.membership_type_id
+        where n.members > 0 order by n.members desc, name
+    """,
+    "price_basis": """
+        select price_basis as basis, count(*) as members, sum(monthly_price) as monthly,
+            sum(amortised_monthly_price) as amortised,
+            (sum(monthly_price) / nullif(sum(sum(monthly_price)) over (), 0))::double as share
+        from membership_prices group by all order by monthly desc nulls last, basis
+    """,
+    "renewals_ahead": """
+        select bucket, count(r.bucket) filter (not is_renewed) as open,
+            sum(monthly_value) filter (not is_renewed) as monthly_value,
+            count(r.bucket) filter (not is_renewed and monthly_value is null) as unpriced,
+            count(r.bucket) filter (not is_renewed and not has_payment_method) as without_payment,
+            count(r.bucket) filter (is_renewed) as renewed
+        from (values ('expired', 0), ('0-30', 1), ('31-60', 2), ('61-90', 3), ('later', 4),
+            ('unknown', 5)) as buckets (bucket, place)
+        left join renewals r using (bucket)
+        group by bucket, place
+        having place between 1 and 4 or count(r.bucket) > 0
+        order by place
+    """,
+    "next_renewals": f"""
+        select membership_id, customer_id, term_end, days_left, monthly_value, has_payment_method
+        from renewals where not is_renewed and days_left >= 0
+        order by days_left, monthly_value desc nulls last, membership_id limit {NEXT_RENEWALS}
+    """,
+    "owed_by_age": """
+        select age, count(v.event_id) as visits,
+            count(distinct v.membership_id) as memberships
+        from (values ('0 to 7 days', 0, 7), ('8 to 30 days', 8, 30),
+            ('31 to 60 days', 31, 60), ('61 to 90 days', 61, 90), ('91 to 180 days', 91, 180),
+            ('over 180 days', 181, 1000000)) as ages (age, low, high)
+        left join visits v on v.days_overdue between low and high
+        group by age, low order by low
+    """,
+    "owed_by_service": """
+        select coalesce(service_name, 'without a name') as name, count(*) as visits,
+            max(days_overdue) as oldest
+        from visits group by all order by visits desc, name limit 8
+    """,
+    "without_visit": """
+        select reason, type_includes_visits as included, count(*) as members
+        from members_without_future_visit group by all order by members desc
+    """,
+    "findings": """
+        select reason, write_job as job, money_basis as basis, count(*) as findings,
+            sum(money_at_stake) as money,
+            count(*) filter (money_basis is not null and money_at_stake is null) as unpriced
+        from attention group by all order by money desc nulls last, findings desc, reason
+    """,
+    "top_findings": f"""
+        select reason, membership_id, customer_id, event_id, since, days, money_at_stake as money,
+            detail
+        from attention
+        qualify row_number() over (
+            partition by reason
+            order by money_at_stake desc nulls last, days desc nulls last, membership_id, event_id
+        ) <= {TOP_FINDINGS}
+        order by reason, money desc nulls last, days desc nulls last, membership_id, event_id
+    """,
+    "billing": """
+        select due_in, payment, sum(bills)::bigint as bills, sum(amount) as amount,
+            sum(unpriced_bills)::bigint as unpriced
+        from billing_due group by due_in, payment
+        order by due_in <> 'overdue', try_cast(split_part(due_in, '-', 1) as int), payment
+    """,
+    "retention": """
+        select months_since as months, sum(members_sold)::bigint as sold,
+            sum(members_kept)::bigint as kept,
+            (sum(members_kept) / nullif(sum(members_sold), 0))::double as retention
+        from cohort_retention where months_since in (1, 3, 6, 12, 24, 36)
+        group by all order by months
+    """,
+}
+"""Sections of one tenant's report; months come newest first."""
+
+
+def figures(
+    tables: Mapping[str, pa.Table], *, tenant: str, tenants: Sequence[str]
+) -> dict[str, list[Row]]:
+    """The rows of each section for one tenant, and `headlines` with a row for each tenant.
+
+    Args:
+        tables: the tables of `NEEDS`; those that are shared hold the rows of all `tenants`.
+        tenant: whose report it is.
+        tenants: all tenants.
+    """
+    with duckdb.connect() as connection:
+        connection.register("all_tenants", pa.table({"tenant": pa.array(tenants, pa.string())}))
+        connection.register("this", pa.table({"tenant": pa.array([tenant], pa.string())}))
+        for name, table in tables.items():
+            connection.register(f"all_{name}", table)
+            connection.execute(
+                f"create view {name} as select * from all_{name} where tenant = "
+                "(select tenant from this)"
+            )
+        queries = {"headlines": HEADLINES, **SECTIONS}
+        return {name: _rows(connection, query) for name, query in queries.items()}
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[Row]:
+    found = connection.execute(query)
+    names = [column[0] for column in found.description or ()]
+    return [dict(zip(names, values, strict=True)) for values in found.fetchall()]

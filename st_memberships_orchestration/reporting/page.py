@@ -1,0 +1,210 @@
+"""One tenant's report: a page that needs nothing but itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from markupsafe import Markup
+
+from st_memberships_orchestration.reporting import charts, words
+from st_memberships_orchestration.reporting.charts import Chart
+from st_memberships_orchestration.reporting.facts import Facts, Feed
+from st_memberships_orchestration.reporting.figures import TYPES_SHOWN, Row, figures
+
+STALE_AFTER = timedelta(hours=36)
+"""Even a quiet feed's journal says once a day how far it is read."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page, its charts, and the tenant's headline figures."""
+
+    html: str
+    charts: Mapping[str, Chart]
+    headline: Row
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A headline number; `change` and `note` say against what, and on what it rests."""
+
+    label: str
+    value: str
+    change: str
+    note: str
+    tone: str = ""
+
+
+def make_report(tables: Mapping[str, pa.Table], facts: Facts, *, tenants: Sequence[str]) -> Report:
+    """The report of `facts.tenant`.
+
+    Args:
+        tables: the tables of `figures.NEEDS`.
+        facts: what is known besides.
+        tenants: all tenants; the page sums them up if there is more than one.
+    """
+    found = figures(tables, tenant=facts.tenant, tenants=tenants)
+    headline = next(row for row in found["headlines"] if row["tenant"] == facts.tenant)
+    drawn = charts.draw(found)
+    html = _template().render(
+        facts=facts,
+        figures=found,
+        headline=headline,
+        tiles=_tiles(headline),
+        notices=_notices(headline, facts),
+        charts=drawn,
+        failing=[check for check in facts.checks if not check.passed],
+        total=_total(found["headlines"]) if len(tenants) > 1 else None,
+        types_shown=TYPES_SHOWN,
+        light=charts.LIGHT,
+        dark=charts.DARK,
+    )
+    return Report(html, drawn, headline)
+
+
+def _tiles(row: Row) -> list[Tile]:
+    return [
+        Tile(
+            "Members",
+            words.count(row["members"]),
+            f"{words.signed(_difference(row, 'members'))} since the month began",
+            "memberships that are Active today",
+            _tone(_difference(row, "members")),
+        ),
+        Tile(
+            "Net growth this month",
+            words.signed(row["growth"]),
+            f"{words.signed(row['growth_before'])} in all of last month",
+            "so far; the month is not over",
+        ),
+        Tile(
+            "MRR",
+            words.money(row["mrr"]),
+            f"{words.signed(_difference(row, 'mrr'))} since the month began",
+            _certainty(row),
+            _tone(_difference(row, "mrr")),
+        ),
+        Tile(
+            "ARR",
+            words.money(row["arr"]),
+            f"{words.signed(_difference(row, 'arr'))} since the month began",
+            "12 times MRR, as if nothing changed",
+            _tone(_difference(row, "arr")),
+        ),
+        Tile(
+            "Renewal rate, last month",
+            words.percent(row["renewal_rate"]),
+            f"{words.points(row['renewal_rate'], row['renewal_rate_before'])} on the month before",
+            f"this month so far {words.count(row['renewed_now'])} of "
+            f"{words.count(row['due_now'])}; rests on renewal links",
+            _tone(_difference(row, "renewal_rate")),
+        ),
+        Tile(
+            "Churn, last month",
+            words.percent(row["churn"]),
+            f"{words.points(row['churn'], row['churn_before'])} on the month before",
+            "cancelled and expired, of members at its start",
+            _tone(_difference(row, "churn"), good=-1),
+        ),
+        Tile(
+            "Visits owed",
+            words.count(row["owed"]),
+            f"{words.count(row['owed_new'])} of them due this month",
+            "a visit keeps its latest state only: last month's number is not known",
+        ),
+        Tile(
+            "Findings",
+            words.count(row["findings"] or 0),
+            "need someone's attention",
+            "a membership can have several",
+        ),
+    ]
+
+
+def _difference(row: Row, name: str) -> Any:
+    now, before = row[name], row[f"{name}_before"]
+    return None if now is None or before is None else now - before
+
+
+def _tone(change: Any, good: int = 1) -> str:
+    if not change:
+        return ""
+    return "up" if change * good > 0 else "down"
+
+
+def _certainty(row: Row) -> str:
+    """How much of recurring revenue is known."""
+    if not row["recurring"]:
+        return "no recurring members"
+    unpriced = row["unpriced"]
+    return (
+        f"a lower bound: {words.count(unpriced)} of {words.count(row['recurring'])} recurring "
+        "members have no known price"
+        if unpriced
+        else f"all {words.count(row['recurring'])} recurring members have a known price"
+    )
+
+
+def _notices(row: Row, facts: Facts) -> list[str]:
+    """What a reader has to know before believing a number."""
+    found = []
+    days = sorted(set(facts.as_of.values()))
+    if len(days) > 1:
+        found.append(
+            f"The tables are of different days, {words.day(days[0])} to {words.day(days[-1])}: "
+            "run the job derive."
+        )
+    if days and days[-1] != facts.made_at.date():
+        found.append(f"The numbers are of {words.day(days[-1])}, not of today.")
+    late = [feed for feed in facts.feeds if _is_late(feed, facts.made_at)]
+    if late:
+        names = ", ".join(feed.title for feed in late)
+        found.append(f"Not read to today: {names}. Run the job sync; see Data freshness below.")
+    if row["unpriced"]:
+        found.append(f"MRR and ARR are {_certainty(row)}.")
+    failing = sum(not check.passed for check in facts.checks)
+    if failing:
+        found.append(f"Checks of the data that do not pass: {failing}; see Checks below.")
+    return found
+
+
+def _is_late(feed: Feed, now: datetime) -> bool:
+    return feed.read_through is None or now - feed.read_through > STALE_AFTER
+
+
+def _total(rows: list[Row]) -> Row:
+    def total(name: str) -> Any:
+        known = [row[name] for row in rows if row[name] is not None]
+        return sum(known) if known else None
+
+    names = ("members", "members_before", "growth", "mrr", "arr", "owed", "findings")
+    return {name: total(name) for name in names}
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for shown in (
+        words.count,
+        words.money,
+        words.percent,
+        words.signed,
+        words.month,
+        words.day,
+        words.moment,
+        words.phrase,
+        words.prose,
+    ):
+        environment.filters[shown.__name__] = shown
+    environment.globals.update(payments=words.PAYMENTS, bases=words.BASES)
+    environment.filters["drawing"] = lambda chart: Markup(chart.svg)
+    return environment.get_template("memberships.html.j2")

@@ -1,0 +1,106 @@
+"""Numbers and names as a reader expects them."""
+
+import re
+from datetime import date, datetime
+from decimal import Decimal
+
+from markupsafe import Markup, escape
+
+NOTHING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+REASONS = {
+    "expired_not_renewed": "Expired and not renewed",
+    "bill_date_past": "Next bill date has passed",
+    "no_billing_template": "No billing template",
+    "no_payment_method": "No card, bank account or kind of payment",
+    "billing_template_not_positive": "Billing template totals zero or less",
+    "price_unknown": "No price can be told",
+    "suspended_long": "Suspended for long",
+    "visit_open_after_end": "Visit still open after the membership ended",
+    "visit_long_owed": "Visit owed for long",
+    "service_missing": "Services of the type are missing",
+    "status_contradicts_dates": "Status and dates contradict each other",
+    "status_contradicts_history": "Status and its history contradict each other",
+    "renewal_link_broken": "Renewal link is broken",
+    "no_service": "No recurring service in use",
+    "no_future_visit": "No visit planned from today on",
+}
+PAYMENTS = {
+    "automatic": "card or bank account",
+    "by_hand": "paid by hand",
+    "none": "nothing on file",
+}
+STAKES = {"one_year": "one year's price", "one_bill": "one bill"}
+BASES = {
+    "billing_template": "Billing template: the customer's own price",
+    "type_billing_price": "Type's list price of today: assumed, can be too high",
+    "type_sale_price": "Paid upfront: not part of MRR",
+    "none": "No price known: adds nothing",
+}
+BUCKETS = {
+    "expired": "past, yet Active",
+    "0-30": "in 0\N{EN DASH}30 days",
+    "31-60": "in 31\N{EN DASH}60 days",
+    "61-90": "in 61\N{EN DASH}90 days",
+    "later": "later",
+    "unknown": "no last day known",
+}
+
+
+def count(value: int | None) -> str:
+    """12,345."""
+    return NOTHING if value is None else f"{value:,}".replace("-", MINUS)
+
+
+def money(value: Decimal | None) -> str:
+    """12,345.67."""
+    return NOTHING if value is None else f"{value:,.2f}".replace("-", MINUS)
+
+
+def percent(share: float | None) -> str:
+    """12.3 %."""
+    return NOTHING if share is None else f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def signed(value: int | Decimal | None) -> str:
+    """+12, or +12.34 of money, with a true minus."""
+    if value is None:
+        return NOTHING
+    text = f"{value:+,.2f}" if isinstance(value, Decimal) else f"{value:+,}"
+    return text.replace("-", MINUS)
+
+
+def points(now: float | None, before: float | None) -> str:
+    """Change of a share, in percentage points."""
+    if now is None or before is None:
+        return NOTHING
+    return f"{(now - before) * 100:+.1f} points".replace("-", MINUS)
+
+
+def month(value: date) -> str:
+    """Jan 2026."""
+    return f"{value:%b %Y}"
+
+
+def day(value: date | None) -> str:
+    """31 Jan 2026."""
+    return NOTHING if value is None else f"{value.day} {value:%b %Y}"
+
+
+def moment(value: datetime | None) -> str:
+    """31 Jan 2026, 14:05."""
+    return NOTHING if value is None else f"{day(value)}, {value:%H:%M}"
+
+
+def phrase(word: str) -> str:
+    """A code word of the tables as a phrase."""
+    known = {**REASONS, **STAKES, **BUCKETS}
+    return known.get(word, word.replace("_", " "))
+
+
+def prose(text: str) -> Markup:
+    """Paragraphs of a docstring as HTML, with its `code` set apart."""
+    paragraphs = [str(escape(part)) for part in re.split(r"\n\s*\n", text.strip()) if part]
+    coded = (re.sub(r"`([^`]+)`", r"<code>\1</code>", part) for part in paragraphs)
+    return Markup("".join(f"<p>{part}</p>" for part in coded))

@@ -1,0 +1,343 @@
+"""The report: from the sandbox to a page that says what the tables say, and runs nothing."""
+
+import base64
+import re
+import zlib
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from html import unescape
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.report import _rows
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.reporting import charts, words
+from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
+from st_memberships_orchestration.reporting.figures import NEEDS, figures
+from st_memberships_orchestration.reporting.page import make_report
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration_tests.doors import Location
+
+REPORT = dg.AssetKey(["report", "memberships"])
+NOW = datetime(2026, 3, 10, 9, 30, tzinfo=ZoneInfo("America/Chicago"))
+
+
+@dataclass(frozen=True)
+class Made:
+    """Acme synced, derived and reported once; bravo configured, but never read."""
+
+    lake: Lake
+    html: str
+    metadata: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def made(shared_sandbox: RunningSandbox, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    lake = Lake(str(folder / "lake"))
+    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
+        patch.chdir(folder)
+        patch.setenv("ST_LAKE_URI", lake.uri)
+        patch.setenv("ST_REQUESTS_PER_SECOND", "1000")
+        location = Location(lake=lake, instance=instance, monkeypatch=patch).use(shared_sandbox)
+        location.sync()
+        location.derive()
+        return Made(lake, page(), report_only(location, "acme"))
+
+
+def report_only(location: Location, tenant: str) -> dict[str, Any]:
+    """Materialise nothing but the report; its metadata."""
+    run = (
+        defs()
+        .resolve_job_def("derive")
+        .execute_in_process(
+            instance=location.instance,
+            partition_key=tenant,
+            asset_selection=[REPORT],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    )
+    (event,) = run.get_asset_materialization_events()
+    return {name: value.value for name, value in event.materialization.metadata.items()}
+
+
+def page(tenant: str = "acme") -> str:
+    return (Path(Settings().report_dir) / f"{tenant}.html").read_text(encoding="utf-8")
+
+
+def cells(html: str, section: str) -> list[list[str]]:
+    """The rows of the tables of a section, as text."""
+    part = html.split(f'<h2 id="{section}">')[1].split("<h2 ")[0]
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", part, re.DOTALL)
+    return [
+        [unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
+        for row in rows
+    ]
+
+
+def tiles(html: str) -> dict[str, str]:
+    return dict(re.findall(r'<span class="label">(.*?)</span><b>(.*?)</b>', html))
+
+
+def ask(lake: Lake, sql: str) -> list[tuple[Any, ...]]:
+    with connect(lake) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def test_the_page_says_what_the_tables_say(made: Made) -> None:
+    html, lake = made.html, made.lake
+    shown = tiles(html)
+    ((members, growth),) = ask(
+        lake,
+        "select sum(active_end), sum(net_growth) from derived.members_monthly"
+        " where tenant = 'acme' and not is_complete",
+    )
+    ((mrr, arr),) = ask(
+        lake,
+        "select sum(mrr_end), sum(arr_end) from derived.recurring_revenue_monthly"
+        " where tenant = 'acme' and not is_complete",
+    )
+    ((owed,),) = ask(lake, "select count(*) from derived.visits where tenant = 'acme' and is_owed")
+    assert members > 0
+    assert shown["Members"] == f"{members:,}"
+    assert shown["Net growth this month"] == words.signed(growth)
+    assert shown["MRR"] == f"{mrr:,.2f}"
+    assert shown["ARR"] == f"{arr:,.2f}"
+    assert shown["Visits owed"] == f"{owed:,}"
+
+    by_age = cells(html, "visits")
+    ages = [row for row in by_age if row and "days" in row[0]]
+    assert sum(int(row[1].replace(",", "")) for row in ages) == owed
+
+    findings = ask(
+        lake,
+        "select reason, count(*), sum(money_at_stake) from derived.attention"
+        " where tenant = 'acme' group by all",
+    )
+    found = {row[0]: (row[1], row[2]) for row in cells(html, "findings") if len(row) == 6}
+    assert found == {
+        words.phrase(reason): (words.count(count), words.money(money))
+        for reason, count, money in findings
+    }
+
+    ahead = ask(
+        lake,
+        "select bucket, count(*), sum(monthly_value) from derived.renewals where tenant = 'acme'"
+        " and status = 'Active' and not is_renewed and bucket in ('0-30', '31-60', '61-90')"
+        " group by all",
+    )
+    rows = {row[0]: (row[1], row[2]) for row in cells(html, "renewals") if len(row) == 6}
+    assert ahead
+    for bucket, count, money in ahead:
+        assert rows[words.phrase(bucket)] == (words.count(count), words.money(money))
+
+    due = ask(
+        lake,
+        "select sum(bills)::bigint, sum(amount) from derived.billing_due where tenant = 'acme'",
+    )
+    billed = [row for row in cells(html, "billing") if row]
+    assert sum(int(row[2].replace(",", "")) for row in billed) == due[0][0]
+
+
+def test_movements_of_each_month_add_up_on_the_page(made: Made) -> None:
+    rows = [row for row in cells(made.html, "members") if len(row) == 14]
+    assert len(rows) == 13
+    for row in rows:
+        start, *moves, end, growth = (
+            int(cell.replace(",", "").replace(words.MINUS, "-")) for cell in row[1:12]
+        )
+        gains, losses = sum(moves[:3]), sum(moves[3:])
+        assert start + gains - losses == end
+        assert gains - losses == growth
+
+
+def test_the_page_needs_nothing_but_itself(made: Made) -> None:
+    html = made.html
+    for outside in ("http:", "https:", "//fonts", "<script", "<link", "<img", "src=", "@import"):
+        assert outside not in html, outside
+    assert "url(" not in html
+    assert set(re.findall(r'href="([^"]*)"', html)) <= {
+        f"#{name}" for name in re.findall(r'id="([^"]*)"', html)
+    }
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+
+
+def test_every_number_is_defined_at_the_end(made: Made) -> None:
+    definitions = made.html.split('<h2 id="definitions">')[1]
+    for table in TABLES:
+        assert f"derived.{table.name}" in definitions
+        first = table.description.partition("\n")[0]
+        assert first in unescape(re.sub(r"<[^>]+>", "", definitions))
+
+
+def test_freshness_and_checks_are_shown(made: Made) -> None:
+    assert re.search(r"All \d+ checks passed|\d+ of \d+ checks", made.html)
+    read_to = [row[1] for row in cells(made.html, "freshness") if row]
+    assert len(read_to) == 7
+    assert all(re.match(r"\d+ \w{3} \d{4}, \d\d:\d\d", moment) for moment in read_to)
+
+
+def test_charts_are_pictures_in_the_metadata(made: Made) -> None:
+    assert Path(made.metadata["report"]).name == "acme.html"
+    assert list(Path(made.metadata["report"]).parent.iterdir()) == [Path(made.metadata["report"])]
+    pictures = re.findall(r"data:image/png;base64,([^)]+)", made.metadata["charts"])
+    assert len(pictures) == 8
+    assert len(made.metadata["charts"]) < 150_000
+    for picture in pictures:
+        png = base64.b64decode(picture)
+        assert png.startswith(b"\x89PNG\r\n\x1a\n")
+        place = 8
+        while place < len(png):
+            length = int.from_bytes(png[place : place + 4])
+            body, end = png[place + 4 : place + 8 + length], place + 12 + length
+            assert zlib.crc32(body) == int.from_bytes(png[end - 4 : end])
+            place = end
+
+
+def test_a_tenant_that_was_never_read_gets_a_page_that_says_so(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox)
+    metadata = report_only(location, "acme")
+    html = page()
+    assert "There are no memberships yet" in html
+    assert "never read to its end" in html
+    assert metadata["members"] == 0
+
+
+def test_a_tenant_without_any_record_is_derived_and_reported(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox).derive()
+    assert "There are no memberships yet" in page()
+
+
+def test_several_tenants_are_summed_up(location: Location, shared_sandbox: RunningSandbox) -> None:
+    location.use(shared_sandbox).sync("bravo")
+    location.derive(tenant="bravo")
+    report_only(location, "acme")
+    assert [row[1] for row in cells(page(), "tenants")[1:3]] == ["no members", _this_month()]
+    location.sync("acme")
+    location.derive(tenant="acme")
+    rows = [row for row in cells(page(), "tenants") if row]
+    assert [row[0] for row in rows] == ["acme", "bravo", "all"]
+    members = [int(row[2].replace(",", "")) for row in rows]
+    ((total,),) = ask(
+        location.lake, "select sum(active_end) from derived.members_monthly where not is_complete"
+    )
+    assert members[0] + members[1] == members[2] == total
+    assert tiles(page())["Members"] == f"{members[0]:,}"
+    ((tenants, both),) = ask(
+        location.lake,
+        "select tenants, active_end from all_tenants.members_monthly where not is_complete",
+    )
+    assert (tenants, both) == (2, total)
+
+    for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
+        location.monkeypatch.delenv(f"ST_TENANTS__BRAVO__{name}")
+    report_only(location, "acme")
+    assert 'id="tenants"' not in page()
+
+
+def _this_month() -> str:
+    return words.month(datetime.now(ZoneInfo("America/New_York")).date())
+
+
+# The room by itself
+
+
+def facts(**changed: Any) -> Facts:
+    known: dict[str, Any] = {
+        "tenant": "acme",
+        "as_of": {"members_monthly": NOW.date()},
+        "made_at": NOW,
+        "feeds": [Feed("memberships", NOW)],
+        "checks": [],
+        "definitions": {},
+    }
+    return Facts(**(known | changed))
+
+
+def tables_of(lake: Lake) -> dict[str, pa.Table]:
+    return {name: _rows(lake, need, ["acme"]) for name, need in NEEDS.items()}
+
+
+def replaced(table: pa.Table, column: str, value: str) -> pa.Table:
+    place = table.column_names.index(column)
+    return table.set_column(place, table.field(place), [[value] * table.num_rows])
+
+
+def test_names_from_outside_are_text_and_never_markup(made: Made) -> None:
+    evil = '<script>alert("1")</script>'
+    tables = tables_of(made.lake)
+    tables["membership_types"] = replaced(tables["membership_types"], "name", evil)
+    tables["visits"] = replaced(tables["visits"], "service_name", evil)
+    tables["attention"] = replaced(tables["attention"], "detail", evil)
+    known = facts(
+        checks=[Check(evil, evil, False, NOW, evil)],
+        definitions={evil: f"`{evil}` {evil}"},
+        feeds=[Feed(evil, None)],
+    )
+    html = make_report(tables, known, tenants=["acme", evil]).html
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") > 20
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"as_of": {"a": date(2026, 3, 10), "b": date(2026, 3, 9)}}, "of different days"),
+        ({"as_of": {"a": date(2026, 3, 9)}}, "of 9 Mar 2026, not of today"),
+        ({"feeds": [Feed("single visits", NOW - timedelta(hours=37))]}, "Not read to today"),
+        ({"checks": [Check("t", "c", False, NOW, "wrong")]}, "do not pass: 1"),
+        ({"checks": [Check("t", "c", None, NOW, "not finished")]}, "do not pass: 1"),
+    ],
+)
+def test_what_a_reader_has_to_know_stands_at_the_top(
+    lake: Lake, changed: dict[str, Any], said: str
+) -> None:
+    html = make_report(tables_of(lake), facts(**changed), tenants=["acme"]).html
+    assert said in html.split("<main>")[0]
+
+
+def test_without_any_check_the_page_says_what_to_start(lake: Lake) -> None:
+    html = make_report(tables_of(lake), facts(), tenants=["acme"]).html
+    assert "No check has run yet" in html
+
+
+def test_nothing_to_warn_of_is_no_warning(lake: Lake) -> None:
+    html = make_report(tables_of(lake), facts(), tenants=["acme"]).html
+    assert 'class="notices' not in html
+
+
+def test_unpriced_members_make_mrr_a_lower_bound(made: Made) -> None:
+    tables = tables_of(made.lake)
+    revenue = tables["recurring_revenue_monthly"]
+    place = revenue.column_names.index("members_unpriced")
+    tables["recurring_revenue_monthly"] = revenue.set_column(
+        place, revenue.field(place), revenue["members_recurring"]
+    )
+    html = make_report(tables, facts(), tenants=["acme"]).html
+    assert "MRR and ARR are a lower bound" in html.split("<main>")[0]
+
+
+def test_one_month_of_one_member_is_drawn_without_lines(made: Made) -> None:
+    tables = tables_of(made.lake)
+    newest = max(tables["members_monthly"]["month"].to_pylist())
+    for name in ("members_monthly", "recurring_revenue_monthly", "renewal_rate_monthly"):
+        rows = tables[name].to_pylist()
+        one = [row for row in rows if row["month"] == newest][:1]
+        tables[name] = pa.Table.from_pylist(one, schema=tables[name].schema)
+    found = figures(tables, tenant="acme", tenants=["acme"])
+    assert {"members", "mrr", "churn", "renewal_rate"}.isdisjoint(charts.draw(found))
+    assert "acme" in make_report(tables, facts(), tenants=["acme"]).html
