@@ -19,10 +19,12 @@ from typing import Any
 
 import click
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from st_memberships_orchestration import cli_writes
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
@@ -47,10 +49,18 @@ def main() -> None:
 
 
 main.add_command(sandbox)
+for _command in cli_writes.commands:
+    main.add_command(_command)
 
 
 @main.command()
-@click.option("--memberships", default=2_000, show_default=True, help="Size of the first tenant.")
+@click.option(
+    "--memberships",
+    default=2_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Size of the first tenant.",
+)
 @click.option("--seed", default=7, show_default=True, help="Same seed, same data.")
 def demo(memberships: int, seed: int) -> None:
     """Read a sandbox's whole history into tables, and show what landed."""
@@ -63,6 +73,10 @@ def demo(memberships: int, seed: int) -> None:
         _succeed([_run("derive", tenant) for tenant in tenants])
         _show_headlines()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
+    console.print(
+        f"  open {_settings().report_dir}/*.html    each tenant's report, in any browser",
+        soft_wrap=True,
+    )
     console.print(
         "  make ui                      all of it in the Dagster web UI (these runs: Runs > All)"
     )
@@ -89,8 +103,8 @@ def ui(port: int) -> None:
 def sync(tenants: tuple[str, ...]) -> None:
     """Bring tenants up to date: read what changed since the last sync, and derive from it."""
     chosen = _chosen(tenants)
-    _sync(chosen, _today(), _today())
-    _succeed([_run("derive", tenant) for tenant in chosen])
+    changed = _sync(chosen, _today(), _today())
+    _succeed([_run("derive", tenant) for tenant in changed])
 
 
 @main.command()
@@ -108,8 +122,14 @@ def backfill(
     tenants: tuple[str, ...], first: datetime, last: datetime, feeds: tuple[str, ...]
 ) -> None:
     """Read windows again: one run per tenant, which adds what is missing and removes nothing."""
-    if last < first:
-        raise click.BadParameter("it lies before --from", param_hint="--to")
+    start = _settings().history_start
+    if first.date() < start:
+        raise click.BadParameter(
+            f"history starts at {start} (ST_HISTORY_START); that window also holds all before it",
+            param_hint="--from",
+        )
+    if not first <= last or last.date() > _today():
+        raise click.BadParameter("it lies before --from, or in the future", param_hint="--to")
     _sync(_chosen(tenants), first.date(), last.date(), feeds)
 
 
@@ -120,17 +140,19 @@ def query(sql: str, as_csv: bool) -> None:
     """Run SQL (DuckDB) over the lake; every table is a view such as current.memberships."""
     import duckdb
 
-    with connect(Lake(_settings().lake_uri)) as connection:
+    lake = Lake(_settings().lake_uri)
+    with connect(lake) as connection:
         try:
             found = connection.sql(sql)
+            if found is None:
+                return
+            if as_csv:
+                click.echo(found.to_arrow_table().to_pandas().to_csv(index=False), nl=False)
+            else:
+                found.show(max_width=console.width)
         except duckdb.Error as error:
-            raise click.ClickException(str(error)) from error
-        if found is None:
-            return
-        if as_csv:
-            click.echo(found.to_arrow_table().to_pandas().to_csv(index=False), nl=False)
-        else:
-            found.show(max_width=console.width)
+            tables = ", ".join(lake.names()) or "none yet: run `st-memberships sync`"
+            raise click.ClickException(f"{error}\nTables of {lake.uri}: {tables}") from error
 
 
 @main.command()
@@ -157,9 +179,16 @@ def doctor(tenants: tuple[str, ...]) -> None:
 # Settings
 
 
+def read_settings() -> Settings:
+    """The settings; what is wrong with them becomes one message."""
+    return _settings()
+
+
 def _settings() -> Settings:
     try:
         return Settings()
+    except SettingsError as error:
+        raise click.ClickException(f"The settings cannot be read: {error}") from error
     except ValidationError as error:
         faults = "; ".join(
             f"{'ST_' + '__'.join(map(str, e['loc'])).upper() if e['loc'] else 'settings'}: "
@@ -189,8 +218,8 @@ def _today() -> date:
 # Runs
 
 
-def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> None:
-    """Run `sync` for the windows of each tenant, one run each, and show what landed."""
+def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> list[str]:
+    """Run `sync` for the windows of each tenant and show what landed; the tenants with news."""
     import dagster as dg
 
     from st_memberships_orchestration.defs.partitions import partition_key, range_tags
@@ -210,11 +239,26 @@ def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = 
         )
     _show_landed(runs)
     _succeed(list(runs.values()))
+    return [
+        tenant
+        for tenant, run in runs.items()
+        if any(raw["versions_new"] for _, raw, _ in _landed(run))
+    ]
 
 
 def _succeed(runs: list[Any]) -> None:
     if not all(run.success for run in runs):
         raise click.ClickException("A run failed; its message is above.")
+
+
+def _set_dagster_home() -> None:
+    """Where Dagster keeps its runs: DAGSTER_HOME, else this folder if it is the project's."""
+    home = Path(os.environ.setdefault("DAGSTER_HOME", str(Path.cwd())))
+    if not (home / "dagster.yaml").exists():
+        raise click.ClickException(
+            f"There is no dagster.yaml in {home}. Run this in the project's folder, or set "
+            "DAGSTER_HOME to the folder of your Dagster instance."
+        )
 
 
 def _run(job: str, tenant: str, **options: Any) -> Any:
@@ -223,7 +267,7 @@ def _run(job: str, tenant: str, **options: Any) -> Any:
 
     from st_memberships_orchestration.definitions import defs
 
-    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    _set_dagster_home()
     options = {"partition_key": tenant, "tags": {}, **options}
     options["tags"] = {"tenant": tenant, **options["tags"]}
     with _progress_lines(), dg.DagsterInstance.get() as instance:
@@ -242,6 +286,8 @@ def _run(job: str, tenant: str, **options: Any) -> Any:
             error = event.step_failure_data.error
             while error and error.cause:
                 error = error.cause
+            if error and error.cls_name == "DagsterExecutionInterruptedError":
+                raise click.Abort
             console.print(f"[red]{event.step_key}[/] {error.message if error else ''}")
     return run
 
@@ -347,13 +393,14 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
     with running(**options) as started:
         DEMO.write_text(json.dumps(options))
         os.environ.update(started.env)
+        os.environ["ST_LAKE_URI"] = str(DATA / "lake")
         os.environ["ST_HISTORY_START"] = (_today() - timedelta(days=DEMO_DAYS - 1)).isoformat()
         yield
 
 
 def _serve(port: int) -> None:
     """Run web server and daemon until one of them ends or the user stops us."""
-    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    _set_dagster_home()
     location = ["-m", "st_memberships_orchestration.definitions"]
     if Path("workspace.yaml").exists():
         location = ["--workspace", "workspace.yaml"]

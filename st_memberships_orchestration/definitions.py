@@ -12,8 +12,10 @@ from st_memberships_orchestration.defs import (
     maintenance,
     partitions,
     reference,
+    report,
     resources,
     vanished,
+    writes,
 )
 from st_memberships_orchestration.settings import Settings
 
@@ -23,6 +25,9 @@ def defs() -> dg.Definitions:
     """Everything in the code location `st_memberships_orchestration`."""
     settings = Settings()
     windows = partitions.windows_by_tenant(settings)
+    shared = resources.from_settings(settings) | writes.resource_defs()
+    write_jobs = writes.build_jobs(shared)
+    all_checks = checks.build_checks(settings)
     return dg.Definitions(
         assets=[
             *exports.build_assets(windows),
@@ -30,8 +35,10 @@ def defs() -> dg.Definitions:
             *vanished.build_assets(settings),
             *history.build_assets(settings),
             *derived.build_assets(settings),
+            *report.build_assets(settings, all_checks),
+            *writes.build_assets(settings),
         ],
-        asset_checks=checks.build_checks(settings),
+        asset_checks=all_checks,
         jobs=[
             jobs.sync,
             jobs.derive,
@@ -39,10 +46,11 @@ def defs() -> dg.Definitions:
             jobs.reconcile,
             jobs.deep_check,
             maintenance.maintain_lake,
+            *write_jobs,
         ],
         schedules=automation.build_schedules(settings),
-        sensors=automation.build_sensors(settings),
-        resources=resources.from_settings(settings),
+        sensors=[*automation.build_sensors(settings), writes.build_inbox(write_jobs)],
+        resources=shared,
         # Steps are short and share a client: one process for all of a run's (57 ms a step, against
         # 2 s of CPU for a process each).
         executor=dg.in_process_executor,

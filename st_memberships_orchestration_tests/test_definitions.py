@@ -7,13 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.kinds import KINDS
 from st_memberships_orchestration_tests.doors import Location
 
 PACKAGE = Path(__file__).parents[1] / "st_memberships_orchestration"
-ROOMS = {"servicetitan", "lake", "metrics", "writing", "sandbox"}
+ROOMS = {"servicetitan", "lake", "metrics", "reporting", "writing", "sandbox"}
 ALLOWED = {("writing", "servicetitan")}
 FEEDS = {
     "invoice_templates",
@@ -34,6 +36,7 @@ REFERENCE = {
 DERIVED = {
     f"derived/{name}"
     for name in (
+        "write_audit",
         "attention",
         "billing_due",
         "cohort_retention",
@@ -62,7 +65,8 @@ def test_inventory(location: Location) -> None:
     repository = defs().get_repository_def()
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
     exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
-    assert keys == exports | {f"reference/{name}" for name in REFERENCE} | HISTORY | DERIVED
+    reference = {f"reference/{name}" for name in REFERENCE}
+    assert keys == exports | reference | HISTORY | DERIVED | {"report/memberships"}
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
     assert jobs == {
         "sync",
@@ -71,6 +75,7 @@ def test_inventory(location: Location) -> None:
         "reconcile",
         "deep_check",
         "maintain_lake",
+        *KINDS,
     }
     assert {s.name for s in repository.schedule_defs} == {
         "sync_every_15_minutes",
@@ -79,7 +84,10 @@ def test_inventory(location: Location) -> None:
         "deep_check_weekly",
         "maintain_lake_weekly",
     }
-    assert {s.name for s in repository.sensor_defs} == {"changes_brought_by_sync"}
+    assert {s.name for s in repository.sensor_defs} == {
+        "changes_brought_by_sync",
+        "write_plan_inbox",
+    }
 
 
 def test_everything_is_described(location: Location) -> None:
@@ -89,6 +97,8 @@ def test_everything_is_described(location: Location) -> None:
         node = graph.get(key)
         assert node.description, key
         assert node.group_name != "default", key
+        if key.path[0] == "report":
+            continue  # a page, not a table
         for column in node.metadata["dagster/column_schema"].columns:
             assert column.description, (key, column.name)
     for job in repository.get_all_jobs():
@@ -128,6 +138,17 @@ def test_no_tenant_is_said_in_one_sentence(location: Location) -> None:
     ran = subprocess.run([command, "sync"], capture_output=True, text=True, check=False)
     assert ran.returncode != 0
     assert "No tenant is configured" in ran.stderr
+
+
+def test_settings_that_do_not_hold_show_no_value(
+    location: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ST_TENANTS__ACME__CLIENT_SECRET", "known-secret")
+    monkeypatch.setenv("ST_TENANTS__ACME__TENANT_ID", "known-secret-in-the-wrong-place")
+    with pytest.raises(ValidationError) as raised:
+        defs()
+    assert "client_id" in str(raised.value)
+    assert "known-secret" not in str(raised.value)
 
 
 def imported(module: Path) -> set[str]:

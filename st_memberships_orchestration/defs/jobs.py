@@ -27,10 +27,10 @@ refresh_reference = dg.define_asset_job(
 
 derive = dg.define_asset_job(
     "derive",
-    selection=dg.AssetSelection.groups("history", "derived"),
+    selection=dg.AssetSelection.groups("history", "derived", "report"),
     description=(
-        "Computes one tenant's history and derived tables from what the last sync brought. Reads "
-        "the lake only."
+        "Computes one tenant's history, derived tables and report from what the last sync brought. "
+        "Reads the lake only."
     ),
 )
 

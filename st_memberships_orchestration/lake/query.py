@@ -1,6 +1,11 @@
-"""SQL over the lake: DuckDB, with every table as a view `<layer>.<table>`."""
+"""SQL over the lake: DuckDB, with every table as a view `<layer>.<table>`.
+
+Every table holds all tenants' rows. `all_tenants.<table>` sums a monthly table over tenants, types
+and business units: one row per month, without shares, which cannot be added.
+"""
 
 import duckdb
+import pyarrow as pa
 
 from st_memberships_orchestration.lake.store import Lake
 
@@ -18,4 +23,21 @@ def connect(lake: Lake) -> duckdb.DuckDBPyConnection:
         connection.register(files, table.to_pyarrow_dataset())
         connection.sql(f'create schema if not exists "{layer}"')
         connection.sql(f'create view "{layer}"."{short}" as select * from "{files}"')
+        if layer == "derived" and short.endswith("_monthly"):
+            _create_total(connection, short, pa.schema(table.schema()))
     return connection
+
+
+def _create_total(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:
+    sums = [
+        f'sum("{field.name}") as "{field.name}"'
+        for field in schema
+        if (pa.types.is_integer(field.type) or pa.types.is_decimal(field.type))
+        and not field.name.endswith("_id")
+    ]
+    connection.sql('create schema if not exists "all_tenants"')
+    connection.sql(
+        f'create view "all_tenants"."{name}" as select month, bool_and(is_complete) as is_complete,'
+        f' count(distinct tenant) as tenants, {", ".join(sums)} from "derived"."{name}"'
+        " group by month"
+    )

@@ -1,0 +1,252 @@
+"""`st-memberships plan | apply | undo | settle`: changes from a terminal, with the same locks."""
+
+import getpass
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import Lake, replace_tenant
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
+from st_memberships_orchestration.settings import NO_TENANT, Settings
+from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, apply_plan, settle
+from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
+from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
+from st_memberships_orchestration.writing.report import (
+    audit_rows,
+    column_help,
+    counts,
+    plan_lines,
+    plan_totals,
+    result_lines,
+)
+from st_memberships_orchestration.writing.rows import BadRows, Row, cells, numbered, read_rows
+from st_memberships_orchestration.writing.undo import reversal
+
+PLANS = Path(".data/plans")
+console = Console()
+
+
+def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> Approval:
+    """The locks of the settings, with what the caller says about them."""
+    return Approval(
+        hash=approved_hash,
+        switch=settings.writes,
+        dry_run=dry_run,
+        environment=settings.environment,
+        caps=Caps(
+            per_run=settings.write_cap_per_run,
+            per_day=settings.write_cap_per_day,
+            per_kind=settings.write_cap_per_kind,
+            sales_money=settings.write_cap_sales_money,
+        ),
+        max_age=timedelta(hours=settings.write_plan_max_age_hours),
+    )
+
+
+@click.group()
+def plan() -> None:
+    """Plan changes: read each record fresh and show what would change. Sends nothing.
+
+    Rows come from a CSV, JSONL or Parquet file, or from --sql over the lake. An empty cell leaves
+    alone, the word `null` sets null. `plan KIND --help` lists the columns.
+    """
+
+
+def _plan_command(kind: Kind) -> click.Command:
+    @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+    @click.option("--sql", help="A query over the lake instead of a file.")
+    @click.option("--tenant", default="", help="Key of the tenant, if the rows do not name it.")
+    @click.option("--occasion", default="", help="Any word: plan again what was done already.")
+    @click.option("--confirm", multiple=True, help=f"An explicit confirmation: {NO_SERVICES}.")
+    def command(
+        file: Path | None, sql: str | None, tenant: str, occasion: str, confirm: tuple[str, ...]
+    ) -> None:
+        if (file is None) == (sql is None):
+            raise click.UsageError("Give a file, or --sql.")
+        with _work() as (settings, ledger):
+            if file is not None:
+                rows, source = read_rows(file), str(file)
+            else:
+                with connect(Lake(settings.lake_uri)) as connection:
+                    found = connection.sql(str(sql)).to_arrow_table()
+                    rows, source = numbered(found.to_pylist()), str(sql)
+            tenant = tenant or _tenant_of(rows, kind, settings)
+            _make(settings, ledger, kind, rows, tenant, source, occasion, confirm)
+
+    columns = "\n".join(
+        f"  {name}{f' ({note})' if note else ''}: {meaning}"
+        for name, note, meaning in column_help(kind)
+    )
+    return click.command(
+        name=kind.name.replace("_", "-"),
+        short_help=kind.title,
+        help=f"Plan to {kind.title}.\n\nUndone by: {kind.reverse}.\n\n\b\nColumns:\n{columns}",
+    )(command)
+
+
+for _kind in KINDS.values():
+    plan.add_command(_plan_command(_kind))
+
+
+@click.command()
+@click.argument("plan_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--hash", "approved_hash", default="", help="Hash of the plan that you read.")
+@click.option("--send", is_flag=True, help="Really send; without it this is a dry run.")
+def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
+    """Apply a plan: needs its hash, --send and ST_WRITES=on. Run it again to go on."""
+    with _work() as (settings, ledger):
+        chosen = load_plan(plan_file)
+        ledger.save_plan(chosen)
+        if not send:
+            _show_plan(chosen)
+        try:
+            with MembershipsClient.open(settings.access(chosen.tenant)) as client:
+                results = apply_plan(
+                    chosen,
+                    client,
+                    ledger,
+                    approval=approval_of(settings, approved_hash, dry_run=not send),
+                    who=getpass.getuser(),
+                    run_id=f"cli-{uuid.uuid4().hex[:12]}",
+                )
+        finally:
+            _audit(settings, ledger, chosen.tenant)
+        _show(("line", "record", "outcome", "before", "after", "remark"), result_lines(results))
+        if not all(result.is_good for result in results):
+            raise click.ClickException(f"Not all is done: {counts(results)}. Run it again.")
+
+
+@click.command()
+@click.argument("plan_or_hash")
+def undo(plan_or_hash: str) -> None:
+    """Make the plan that undoes another, as far as that goes. Sends nothing."""
+    with _work() as (settings, ledger):
+        path = Path(plan_or_hash)
+        done = load_plan(path) if path.is_file() else ledger.find_plan(plan_or_hash)
+        with MembershipsClient.open(settings.access(done.tenant)) as client:
+            back = reversal(done, client, ledger)
+        for left in back.left:
+            console.print(f"line {left.line}, record {left.target}: {escape(left.why)}")
+        if back.kind is None or not back.rows:
+            raise click.ClickException("There is nothing that can be undone.")
+        kind, source = KINDS[back.kind], f"undo of {done.hash[:12]}"
+        _make(settings, ledger, kind, back.rows, done.tenant, source, "", ())
+
+
+@click.command(name="settle")
+@click.argument("entry")
+@click.argument("outcome", type=click.Choice(["happened", "did-not-happen"]))
+@click.option("--record", type=int, help="Id of the record that was made.")
+def settle_(entry: str, outcome: str, record: int | None) -> None:
+    """Note what you found out about a change that needs review."""
+    with _work() as (settings, ledger):
+        settled = settle(
+            ledger,
+            entry,
+            happened=outcome == "happened",
+            who=getpass.getuser(),
+            now=datetime.now(UTC),
+            record=record,
+        )
+        _audit(settings, ledger, settled.tenant)
+        console.print(f"{settled.key[:12]} is {settled.status}.")
+
+
+commands: tuple[click.Command, ...] = (plan, apply, undo, settle_)
+
+
+# How it is done
+
+
+@contextmanager
+def _work() -> Iterator[tuple[Settings, Ledger]]:
+    """Settings and ledger; what goes wrong becomes one message."""
+    import duckdb
+    import sqlalchemy.exc
+
+    from st_memberships_orchestration.cli import read_settings
+
+    settings = read_settings()
+    if not settings.tenants:
+        raise click.ClickException(NO_TENANT)
+    try:
+        ledger = Ledger(settings.ledger_url.get_secret_value())
+        try:
+            yield settings, ledger
+        finally:
+            ledger.close()
+    except (BadRows, Locked, ValueError, OSError, ServiceTitanError, duckdb.Error) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyError as error:
+        raise click.ClickException(str(error.args[0])) from error
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise click.ClickException(f"The ledger (ST_LEDGER_URL) fails: {error}") from error
+
+
+def _make(
+    settings: Settings,
+    ledger: Ledger,
+    kind: Kind,
+    rows: list[Row],
+    tenant: str,
+    source: str,
+    occasion: str,
+    confirm: tuple[str, ...],
+) -> None:
+    environment = settings.environment
+    with MembershipsClient.open(settings.access(tenant)) as client:
+        made = make_plan(
+            client,
+            kind,
+            rows,
+            tenant=tenant,
+            environment=environment,
+            source=source,
+            now=datetime.now(UTC),
+            occasion=occasion,
+            confirmed=confirm,
+            done=lambda name, content: ledger.maker(environment, tenant, name, content),
+        )
+    ledger.save_plan(made)
+    path = made.save(PLANS)
+    _show_plan(made)
+    console.print(f"\nThe plan is {path}. Read it; then, with ST_WRITES=on:", soft_wrap=True)
+    console.print(f"  st-memberships apply {path} --send --hash {made.hash}", soft_wrap=True)
+
+
+def _show_plan(shown: Plan) -> None:
+    _show(("line", "record", "field", "now", "then", "remark"), plan_lines(shown))
+    for name, value in plan_totals(shown).items():
+        console.print(f"{name.replace('_', ' ')}: {escape(str(value))}", soft_wrap=True)
+
+
+def _show(headings: tuple[str, ...], lines: Any) -> None:
+    table = Table(*headings)
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console.print(table)
+
+
+def _tenant_of(rows: list[Row], kind: Kind, settings: Settings) -> str:
+    named = {str(cells(row, kind.change).get("tenant", "")) for row in rows} - {""}
+    if len(named) == 1:
+        return named.pop()
+    if not named and len(settings.tenants) == 1:
+        return next(iter(settings.tenants))
+    raise click.ClickException("Name one tenant with --tenant; a plan is for one.")
+
+
+def _audit(settings: Settings, ledger: Ledger, tenant: str) -> None:
+    rows = audit_rows(ledger.entries(environment=settings.environment, tenant=tenant))
+    replace_tenant(Lake(settings.lake_uri), "derived/write_audit", rows, tenant=tenant)

@@ -1,0 +1,471 @@
+"""Jobs that change something in ServiceTitan, one per kind of change, and their inbox.
+
+Each job has one op. Without an approval it makes a plan and shows it; with one it applies that
+plan. Nothing here is ever repeated by itself: running a job again goes on where it stopped.
+"""
+
+import getpass
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+from pydantic import Field, create_model
+
+from st_memberships_orchestration.cli_writes import approval_of
+from st_memberships_orchestration.defs.metadata import column_schema
+from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import TENANT, Lake, replace_tenant
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.apply import (
+    Approval,
+    Locked,
+    Patience,
+    Result,
+    apply_plan,
+)
+from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
+from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
+from st_memberships_orchestration.writing.report import (
+    AUDIT,
+    audit_rows,
+    column_help,
+    counts,
+    markdown,
+    plan_lines,
+    plan_totals,
+    result_lines,
+)
+from st_memberships_orchestration.writing.rows import (
+    FORMATS,
+    BadRows,
+    Fault,
+    Row,
+    cells,
+    numbered,
+    read_rows,
+)
+
+PLAN_HEADINGS = ("line", "record", "field", "now", "then", "remark")
+RESULT_HEADINGS = ("line", "record", "outcome", "before", "after", "remark")
+AUDIT_KEY = dg.AssetKey(["derived", "write_audit"])
+LOGGED_RESULTS = 500
+"""Runs with more results log only those that went wrong, and every so many-th."""
+
+SETTLED_SECONDS = 5.0
+"""A file that changed within the last seconds may still be written to."""
+
+
+class WriteConfig(dg.Config):
+    """What to plan, or which plan to apply. With the defaults nothing can be sent."""
+
+    tenant: str = Field(
+        default="",
+        description="Key of the tenant. May be left out with a plan, with a `tenant` column, or "
+        "if only one is configured.",
+    )
+    dry_run: bool = Field(default=True, description="Only show what would be done.")
+    approved_hash: str = Field(
+        default="",
+        description="Hash of the plan that you read, in full. Applies that plan, if dry_run is "
+        "false and ST_WRITES is `on`.",
+    )
+    plan: str = Field(
+        default="",
+        description="File of a plan; without it, the plan is taken from the ledger by its hash.",
+    )
+    file: str = Field(default="", description="Rows to plan: a CSV, JSONL or Parquet file.")
+    sql: str = Field(
+        default="", description="Rows to plan: a query over the lake, as in `st-memberships query`."
+    )
+    occasion: str = Field(
+        default="",
+        description="Any word. Makes a new plan of rows that an earlier one has done already.",
+    )
+    confirm: list[str] = Field(
+        default=[],
+        description=f"Explicit confirmations, such as `{NO_SERVICES}`, which may delete a "
+        "customer's recurring services.",
+    )
+    who: str = Field(default="", description="Who applies it; the user of the process if empty.")
+    from_inbox: bool = Field(
+        default=False, description="Set by the inbox: plan and report go to the outbox."
+    )
+
+
+@dataclass
+class Writes:
+    """The ledger, and the locks of the settings."""
+
+    settings: Settings
+    ledger: Ledger
+    patience: Patience
+
+    def approval(self, approved_hash: str, *, dry_run: bool) -> Approval:
+        """The locks, with what the caller says about them."""
+        return approval_of(self.settings, approved_hash, dry_run=dry_run)
+
+
+class WritesResource(dg.ConfigurableResource):
+    """The write ledger and the locks (ST_LEDGER_URL, ST_WRITES, ST_WRITE_…).
+
+    The address of the ledger may hold a password, so it is read when a run starts.
+    """
+
+    read_back_after: list[float] = Field(
+        default=[0, 2, 10], description="Seconds after a write at which the record is read back."
+    )
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Writes]:
+        """The ledger, opened for one run."""
+        settings = Settings()
+        ledger = Ledger(settings.ledger_url.get_secret_value())
+        try:
+            yield Writes(settings, ledger, Patience(looks=tuple(self.read_back_after)))
+        finally:
+            ledger.close()
+
+
+def resource_defs() -> dict[str, Any]:
+    """The resource that the jobs of this module ask for."""
+    return {"writes": WritesResource()}
+
+
+def build_assets(settings: Settings) -> list[dg.AssetSpec]:
+    """`derived/write_audit`, which the write jobs keep up to date."""
+    return [
+        dg.AssetSpec(
+            AUDIT_KEY,
+            description=(
+                "Every change that was sent to ServiceTitan, or was about to be: the write ledger "
+                "as a table. Brought up to date by each write job; never edited."
+            ),
+            group_name="writes",
+            kinds={"servicetitan", "deltalake"},
+            partitions_def=by_tenant(settings),
+            metadata={"dagster/column_schema": column_schema(AUDIT.insert(0, TENANT))},
+        )
+    ]
+
+
+# Jobs
+
+
+def build_jobs(resources: Mapping[str, Any]) -> list[dg.JobDefinition]:
+    """One job for each kind of change.
+
+    Args:
+        resources: `servicetitan`, `lake` and `writes`, bound here: a sensor whose jobs Dagster
+            has to bind first is rebuilt by it with parameters that it warns about (1.13).
+    """
+    needed = {name: resources[name] for name in ("servicetitan", "lake", "writes")}
+    return [_job(kind, needed) for kind in KINDS.values()]
+
+
+def op_name(kind: str) -> str:
+    """Name of a kind's op: Dagster takes no op that is called like a job."""
+    return f"{kind}_by_plan"
+
+
+def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
+    columns = "; ".join(
+        f"`{name}`{f' ({note})' if note else ''}" for name, note, _ in column_help(kind)
+    )
+    title = f"{kind.title[0].upper()}{kind.title[1:]}"
+    rows_help = (
+        f"Rows to plan, one mapping each. Columns: {columns}. An empty value leaves alone, the "
+        "word `null` sets null."
+    )
+    config_type: Any = create_model(
+        f"{type(kind).__name__}Config",
+        __base__=WriteConfig,
+        __doc__=WriteConfig.__doc__,
+        rows=(list[dict[str, Any]], Field(default=[], description=rows_help)),
+    )
+
+    def write(
+        context: dg.OpExecutionContext,
+        config: WriteConfig,
+        servicetitan: dg.ResourceParam[ServiceTitan],
+        lake: dg.ResourceParam[Lake],
+        writes: dg.ResourceParam[Writes],
+    ) -> None:
+        work = _Work(context, config, kind, servicetitan, lake, writes)
+        try:
+            work.apply() if config.approved_hash or not config.dry_run else work.plan()
+        except (BadRows, Locked, KeyError, ValueError, OSError) as error:
+            said = error.args[0] if isinstance(error, KeyError) else str(error)
+            raise dg.Failure(said, allow_retries=False) from error
+        except ServiceTitanError as error:
+            raise dg.Failure(str(error), metadata=error.facts(), allow_retries=False) from error
+
+    write.__annotations__["config"] = config_type
+    description = f"{title}. Undone by: {kind.reverse}."
+    op = dg.op(name=op_name(kind.name), description=description, tags={"dagster/max_retries": "0"})(
+        write
+    )
+
+    @dg.job(
+        name=kind.name,
+        description=(
+            f"{description} Makes a plan and shows it, record by record; applies it when it is "
+            "given the plan's hash, `dry_run: false`, and ST_WRITES is `on`."
+        ),
+        tags={"dagster/max_retries": "0"},
+        executor_def=dg.in_process_executor,
+        resource_defs=resources,
+    )
+    def job() -> None:
+        op()
+
+    return job
+
+
+@dataclass
+class _Work:
+    """One run of a write job."""
+
+    context: dg.OpExecutionContext
+    config: Any
+    kind: Kind
+    servicetitan: ServiceTitan
+    lake: Lake
+    writes: Writes
+
+    # Planning
+
+    def plan(self) -> None:
+        """Make a plan, keep it in the ledger, and show it."""
+        aside = _Aside(self.writes.settings, self.kind, Path(self.config.file))
+        if self.config.from_inbox and aside.was_planned():
+            self.context.log.warning("%s was planned before", self.config.file)
+            return
+        try:
+            plan = self._planned()
+        except BadRows as error:
+            if self.config.from_inbox:
+                aside.broken(str(error))
+            raise
+        self.writes.ledger.save_plan(plan)
+        table = markdown(PLAN_HEADINGS, plan_lines(plan))
+        self.context.log.info("plan %s\n%s", plan_totals(plan), table)
+        self.context.add_output_metadata(
+            {**plan_totals(plan), "differences": dg.MetadataValue.md(table)}
+        )
+        if self.config.from_inbox:
+            aside.planned(plan, table)
+
+    def _planned(self) -> Plan:
+        rows, source = self._rows()
+        settings = self.writes.settings
+        tenant = self.config.tenant or _tenant_of(rows, self.kind, settings)
+        ledger, environment = self.writes.ledger, settings.environment
+        return make_plan(
+            self.servicetitan.client(tenant),
+            self.kind,
+            rows,
+            tenant=tenant,
+            environment=environment,
+            source=source,
+            now=datetime.now(UTC),
+            occasion=self.config.occasion,
+            confirmed=self.config.confirm,
+            done=lambda kind, content: ledger.maker(environment, tenant, kind, content),
+        )
+
+    def _rows(self) -> tuple[list[Row], str]:
+        config = self.config
+        given = [name for name in ("rows", "file", "sql") if getattr(config, name)]
+        if len(given) != 1:
+            raise ValueError(
+                "Give the rows to plan in exactly one of: rows, file, sql; or approved_hash and "
+                "dry_run: false to apply a plan."
+            )
+        if config.file:
+            return read_rows(Path(config.file)), config.file
+        if config.rows:
+            return numbered(config.rows), f"run {self.context.run_id}"
+        try:
+            with connect(self.lake) as connection:
+                return numbered(connection.sql(config.sql).to_arrow_table().to_pylist()), config.sql
+        except duckdb.Error as error:
+            raise ValueError(f"the query fails: {error}") from error
+
+    # Applying
+
+    def apply(self) -> None:
+        """Apply a plan and show what became of each change; fail if not all are well."""
+        config, writes = self.config, self.writes
+        if config.plan:
+            plan = load_plan(Path(config.plan))
+        else:
+            plan = writes.ledger.find_plan(config.approved_hash)
+        if plan.kind != self.kind.name:
+            raise Locked(f"the plan is for {plan.kind}, this job is {self.kind.name}")
+        if config.tenant not in ("", plan.tenant):
+            raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
+        writes.ledger.save_plan(plan)
+        try:
+            results = apply_plan(
+                plan,
+                self.servicetitan.client(plan.tenant),
+                writes.ledger,
+                approval=writes.approval(config.approved_hash, dry_run=config.dry_run),
+                who=config.who or getpass.getuser(),
+                run_id=self.context.run_id,
+                patience=writes.patience,
+                heard=_Heard(self.context, len(plan.changes)),
+            )
+        finally:
+            self._audit(plan.tenant)
+        table = markdown(RESULT_HEADINGS, result_lines(results))
+        facts = {
+            **plan_totals(plan),
+            "outcomes": counts(results),
+            "sent_now": sum(result.sent for result in results),
+            "results": dg.MetadataValue.md(table),
+        }
+        bad = [result for result in results if not result.is_good]
+        if bad:
+            raise dg.Failure(
+                f"{len(bad)} of {len(results)} changes are not done: {counts(bad)}. What succeeded "
+                "stays done; run the job again to go on.",
+                metadata=facts,
+                allow_retries=False,
+            )
+        self.context.add_output_metadata(facts)
+
+    def _audit(self, tenant: str) -> None:
+        environment = self.writes.settings.environment
+        entries = self.writes.ledger.entries(environment=environment, tenant=tenant)
+        rows = audit_rows(entries)
+        replace_tenant(self.lake, "/".join(AUDIT_KEY.path), rows, tenant=tenant)
+        self.context.log_event(
+            dg.AssetMaterialization(
+                AUDIT_KEY, partition=tenant, metadata={"dagster/row_count": rows.num_rows}
+            )
+        )
+
+
+class _Heard:
+    """Logs results as they come."""
+
+    def __init__(self, context: dg.OpExecutionContext, total: int) -> None:
+        self._log = context.log
+        self._total = total
+        self._count = 0
+
+    def __call__(self, result: Result) -> None:
+        self._count += 1
+        say = self._log.info if result.is_good else self._log.error
+        if self._total <= LOGGED_RESULTS or not result.is_good:
+            say("line %s: %s %s %s", result.line, result.target, result.status, result.detail)
+        elif self._count % LOGGED_RESULTS == 0:
+            say("%s of %s", self._count, self._total)
+
+
+def _tenant_of(rows: Sequence[Row], kind: Kind, settings: Settings) -> str:
+    named = {str(cells(row, kind.change).get("tenant", "")) for row in rows} - {""}
+    if len(named) == 1:
+        return named.pop()
+    if not named and len(settings.tenants) == 1:
+        return next(iter(settings.tenants))
+    found = ", ".join(sorted(named)) or "none"
+    raise BadRows([Fault(1, f"name one tenant for the whole plan; the rows name {found}")])
+
+
+# The inbox
+
+
+class _Aside:
+    """Where a file of the inbox goes, with what became of it beside it.
+
+    A file is known by its content: what came of it lies in `outbox/<kind>/<content>-<name>/`.
+    """
+
+    def __init__(self, settings: Settings, kind: Kind, file: Path) -> None:
+        self._file = file
+        self._outbox = settings.inbox.parent / "outbox" / kind.name
+
+    def was_planned(self) -> bool:
+        """Move the file aside if one with the same content came before."""
+        earlier = [p for p in self._outbox.glob(f"{_content(self._file)}-*/plan-*.json")]
+        if not earlier:
+            return False
+        said = f"The same rows were planned before: {earlier[0].parent.name}"
+        self._moved("repeated", said)
+        return True
+
+    def broken(self, reason: str) -> None:
+        """Move the file aside with the reason."""
+        self._moved("broken", reason)
+
+    def planned(self, plan: Plan, table: str) -> None:
+        """Put file, plan and report into the outbox."""
+        folder = self._moved("planned", "")
+        plan.save(folder).rename(folder / f"plan-{plan.hash[:12]}.json")
+        (folder / "plan.md").write_text(
+            f"Plan {plan.hash}\n\n{table}\n\nTo apply it, run the job `{plan.kind}` with\n"
+            f"approved_hash: {plan.hash}\ndry_run: false\n"
+        )
+
+    def _moved(self, what: str, reason: str) -> Path:
+        folder = self._outbox / f"{_content(self._file)}-{self._file.name}"
+        if what == "repeated":
+            stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+            folder = self._outbox / f"repeated-{stamp}-{self._file.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(self._file, folder / self._file.name)
+        if reason:
+            (folder / f"{what}.txt").write_text(f"{reason}\n")
+        return folder
+
+
+def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
+    """The sensor that makes plans of files. It never applies one."""
+
+    @dg.sensor(
+        name="write_plan_inbox",
+        jobs=jobs,
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description=(
+            "Makes plans of the files in inbox/<kind>/ (ST_INBOX), and puts them with their "
+            "reports into outbox/<kind>/ beside it. Never applies one. A broken file is moved "
+            "aside with the reason; the same rows twice are one plan."
+        ),
+    )
+    def write_plan_inbox() -> Iterator[dg.RunRequest]:
+        for kind, file in waiting_files(Settings().inbox, now=datetime.now(UTC)):
+            config = {"file": str(file), "from_inbox": True}
+            yield dg.RunRequest(
+                run_key=f"{kind} {file.name} {file.stat().st_mtime_ns} {_content(file)}",
+                job_name=kind,
+                run_config={"ops": {op_name(kind): {"config": config}}},
+            )
+
+    return write_plan_inbox
+
+
+def waiting_files(inbox: Path, *, now: datetime) -> Iterator[tuple[str, Path]]:
+    """Kind and file of each file in the inbox that is not being written any more."""
+    for kind in sorted(KINDS):
+        for file in sorted((inbox / kind).glob("*")):
+            age = now.timestamp() - file.stat().st_mtime
+            if file.is_file() and file.suffix.lower() in FORMATS and age >= SETTLED_SECONDS:
+                yield kind, file.absolute()
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]

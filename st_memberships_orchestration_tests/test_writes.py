@@ -1,0 +1,290 @@
+"""The write jobs, as Dagster runs them: plan, approve, apply, audit; and the inbox."""
+
+import json
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+
+from st_memberships_orchestration.cli import main
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.writes import op_name, waiting_files
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.writing.kinds import KINDS
+from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.plans import load_plan
+from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.torture_writes import access_of
+
+COLD = {"execution": {}, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@pytest.fixture
+def here(location: Location, sandbox: RunningSandbox, tmp_path: Path) -> Location:
+    """The code location with one tenant, a ledger of its own, and writes as by default."""
+    for name in ("ST_WRITES", "ST_LEDGER_URL"):
+        location.monkeypatch.delenv(name, raising=False)
+    location.use(sandbox)
+    for name in sandbox.env:
+        if "BRAVO" in name:
+            location.monkeypatch.delenv(name)
+    return location
+
+
+@pytest.fixture
+def client(sandbox: RunningSandbox) -> Iterator[MembershipsClient]:
+    with MembershipsClient.open(access_of(sandbox.env, sandbox.url)) as client:
+        yield client
+
+
+def launch(here: Location, job: str, **config: Any) -> dg.ExecuteInProcessResult:
+    return (
+        defs()
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=here.instance,
+            run_config={
+                "ops": {op_name(job): {"config": config}},
+                "resources": {"writes": {"config": {"read_back_after": [0, 0.1]}}},
+                "loggers": COLD["loggers"],
+            },
+            raise_on_error=False,
+        )
+    )
+
+
+def facts(run: dg.ExecuteInProcessResult, job: str) -> dict[str, Any]:
+    """Metadata of the op's output, or of its failure."""
+    for event in run.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data.user_failure_data
+            return {n: v.value for n, v in failure.metadata.items()} | {"said": failure.description}
+    found = {}
+    for event in run.filter_events(lambda e: e.is_successful_output):
+        found |= {n: v.value for n, v in event.step_output_data.metadata.items()}
+    return found
+
+
+def writes_of(sandbox: RunningSandbox) -> list[dict[str, Any]]:
+    log = sandbox.control("GET", "/_sandbox/requests")
+    return [e for e in log if e["method"] != "GET" and "connect/token" not in e["path"]]
+
+
+def open_visits(client: MembershipsClient, count: int) -> list[dict[str, Any]]:
+    free = [v for v in client.list_recurring_service_events() if v.job_id is None][:count]
+    return [{"event_id": visit.id, "job_id": 500 + n} for n, visit in enumerate(free)]
+
+
+def test_plan_approve_apply_audit(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    job = "mark_events_complete"
+    rows = open_visits(client, 3)
+    planned = launch(here, job, rows=rows)
+    assert planned.success
+    plan = facts(planned, job)
+    assert plan["changes"] == 3
+    assert "| job_id | null | 501 |" in plan["differences"]
+    locked = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
+    assert not locked.success
+    assert "ST_WRITES is 'dry-run'" in facts(locked, job)["said"]
+    assert writes_of(sandbox) == []
+
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    for config, said in (
+        ({"rows": rows, "dry_run": False}, "at least 8 characters"),
+        ({"approved_hash": plan["plan_hash"]}, "dry_run is true"),
+        ({"approved_hash": plan["plan_hash"][:12], "dry_run": False}, "give the whole hash"),
+        ({"approved_hash": "f" * 64, "dry_run": False}, "0 plans in the ledger"),
+        (
+            {"approved_hash": plan["plan_hash"], "dry_run": False, "tenant": "bravo"},
+            "for tenant acme, not for bravo",
+        ),
+    ):
+        run = launch(here, job, **config)
+        assert not run.success
+        assert said in facts(run, job)["said"]
+    wrong_job = launch(
+        here, "mark_events_incomplete", approved_hash=plan["plan_hash"], dry_run=False
+    )
+    assert "this job is mark_events_incomplete" in facts(wrong_job, job)["said"]
+    assert writes_of(sandbox) == []
+
+    done = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False, who="Ann")
+    assert done.success
+    assert facts(done, job)["outcomes"] == {"succeeded": 3}
+    assert len(writes_of(sandbox)) == 3
+    again = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
+    assert again.success
+    assert facts(again, job)["sent_now"] == 0
+    assert len(writes_of(sandbox)) == 3
+    audit = here.lake.rows("derived/write_audit", tenant="acme").to_pylist()
+    assert [(row["outcome"], row["who"], row["plan"]) for row in audit] == [
+        ("succeeded", "Ann", plan["plan_hash"])
+    ] * 3
+    assert {row["run_id"] for row in audit} == {done.run_id}
+    assert json.loads(audit[0]["after"]) == {"job_id": 500}
+
+
+def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    job = "mark_events_complete"
+    plan = facts(launch(here, job, rows=open_visits(client, 3)), job)
+    fault = {"on": "recurring-service-events", "kind": "400", "method": "POST", "after": 1}
+    sandbox.control("POST", "/_sandbox/faults", [fault])
+    run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
+    assert not run.success
+    found = facts(run, job)
+    assert "1 of 3 changes are not done: {'refused': 1}" in found["said"]
+    assert found["outcomes"] == {"refused": 1, "succeeded": 2}
+    assert "trace id" in found["results"]
+    assert len(here.lake.rows("derived/write_audit", tenant="acme")) == 3
+    assert not any(event.is_step_up_for_retry for event in run.all_events)
+    assert launch(here, job, approved_hash=plan["plan_hash"], dry_run=False).success
+
+
+def test_rows_come_from_a_file_a_query_or_the_config(
+    here: Location, client: MembershipsClient, tmp_path: Path
+) -> None:
+    job = "update_memberships"
+    here.sync(feeds=("memberships",))
+    membership = next(iter(client.list_memberships()))
+    (tmp_path / "a.csv").write_text(f"tenant,id,memo\nacme,{membership.id},hello\n")
+    sql = f"select tenant, id, 'hello' as memo from current.memberships where id = {membership.id}"
+    hashes = {
+        facts(launch(here, job, **config), job)["plan_hash"]
+        for config in (
+            {"file": str(tmp_path / "a.csv")},
+            {"sql": sql},
+            {"rows": [{"id": membership.id, "memo": "hello"}]},
+        )
+    }
+    assert len(hashes) == 1
+    for config, said in (
+        ({}, "exactly one of"),
+        ({"sql": "select 1 from nowhere"}, "the query fails"),
+        ({"file": str(tmp_path / "none.csv")}, "No such file"),
+        ({"rows": [{"id": 1, "colour": "red"}]}, "line 1: colour"),
+    ):
+        run = launch(here, job, **config)
+        assert not run.success
+        assert said in facts(run, job)["said"]
+
+
+def test_the_inbox_makes_plans_and_applies_none(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    inbox = Path(".data/inbox/update_memberships")
+    inbox.mkdir(parents=True)
+    id = next(iter(client.list_memberships())).id
+    old = (datetime.now(UTC) - timedelta(minutes=1)).timestamp()
+    for name, text in (
+        ("a.csv", f"id,memo\n{id},hello\n"),
+        ("b.csv", f"id,memo\n{id},hello\n"),
+        ("broken.csv", "id,colour\n1,red\n"),
+        ("fresh.csv", "still being written"),
+    ):
+        (inbox / name).write_text(text)
+        if name != "fresh.csv":
+            os.utime(inbox / name, (old, old))
+    sensor = defs().get_repository_def().get_sensor_def("write_plan_inbox")
+    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    with dg.build_sensor_context(instance=here.instance) as context:
+        requests = sensor.evaluate_tick(context).run_requests or []
+    assert len({request.run_key for request in requests}) == len(requests) == 3
+    for request in requests:
+        assert request.job_name
+        (config,) = [op["config"] for op in request.run_config["ops"].values()]
+        assert "approved_hash" not in config
+        launch(here, request.job_name, **config)
+    outbox = Path(".data/outbox/update_memberships")
+    assert len(list(outbox.glob("*-a.csv/plan-*.json"))) == 1
+    assert "approved_hash: " in next(outbox.glob("*-a.csv/plan.md")).read_text()
+    assert "planned before" in next(outbox.glob("repeated-*-b.csv/repeated.txt")).read_text()
+    assert "colour" in next(outbox.glob("*-broken.csv/broken.txt")).read_text()
+    assert [file.name for file in inbox.glob("*")] == ["fresh.csv"]
+    assert list(waiting_files(Path(".data/inbox"), now=datetime.now(UTC))) == []
+    assert writes_of(sandbox) == []
+
+
+def test_every_kind_has_a_job_with_safe_defaults(here: Location) -> None:
+    for kind in KINDS:
+        job = defs().resolve_job_def(kind)
+        assert job.tags["dagster/max_retries"] == "0"
+        (node,) = job.nodes
+        assert isinstance(node.definition, dg.OpDefinition)
+        assert node.definition.retry_policy is None
+        fields = node.definition.config_schema.config_type.fields  # type: ignore[union-attr]
+        assert fields["dry_run"].default_value is True
+        assert fields["approved_hash"].default_value == ""
+        assert all(field.description for field in fields.values())
+
+
+def test_nothing_that_was_written_holds_a_secret(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    job = "mark_events_complete"
+    plan = facts(launch(here, job, rows=open_visits(client, 2)), job)
+    launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
+    Ledger("sqlite:///.data/ledger.db").close()
+    texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for record in here.instance.get_runs():
+        texts += [str(entry).encode() for entry in here.instance.all_logs(record.run_id)]
+    for name, value in sandbox.env.items():
+        if name.endswith(("CLIENT_ID", "CLIENT_SECRET", "APP_KEY")):
+            assert not any(value.encode() in text for text in texts), name
+
+
+def command(*words: str, fails: bool = False) -> str:
+    ran = CliRunner().invoke(main, words)
+    assert (ran.exit_code != 0) == fails, ran.output
+    return ran.output
+
+
+def test_a_newcomer_s_way_from_a_query_to_undo(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("COLUMNS", "200")
+    here.sync(feeds=("memberships",))
+    sql = (
+        "select tenant, id, 'call them' as memo from current.memberships "
+        "where status = 'Active' and memo is not null order by id limit 2"
+    )
+    Path("changes.csv").write_text(command("query", sql, "--csv"))
+    said = command("plan", "update-memberships", "changes.csv")
+    assert "call them" in said
+    (file,) = Path(".data/plans").glob("*.json")
+    plan = load_plan(file)
+    assert f"--send --hash {plan.hash}" in said
+    assert "dry_run is true" in command("apply", str(file), "--hash", plan.hash, fails=True)
+    send = ("apply", str(file), "--send", "--hash", plan.hash)
+    assert "only 'on' lets anything be sent" in command(*send, fails=True)
+    assert writes_of(sandbox) == []
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    assert "names 'no hash'" in command("apply", str(file), "--send", fails=True)
+    assert command(*send).count("succeeded") == 2
+    audit = "select outcome, before, after from derived.write_audit"
+    assert command("query", audit, "--csv").count("succeeded") == 2
+    before = len(list(Path(".data/plans").glob("*.json")))
+    command("undo", plan.hash[:12])
+    undo = max(Path(".data/plans").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(list(Path(".data/plans").glob("*.json"))) == before + 1
+    command("apply", str(undo), "--send", "--hash", load_plan(undo).hash)
+    found = {m.id: m.memo for m in client.list_memberships()}
+    for planned in plan.changes:
+        assert found[planned.target or 0] == planned.before["memo"]
+    assert "no single open entry" in command("settle", "0" * 12, "happened", fails=True)
+    Path("bad.csv").write_text("id,colour\n1,red\n2,blue\n")
+    said = command("plan", "update-memberships", "bad.csv", fails=True)
+    assert "line 2: colour" in said
+    assert "line 3: colour" in said
