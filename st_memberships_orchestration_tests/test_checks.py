@@ -71,7 +71,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "current/recurring_services",
         lambda t: with_value(with_value(t, "recurring_service_type_id", 1), "name", "other", 400),
     )
-    change(lake, "current/recurring_service_events", lambda t: t.slice(3))
+    change(lake, "current/recurring_service_events", lambda t: t.slice(200))
     change(
         lake,
         "current/membership_status_changes",

@@ -79,6 +79,7 @@ def test_inventory(location: Location) -> None:
     }
     assert {s.name for s in repository.schedule_defs} == {
         "sync_every_15_minutes",
+        "derive_daily",
         "refresh_reference_daily",
         "reconcile_nightly",
         "deep_check_weekly",

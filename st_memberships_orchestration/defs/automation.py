@@ -63,6 +63,8 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
 
     return [
         sync_every_15_minutes,
+        # What is overdue or ends soon changes with the day, not only with the data.
+        _for_each_tenant("derive_daily", jobs.derive, "15 8 * * *", tenants),
         _for_each_tenant("refresh_reference_daily", jobs.refresh_reference, "40 5 * * *", tenants),
         _for_each_tenant("deep_check_weekly", jobs.deep_check, "20 6 * * 0", tenants),
         dg.ScheduleDefinition(

@@ -48,6 +48,9 @@ COUNTED = (
 )
 """Feeds that the API can also list."""
 
+LATE_SHARE = 0.01
+"""Events that may have been deleted between the last reading and the comparison."""
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -91,11 +94,12 @@ def reconcile(
     settled = f"created_on < {literal(through)} and {shown}"
     held = lake.rows(name, tenant=tenant, columns=["count(*) as n"], where=settled)
     listed = listing(client, feed, created_before=through).total()
-    counts = [
-        Mismatch(tenant, None, "records", f"{listed:,}", f"{n:,}")
-        for n in held["n"].to_pylist()
-        if n != listed
-    ]
+    (count,) = held["n"].to_pylist()
+    counts = [Mismatch(tenant, None, "records", f"{listed:,}", f"{count:,}")]
+    # The list leaves out deleted events; those deleted since the reading are still held here.
+    late = LATE_SHARE * count if feed.name == "recurring_service_events" else 0
+    if 0 <= count - listed <= late:
+        counts = []
     ids = lake.rows(name, tenant=tenant, columns=["id"], where=settled)["id"].to_pylist()
     chosen = random.Random(seed).sample(sorted(ids), min(IDS_PER_REQUEST, len(ids)))
     return counts, list(_differences(client, lake, feed, tenant, chosen))

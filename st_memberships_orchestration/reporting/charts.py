@@ -63,8 +63,9 @@ class Chart:
 
     @property
     def markdown(self) -> str:
-        """The picture itself, in Markdown."""
-        return f"![{self.title}](data:image/png;base64,{base64.b64encode(self.png).decode()})"
+        """Title and picture in Markdown."""
+        data = base64.b64encode(self.png).decode()
+        return f"**{self.title}**\n\n![{self.title}](data:image/png;base64,{data})"
 
 
 def draw(figures: Mapping[str, list[Row]]) -> dict[str, Chart]:
