@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: help env demo ui test torture conformance lock clean
+.PHONY: help env demo ui test torture torture-writes conformance lock clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 env: .venv/.synced  ## build .venv from requirements.lock
 
@@ -30,6 +30,9 @@ ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenan
 test: env  ## set up and run the whole test suite
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2
+
+torture-writes: env  ## 500 random schedules of faults and kills over all writes
+	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500
 
 conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=path)
 	@conformance/run $(DOCUMENT)

@@ -398,10 +398,11 @@ def test_two_processes_send_each_change_once(
     before = len(writes(written))
     url = f"sqlite:///{tmp_path}/ledger.db"
     file = str(plan.save(tmp_path))
+    together = processes.Barrier(2)
     crowd = [
         processes.Process(
             target=child,
-            args=(written.env, written.url, file, url, timedelta(0), "", 0),
+            args=(written.env, written.url, file, url, timedelta(0), "", 0, None, together),
         )
         for _ in range(2)
     ]

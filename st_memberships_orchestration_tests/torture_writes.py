@@ -228,14 +228,20 @@ def child(
     point: str,
     nth: int,
     started: Any = None,
+    together: Any = None,
 ) -> None:
-    """Apply in this process, which may kill itself at the nth passing of a point."""
+    """Apply in this process, which may kill itself at the nth passing of a point.
+
+    `started` is an event to set just before, `together` a barrier to wait at.
+    """
     client_module.TIMEOUT = httpx.Timeout(SLOW * 0.6)
     client_module._exponential = lambda state: 0.01
     if point:
         _mine(point, nth)
     if started is not None:
         started.set()
+    if together is not None:
+        together.wait(60)
     warnings.simplefilter("error")
     try:
         applied(
