@@ -20,7 +20,7 @@ from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import FeedStuck, RequestRefused
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, read_ahead
-from st_memberships_orchestration_tests.doors import Location, PlainReader, today
+from st_memberships_orchestration_tests.doors import Location, PlainReader, settle, today
 from st_memberships_orchestration_tests.test_client import access
 
 EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")
@@ -365,6 +365,7 @@ def test_an_outage_heals_itself_and_the_windows_show_it(location: Location) -> N
                     clock=lambda: before,
                 ).read(Window(start, start + timedelta(days=1)))
         sandbox.control("POST", "/_sandbox/clock", {"advance": "3d"})
+        settle(sandbox)
         location.sync()
         for feed in FEEDS:
             shown = PlainReader(sandbox).walk(feed.name)
