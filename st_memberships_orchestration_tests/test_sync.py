@@ -49,7 +49,11 @@ def test_current_equals_a_plain_walk_field_by_field_and_a_second_run_adds_nothin
             assert wrong == [], feed
             assert [row["extra"] for row in rows if row["extra"]] == []
 
+        sandbox.control("DELETE", "/_sandbox/requests")
         second = location.sync()
+        asked = [r["path"] for r in sandbox.control("GET", "/_sandbox/requests")]
+        assert len([path for path in asked if "token" not in path]) == len(FEEDS), asked
+        assert second.get_asset_check_evaluations() == []
         for feed in FEED_NAMES:
             assert facts(second, "raw", feed)["versions_new"] == 0
             assert facts(second, "raw", feed)["requests"] == 1
