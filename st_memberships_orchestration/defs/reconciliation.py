@@ -94,7 +94,6 @@ def reconcile(
     settled = f"created_on < {literal(through)} and {shown}"
     held = lake.rows(name, tenant=tenant, columns=["count(*) as n"], where=settled)
     listed = listing(client, feed, created_before=through).total()
-    (count,) = held["n"].to_pylist()
     # A record that changed since then may be missing: exports hide it for the lag, lists do not.
     changed = listing(client, feed, created_before=through, modified_on_or_after=through).total()
     (count,) = held["n"].to_pylist()
