@@ -6,12 +6,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from hypothesis import settings
 
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration_tests.doors import Location, settle
 
 PAGE_SIZE = 100
+
+# The same examples in every run: a failure is of the change that is tested, and can be repeated.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

@@ -45,10 +45,11 @@ class Feed:
         place, _, seen_empty = request.url.params.get("from", "0").partition("-")
         if self.requests in self.empty_pages and not seen_empty:
             return self.page([], f"{place}-empty", has_more=True)
-        start = max(int(place) - (1 if self.requests in self.repeats else 0), 0)
+        again = int(self.requests in self.repeats)  # the last row of the page before, once more
+        start = max(int(place) - again, 0)
         shown: list[tuple[int, int, int]] = []
         position = start
-        while position < len(self.log) and len(shown) < self.page_size:
+        while position < len(self.log) and len(shown) < self.page_size + again:
             entry = self.log[position]
             if all(later[0] != entry[0] for later in self.log[position + 1 :]):
                 shown.append(entry)

@@ -51,7 +51,17 @@ def made(shared_sandbox: RunningSandbox, tmp_path_factory: pytest.TempPathFactor
         location = Location(lake=lake, instance=instance, monkeypatch=patch).use(shared_sandbox)
         location.sync()
         location.derive()
-        return Made(lake, page(), report_only(location, "acme"))
+        run = (
+            defs()
+            .resolve_job_def("reconcile")
+            .execute_in_process(
+                instance=instance,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+        )
+        assert run.success
+        metadata = report_only(location, "acme")
+        return Made(lake, page(), metadata)
 
 
 def report_only(location: Location, tenant: str) -> dict[str, Any]:
