@@ -46,11 +46,6 @@ def state(record: Record, fields: Mapping[str, Any]) -> Plain:
     return {name: whole[name] for name in fields}
 
 
-def record_fields(record: type[Record]) -> set[str]:
-    """Names of the fields, as in plans and columns."""
-    return {name.removesuffix("_") for name in record.model_fields}
-
-
 def same(wanted: Any, found: Any, before: Any = None) -> bool:
     """Whether `found` is what was `wanted`.
 
