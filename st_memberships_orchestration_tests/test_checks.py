@@ -1,6 +1,6 @@
 """Each check was seen to hold on sound data and to fail on data broken on purpose."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -11,10 +11,12 @@ import pytest
 from deltalake import write_deltalake
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs import checks
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration_tests.doors import Location, today
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_all_hold_on_a_fresh_lake(synced: Location) -> None:
     found = evaluate(synced)
     failing = {name: check.metadata for name, check in found.items() if not check.passed}
     assert failing == {}
-    assert len(found) >= 7 * 4 + 10 + 5 * 2
+    assert len(found) >= 7 * 6 + 10 + 5
 
 
 def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Location) -> None:
@@ -75,7 +77,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     change(
         lake,
         "current/membership_status_changes",
-        lambda t: with_value(t.sort_by("id"), "old_status", "Suspended", 50),
+        lambda t: with_value(t.sort_by("id").slice(3), "old_status", "Suspended", 200),
     )
     broken = [{"id": 5, "reason": "status: unknown word", "record": "{}"}]
     now = datetime.now(UTC)
@@ -83,6 +85,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     change(lake, "derived/members_monthly", lambda t: with_value(t, "active_end", 9))
     revenue = "derived/recurring_revenue_monthly"
     change(lake, revenue, lambda t: with_value(t, "churned_mrr", Decimal("1.25")))
+    change(lake, "current/invoice_templates", lambda t: with_value(t, "name", "other", 5_000))
     raw = lake.find("raw/invoice_templates")
     assert raw is not None
     rows = raw.to_pyarrow_table()
@@ -100,6 +103,8 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "recurring_services.sample_matches",
         "recurring_service_events.counts_match",
         "membership_status_changes.status_changes_form_a_chain",
+        "membership_status_changes.sample_matches",
+        "invoice_templates.sample_matches",
         "invoice_templates.row_counts_are_plausible",
         "members_monthly.movements_add_up",
         "recurring_revenue_monthly.bridge_adds_up",
@@ -123,6 +128,18 @@ def test_a_tenant_that_cannot_be_asked_is_shown_as_not_compared(synced: Location
     assert found["memberships.ids_are_unique"].passed
 
 
-def test_an_empty_lake_fails_nothing(location: Location, shared_sandbox: RunningSandbox) -> None:
+def test_a_tenant_whose_last_sync_is_long_ago_is_stale(synced: Location) -> None:
+    assert evaluate(synced)["memberships.is_fresh"].passed
+    synced.monkeypatch.setattr(checks, "FRESH_WITHIN", timedelta(0))
+    check = evaluate(synced)["memberships.is_fresh"]
+    assert not check.passed
+    assert f"{today()}" in check.metadata["rows"].value
+
+
+def test_an_empty_lake_fails_nothing_but_freshness(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
     found = evaluate(location.use(shared_sandbox))
-    assert all(check.passed for check in found.values())
+    failing = {name for name, check in found.items() if not check.passed}
+    assert failing == {f"{feed.name}.is_fresh" for feed in FEEDS}
+    assert "bravo" in found["memberships.is_fresh"].metadata["rows"].value

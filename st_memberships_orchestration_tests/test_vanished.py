@@ -1,5 +1,8 @@
 """Deletes with proof: nothing is called gone because a list was short."""
 
+import shutil
+from pathlib import Path
+
 import dagster as dg
 
 from st_memberships_orchestration.defs.vanished import CHECK
@@ -34,6 +37,22 @@ def test_a_record_that_is_answered_with_not_found_is_marked_and_remembered(
     known = location.lake.rows("reference/vanished_records", tenant="acme")
     assert known["id"].to_pylist() == kept[:1]
     location.derive("deep_check")
+    assert location.lake.count("reference/vanished_records", tenant="acme") == 1
+
+
+def test_a_mark_comes_back_when_current_is_built_anew(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox).sync()
+    before = deleted(location, "memberships")
+    gone = sorted(set(PlainReader(sandbox).walk("memberships")) - before)[:1]
+    purge(sandbox, "memberships", gone)
+    location.derive("deep_check")
+    shutil.rmtree(Path(location.lake.address("current/memberships")))
+    location.sync()
+    assert deleted(location, "memberships") == before
+    location.derive("deep_check")
+    assert deleted(location, "memberships") == before | set(gone)
     assert location.lake.count("reference/vanished_records", tenant="acme") == 1
 
 

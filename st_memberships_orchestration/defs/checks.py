@@ -6,19 +6,29 @@ only read the lake run in seconds; those that ask ServiceTitan cost a few reques
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 import duckdb
 import pandas as pd
 
-from st_memberships_orchestration.defs.reconciliation import COUNTED, Mismatch, reconcile
+from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.defs.reconciliation import (
+    LISTED,
+    Comparison,
+    Mismatch,
+    settled_through,
+)
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings
+
+FRESH_WITHIN = timedelta(hours=1)
+"""A quiet tenant is synced every half hour; one whose last sync is older is behind."""
 
 SHOWN = 20
 """Failing rows that a check shows; it counts all."""
@@ -196,13 +206,26 @@ DERIVED = {
 """What must hold of derived tables."""
 
 
+COMPARED = {
+    "counts_match": (
+        "ServiceTitan lists another number of records than the lake holds. Run a backfill over the "
+        "whole history of this feed; it adds what is missing."
+    ),
+    "sample_matches": (
+        "Records differ from what ServiceTitan answers for them now. Run `sync`; if it stays, run "
+        "a backfill over the window of their modification."
+    ),
+}
+"""What to do when a comparison with ServiceTitan fails."""
+
+
 def build_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """All checks: of the lake alone, and of the feeds that ServiceTitan can list against it."""
     tenants = sorted(settings.tenants)
     claimed = [_lake_checks(f"current/{feed.name}", claims_of(feed)) for feed in FEEDS]
     claimed += [_lake_checks(table, [claim]) for table, claim in DERIVED.items()]
-    compared = [_api_checks(feed, tenants) for feed in FEEDS if feed.name in COUNTED]
-    return [*claimed, *compared]
+    compared = [_api_checks(feed, tenants) for feed in FEEDS]
+    return [*claimed, *compared, _freshness_checks(tenants)]
 
 
 def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
@@ -230,16 +253,9 @@ def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
 
 def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinition:
     key = dg.AssetKey(["current", feed.name])
-    remedies = {
-        "counts_match": (
-            "ServiceTitan lists another number of records than the lake holds. Run `backfill` "
-            "over the whole history of this feed; it adds what is missing."
-        ),
-        "sample_matches": (
-            "Records differ from what ServiceTitan answers for them now. Run `sync`; if it stays, "
-            "run a backfill over the window of their modification."
-        ),
-    }
+    remedies = dict(COMPARED)
+    if feed.name not in LISTED:
+        del remedies["counts_match"]
 
     @dg.multi_asset_check(
         name=f"reconciliation_of_{feed.name}",
@@ -251,26 +267,63 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
         lake: dg.ResourceParam[Lake],
     ) -> Iterator[dg.AssetCheckResult]:
         found: dict[str, list[Mismatch]] = {name: [] for name in remedies}
+        environment = servicetitan.environment
         for tenant in tenants:
+            through = settled_through(lake, feed, tenant=tenant, environment=environment)
+            if through is None:
+                continue
             try:
-                counts, sample = reconcile(
-                    servicetitan.client(tenant),
-                    lake,
-                    feed,
-                    tenant=tenant,
-                    environment=servicetitan.environment,
-                    seed=context.run.run_id,
-                )
+                against = Comparison(servicetitan.client(tenant), lake, feed, tenant, through)
+                if "counts_match" in found:
+                    found["counts_match"] += against.counts()
+                found["sample_matches"] += against.sample(seed=context.run.run_id)
             except ServiceTitanError as error:
                 # One tenant's trouble is shown and holds nobody else back.
-                counts = sample = [Mismatch(tenant, None, "not compared", str(error), "")]
-            found["counts_match"] += counts
-            found["sample_matches"] += sample
+                for mismatches in found.values():
+                    mismatches.append(Mismatch(tenant, None, "not compared", str(error), ""))
         for name, mismatches in found.items():
             rows = pd.DataFrame([m.__dict__ for m in mismatches])
             yield _result(key, name, rows, dg.AssetCheckSeverity.ERROR, remedies[name])
 
     return checks
+
+
+def _freshness_checks(tenants: list[str]) -> dg.AssetChecksDefinition:
+    keys = [dg.AssetKey(["current", feed.name]) for feed in FEEDS]
+    remedy = (
+        "The tenant's last sync ended too long ago, so what changed since is missing. Look at its "
+        "runs of `sync`, and whether `sync_every_15_minutes` is on and the daemon running."
+    )
+
+    @dg.multi_asset_check(
+        name="freshness",
+        specs=[dg.AssetCheckSpec("is_fresh", asset=key, description=remedy) for key in keys],
+    )
+    def checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        now = datetime.now(UTC)
+        for key in keys:
+            last = {tenant: _last_sync(context.instance, key, tenant, now) for tenant in tenants}
+            stale = [
+                {"tenant": tenant, "last_sync": f"{then:%Y-%m-%d %H:%M} UTC" if then else "none"}
+                for tenant, then in last.items()
+                if then is None or now - then > FRESH_WITHIN
+            ]
+            rows = pd.DataFrame(stale)
+            yield _result(key, "is_fresh", rows, dg.AssetCheckSeverity.WARN, remedy)
+
+    return checks
+
+
+def _last_sync(
+    instance: dg.DagsterInstance, key: dg.AssetKey, tenant: str, now: datetime
+) -> datetime | None:
+    """When a sync of today's or yesterday's window was last through with a table."""
+    days = [now.date(), now.date() - timedelta(days=1)]
+    windows = [partition_key(tenant, day) for day in days]
+    found = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=windows), limit=1
+    )
+    return datetime.fromtimestamp(found.records[0].timestamp, UTC) if found.records else None
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> pd.DataFrame:

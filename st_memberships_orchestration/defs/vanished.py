@@ -4,7 +4,6 @@ Exports show deleted records as such; whether one can also disappear is not docu
 section 4.3). This deep check costs a full list read and is meant to run weekly.
 """
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -13,13 +12,12 @@ from pydantic import Field
 
 from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
-from st_memberships_orchestration.defs.reconciliation import COUNTED, listing
+from st_memberships_orchestration.defs.reconciliation import LISTED, listing, one_record
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.latest import mark_deleted
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.columns import described
-from st_memberships_orchestration.servicetitan.errors import RecordNotFound
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings
 
@@ -50,7 +48,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         key=key,
-        deps=[dg.AssetKey(["current", name]) for name in COUNTED],
+        deps=[dg.AssetKey(["current", name]) for name in LISTED],
         description=(
             "Records in the lake that are in no list of ServiceTitan's and that it answers with "
             "'not found' when asked one by one. They get `is_deleted` in current/. Runs weekly: it "
@@ -81,17 +79,19 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         gone: list[dict[str, object]] = []
         guarded: dict[str, str] = {}
         for feed in FEEDS:
-            if feed.name not in COUNTED:
+            if feed.name not in LISTED:
                 continue
             held, missing = missing_ids(client, lake, feed, tenant)
-            missing = [id for id in missing if (feed.name, id) not in seen]
-            if len(missing) > max(config.largest_share * held, 1):
-                guarded[feed.name] = f"{len(missing):,} of {held:,}"
+            # Those proven before are held as not deleted once current/ was built anew from raw/.
+            unproven = [id for id in missing if (feed.name, id) not in seen]
+            if len(unproven) > max(config.largest_share * held, 1):
+                guarded[feed.name] = f"{len(unproven):,} of {held:,}"
                 continue
             now = datetime.now(UTC)
-            ids = [id for id in missing if not _is_there(client, feed, id)]
+            ids = [id for id in missing if one_record(client, feed, id) is None]
             mark_deleted(lake, f"current/{feed.name}", ids, tenant=tenant)
-            gone += [{"feed": feed.name, "id": id, "asked_at": now} for id in ids]
+            new = [id for id in ids if (feed.name, id) not in seen]
+            gone += [{"feed": feed.name, "id": id, "asked_at": now} for id in new]
         found = pa.Table.from_pylist(gone, schema=SCHEMA)
         rows = pa.concat_tables([known, found]) if known.num_columns else found
         replace_tenant(lake, TABLE, rows, tenant=tenant)
@@ -122,18 +122,3 @@ def missing_ids(
     held = set(rows["id"].to_pylist()) if rows.num_rows else set()
     listed = {record.id for record in listing(client, feed, page_size=5000)} if held else set()
     return len(held), sorted(held - listed)
-
-
-def _is_there(client: MembershipsClient, feed: ExportFeed, id: int) -> bool:
-    ask: dict[str, Callable[[int], object]] = {
-        "memberships": client.get_membership,
-        "membership_types": client.get_membership_type,
-        "recurring_services": client.get_recurring_service,
-        "recurring_service_types": client.get_recurring_service_type,
-        # There is no operation to get one event; a look-up by id is the nearest.
-        "recurring_service_events": lambda id: list(client.list_recurring_service_events(ids=[id])),
-    }
-    try:
-        return bool(ask[feed.name](id))
-    except RecordNotFound:
-        return False
