@@ -2,10 +2,11 @@
 
     python -m st_memberships_orchestration_tests.torture --schedules 200 [--first-seed 0]
 
-Each schedule has a sandbox, a lake and a Dagster instance of its own. The job `sync` is started
-in a child process and killed (SIGKILL) at a random moment, or just between the commit of rows and
-the commit of their position; records change between attempts. When a run has got through, the lake
-must equal what a plain walk shows: nothing lost, nothing doubled, nothing invented.
+Each schedule has a sandbox, a lake and a Dagster instance of its own. The job `sync`, of today's
+window or as a backfill of earlier ones, is started in a child process and killed (SIGKILL) at a
+random moment, or just between the commit of rows and the commit of their position; records change
+between attempts. When a run has got through, the lake must equal what a plain walk shows: nothing
+lost, nothing doubled, nothing invented.
 
 Children are forked from a process that has imported everything and opened no table: forking after
 deltalake has started its threads is not safe.
@@ -19,15 +20,18 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import dagster as dg
+from pydantic.alias_generators import to_camel
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import reading
-from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.defs.partitions import range_tags
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client
@@ -63,8 +67,13 @@ def in_child(work: Callable[[], None], *, kill_after: float | None = None) -> in
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def sync(kill_before_saving: int | None = None) -> None:
-    """One run of the main job; it dies just before the nth position would be saved."""
+def sync(
+    job: dg.JobDefinition,
+    days: tuple[date, date] | None = None,
+    kill_before_saving: int | None = None,
+) -> None:
+    """One run, of today's window or of some days; it dies before the nth position is saved."""
+    first, last = days or (today(), today())
     reading.ROWS_PER_COMMIT = 1
     client._exponential = lambda state: 0.01  # type: ignore[assignment]
     save = reading.save_progress
@@ -79,15 +88,11 @@ def sync(kill_before_saving: int | None = None) -> None:
 
     reading.save_progress = save_or_die
     with dg.DagsterInstance.get() as instance:
-        run = (
-            defs()
-            .resolve_job_def("sync")
-            .execute_in_process(
-                instance=instance,
-                partition_key=partition_key("acme", today()),
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                raise_on_error=False,
-            )
+        run = job.execute_in_process(
+            instance=instance,
+            tags=range_tags("acme", first, last),
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
         )
     if not run.success:
         sys.exit(1)
@@ -98,7 +103,7 @@ def compare(uri: str, shown: Shown, ever_shown: set[tuple[str, int, str]]) -> No
     lake = Lake(uri)
     for feed in FEEDS:
         text = f"{feed.modified}_text"
-        wire = "createdOn" if feed.modified == "created_on" else "modifiedOn"
+        wire = to_camel(feed.modified)
         current = lake.rows(f"current/{feed.name}", tenant="acme")
         shown_here = shown[feed.name]
         wrong = [d for row in current.to_pylist() for d in differences(shown_here[row["id"]], row)]
@@ -122,9 +127,18 @@ def walk(sandbox: RunningSandbox) -> Shown:
     return {feed.name: PlainReader(sandbox).walk(feed.name) for feed in FEEDS}
 
 
+def versions_of(shown: Shown) -> set[tuple[str, int, str]]:
+    """Feed, id and time of modification of all that was shown."""
+    wire = {feed.name: to_camel(feed.modified) for feed in FEEDS}
+    return {
+        (n, id, record[wire[n]]) for n, records in shown.items() for id, record in records.items()
+    }
+
+
 def schedule(seed: int) -> int:
     """Run one schedule; the number of attempts that were killed or failed."""
     dice = random.Random(seed)
+    start = today() - timedelta(days=dice.choice((0, 1, 9)))
     with (
         tempfile.TemporaryDirectory() as folder,
         running(
@@ -136,43 +150,50 @@ def schedule(seed: int) -> int:
         os.environ |= sandbox.env | {
             "DAGSTER_HOME": folder,
             "ST_LAKE_URI": f"{folder}/lake",
-            "ST_HISTORY_START": today().isoformat(),
+            "ST_HISTORY_START": start.isoformat(),
             "ST_REQUESTS_PER_SECOND": "1000",
         }
+        job = defs().resolve_job_def("sync")
         ever_shown: set[tuple[str, int, str]] = set()
         failures = 0
         for attempt in range(ATTEMPTS):
             shown = walk(sandbox)
-            for name, records in shown.items():
-                wire = "createdOn" if name == "membership_status_changes" else "modifiedOn"
-                ever_shown |= {(name, id, record[wire]) for id, record in records.items()}
+            ever_shown |= versions_of(shown)
             if attempt == ATTEMPTS - 1:
                 sandbox.control("DELETE", "/_sandbox/faults")
-                code = in_child(sync)
+                code = in_child(partial(sync, job))
             else:
                 sandbox.control("POST", "/_sandbox/faults", list(_faults(dice)))
+                days = _days(dice, start)
                 code = (
-                    in_child(lambda: sync(dice.randint(1, 20)))
+                    in_child(partial(sync, job, days, dice.randint(1, 20)))
                     if dice.random() < 0.5
-                    else in_child(sync, kill_after=dice.uniform(0.1, 2.0))
+                    else in_child(partial(sync, job, days), kill_after=dice.uniform(0.1, 2.0))
                 )
                 sandbox.control("DELETE", "/_sandbox/faults")
-            if code == 0:
+            if code == 0 and days is None:
                 break
-            failures += 1
+            failures += code != 0
             if dice.random() < 0.5:
                 sandbox.control("POST", "/_sandbox/clock", {"advance": dice.choice(("30m", "26h"))})
         assert code == 0, "the last attempt, without faults, failed"
         # What became visible since the walk: read once more, then compare with a walk after it.
         settle(sandbox)
-        assert in_child(sync) == 0
+        assert in_child(partial(sync, job)) == 0
         shown = walk(sandbox)
-        for name, records in shown.items():
-            wire = "createdOn" if name == "membership_status_changes" else "modifiedOn"
-            ever_shown |= {(name, id, record[wire]) for id, record in records.items()}
-        assert in_child(lambda: compare(f"{folder}/lake", shown, ever_shown)) == 0
+        ever_shown |= versions_of(shown)
+        assert in_child(partial(compare, f"{folder}/lake", shown, ever_shown)) == 0
         os.chdir(REPO)
     return failures
+
+
+def _days(dice: random.Random, start: date) -> tuple[date, date] | None:
+    """Days of a backfill before today, or None for a sync of today."""
+    days = (today() - start).days
+    if not days or dice.random() < 0.6:
+        return None
+    first, last = sorted(dice.choices(range(days), k=2))
+    return start + timedelta(days=first), start + timedelta(days=last)
 
 
 def _faults(dice: random.Random) -> Any:
