@@ -1,0 +1,190 @@
+"""What must hold of the lake's own tables, each as a query for the rows that contradict it."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+from st_memberships_orchestration.servicetitan.feeds import ExportFeed
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that holds of a table when a query finds no row.
+
+    Attributes:
+        name: the check, as a claim.
+        holds: the claim in words.
+        query: SQL over the lake for the rows that contradict it, `tenant` first.
+        remedy: what a contradiction means, and what an operator can do.
+        severity: whether a contradiction makes numbers wrong (ERROR) or wants a look (WARN).
+        needs: tables that the query reads besides the feed's own.
+    """
+
+    name: str
+    holds: str
+    query: str
+    remedy: str
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+    needs: tuple[str, ...] = ()
+
+
+REFERENCES = {
+    "memberships": (
+        ("membership_type_id", "membership_types"),
+        ("billing_template_id", "invoice_templates"),
+        ("renewed_by_id", "memberships"),
+    ),
+    "membership_status_changes": (("membership_id", "memberships"),),
+    "recurring_services": (
+        ("membership_id", "memberships"),
+        ("recurring_service_type_id", "recurring_service_types"),
+        ("invoice_template_id", "invoice_templates"),
+    ),
+    "recurring_service_events": (
+        ("location_recurring_service_id", "recurring_services"),
+        ("membership_id", "memberships"),
+    ),
+    "recurring_service_types": (("invoice_template_id", "invoice_templates"),),
+    "membership_types": (("billing_template_id", "invoice_templates"),),
+}
+"""Columns that name a record of another feed."""
+
+STATUS_CHAIN = """
+    with steps as (
+        select tenant, membership_id, id, old_status, new_status, created_on,
+            lag(new_status) over (partition by tenant, membership_id order by created_on, id)
+                as status_before,
+            row_number() over (
+                partition by tenant, membership_id order by created_on desc, id desc
+            ) as from_last
+        from current.membership_status_changes
+    )
+    select tenant, membership_id, id as change_id, created_on,
+        'starts from ' || old_status || ', but the status was ' || status_before as fault
+    from steps where status_before <> old_status
+    union all
+    select s.tenant, membership_id, s.id, s.created_on,
+        'ends at ' || new_status || ', but the membership is ' || m.status
+    from steps s join current.memberships m on m.tenant = s.tenant and m.id = s.membership_id
+    where from_last = 1 and new_status <> m.status
+        -- A change shows in either feed up to 15 minutes before it does in the other.
+        and greatest(s.created_on, m.modified_on) < (
+            select max(modified_on) - interval 1 hour from current.memberships l
+            where l.tenant = s.tenant
+        )
+"""
+
+
+def claims_of(feed: ExportFeed) -> list[Claim]:
+    """What must hold of one feed's tables."""
+    table = f"current.{feed.name}"
+    claims = [
+        Claim(
+            "ids_are_unique",
+            "Each record is in the table once.",
+            f"select tenant, id, count(*) as rows from {table} group by all having rows > 1",
+            "Delete the table's folder; the next run of its asset rebuilds it from raw/.",
+        ),
+        Claim(
+            "quarantine_is_empty",
+            "Every record that ServiceTitan sent kept its contract, or did so when read again.",
+            f"""
+            select tenant, id, reason, record from quarantine.{feed.name} q
+            where not exists (
+                select 1 from raw.{feed.name} r
+                where r.tenant = q.tenant and r.id = q.id and r.loaded_at > q.read_at
+            )
+            """,
+            "ServiceTitan broke its contract for these records. If the reason shows a new word or "
+            "type, upgrade this project; a run of their window brings them back, and the check "
+            "then passes.",
+            needs=(f"quarantine/{feed.name}", f"raw/{feed.name}"),
+        ),
+        Claim(
+            "no_unknown_fields",
+            "ServiceTitan sends no fields but those that this release knows.",
+            f"select tenant, field, count(*) as records, any_value(id) as example from "
+            f"(select tenant, id, unnest(json_keys(extra)) as field from {table} "
+            "where extra is not null) group by tenant, field",
+            "ServiceTitan sends fields that this release does not know. Nothing is lost (they are "
+            "in `extra`); upgrade when a release has columns for them.",
+            dg.AssetCheckSeverity.WARN,
+        ),
+        Claim(
+            "row_counts_are_plausible",
+            "On none of the last seven days did far more records change than usually.",
+            f"""
+            with days as (
+                select tenant, {feed.modified}::date as day, count(*) as versions
+                from raw.{feed.name} group by all
+            ), usual as (
+                select tenant, median(versions) as median_versions from days group by tenant
+            )
+            select tenant, day, versions, median_versions from days join usual using (tenant)
+            where day > (select max(day) - 7 from days d where d.tenant = usual.tenant)
+                and versions > 1000 + 50 * median_versions
+            """,
+            "An import or a bulk update by ServiceTitan, or a mistake of someone's: look at the "
+            "records of that day.",
+            dg.AssetCheckSeverity.WARN,
+            (f"raw/{feed.name}",),
+        ),
+    ]
+    for column, other in REFERENCES.get(feed.name, ()):
+        claims.append(
+            Claim(
+                f"{column}_resolves",
+                f"Each `{column}` names a record of current/{other}.",
+                f"""
+                select t.tenant, t.id, t.{column} from {table} t
+                anti join current.{other} o on o.tenant = t.tenant and o.id = t.{column}
+                where t.{column} is not null and not t.is_deleted
+                """,
+                f"The record names one of {other} that is not in the lake. Run `sync`; if it "
+                "stays, ServiceTitan no longer shows that record.",
+                dg.AssetCheckSeverity.WARN,
+                (f"current/{other}",),
+            )
+        )
+    if feed.name == "membership_status_changes":
+        claims.append(
+            Claim(
+                "status_changes_form_a_chain",
+                "Each status change starts where the one before it ended, and the last ends at the "
+                "membership's status.",
+                STATUS_CHAIN,
+                "A status change is missing or was made without a record, so counts of past "
+                "members may be off for these memberships. Compare with their history on the "
+                "screen.",
+                dg.AssetCheckSeverity.WARN,
+                ("current/memberships",),
+            )
+        )
+    return claims
+
+
+DERIVED = {
+    "derived/members_monthly": Claim(
+        "movements_add_up",
+        "Members at a month's start, with all movements, are the members at its end.",
+        """
+        select tenant, month, membership_type_id, business_unit_id, active_start, active_end
+        from derived.members_monthly
+        where active_start + new + renewed + reactivated - ended_by_renewal - cancelled - expired
+            - suspended - deleted - other_exit <> active_end
+        """,
+        "Report it to this project, with these rows.",
+    ),
+    "derived/recurring_revenue_monthly": Claim(
+        "bridge_adds_up",
+        "Recurring revenue at a month's start, with all movements, is that at its end.",
+        """
+        select tenant, month, membership_type_id, business_unit_id, mrr_start, mrr_end
+        from derived.recurring_revenue_monthly
+        where mrr_start + new_mrr + renewed_mrr + reactivated_mrr + expansion_mrr - contraction_mrr
+            - churned_mrr - ended_by_renewal_mrr <> mrr_end
+        """,
+        "Report it to this project, with these rows.",
+    ),
+}
+"""What must hold of derived tables."""
