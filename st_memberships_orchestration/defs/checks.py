@@ -37,6 +37,8 @@ SHOWN = 20
 FIRST = 5
 """Of them, those that are shown without a click."""
 
+WIDEST = 200
+"""Characters of a cell that are shown: a broken record may be of any length."""
 
 COMPARED = {
     "counts_match": (
@@ -201,4 +203,5 @@ def _result(
 
 
 def _table(rows: pd.DataFrame, most: int) -> str:
-    return rows.head(most).astype(str).to_markdown(index=False)
+    shown = rows.head(most).astype(str).map(lambda cell: cell[:WIDEST])
+    return shown.to_markdown(index=False)
