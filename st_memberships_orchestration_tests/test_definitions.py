@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dagster import AssetKey
 from pydantic import ValidationError
 
 from st_memberships_orchestration.definitions import defs
@@ -64,7 +65,7 @@ HISTORY = {
 def test_inventory(location: Location) -> None:
     repository = defs().get_repository_def()
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
-    exports = {f"{layer}/{feed}" for layer in ("raw", "current") for feed in FEEDS}
+    exports = {f"{layer}/{feed}" for layer in ("servicetitan", "raw", "current") for feed in FEEDS}
     reference = {f"reference/{name}" for name in REFERENCE}
     assert keys == exports | reference | HISTORY | DERIVED | {"report/memberships"}
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
@@ -98,12 +99,43 @@ def test_everything_is_described(location: Location) -> None:
         node = graph.get(key)
         assert node.description, key
         assert node.group_name != "default", key
+        assert node.owners or key.path[0] == "servicetitan", key
         if key.path[0] == "report":
             continue  # a page, not a table
         for column in node.metadata["dagster/column_schema"].columns:
             assert column.description, (key, column.name)
+    for check in graph.asset_check_keys:
+        assert graph.get_check_spec(check).description, check
+    for named in (*repository.get_all_jobs(), *repository.schedule_defs, *repository.sensor_defs):
+        assert named.description or named.name.startswith("__"), named.name
     for job in repository.get_all_jobs():
-        assert job.description or job.name.startswith("__"), job.name
+        for node in job.nodes:
+            assert node.definition.description, (job.name, node.name)
+            schema = node.definition.config_schema
+            fields = getattr(schema.config_type, "fields", None) if schema else None
+            for name, field in (fields or {}).items():
+                assert field.description, (job.name, node.name, name)
+
+
+def test_every_column_of_an_export_leads_back_to_a_field_of_servicetitans(
+    location: Location,
+) -> None:
+    graph = defs().get_repository_def().asset_graph
+    for feed in FEEDS:
+        fields = {
+            column.name
+            for column in graph.get(AssetKey(["servicetitan", feed]))
+            .metadata["dagster/column_schema"]
+            .columns
+        }
+        for layer, upstream in (("raw", "servicetitan"), ("current", "raw")):
+            metadata = graph.get(AssetKey([layer, feed])).metadata
+            lineage = metadata["dagster/column_lineage"].deps_by_column
+            columns = {column.name for column in metadata["dagster/column_schema"].columns}
+            assert columns - set(lineage) <= {"extra"}
+            for (origin,) in lineage.values():
+                assert origin.asset_key == AssetKey([upstream, feed])
+                assert layer == "current" or origin.column_name in fields
 
 
 def test_it_loads_without_tenants_and_without_a_warning(location: Location) -> None:

@@ -74,6 +74,7 @@ def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(
         name=f"claims_on_{key.path[-1]}",
+        description=f"Checks {table} against what must hold of it. Reads the lake only.",
         specs=[_spec(c.name, key, c.holds, c.remedy) for c in claims],
         can_subset=True,
     )
@@ -98,6 +99,7 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
 
     @dg.multi_asset_check(
         name=f"reconciliation_of_{feed.name}",
+        description=f"Compares current/{feed.name} with what ServiceTitan answers now.",
         specs=[_spec(name, key, *COMPARED[name]) for name in names],
         can_subset=True,
     )
@@ -136,6 +138,7 @@ def _freshness_checks(tenants: list[str]) -> dg.AssetChecksDefinition:
 
     @dg.multi_asset_check(
         name="freshness",
+        description="Looks when each tenant's last sync ended.",
         specs=[_spec("is_fresh", key, *FRESH) for key in keys],
         can_subset=True,
     )

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field, create_model
 
-from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.latest import IS_DELETED
@@ -47,6 +47,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         deps=[dg.AssetKey(source.split("/")) for source in needed.values()],
         description=table.description,
         group_name="derived",
+        owners=[OPERATIONS],
         kinds={"pandas", "deltalake"},
         partitions_def=by_tenant(settings),
         metadata={"dagster/column_schema": column_schema(table.schema)},
@@ -104,7 +105,7 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
             else p.annotation,
             Field(
                 default=list(p.default) if isinstance(p.default, tuple) else p.default,
-                description=f"See `{arg}` in the table's definition.",
+                description=table.meaning_of(arg).capitalize(),
             ),
         )
         for arg, p in options.items()

@@ -10,36 +10,71 @@ from typing import Any
 
 import dagster as dg
 
-from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.metadata import (
+    DATA,
+    column_schema,
+    lineage,
+    table_metadata,
+)
 from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
 from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 
 
-def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefinition]:
-    """The assets of all feeds."""
-    return [build_feed_assets(feed, partitions) for feed in FEEDS]
+def build_assets(
+    partitions: dg.MultiPartitionsDefinition,
+) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """The assets of all feeds, and the exports that they come from."""
+    sources = [build_source(feed) for feed in FEEDS]
+    return [*sources, *(build_feed_assets(feed, partitions) for feed in FEEDS)]
+
+
+def build_source(feed: ExportFeed) -> dg.AssetSpec:
+    """The export itself, where lineage begins: ServiceTitan's, and only read here."""
+    fields = [
+        dg.TableColumn(name=column.wire, type=str(column.wire_type), description=column.description)
+        for column in columns_of(feed.model)
+    ]
+    return dg.AssetSpec(
+        key=["servicetitan", feed.name],
+        description=(
+            f"ServiceTitan's export of {feed.title}: `GET /memberships/v2/tenant/…/{feed.path}`. "
+            "Shows the newest state of each record, some 15 minutes after it changed."
+        ),
+        group_name="servicetitan",
+        kinds={"servicetitan"},
+        tags={"feed": feed.name},
+        metadata={"dagster/column_schema": dg.TableSchema(fields)},
+    )
 
 
 def build_feed_assets(
     feed: ExportFeed, partitions: dg.MultiPartitionsDefinition
 ) -> dg.AssetsDefinition:
     """`raw/<feed>` and `current/<feed>` as one step."""
-    columns = column_schema(table_schema(feed.model))
+    schema = table_schema(feed.model)
+    columns = column_schema(schema)
+    source = dg.AssetKey(["servicetitan", feed.name])
     raw = dg.AssetSpec(
         key=["raw", feed.name],
+        deps=[source],
         description=(
             f"Every version of every record of ServiceTitan's export of {feed.title}. Rows are "
             "only ever added: running a window again adds what is missing and removes nothing."
         ),
         group_name="raw",
         kinds={"servicetitan", "deltalake"},
-        metadata={"dagster/column_schema": columns},
+        owners=[DATA],
+        tags={"feed": feed.name},
+        metadata={
+            "dagster/column_schema": columns,
+            "dagster/column_lineage": lineage(source, _wire_names(feed)),
+        },
         partitions_def=partitions,
     )
     current = dg.AssetSpec(
@@ -51,12 +86,18 @@ def build_feed_assets(
         ),
         group_name="current",
         kinds={"deltalake"},
-        metadata={"dagster/column_schema": columns},
+        owners=[DATA],
+        tags={"feed": feed.name},
+        metadata={
+            "dagster/column_schema": columns,
+            "dagster/column_lineage": lineage(raw.key, {name: name for name in schema.names}),
+        },
         partitions_def=partitions,
     )
 
     @dg.multi_asset(
         name=feed.name,
+        description=f"Reads ServiceTitan's export of {feed.title}, and applies what is new.",
         specs=[raw, current],
         can_subset=True,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -106,6 +147,13 @@ def build_feed_assets(
             yield from _results(context, current.key, healed, metadata)
 
     return feed_assets
+
+
+def _wire_names(feed: ExportFeed) -> dict[str, str]:
+    """Column -> the field of the export that it holds; the texts of times hold one too."""
+    wire = {column.name: column.wire for column in columns_of(feed.model)}
+    names = {name: name.removesuffix("_text") for name in table_schema(feed.model).names}
+    return {name: wire[plain] for name, plain in names.items() if plain in wire}
 
 
 def _read(reader: FeedReader, window: Window) -> Reading:

@@ -3,7 +3,7 @@
 import dagster as dg
 import pyarrow as pa
 
-from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.history import (
     STATUS_COLUMNS,
@@ -35,8 +35,10 @@ def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
             "before the oldest version is not known: ServiceTitan shows only the newest state."
         ),
         group_name="history",
+        owners=[DATA],
         kinds={"deltalake", "duckdb"},
         partitions_def=by_tenant(settings),
+        tags={"feed": feed.name},
         metadata={
             "dagster/column_schema": column_schema(
                 pa.schema([*table_schema(feed.model), *VALIDITY])
@@ -66,6 +68,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
             "recorded or concluded; how far back ServiceTitan records changes is not known."
         ),
         group_name="history",
+        owners=[DATA],
         kinds={"deltalake", "duckdb"},
         partitions_def=by_tenant(settings),
         metadata={"dagster/column_schema": column_schema(STATUS_COLUMNS)},

@@ -1,12 +1,18 @@
 """What the UI shows of a table: size, address, a preview, and the meaning of its columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
 from st_memberships_orchestration.lake.store import Lake
+
+DATA = "team:data"
+"""Owner of what is read: whom to ask when it is missing or late."""
+
+OPERATIONS = "team:operations"
+"""Owner of what is concluded from it, and of what is written: whom to ask what it means."""
 
 PREVIEW_ROWS = 5
 PREVIEW_COLUMNS = 8
@@ -35,6 +41,16 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
             )
             for field in schema
         ]
+    )
+
+
+def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumnLineage:
+    """Where columns come from: each from the upstream's column, or field, of the name given."""
+    return dg.TableColumnLineage(
+        {
+            column: [dg.TableColumnDep(asset_key=upstream, column_name=origin)]
+            for column, origin in columns.items()
+        }
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
@@ -127,6 +127,7 @@ def _asset(
         key=["reference", name],
         description=f"{description} Replaced whole by each refresh.",
         group_name="reference",
+        owners=[DATA],
         kinds={"servicetitan", "deltalake"},
         partitions_def=by_tenant(settings),
         metadata={"dagster/column_schema": column_schema(schema)},

@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
+from st_memberships_orchestration.defs.metadata import OPERATIONS
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.store import TENANT, Lake
@@ -42,6 +43,7 @@ def build_assets(
             "fail, and the definition of each number. Its charts are in the metadata."
         ),
         group_name="report",
+        owners=[OPERATIONS],
         kinds={"html", "duckdb"},
         partitions_def=by_tenant(settings),
     )

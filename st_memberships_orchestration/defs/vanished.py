@@ -10,7 +10,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from st_memberships_orchestration.defs.metadata import column_schema, table_metadata
+from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.reconciliation import LISTED, listing, one_record
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -55,6 +55,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             "reads every list whole."
         ),
         group_name="reference",
+        owners=[DATA],
         kinds={"servicetitan", "deltalake"},
         partitions_def=by_tenant(settings),
         metadata={"dagster/column_schema": column_schema(SCHEMA)},

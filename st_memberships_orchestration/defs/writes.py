@@ -19,7 +19,7 @@ import duckdb
 from pydantic import Field, create_model
 
 from st_memberships_orchestration.cli_writes import approval_of
-from st_memberships_orchestration.defs.metadata import column_schema
+from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.query import connect
@@ -152,6 +152,7 @@ def build_assets(settings: Settings) -> list[dg.AssetSpec]:
                 "as a table. Brought up to date by each write job; never edited."
             ),
             group_name="writes",
+            owners=[OPERATIONS],
             kinds={"servicetitan", "deltalake"},
             partitions_def=by_tenant(settings),
             metadata={"dagster/column_schema": column_schema(AUDIT.insert(0, TENANT))},

@@ -6,6 +6,7 @@ exact and movements add up to the last digit; no amount ever passes through a fl
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -52,6 +53,12 @@ class Table:
     def description(self) -> str:
         """The definition for operators: the function's docstring without its arguments."""
         return (inspect.getdoc(self.of) or "").partition("\nArgs:")[0].strip()
+
+    def meaning_of(self, argument: str) -> str:
+        """What the function's docstring says of one of its arguments."""
+        arguments = (inspect.getdoc(self.of) or "").partition("\nArgs:\n")[2]
+        found = re.search(rf"^ +{argument}: (.+(?:\n {{5,}}.+)*)", arguments, re.MULTILINE)
+        return " ".join(found[1].split()) if found else ""
 
     @property
     def schema(self) -> pa.Schema:
