@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: help env demo ui test torture torture-writes conformance lock clean
+.PHONY: help env demo ui test test-ui torture torture-writes conformance lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,6 +30,9 @@ ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenan
 test: env  ## set up and run the whole test suite
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2
+
+test-ui: env  ## walk the web UI in Chromium, as an operator would (skips without one)
+	@$(BIN)/python -m pytest -n 0 st_memberships_orchestration_tests/ui_walk.py
 
 torture-writes: env  ## 500 random schedules of faults and kills over all writes
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500
