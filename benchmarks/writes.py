@@ -2,9 +2,9 @@
 
     python benchmarks/writes.py --changes 10000 --kill-after 150
 
-A sandbox that answers after 100 ms, one plan of mark-completes, applied by the command line as a user
-would: once, or killed after so many seconds and applied again. The floor is the number of requests
-that the sandbox received, divided by ST_REQUESTS_PER_SECOND. Prints a Markdown table.
+A sandbox that answers after 100 ms; one plan of mark-completes, applied by the command line: once,
+or killed after so many seconds and applied again. The floor is the number of requests that the
+sandbox received, divided by ST_REQUESTS_PER_SECOND. Prints a Markdown table.
 """
 
 import csv

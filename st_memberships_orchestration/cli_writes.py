@@ -2,56 +2,48 @@
 
 import getpass
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
+from st_memberships_orchestration.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    approval_of,
+    bring_audit_up_to_date,
+    tenant_of,
+)
 from st_memberships_orchestration.lake.query import connect
-from st_memberships_orchestration.lake.store import Lake, replace_tenant
+from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import NO_TENANT, Settings
-from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, apply_plan, settle
+from st_memberships_orchestration.writing.apply import Locked, settle
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import (
-    audit_rows,
+    PLAN_HEADINGS,
+    RESULT_HEADINGS,
+    SHOWN_LINES,
     column_help,
     counts,
     plan_lines,
     plan_totals,
     result_lines,
 )
-from st_memberships_orchestration.writing.rows import BadRows, Row, cells, numbered, read_rows
+from st_memberships_orchestration.writing.rows import BadRows, Row, numbered, read_rows
 from st_memberships_orchestration.writing.undo import reversal
 
 PLANS = Path(".data/plans")
 console = Console()
-
-
-def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> Approval:
-    """The locks of the settings, with what the caller says about them."""
-    return Approval(
-        hash=approved_hash,
-        switch=settings.writes,
-        dry_run=dry_run,
-        environment=settings.environment,
-        caps=Caps(
-            per_run=settings.write_cap_per_run,
-            per_day=settings.write_cap_per_day,
-            per_kind=settings.write_cap_per_kind,
-            sales_money=settings.write_cap_sales_money,
-        ),
-        max_age=timedelta(hours=settings.write_plan_max_age_hours),
-    )
 
 
 @click.group()
@@ -81,7 +73,7 @@ def _plan_command(kind: Kind) -> click.Command:
                 with connect(Lake(settings.lake_uri)) as connection:
                     found = connection.sql(str(sql)).to_arrow_table()
                     rows, source = numbered(found.to_pylist()), str(sql)
-            tenant = tenant or _tenant_of(rows, kind, settings)
+            tenant = tenant or tenant_of(rows, kind, settings)
             _make(settings, ledger, kind, rows, tenant, source, occasion, confirm)
 
     columns = "\n".join(
@@ -110,19 +102,23 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
         ledger.save_plan(chosen)
         if not send:
             _show_plan(chosen)
-        try:
-            with MembershipsClient.open(settings.access(chosen.tenant)) as client:
-                results = apply_plan(
-                    chosen,
-                    client,
-                    ledger,
-                    approval=approval_of(settings, approved_hash, dry_run=not send),
-                    who=getpass.getuser(),
-                    run_id=f"cli-{uuid.uuid4().hex[:12]}",
-                )
-        finally:
-            _audit(settings, ledger, chosen.tenant)
-        _show(("line", "record", "outcome", "before", "after", "remark"), result_lines(results))
+        with (
+            MembershipsClient.open(settings.access(chosen.tenant)) as client,
+            Progress(console=console, transient=True) as progress,
+        ):
+            bar = progress.add_task("Applying", total=len(chosen.changes))
+            results = apply_audited(
+                chosen,
+                client,
+                ledger,
+                Lake(settings.lake_uri),
+                approval=approval_of(settings, approved_hash, dry_run=not send),
+                who=getpass.getuser(),
+                run_id=f"cli-{uuid.uuid4().hex[:12]}",
+                heard=lambda result: progress.advance(bar),
+            )
+        _show(RESULT_HEADINGS, result_lines(results))
+        console.print(f"{chosen.kind}: {counts(results)}; kept in {AUDIT_TABLE}.")
         if not all(result.is_good for result in results):
             raise click.ClickException(f"Not all is done: {counts(results)}. Run it again.")
 
@@ -159,7 +155,8 @@ def settle_(entry: str, outcome: str, record: int | None) -> None:
             now=datetime.now(UTC),
             record=record,
         )
-        _audit(settings, ledger, settled.tenant)
+        lake, environment = Lake(settings.lake_uri), settled.environment
+        bring_audit_up_to_date(lake, ledger, environment, settled.tenant)
         console.print(f"{settled.key[:12]} is {settled.status}.")
 
 
@@ -226,27 +223,16 @@ def _make(
 
 
 def _show_plan(shown: Plan) -> None:
-    _show(("line", "record", "field", "now", "then", "remark"), plan_lines(shown))
+    _show(PLAN_HEADINGS, plan_lines(shown))
     for name, value in plan_totals(shown).items():
         console.print(f"{name.replace('_', ' ')}: {escape(str(value))}", soft_wrap=True)
 
 
-def _show(headings: tuple[str, ...], lines: Any) -> None:
+def _show(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> None:
+    rows = list(lines)
     table = Table(*headings)
-    for line in lines:
-        table.add_row(*map(escape, line))
+    for row in rows[:SHOWN_LINES]:
+        table.add_row(*map(escape, row))
     console.print(table)
-
-
-def _tenant_of(rows: list[Row], kind: Kind, settings: Settings) -> str:
-    named = {str(cells(row, kind.change).get("tenant", "")) for row in rows} - {""}
-    if len(named) == 1:
-        return named.pop()
-    if not named and len(settings.tenants) == 1:
-        return next(iter(settings.tenants))
-    raise click.ClickException("Name one tenant with --tenant; a plan is for one.")
-
-
-def _audit(settings: Settings, ledger: Ledger, tenant: str) -> None:
-    rows = audit_rows(ledger.entries(environment=settings.environment, tenant=tenant))
-    replace_tenant(Lake(settings.lake_uri), "derived/write_audit", rows, tenant=tenant)
+    if len(rows) > SHOWN_LINES:
+        console.print(f"… and {len(rows) - SHOWN_LINES} more.")

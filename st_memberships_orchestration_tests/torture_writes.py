@@ -2,9 +2,9 @@
 
     python -m st_memberships_orchestration_tests.torture_writes --schedules 500
 
-The sandbox's own record of what it received and what it holds is the judge: each planned change
-was processed at most once, no other was, and the ledger says of each what happened, or that it
-does not know.
+The sandbox's own record of what it received is the judge: each planned change was processed at most
+once, no other was, and the ledger and `derived/write_audit` say of each what happened, or that
+nobody knows.
 """
 
 import argparse
@@ -27,6 +27,12 @@ from typing import Any
 
 import httpx
 
+from st_memberships_orchestration.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    bring_audit_up_to_date,
+)
+from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.auth import Access
@@ -39,7 +45,6 @@ from st_memberships_orchestration.writing.apply import (
     Caps,
     Patience,
     Result,
-    apply_plan,
     entry_key,
 )
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
@@ -193,6 +198,7 @@ def applied(
     url: str,
     plan: Plan,
     ledger_url: str,
+    lake: Lake,
     *,
     later: timedelta = timedelta(0),
     workers: int = 4,
@@ -202,10 +208,11 @@ def applied(
     ledger = Ledger(ledger_url)
     try:
         with MembershipsClient.open(access_of(env, url)) as client:
-            return apply_plan(
+            return apply_audited(
                 plan,
                 client,
                 ledger,
+                lake,
                 approval=Approval(
                     plan.hash, "on", False, "sandbox", caps=NO_CAPS, max_age=timedelta(days=365)
                 ),
@@ -232,7 +239,8 @@ def child(
 ) -> None:
     """Apply in this process, which may kill itself at the nth passing of a point.
 
-    `started` is an event to set just before, `together` a barrier to wait at.
+    The audit goes into a lake beside the plan. `started` is an event to set just before,
+    `together` a barrier to wait at.
     """
     client_module.TIMEOUT = httpx.Timeout(SLOW * 0.6)
     client_module._exponential = lambda state: 0.01
@@ -243,12 +251,15 @@ def child(
     if together is not None:
         together.wait(60)
     warnings.simplefilter("error")
+    plan, lake = load_plan(Path(plan_file)), lake_of(plan_file)
     try:
-        applied(
-            env, url, load_plan(Path(plan_file)), ledger_url, later=later, run_id=f"{os.getpid()}"
-        )
+        applied(env, url, plan, ledger_url, lake, later=later, run_id=f"{os.getpid()}")
     except ServiceTitanError as error:
         print(error, file=sys.stderr)
+
+
+def lake_of(plan_file: str | Path) -> Lake:
+    return Lake(str(Path(plan_file).with_suffix("")))
 
 
 def _mine(point: str, nth: int) -> None:
@@ -290,7 +301,7 @@ def processed(entry: dict[str, Any], phases: dict[str, str]) -> bool:
     """Whether the sandbox carried a request out, by its log and the faults that were ordered."""
     if entry["fault"] in (None, "truncate", "expire_token", "slow"):
         return entry["status"] == 200
-    return phases[entry["fault"]] == "after"
+    return phases[entry["fault"]] != "before"
 
 
 def judge(
@@ -326,6 +337,36 @@ def judge(
     for key in set(stands) - {entry_key(plan, p) for p in plan.changes}:
         verdict.wrong.append(f"the ledger holds what was not planned: {stands[key]}")
     return verdict
+
+
+def judge_audit(plan: Plan, entries: list[Entry], audit: list[dict[str, Any]]) -> list[str]:
+    """What `derived/write_audit` says otherwise than the ledger and the plan."""
+    wrong = []
+    stands = {entry.line: entry for entry in entries if entry.plan == plan.hash}
+    left = {one.line: one.why for one in (*plan.no_ops, *plan.refused)}
+    rows = {row["line"]: row for row in audit}
+    if len(rows) != len(audit) or {row["plan"] for row in audit} - {plan.hash}:
+        wrong.append(f"the audit has {len(audit)} rows for {len(rows)} lines of the plan")
+    for line in sorted({*rows, *stands}):
+        row, entry = rows.get(line), stands.get(line)
+        if row is None:
+            wrong.append(f"the audit lacks line {line}, which is {entry and entry.status}")
+        elif line in left:
+            if entry or row["detail"] != left[line]:
+                wrong.append(f"the audit says of line {line} that it was left: {row}")
+        elif row["attempts"] == 0:
+            if entry and entry.status not in words.FREE:
+                wrong.append(f"the audit says {row['outcome']} of line {line}: {entry.status}")
+        elif entry is None:
+            wrong.append(f"the audit invents line {line}: {row}")
+        else:
+            said = [row[n] for n in ("key", "outcome", "detail", "trace_id", "attempts", "run_id")]
+            facts = [entry.key, entry.status, entry.detail, entry.trace_id]
+            if said != [*facts, entry.attempts, entry.run_id]:
+                wrong.append(f"line {line} is {said} in the audit, {entry} in the ledger")
+            if json.loads(row["before"]) != entry.before or json.loads(row["after"]) != entry.after:
+                wrong.append(f"line {line} has other values in the audit: {row}, {entry}")
+    return wrong
 
 
 def _body(plan: Plan, planned: Any) -> Any:
@@ -378,7 +419,7 @@ def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: 
     since = len(yard.control("GET", "requests"))
     since = yard.control("GET", "requests")[-1]["n"] + 1 if since else 0
     faults = _faults(kind, dice)
-    phases = {f["kind"]: f["phase"] for f in faults if f["on"] != "connect/token"}
+    phases = {f["kind"]: f["phase"] for f in faults if f["on"] == _path(kind)}
     yard.control("POST", "faults", faults)
     mode = dice.choice(["plain", "mined", "killed", "killed", "rivals", "rivals killed"])
     if dice.random() < 0.2:
@@ -390,16 +431,20 @@ def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: 
             yard.control("DELETE", "faults")
         later = timedelta(minutes=20 * round)
         _round(yard, dice, (env, url, file, ledger_url, later), "plain" if last else mode)
-        if "slow" in phases:
+        if "slow" in phases or "during" in phases.values():
             time.sleep(SLOW * 1.2)  # what a killed process asked for may still be under way
     ledger = Ledger(ledger_url)
     keys = {entry_key(plan, planned) for planned in plan.changes}
     entries = [e for e in ledger.entries(tenant="acme", kind=kind) if e.key in keys]
     if not issubclass(type(KINDS[kind]), Creation):
         entries = ledger.entries(plan=plan.hash)
+    # What the last run left behind when it was killed comes with the next one, of any plan.
+    bring_audit_up_to_date(lake_of(file), ledger, plan.environment, plan.tenant)
     ledger.close()
-    log = [e for e in yard.control("GET", f"requests?since={since}")]
+    log = yard.control("GET", f"requests?since={since}")
     verdict = judge(plan, entries, log, phases)
+    audit = lake_of(file).rows(AUDIT_TABLE, tenant="acme", where=f"plan = '{plan.hash}'")
+    verdict.wrong += judge_audit(plan, entries, audit.to_pylist())
     verdict.ends[f"mode: {mode}"] += 1
     return verdict
 
@@ -436,34 +481,43 @@ def _round(yard: Yard, dice: random.Random, what: tuple[Any, ...], mode: str) ->
         assert process.exitcode in (0, -signal.SIGKILL), f"a run ended with {process.exitcode}"
 
 
+def _path(kind: str) -> str:
+    return PATHS[kind][1].partition("{")[0]
+
+
 def _faults(kind: str, dice: random.Random) -> list[dict[str, Any]]:
-    on = PATHS[kind][1].partition("{")[0]
     faults: dict[str, dict[str, Any]] = {}
     for _ in range(dice.randint(1, 4)):
         fault = dice.choice(
-            ["400", "429", "500", "html", "truncate", "slow", "reset", "expire_token"]
+            ["400", "429", "500", "html", "truncate", "slow", "reset", "reset", "expire_token"]
         )
-        phase = dice.choice(["before", "after"])
+        phase = dice.choice(["before", "during", "after"])
+        if phase == "during" and fault != "reset":
+            phase = "before"
         if fault in ("429", "expire_token"):  # both mean by definition: not processed
             phase = "before"
         faults[fault] = {
-            "on": on,
+            "on": _path(kind),
             "kind": fault,
             "phase": phase,
             "method": PATHS[kind][0],
             "times": dice.randint(1, 3),
             "after": dice.randint(0, 5),
-            "seconds": SLOW if fault == "slow" else 0,
+            "seconds": SLOW if fault == "slow" or phase == "during" else 0,
         }
     if "expire_token" in faults:
-        # A request whose token was revoked meanwhile is not processed in either phase, and the
+        # A request whose token was revoked meanwhile is not processed in any phase, and the
         # sandbox's log could not tell.
         for order in faults.values():
             order["phase"] = "before"
+    others: list[dict[str, Any]] = []
     if dice.random() < 0.2:
-        order = {"on": "connect/token", "kind": "500", "phase": "before", "times": 1, "after": 0}
-        return [*faults.values(), order]
-    return list(faults.values())
+        others.append({"on": "connect/token", "kind": "500", "times": 1})
+    if dice.random() < 0.3:  # more than the client tries again: a read fails for good
+        read = dice.choice(["500", "reset", "429", "html", "truncate"])
+        read_fault = {"on": "", "kind": read, "method": "GET", "seconds": 0}
+        others.append(read_fault | {"times": dice.randint(1, 9), "after": dice.randint(0, 6)})
+    return [*faults.values(), *others]
 
 
 def main() -> None:

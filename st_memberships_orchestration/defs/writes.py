@@ -18,12 +18,17 @@ import dagster as dg
 import duckdb
 from pydantic import Field, create_model
 
-from st_memberships_orchestration.cli_writes import approval_of
+from st_memberships_orchestration.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    approval_of,
+    tenant_of,
+)
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.query import connect
-from st_memberships_orchestration.lake.store import TENANT, Lake, replace_tenant
+from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import (
@@ -31,14 +36,14 @@ from st_memberships_orchestration.writing.apply import (
     Locked,
     Patience,
     Result,
-    apply_plan,
 )
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import (
     AUDIT,
-    audit_rows,
+    PLAN_HEADINGS,
+    RESULT_HEADINGS,
     column_help,
     counts,
     markdown,
@@ -49,16 +54,12 @@ from st_memberships_orchestration.writing.report import (
 from st_memberships_orchestration.writing.rows import (
     FORMATS,
     BadRows,
-    Fault,
     Row,
-    cells,
     numbered,
     read_rows,
 )
 
-PLAN_HEADINGS = ("line", "record", "field", "now", "then", "remark")
-RESULT_HEADINGS = ("line", "record", "outcome", "before", "after", "remark")
-AUDIT_KEY = dg.AssetKey(["derived", "write_audit"])
+AUDIT_KEY = dg.AssetKey(AUDIT_TABLE.split("/"))
 LOGGED_RESULTS = 500
 """Runs with more results log only those that went wrong, and every so many-th."""
 
@@ -148,8 +149,9 @@ def build_assets(settings: Settings) -> list[dg.AssetSpec]:
         dg.AssetSpec(
             AUDIT_KEY,
             description=(
-                "Every change that was sent to ServiceTitan, or was about to be: the write ledger "
-                "as a table. Brought up to date by each write job; never edited."
+                "What became of each line of each plan that was applied: sent and read back, "
+                "refused, stopped, or not needed; who, when, in which run, before and after. "
+                "Brought up to date from the write ledger by each write job; never edited."
             ),
             group_name="writes",
             owners=[OPERATIONS],
@@ -213,9 +215,7 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
 
     write.__annotations__["config"] = config_type
     description = f"{title}. Undone by: {kind.reverse}."
-    op = dg.op(name=op_name(kind.name), description=description, tags={"dagster/max_retries": "0"})(
-        write
-    )
+    op = dg.op(name=op_name(kind.name), description=description)(write)
 
     @dg.job(
         name=kind.name,
@@ -270,7 +270,7 @@ class _Work:
     def _planned(self) -> Plan:
         rows, source = self._rows()
         settings = self.writes.settings
-        tenant = self.config.tenant or _tenant_of(rows, self.kind, settings)
+        tenant = self.config.tenant or tenant_of(rows, self.kind, settings)
         ledger, environment = self.writes.ledger, settings.environment
         return make_plan(
             self.servicetitan.client(tenant),
@@ -318,10 +318,11 @@ class _Work:
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
         writes.ledger.save_plan(plan)
         try:
-            results = apply_plan(
+            results = apply_audited(
                 plan,
                 self.servicetitan.client(plan.tenant),
                 writes.ledger,
+                self.lake,
                 approval=writes.approval(config.approved_hash, dry_run=config.dry_run),
                 who=config.who or getpass.getuser(),
                 run_id=self.context.run_id,
@@ -329,7 +330,7 @@ class _Work:
                 heard=_Heard(self.context, len(plan.changes)),
             )
         finally:
-            self._audit(plan.tenant)
+            self._log_audit(plan.tenant)
         table = markdown(RESULT_HEADINGS, result_lines(results))
         facts = {
             **plan_totals(plan),
@@ -347,14 +348,11 @@ class _Work:
             )
         self.context.add_output_metadata(facts)
 
-    def _audit(self, tenant: str) -> None:
-        environment = self.writes.settings.environment
-        entries = self.writes.ledger.entries(environment=environment, tenant=tenant)
-        rows = audit_rows(entries)
-        replace_tenant(self.lake, "/".join(AUDIT_KEY.path), rows, tenant=tenant)
+    def _log_audit(self, tenant: str) -> None:
+        rows = self.lake.count(AUDIT_TABLE, tenant=tenant)
         self.context.log_event(
             dg.AssetMaterialization(
-                AUDIT_KEY, partition=tenant, metadata={"dagster/row_count": rows.num_rows}
+                AUDIT_KEY, partition=tenant, metadata={"dagster/row_count": rows}
             )
         )
 
@@ -374,16 +372,6 @@ class _Heard:
             say("line %s: %s %s %s", result.line, result.target, result.status, result.detail)
         elif self._count % LOGGED_RESULTS == 0:
             say("%s of %s", self._count, self._total)
-
-
-def _tenant_of(rows: Sequence[Row], kind: Kind, settings: Settings) -> str:
-    named = {str(cells(row, kind.change).get("tenant", "")) for row in rows} - {""}
-    if len(named) == 1:
-        return named.pop()
-    if not named and len(settings.tenants) == 1:
-        return next(iter(settings.tenants))
-    found = ", ".join(sorted(named)) or "none"
-    raise BadRows([Fault(1, f"name one tenant for the whole plan; the rows name {found}")])
 
 
 # The inbox

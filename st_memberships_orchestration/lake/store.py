@@ -153,6 +153,34 @@ def replace_tenant(lake: Lake, name: str, rows: pa.Table, *, tenant: str) -> Non
     overwrite_tenant(lake, name, rows.to_reader(), tenant=tenant)
 
 
+@retry_conflicts
+def upsert(
+    lake: Lake, name: str, rows: pa.Table, *, tenant: str, key: Sequence[str], newer: str
+) -> None:
+    """Insert `rows`, and put those that are newer in the place of rows with the same key.
+
+    Args:
+        lake: where the table lies; it is created if missing.
+        name: of the table.
+        rows: of one tenant, each key once.
+        tenant: whose rows.
+        key: columns that name a row within the tenant.
+        newer: column that grows with each version of a row.
+    """
+    if not rows.num_rows:
+        return
+    rows = with_tenant(rows, tenant)
+    same = " and ".join(f"t.{column} = s.{column}" for column in ("tenant", *key))
+    merger = lake.open(name, rows.schema).merge(
+        rows,
+        predicate=f"t.tenant = {literal(tenant)} and {same}",
+        source_alias="s",
+        target_alias="t",
+        merge_schema=True,
+    )
+    merger.when_matched_update_all(f"s.{newer} > t.{newer}").when_not_matched_insert_all().execute()
+
+
 def overwrite_tenant(lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenant: str) -> None:
     """`replace_tenant` for rows that are too many to hold.
 

@@ -41,8 +41,9 @@ class Fault:
         kind: One of `KINDS`.
         times: How many requests are hit; counts down.
         after: How many matching requests pass before; counts down.
-        phase: Whether a request that is answered wrongly was processed: ``before`` is not.
-        seconds: The wait of ``slow``, and the one that a ``429`` asks for.
+        phase: Whether a request that is answered wrongly was processed: ``before`` is not,
+            ``after`` is; a ``reset`` ``during`` comes first, and the processing `seconds` later.
+        seconds: That wait, the one of ``slow``, and the one that a ``429`` asks for.
         header: Whether a ``429`` has a Retry-After header.
         tenant: Only this tenant's requests.
         method: Only this method.
@@ -62,8 +63,9 @@ class Fault:
         self.kind = str(self.kind)
         if self.kind not in KINDS:
             raise ValueError(f"no fault {self.kind!r}; there are {', '.join(KINDS)}")
-        if self.phase not in ("before", "after"):
-            raise ValueError(f"no phase {self.phase!r}; there are before, after")
+        phases = ("before", "during", "after") if self.kind == "reset" else ("before", "after")
+        if self.phase not in phases:
+            raise ValueError(f"{self.kind} has no phase {self.phase!r}; it has {phases}")
 
     def concerns(self, request: Request, path: str, tenant: str | None) -> bool:
         """Whether a request is one of those that the fault is about."""
@@ -135,6 +137,8 @@ async def suffer(
             return answer()
     if fault.phase == "after":
         answer()
+    elif fault.phase == "during":
+        asyncio.get_running_loop().call_later(fault.seconds, answer)
     return _broken(fault)
 
 

@@ -68,7 +68,7 @@ _entries = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=1),
     sa.Column("claim", sa.String(32), nullable=False),
     sa.Column("claimed_at", sa.String(32), nullable=False),
-    sa.Column("updated_at", sa.String(32), nullable=False),
+    sa.Column("updated_at", sa.String(32), nullable=False, index=True),
     sa.Column("change", sa.Text, nullable=False),
     sa.Column("wanted", sa.Text, nullable=False),
     sa.Column("before", sa.Text, nullable=False),
@@ -326,11 +326,16 @@ class Ledger:
 
     # Reading
 
-    def entries(self, *, plan: str | None = None, **equals: Any) -> list[Entry]:
-        """Rows by plan and by columns that equal, or are among, what is given; oldest first."""
+    def entries(self, *, since: datetime | None = None, **equals: Any) -> list[Entry]:
+        """Rows by columns that equal, or are among, what is given; oldest first.
+
+        Args:
+            since: only those of which something was noted at that time or later.
+            equals: the columns.
+        """
         query = sa.select(_entries).order_by(_entries.c.claimed_at, _entries.c.line)
-        if plan is not None:
-            equals["plan"] = plan
+        if since is not None:
+            query = query.where(_entries.c.updated_at >= since.astimezone(UTC).isoformat())
         for name, value in equals.items():
             column = _entries.c[name]
             among = isinstance(value, tuple | list | set | frozenset)

@@ -3,25 +3,28 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
-from st_memberships_orchestration.writing.apply import Result
+from st_memberships_orchestration.writing.apply import NO_OP, STOPPED, Result
 from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.ledger import Entry
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.rows import list_fields
 from st_memberships_orchestration.writing.values import COPY_OF, Plain
 
+PLAN_HEADINGS = ("line", "record", "field", "now", "then", "remark")
+RESULT_HEADINGS = ("line", "record", "outcome", "before", "after", "remark")
 LONGEST_CELL = 120
 SHOWN_LINES = 1_000
-"""Rows of a table in Dagster's metadata; the whole is in the plan's file and in the ledger."""
+"""Rows of a table on a screen; the whole is in the plan's file and in `derived/write_audit`."""
 
 
 def plan_lines(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Line, record, field, now, then, remark: one for each field that would change."""
+    """Cells of `PLAN_HEADINGS`, one line for each field that would change."""
     for planned in plan.changes:
         record = str(planned.target or "new")
         remarks = "; ".join(planned.warnings)
@@ -50,7 +53,7 @@ def plan_totals(plan: Plan) -> dict[str, Any]:
 
 
 def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Line, record, outcome, before, after, remark of each result; what went wrong first."""
+    """Cells of `RESULT_HEADINGS`, one line for each result; what went wrong first."""
     for result in sorted(results, key=lambda one: (one.is_good, one.line)):
         remark = result.detail
         if result.trace_id and result.trace_id not in remark:
@@ -111,48 +114,97 @@ AUDIT = pa.schema(
     [
         pa.field(name, kind, metadata={"comment": comment})
         for name, kind, comment in (
-            ("key", pa.string(), "The ledger's key of the change."),
+            ("key", pa.string(), "The ledger's key of the change; for `settle`."),
             ("environment", pa.string(), "Environment that it was sent to."),
             ("kind", pa.string(), "Kind of change; the name of its job."),
             ("plan", pa.string(), "Hash of the plan."),
             ("line", pa.int32(), "Line of the plan's source."),
             ("record_id", pa.int64(), "Record that was changed or made."),
-            ("outcome", pa.string(), "succeeded, refused, not_sent, unknown, not_applied …"),
+            ("outcome", pa.string(), "What became of it: succeeded, no_op, stopped, refused …"),
             ("detail", pa.string(), "Why, in words."),
             ("found_by", pa.string(), "receipt, reconciliation or person: how it is known."),
             ("verified", pa.bool_(), "Whether the record was read back."),
-            ("attempts", pa.int32(), "How often it was sent, lost attempts included."),
+            ("attempts", pa.int32(), "How often it was sent; 0 is never, as refused in the plan."),
             ("change", pa.string(), "What was asked, JSON."),
             ("before", pa.string(), "What the record had before, JSON."),
             ("after", pa.string(), "What it had when it was read back, JSON."),
             ("money", pa.decimal128(18, 6), "Money that the change touches."),
             ("trace_id", pa.string(), "ServiceTitan's trace id, where it gave one."),
             ("who", pa.string(), "Who applied the plan."),
-            ("run_id", pa.string(), "Run that sent it last."),
+            ("run_id", pa.string(), "Run that sent it last, or decided not to."),
             ("sent_at", pa.timestamp("us", tz="UTC"), "When it was noted, just before sending."),
             ("updated_at", pa.timestamp("us", tz="UTC"), "When the outcome was noted."),
         )
     ]
 )
-"""`derived/write_audit`: the ledger, one row per change."""
+"""`derived/write_audit`: one row per line of a plan that was applied, with its last outcome."""
+
+_JSON_COLUMNS = ("change", "before", "after")
 
 
-def audit_rows(entries: Iterable[Entry]) -> pa.Table:
-    """The ledger as rows of `derived/write_audit`."""
-    rows = [
+def audit_rows(entries: Iterable[Entry], unsent: Iterable[Plain] = ()) -> pa.Table:
+    """Rows of `derived/write_audit`, one per plan and line.
+
+    Args:
+        entries: of the ledger.
+        unsent: see `unsent_rows`; they count more than what the ledger says of earlier runs.
+    """
+    sent = (
         {
-            **{name: getattr(entry, name, None) for name in AUDIT.names},
+            **vars(entry),
             "record_id": entry.target or next(reversed(entry.result.values()), None),
             "outcome": entry.status,
-            "change": json.dumps(entry.change, ensure_ascii=False),
-            "before": json.dumps(entry.before, ensure_ascii=False),
-            "after": json.dumps(entry.after, ensure_ascii=False),
-            "money": None if entry.money is None else Decimal(entry.money),
             "sent_at": entry.claimed_at,
         }
         for entry in entries
-    ]
-    return pa.Table.from_pylist(rows, schema=AUDIT)
+    )
+    rows = {(row["plan"], row["line"]): row for row in (*sent, *unsent)}
+    return pa.Table.from_pylist([_audit_row(row) for row in rows.values()], schema=AUDIT)
+
+
+def unsent_rows(
+    plan: Plan, results: Sequence[Result], *, who: str, run_id: str, now: datetime
+) -> Iterator[Plain]:
+    """What a run of a plan did not send, for `audit_rows`: stopped, so already, or refused."""
+    common = {
+        "environment": plan.environment,
+        "kind": plan.kind,
+        "plan": plan.hash,
+        "who": who,
+        "run_id": run_id,
+        "updated_at": now,
+        "attempts": 0,
+        "verified": False,
+    }
+    for outcome, lines in ((NO_OP, plan.no_ops), ("refused", plan.refused)):
+        for left in lines:
+            yield common | {
+                "line": left.line,
+                "record_id": left.target,
+                "outcome": outcome,
+                "detail": left.why,
+            }
+    planned = {change.line: change for change in plan.changes}
+    for result in results:
+        if result.status in (STOPPED, NO_OP):
+            change = planned[result.line]
+            yield common | {
+                "key": result.key,
+                "line": result.line,
+                "record_id": result.target,
+                "outcome": result.status,
+                "detail": result.detail,
+                "change": change.change,
+                "before": change.before,
+                "after": result.after,
+                "money": change.money,
+            }
+
+
+def _audit_row(row: Plain) -> Plain:
+    texts = {n: json.dumps(row.get(n) or {}, ensure_ascii=False) for n in _JSON_COLUMNS}
+    money = None if row.get("money") is None else Decimal(row["money"])
+    return {name: row.get(name) for name in AUDIT.names} | texts | {"money": money}
 
 
 def _lines_that_differ(now: Any, then: Any) -> tuple[Any, Any]:
