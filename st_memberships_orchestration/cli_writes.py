@@ -34,10 +34,10 @@ from st_memberships_orchestration.writing.report import (
     RESULT_HEADINGS,
     SHOWN_LINES,
     column_help,
-    counts,
     plan_lines,
     plan_totals,
     result_lines,
+    tally,
 )
 from st_memberships_orchestration.writing.rows import BadRows, Row, numbered, read_rows
 from st_memberships_orchestration.writing.undo import reversal
@@ -118,9 +118,9 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
                 heard=lambda result: progress.advance(bar),
             )
         _show(RESULT_HEADINGS, result_lines(results))
-        console.print(f"{chosen.kind}: {counts(results)}; kept in {AUDIT_TABLE}.")
+        console.print(f"{tally(results)}. All of it: {AUDIT_TABLE}, plan {chosen.hash[:12]}.")
         if not all(result.is_good for result in results):
-            raise click.ClickException(f"Not all is done: {counts(results)}. Run it again.")
+            raise click.ClickException("Not all is done; what succeeded stays done. Run it again.")
 
 
 @click.command()

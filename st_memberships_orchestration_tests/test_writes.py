@@ -143,7 +143,7 @@ def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
     run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
     assert not run.success
     found = facts(run, job)
-    assert "1 of 3 changes are not done: {'refused': 1}" in found["said"]
+    assert "1 of 3 changes are not done: 1 refused" in found["said"]
     assert found["outcomes"] == {"refused": 1, "succeeded": 2}
     assert "trace id" in found["results"]
     assert len(here.lake.rows("derived/write_audit", tenant="acme")) == 3
@@ -272,7 +272,7 @@ def test_a_newcomer_s_way_from_a_query_to_undo(
     assert writes_of(sandbox) == []
     here.monkeypatch.setenv("ST_WRITES", "on")
     assert "names 'no hash'" in command("apply", str(file), "--send", fails=True)
-    assert command(*send).count("succeeded") == 2
+    assert "2 succeeded" in command(*send)
     audit = "select outcome, before, after from derived.write_audit"
     assert command("query", audit, "--csv").count("succeeded") == 2
     before = len(list(Path(".data/plans").glob("*.json")))

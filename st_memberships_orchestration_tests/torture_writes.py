@@ -396,7 +396,11 @@ class Yard:
 def forkserver() -> Any:
     """Processes forked from one that has imported everything and opened nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["st_memberships_orchestration_tests.torture_writes"])
+    modules = [
+        "st_memberships_orchestration_tests.torture_writes",
+        "pandas",
+    ]  # Arrow asks for pandas
+    context.set_forkserver_preload(modules)
     return context
 
 

@@ -50,6 +50,7 @@ from st_memberships_orchestration.writing.report import (
     plan_lines,
     plan_totals,
     result_lines,
+    tally,
 )
 from st_memberships_orchestration.writing.rows import (
     FORMATS,
@@ -341,7 +342,7 @@ class _Work:
         bad = [result for result in results if not result.is_good]
         if bad:
             raise dg.Failure(
-                f"{len(bad)} of {len(results)} changes are not done: {counts(bad)}. What succeeded "
+                f"{len(bad)} of {len(results)} changes are not done: {tally(bad)}. What succeeded "
                 "stays done; run the job again to go on.",
                 metadata=facts,
                 allow_retries=False,

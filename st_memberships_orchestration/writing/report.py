@@ -73,6 +73,11 @@ def counts(results: Iterable[Result]) -> dict[str, int]:
     return dict(sorted(Counter(result.status for result in results).items()))
 
 
+def tally(results: Iterable[Result]) -> str:
+    """Number of results by status, in words."""
+    return ", ".join(f"{number} {status}" for status, number in counts(results).items())
+
+
 def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table, cut after `SHOWN_LINES`."""
     rows = list(lines)
