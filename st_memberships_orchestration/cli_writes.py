@@ -220,6 +220,7 @@ def _make(
     _show_plan(made)
     console.print(f"\nThe plan is {path}. Read it; then, with ST_WRITES=on:", soft_wrap=True)
     console.print(f"  st-memberships apply {path} --send --hash {made.hash}", soft_wrap=True)
+    console.print(f"or launch the job {made.kind} with approved_hash and dry_run: false.")
 
 
 def _show_plan(shown: Plan) -> None:

@@ -45,7 +45,6 @@ from st_memberships_orchestration.writing.report import (
     PLAN_HEADINGS,
     RESULT_HEADINGS,
     column_help,
-    counts,
     markdown,
     plan_lines,
     plan_totals,
@@ -182,6 +181,11 @@ def op_name(kind: str) -> str:
     return f"{kind}_by_plan"
 
 
+def run_config(kind: str, **config: Any) -> dict[str, Any]:
+    """Run config of a kind's job, with the config of its one op."""
+    return {"ops": {op_name(kind): {"config": config}}}
+
+
 def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
     columns = "; ".join(
         f"`{name}`{f' ({note})' if note else ''}" for name, note, _ in column_help(kind)
@@ -224,7 +228,9 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
             f"{description} Makes a plan and shows it, record by record; applies it when it is "
             "given the plan's hash, `dry_run: false`, and ST_WRITES is `on`."
         ),
-        tags={"dagster/max_retries": "0"},
+        # Prefills the Launchpad with what people fill in.
+        config=run_config(kind.name, file="", dry_run=True, approved_hash=""),
+        tags={"dagster/max_retries": "0"},  # nothing is sent again by itself
         executor_def=dg.in_process_executor,
         resource_defs=resources,
     )
@@ -262,11 +268,17 @@ class _Work:
         self.writes.ledger.save_plan(plan)
         table = markdown(PLAN_HEADINGS, plan_lines(plan))
         self.context.log.info("plan %s\n%s", plan_totals(plan), table)
+        to_apply = how_to_apply(plan)
+        self._tag(plan)
         self.context.add_output_metadata(
-            {**plan_totals(plan), "differences": dg.MetadataValue.md(table)}
+            {
+                "differences": dg.MetadataValue.md(table),
+                "to_apply": dg.MetadataValue.md(to_apply),
+                **plan_totals(plan),
+            }
         )
         if self.config.from_inbox:
-            aside.planned(plan, table)
+            aside.planned(plan, f"{table}\n\n{to_apply}")
 
     def _planned(self) -> Plan:
         rows, source = self._rows()
@@ -318,6 +330,7 @@ class _Work:
         if config.tenant not in ("", plan.tenant):
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
         writes.ledger.save_plan(plan)
+        self._tag(plan)
         try:
             results = apply_audited(
                 plan,
@@ -334,10 +347,10 @@ class _Work:
             self._log_audit(plan.tenant)
         table = markdown(RESULT_HEADINGS, result_lines(results))
         facts = {
-            **plan_totals(plan),
-            "outcomes": counts(results),
-            "sent_now": sum(result.sent for result in results),
+            "outcomes": tally(results),
             "results": dg.MetadataValue.md(table),
+            "sent_now": sum(result.sent for result in results),
+            **plan_totals(plan),
         }
         bad = [result for result in results if not result.is_good]
         if bad:
@@ -349,6 +362,11 @@ class _Work:
             )
         self.context.add_output_metadata(facts)
 
+    def _tag(self, plan: Plan) -> None:
+        """Let the run be found by its tenant and its plan."""
+        tags = {"tenant": plan.tenant, "plan": plan.hash[:12]}
+        self.context.instance.add_run_tags(self.context.run_id, tags)
+
     def _log_audit(self, tenant: str) -> None:
         rows = self.lake.count(AUDIT_TABLE, tenant=tenant)
         self.context.log_event(
@@ -356,6 +374,17 @@ class _Work:
                 AUDIT_KEY, partition=tenant, metadata={"dagster/row_count": rows}
             )
         )
+
+
+def how_to_apply(plan: Plan) -> str:
+    """What to paste into the Launchpad once the plan was read, as Markdown."""
+    if not plan.changes:
+        return "There is nothing to apply."
+    return (
+        f"Read the differences. Then, with ST_WRITES=on, launch the job `{plan.kind}` with\n\n"
+        f"```yaml\nops:\n  {op_name(plan.kind)}:\n    config:\n"
+        f"      approved_hash: {plan.hash}\n      dry_run: false\n```"
+    )
 
 
 class _Heard:
@@ -401,14 +430,11 @@ class _Aside:
         """Move the file aside with the reason."""
         self._moved("broken", reason)
 
-    def planned(self, plan: Plan, table: str) -> None:
+    def planned(self, plan: Plan, report: str) -> None:
         """Put file, plan and report into the outbox."""
         folder = self._moved("planned", "")
         plan.save(folder).rename(folder / f"plan-{plan.hash[:12]}.json")
-        (folder / "plan.md").write_text(
-            f"Plan {plan.hash}\n\n{table}\n\nTo apply it, run the job `{plan.kind}` with\n"
-            f"approved_hash: {plan.hash}\ndry_run: false\n"
-        )
+        (folder / "plan.md").write_text(f"Plan {plan.hash}\n\n{report}\n")
 
     def _moved(self, what: str, reason: str) -> Path:
         folder = self._outbox / f"{_content(self._file)}-{self._file.name}"
@@ -438,11 +464,10 @@ def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
     )
     def write_plan_inbox() -> Iterator[dg.RunRequest]:
         for kind, file in waiting_files(Settings().inbox, now=datetime.now(UTC)):
-            config = {"file": str(file), "from_inbox": True}
             yield dg.RunRequest(
                 run_key=f"{kind} {file.name} {file.stat().st_mtime_ns} {_content(file)}",
                 job_name=kind,
-                run_config={"ops": {op_name(kind): {"config": config}}},
+                run_config=run_config(kind, file=str(file), from_inbox=True),
             )
 
     return write_plan_inbox

@@ -40,15 +40,15 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
 def plan_totals(plan: Plan) -> dict[str, Any]:
     """The plan in numbers."""
     return {
-        "plan_hash": plan.hash,
-        "tenant": plan.tenant,
-        "environment": plan.environment,
-        "kind": plan.kind,
-        "source": plan.source,
         "changes": len(plan.changes),
         "no_ops": len(plan.no_ops),
         "refused": len(plan.refused),
         "money_touched": str(plan.money),
+        "plan_hash": plan.hash,
+        "kind": plan.kind,
+        "tenant": plan.tenant,
+        "environment": plan.environment,
+        "source": plan.source,
     }
 
 
@@ -68,14 +68,10 @@ def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str
         )
 
 
-def counts(results: Iterable[Result]) -> dict[str, int]:
-    """Number of results by status."""
-    return dict(sorted(Counter(result.status for result in results).items()))
-
-
 def tally(results: Iterable[Result]) -> str:
     """Number of results by status, in words."""
-    return ", ".join(f"{number} {status}" for status, number in counts(results).items())
+    counted = sorted(Counter(result.status for result in results).items())
+    return ", ".join(f"{number} {status}" for status, number in counted)
 
 
 def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
