@@ -25,7 +25,6 @@ from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.plans import load_plan
 
 COMMAND = [str(Path(sys.executable).with_name("st-memberships"))]
-PER_SECOND = 30
 
 
 def open_visits(count: int, file: Path) -> None:
@@ -59,9 +58,10 @@ def received(sandbox: RunningSandbox) -> tuple[int, Counter[str]]:
 
 @click.command()
 @click.option("--changes", default=10_000)
+@click.option("--per-second", default=30, help="The ceiling, ST_REQUESTS_PER_SECOND.")
 @click.option("--latency-ms", default=100)
 @click.option("--kill-after", type=float, help="Seconds after which the first run is killed.")
-def main(changes: int, latency_ms: int, kill_after: float | None) -> None:
+def main(changes: int, per_second: int, latency_ms: int, kill_after: float | None) -> None:
     """Measure once."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -72,7 +72,7 @@ def main(changes: int, latency_ms: int, kill_after: float | None) -> None:
             "ST_WRITES": "on",
             "ST_WRITE_CAP_PER_RUN": str(changes),
             "ST_WRITE_CAP_PER_DAY": str(changes),
-            "ST_REQUESTS_PER_SECOND": str(PER_SECOND),
+            "ST_REQUESTS_PER_SECOND": str(per_second),
             "ST_LAKE_URI": f"{folder}/lake",
             "ST_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
         }
@@ -85,7 +85,7 @@ def main(changes: int, latency_ms: int, kill_after: float | None) -> None:
             spent = run(*words, kill_after=kill_after)
             requests, marks = received(sandbox)
             everything.update(marks)
-            floor = requests / PER_SECOND
+            floor = requests / per_second
             above = f"{spent / floor - 1:.1%}" if requests else ""
             twice = sum(times > 1 for times in everything.values())
             click.echo(

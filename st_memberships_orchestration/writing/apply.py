@@ -408,7 +408,7 @@ class _Run:
             return None
         self.sent.add(key)
         status, facts = self._sent(planned)
-        held = self.ledger.finish(
+        noted = self.ledger.finish(
             key,
             claim,
             status,
@@ -418,11 +418,13 @@ class _Run:
             else (words.SENDING,),
             **facts,
         )
-        if not held and self._refreshed_entry(planned).claim != claim:
+        if noted:
+            self.standing[key] = noted
+        elif self._refreshed_entry(planned).claim != claim:
             said = f"attempt {claim[:8]} ended late as {status}; another one had begun"
             logger.error("Line %s: %s", planned.line, said)
             self.ledger.remark(key, said, now=self.clock())
-        return self._refreshed(planned)
+        return self._result(planned)
 
     def _sent(self, planned: PlannedChange) -> tuple[str, dict[str, Any]]:
         """Send once; the status and what is known of it."""
@@ -549,7 +551,7 @@ class _Run:
                 if missed
                 else entry.detail
             )
-            self.ledger.finish(
+            noted = self.ledger.finish(
                 entry.key,
                 entry.claim,
                 words.NOT_APPLIED if missed else words.SUCCEEDED,
@@ -559,7 +561,7 @@ class _Run:
                 after=after,
                 detail=said,
             )
-            self._refreshed_entry(planned)
+            self.standing[entry.key] = noted or self._refreshed_entry(planned)
 
     def _record_id(self, planned: PlannedChange) -> int | None:
         return planned.target or self.kind.made(self._entry(planned).result)
@@ -574,10 +576,6 @@ class _Run:
         assert entry is not None
         self.standing[entry.key] = entry
         return entry
-
-    def _refreshed(self, planned: PlannedChange) -> Result:
-        self._refreshed_entry(planned)
-        return self._result(planned)
 
     def _result(self, planned: PlannedChange) -> Result:
         entry = self._entry(planned)

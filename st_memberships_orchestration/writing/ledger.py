@@ -286,8 +286,8 @@ class Ledger:
         now: datetime,
         expected: Sequence[str] = (SENDING,),
         **facts: Any,
-    ) -> bool:
-        """Note what became of a change; False if it is not in our hands any more.
+    ) -> Entry | None:
+        """Note what became of a change; the entry, None if it is not in our hands any more.
 
         Args:
             key: of the entry.
@@ -301,7 +301,7 @@ class Ledger:
             query = sa.select(_entries).where(_entries.c.key == key)
             there = connection.execute(query.with_for_update()).one()
             if there.claim != claim or there.status not in expected:
-                return False
+                return None
             step = {"at": now.isoformat(), "status": status}
             step |= {n: facts[n] for n in ("detail", "trace_id", "found_by") if facts.get(n)}
             values = {
@@ -310,10 +310,11 @@ class Ledger:
                 "updated_at": now.isoformat(),
                 "trail": json.dumps([*json.loads(there.trail), step]),
             }
-            connection.execute(sa.update(_entries).where(_entries.c.key == key).values(**values))
+            update = sa.update(_entries).where(_entries.c.key == key).values(**values)
+            noted = connection.execute(update.returning(_entries)).one()
             if status in FREE and there.status not in FREE:
                 self._refund(connection, there)
-        return True
+        return _entry(noted)
 
     def remark(self, key: str, said: str, *, now: datetime) -> None:
         """Add a line to an entry's trail, whatever its status."""
@@ -401,29 +402,23 @@ class Ledger:
         money = None if budget.money is None else int(budget.money * 100)
         caps = ((ALL_KINDS, budget.changes, None), (intent.kind, budget.of_kind, money))
         for kind, most, most_cents in caps:
-            where = _spent_key(intent.environment, intent.tenant, kind, _day(now))
-            names = ("environment", "tenant", "kind", "day")
-            place = dict(
-                zip(names, (intent.environment, intent.tenant, kind, _day(now)), strict=True)
-            )
-            connection.execute(
-                self._insert(_spent)
-                .values(**place, count=0, cents=0)
-                .on_conflict_do_nothing(index_elements=list(names))
-            )
-            update = sa.update(_spent).where(*where)
+            place = (intent.environment, intent.tenant, kind, _day(now))
+            update = sa.update(_spent).where(*_spent_key(*place))
             if most is not None:
                 update = update.where(_spent.c["count"] + 1 <= most)
             if most_cents is not None:
                 update = update.where(_spent.c.cents + cents <= most_cents)
-            done = connection.execute(
-                update.values(count=_spent.c["count"] + 1, cents=_spent.c.cents + cents).returning(
-                    _spent.c.day
+            more = update.values(count=_spent.c["count"] + 1, cents=_spent.c.cents + cents)
+            more = more.returning(_spent.c.day)
+            if connection.execute(more).first() is None:
+                names = ("environment", "tenant", "kind", "day")
+                first = self._insert(_spent).values(**dict(zip(names, place, strict=True)))
+                connection.execute(
+                    first.values(count=0, cents=0).on_conflict_do_nothing(index_elements=names)
                 )
-            )
-            if done.first() is None:
-                what = "all kinds" if kind == ALL_KINDS else kind
-                raise OverBudget(f"the cap of the day for {what} is reached")
+                if connection.execute(more).first() is None:
+                    what = "all kinds" if kind == ALL_KINDS else kind
+                    raise OverBudget(f"the cap of the day for {what} is reached")
 
     def _refund(self, connection: sa.Connection, there: sa.Row[Any]) -> None:
         cents = _cents(there.money) if there.kind == "sell_memberships" else 0
