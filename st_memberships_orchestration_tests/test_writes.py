@@ -151,6 +151,53 @@ def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
     assert launch(here, job, approved_hash=plan["plan_hash"], dry_run=False).success
 
 
+def test_the_audit_tells_of_every_line_what_became_of_it(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    job = "update_memberships"
+    free, edited, same = (m for m, _ in zip(client.list_memberships(), range(3), strict=False))
+    rows: list[dict[str, Any]] = [
+        {"id": free.id, "memo": "sent"},
+        {"id": edited.id, "memo": "stopped"},
+        {"id": same.id, "status": str(same.status)},
+        {"id": 1, "memo": "refused"},
+    ]
+    plan = facts(launch(here, job, rows=rows), job)
+    edit = {"tenant": "acme", "feed": "memberships", "ids": [edited.id], "set": {"memo": "theirs"}}
+    sandbox.control("POST", "/_sandbox/edit", edit)
+    run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False, who="Ann")
+
+    def audit() -> dict[int, dict[str, Any]]:
+        found = here.lake.rows("derived/write_audit", tenant="acme").to_pylist()
+        assert len({row["line"] for row in found}) == len(found)
+        return {row["line"]: row for row in found}
+
+    first = audit()
+    outcomes = [(first[n]["outcome"], first[n]["attempts"]) for n in sorted(first)]
+    assert outcomes == [("succeeded", 1), ("stopped", 0), ("no_op", 0), ("refused", 0)]
+    assert first[2]["detail"] == "the record changed since the plan (memo)"
+    assert {(row["who"], row["run_id"]) for row in first.values()} == {("Ann", run.run_id)}
+    # A run that died has written no audit: the next one of any plan brings what it left.
+    ledger = Ledger("sqlite:///.data/ledger.db")
+    entry = ledger.entry(first[1]["key"])
+    assert entry
+    ledger.finish(
+        entry.key,
+        entry.claim,
+        "needs_review",
+        now=datetime.now(UTC),
+        expected=["succeeded"],
+        detail="late",
+    )
+    other = facts(launch(here, job, rows=[{"id": free.id, "memo": "again"}]), job)
+    launch(here, job, approved_hash=other["plan_hash"], dry_run=False)
+    found = here.lake.rows("derived/write_audit", tenant="acme").to_pylist()
+    rows_now = {(row["plan"], row["line"]): row["detail"] for row in found}
+    assert len(rows_now) == len(found) == 5
+    assert rows_now[plan["plan_hash"], 1] == "late"
+
+
 def test_rows_come_from_a_file_a_query_or_the_config(
     here: Location, client: MembershipsClient, tmp_path: Path
 ) -> None:
@@ -219,7 +266,6 @@ def test_the_inbox_makes_plans_and_applies_none(
 def test_every_kind_has_a_job_with_safe_defaults(here: Location) -> None:
     for kind in KINDS:
         job = defs().resolve_job_def(kind)
-        assert job.tags["dagster/max_retries"] == "0"
         (node,) = job.nodes
         assert isinstance(node.definition, dg.OpDefinition)
         assert node.definition.retry_policy is None
@@ -227,6 +273,18 @@ def test_every_kind_has_a_job_with_safe_defaults(here: Location) -> None:
         assert fields["dry_run"].default_value is True
         assert fields["approved_hash"].default_value == ""
         assert all(field.description for field in fields.values())
+
+
+def test_dagster_never_starts_a_killed_write_run_again(here: Location, tmp_path: Path) -> None:
+    rules = {"run_retries": {"enabled": True, "max_retries": 2}}
+    with dg.instance_for_test(overrides=rules) as instance:
+        for name, again in (("sync", "true"), *((kind, "false") for kind in KINDS)):
+            job = defs().resolve_job_def(name)
+            run = instance.create_run_for_job(job, tags=job.tags)
+            instance.report_run_failed(run, "killed")
+            killed = instance.get_run_by_id(run.run_id)
+            assert killed
+            assert killed.tags["dagster/will_retry"] == again
 
 
 def test_nothing_that_was_written_holds_a_secret(

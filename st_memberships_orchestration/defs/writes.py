@@ -269,7 +269,7 @@ class _Work:
         table = markdown(PLAN_HEADINGS, plan_lines(plan))
         self.context.log.info("plan %s\n%s", plan_totals(plan), table)
         to_apply = how_to_apply(plan)
-        self._tag(plan)
+        self._tag(plan, "planned")
         self.context.add_output_metadata(
             {
                 "differences": dg.MetadataValue.md(table),
@@ -330,7 +330,7 @@ class _Work:
         if config.tenant not in ("", plan.tenant):
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
         writes.ledger.save_plan(plan)
-        self._tag(plan)
+        self._tag(plan, "applied")
         try:
             results = apply_audited(
                 plan,
@@ -362,9 +362,9 @@ class _Work:
             )
         self.context.add_output_metadata(facts)
 
-    def _tag(self, plan: Plan) -> None:
-        """Let the run be found by its tenant and its plan."""
-        tags = {"tenant": plan.tenant, "plan": plan.hash[:12]}
+    def _tag(self, plan: Plan, changes: str) -> None:
+        """Let the run be found by its tenant, its plan, and what it did with it."""
+        tags = {"tenant": plan.tenant, "plan": plan.hash[:12], "changes": changes}
         self.context.instance.add_run_tags(self.context.run_id, tags)
 
     def _log_audit(self, tenant: str) -> None:

@@ -88,7 +88,7 @@ def shown(value: Any) -> str:
     """A value in a cell of a table."""
     if isinstance(value, dict) and COPY_OF in value:
         return f"a copy of {value[COPY_OF]}"
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         text = value
     else:
         text = "null" if value is None else json.dumps(value, ensure_ascii=False)
