@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -349,6 +350,19 @@ def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
         settle(ledger, result.key, happened=True, who="boss", now=now)
 
 
+def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 1, dice))
+    before = len(writes(written))
+    order(written, "sell_memberships", "reset", "during", seconds=0.5)
+    assert statuses(run(plan, client, ledger)) == [words.UNKNOWN]
+    time.sleep(0.6)
+    (result,) = run(plan, client, ledger)
+    assert (result.status, result.found_by) == (words.SUCCEEDED, "reconciliation")
+    assert len(writes(written)) == before + 1
+
+
 # Kills and rivals
 
 
@@ -375,7 +389,7 @@ def test_a_run_killed_at_any_point_is_gone_on_with(
     file = str(plan.save(tmp_path))
     process = processes.Process(
         target=child,
-        args=(written.env, written.url, file, url, timedelta(0), point, 2),
+        args=(written.env, written.url, file, url, timedelta(0), point, min(2, POINTS[point])),
     )
     process.start()
     process.join(60)

@@ -53,7 +53,15 @@ from st_memberships_orchestration.writing.plans import Plan, load_plan, make_pla
 from st_memberships_orchestration.writing.rows import numbered
 
 NO_CAPS = Caps(per_run=None, per_day=None, sales_money=None)
-POINTS = ("before claim", "after claim", "before finish", "after finish", "after verify")
+POINTS = {
+    "before claim": 4,
+    "after claim": 4,
+    "before finish": 4,
+    "after finish": 4,
+    "before reading back": 1,
+    "after reading back": 1,
+}
+"""Where a process may kill itself, and at which passing at the latest."""
 PROCESSED = {"succeeded", "not_applied"}
 """Statuses that claim that the change happened; `refused` and `not_sent` claim that it did not."""
 SLOW = 0.5
@@ -264,7 +272,7 @@ def lake_of(plan_file: str | Path) -> Lake:
 
 def _mine(point: str, nth: int) -> None:
     passed = iter(range(1, 1_000_000))
-    claim, finish = Ledger.claim, Ledger.finish
+    claim, finish, read_back = Ledger.claim, Ledger.finish, Ledger.read_back
 
     def here(name: str) -> None:
         if name == point and next(passed) == nth:
@@ -279,11 +287,18 @@ def _mine(point: str, nth: int) -> None:
     def mined_finish(self: Ledger, *args: Any, **kwargs: Any) -> Any:
         here("before finish")
         finished = finish(self, *args, **kwargs)
-        here("after verify" if kwargs.get("verified") else "after finish")
+        here("after finish")
         return finished
+
+    def mined_read_back(self: Ledger, *args: Any, **kwargs: Any) -> Any:
+        here("before reading back")
+        noted = read_back(self, *args, **kwargs)
+        here("after reading back")
+        return noted
 
     Ledger.claim = mined_claim
     Ledger.finish = mined_finish
+    Ledger.read_back = mined_read_back
 
 
 # Judging
@@ -465,12 +480,12 @@ def _intrude(yard: Yard, plan: Plan, dice: random.Random) -> None:
 
 
 def _round(yard: Yard, dice: random.Random, what: tuple[Any, ...], mode: str) -> None:
-    point = dice.choice(POINTS) if mode == "mined" else ""
+    point = dice.choice([*POINTS]) if mode == "mined" else ""
     crowd = []
     for _ in range(2 if mode.startswith("rivals") else 1):
         started = yard.context.Event()
         process = yard.context.Process(
-            target=child, args=(*what, point, dice.randint(1, 4), started)
+            target=child, args=(*what, point, dice.randint(1, POINTS.get(point, 1)), started)
         )
         process.start()
         crowd.append((process, started))

@@ -39,6 +39,7 @@ from st_memberships_orchestration.writing.ledger import (
     Intent,
     Ledger,
     OverBudget,
+    ReadBack,
 )
 from st_memberships_orchestration.writing.plans import CHUNK, Plan, PlannedChange, digest
 from st_memberships_orchestration.writing.values import Plain, same, state
@@ -535,6 +536,7 @@ class _Run:
         except ServiceTitanError as error:
             logger.warning("Not read back: %s", error)
             return
+        seen: list[ReadBack] = []
         for planned in chunk:
             entry = self._entry(planned)
             record = records.get(ids[planned.line] or 0)
@@ -544,24 +546,10 @@ class _Run:
                 for name, then in planned.wanted.items()
                 if name not in after or not same(then, after[name], entry.before.get(name))
             ]
-            if missed and not last:
-                continue
-            said = (
-                f"ServiceTitan answered 200, but not as asked: {', '.join(missed)}"
-                if missed
-                else entry.detail
-            )
-            noted = self.ledger.finish(
-                entry.key,
-                entry.claim,
-                words.NOT_APPLIED if missed else words.SUCCEEDED,
-                now=self.clock(),
-                expected=(words.SUCCEEDED,),
-                verified=True,
-                after=after,
-                detail=said,
-            )
-            self.standing[entry.key] = noted or self._refreshed_entry(planned)
+            if last or not missed:
+                seen.append(ReadBack(entry, after, missed))
+        for one, noted in zip(seen, self.ledger.read_back(seen, now=self.clock()), strict=True):
+            self.standing[one.entry.key] = noted or self._entry_of(one.entry.key)
 
     def _record_id(self, planned: PlannedChange) -> int | None:
         return planned.target or self.kind.made(self._entry(planned).result)
@@ -572,9 +560,13 @@ class _Run:
         return self.standing[self.keys[planned.line]]
 
     def _refreshed_entry(self, planned: PlannedChange) -> Entry:
-        entry = self.ledger.entry(self.keys[planned.line])
+        key = self.keys[planned.line]
+        self.standing[key] = self._entry_of(key)
+        return self.standing[key]
+
+    def _entry_of(self, key: str) -> Entry:
+        entry = self.ledger.entry(key)
         assert entry is not None
-        self.standing[entry.key] = entry
         return entry
 
     def _result(self, planned: PlannedChange) -> Result:

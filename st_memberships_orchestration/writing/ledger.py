@@ -18,7 +18,7 @@ A refusal counts only once a look has shown that nothing happened: an answer is 
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -139,6 +139,26 @@ class Entry(Intent):
     answer: str | None
     trace_id: str | None
     trail: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """What a changed record had when it was read back.
+
+    Attributes:
+        entry: of the change, which succeeded.
+        after: what the record had.
+        missed: fields that are not as asked.
+    """
+
+    entry: Entry
+    after: Plain
+    missed: Sequence[str]
+
+    @property
+    def said(self) -> str:
+        """What is wrong, for people."""
+        return f"ServiceTitan answered 200, but not as asked: {', '.join(self.missed)}"
 
 
 @dataclass(frozen=True)
@@ -298,23 +318,26 @@ class Ledger:
             facts: `detail`, `found_by`, `verified`, `after`, `result`, `answer`, `trace_id`.
         """
         with self._writing() as connection:
-            query = sa.select(_entries).where(_entries.c.key == key)
-            there = connection.execute(query.with_for_update()).one()
-            if there.claim != claim or there.status not in expected:
-                return None
-            step = {"at": now.isoformat(), "status": status}
-            step |= {n: facts[n] for n in ("detail", "trace_id", "found_by") if facts.get(n)}
-            values = {
-                **{n: json.dumps(v) if n in ("after", "result") else v for n, v in facts.items()},
-                "status": status,
-                "updated_at": now.isoformat(),
-                "trail": json.dumps([*json.loads(there.trail), step]),
+            return self._finish(connection, key, claim, status, now, expected, facts)
+
+    def read_back(self, seen: Sequence[ReadBack], *, now: datetime) -> list[Entry | None]:
+        """Note what records had when they were read back, as `finish`, in one transaction."""
+        with self._writing() as connection:
+            noted = {
+                one.entry.key: self._finish(
+                    connection,
+                    one.entry.key,
+                    one.entry.claim,
+                    NOT_APPLIED if one.missed else SUCCEEDED,
+                    now,
+                    (SUCCEEDED,),
+                    {"verified": True, "after": one.after}
+                    | ({"detail": one.said} if one.missed else {}),
+                )
+                # In one order, so that two processes cannot wait for each other.
+                for one in sorted(seen, key=lambda one: one.entry.key)
             }
-            update = sa.update(_entries).where(_entries.c.key == key).values(**values)
-            noted = connection.execute(update.returning(_entries)).one()
-            if status in FREE and there.status not in FREE:
-                self._refund(connection, there)
-        return _entry(noted)
+        return [noted[one.entry.key] for one in seen]
 
     def remark(self, key: str, said: str, *, now: datetime) -> None:
         """Add a line to an entry's trail, whatever its status."""
@@ -419,6 +442,34 @@ class Ledger:
                 if connection.execute(more).first() is None:
                     what = "all kinds" if kind == ALL_KINDS else kind
                     raise OverBudget(f"the cap of the day for {what} is reached")
+
+    def _finish(
+        self,
+        connection: sa.Connection,
+        key: str,
+        claim: str,
+        status: str,
+        now: datetime,
+        expected: Sequence[str],
+        facts: Mapping[str, Any],
+    ) -> Entry | None:
+        query = sa.select(_entries).where(_entries.c.key == key)
+        there = connection.execute(query.with_for_update()).one()
+        if there.claim != claim or there.status not in expected:
+            return None
+        step = {"at": now.isoformat(), "status": status}
+        step |= {n: facts[n] for n in ("detail", "trace_id", "found_by") if facts.get(n)}
+        values = {
+            **{n: json.dumps(v) if n in ("after", "result") else v for n, v in facts.items()},
+            "status": status,
+            "updated_at": now.isoformat(),
+            "trail": json.dumps([*json.loads(there.trail), step]),
+        }
+        update = sa.update(_entries).where(_entries.c.key == key).values(**values)
+        noted = connection.execute(update.returning(_entries)).one()
+        if status in FREE and there.status not in FREE:
+            self._refund(connection, there)
+        return _entry(noted)
 
     def _refund(self, connection: sa.Connection, there: sa.Row[Any]) -> None:
         cents = _cents(there.money) if there.kind == "sell_memberships" else 0
