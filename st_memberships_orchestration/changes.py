@@ -1,6 +1,6 @@
 """What the terminal and the jobs do alike with changes: their locks, their tenant, their audit."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -80,7 +80,9 @@ def apply_audited(
             plan, client, ledger, who=who, run_id=run_id, clock=clock, heard=hear, **options
         )
     finally:
-        unsent = unsent_rows(plan, known, who=who, run_id=run_id, now=clock()) if known else ()
+        unsent: list[dict[str, Any]] = []
+        if known:
+            unsent += unsent_rows(plan, known, who=who, run_id=run_id, now=clock())
         bring_audit_up_to_date(lake, ledger, plan.environment, plan.tenant, unsent)
 
 
@@ -89,7 +91,7 @@ def bring_audit_up_to_date(
     ledger: Ledger,
     environment: str,
     tenant: str,
-    unsent: Iterable[dict[str, Any]] = (),
+    unsent: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Bring what the ledger noted since the last time into `derived/write_audit`.
 
@@ -100,7 +102,7 @@ def bring_audit_up_to_date(
         ledger: what was sent.
         environment: of the changes.
         tenant: whose changes.
-        unsent: rows of what a run did not send, and so is not in the ledger.
+        unsent: rows of what a run did not send.
     """
     last = lake.rows(
         AUDIT_TABLE,
@@ -111,5 +113,7 @@ def bring_audit_up_to_date(
     newest = last[0]["at"] if last else None
     since = datetime.min.replace(tzinfo=UTC) if newest is None else newest - OVERLAP
     entries = ledger.entries(environment=environment, tenant=tenant, since=since)
+    # A rival process may have sent since what a run has stopped.
+    entries += ledger.entries(plan={row["plan"] for row in unsent})
     rows = audit_rows(entries, unsent)
     upsert(lake, AUDIT_TABLE, rows, tenant=tenant, key=("plan", "line"), newer="updated_at")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from st_memberships_orchestration.writing.apply import NO_OP, STOPPED, Result
 from st_memberships_orchestration.writing.kinds import Kind
-from st_memberships_orchestration.writing.ledger import Entry
+from st_memberships_orchestration.writing.ledger import FREE, Entry
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.rows import list_fields
 from st_memberships_orchestration.writing.values import COPY_OF, Plain
@@ -148,18 +148,19 @@ def audit_rows(entries: Iterable[Entry], unsent: Iterable[Plain] = ()) -> pa.Tab
 
     Args:
         entries: of the ledger.
-        unsent: see `unsent_rows`; they count more than what the ledger says of earlier runs.
+        unsent: see `unsent_rows`. Where a rival process sent the line all the same, the ledger
+            counts more.
     """
-    sent = (
-        {
-            **vars(entry),
-            "record_id": entry.target or next(reversed(entry.result.values()), None),
-            "outcome": entry.status,
-            "sent_at": entry.claimed_at,
-        }
-        for entry in entries
-    )
-    rows = {(row["plan"], row["line"]): row for row in (*sent, *unsent)}
+    rows = {(row["plan"], row["line"]): row for row in unsent}
+    for entry in entries:
+        line = entry.plan, entry.line
+        if line not in rows or entry.status not in FREE:
+            rows[line] = {
+                **vars(entry),
+                "record_id": entry.target or next(reversed(entry.result.values()), None),
+                "outcome": entry.status,
+                "sent_at": entry.claimed_at,
+            }
     return pa.Table.from_pylist([_audit_row(row) for row in rows.values()], schema=AUDIT)
 
 
