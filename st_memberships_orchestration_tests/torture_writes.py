@@ -27,11 +27,7 @@ from typing import Any
 
 import httpx
 
-from st_memberships_orchestration.changes import (
-    AUDIT_TABLE,
-    apply_audited,
-    bring_audit_up_to_date,
-)
+from st_memberships_orchestration.changes import AUDIT_TABLE, apply_audited, bring_audit_up_to_date
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
@@ -40,13 +36,7 @@ from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.models import OpportunityStatus
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.apply import (
-    Approval,
-    Caps,
-    Patience,
-    Result,
-    entry_key,
-)
+from st_memberships_orchestration.writing.apply import Approval, Caps, Patience, Result, entry_key
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan

@@ -18,25 +18,15 @@ import dagster as dg
 import duckdb
 from pydantic import Field, create_model
 
-from st_memberships_orchestration.changes import (
-    AUDIT_TABLE,
-    apply_audited,
-    approval_of,
-    tenant_of,
-)
-from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema
+from st_memberships_orchestration.changes import AUDIT_TABLE, apply_audited, approval_of, tenant_of
+from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings
-from st_memberships_orchestration.writing.apply import (
-    Approval,
-    Locked,
-    Patience,
-    Result,
-)
+from st_memberships_orchestration.writing.apply import Approval, Locked, Patience, Result
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
@@ -51,13 +41,7 @@ from st_memberships_orchestration.writing.report import (
     result_lines,
     tally,
 )
-from st_memberships_orchestration.writing.rows import (
-    FORMATS,
-    BadRows,
-    Row,
-    numbered,
-    read_rows,
-)
+from st_memberships_orchestration.writing.rows import FORMATS, BadRows, Row, numbered, read_rows
 
 AUDIT_KEY = dg.AssetKey(AUDIT_TABLE.split("/"))
 LOGGED_RESULTS = 500
@@ -368,11 +352,9 @@ class _Work:
         self.context.instance.add_run_tags(self.context.run_id, tags)
 
     def _log_audit(self, tenant: str) -> None:
-        rows = self.lake.count(AUDIT_TABLE, tenant=tenant)
+        metadata = table_metadata(self.lake, AUDIT_TABLE, [tenant])
         self.context.log_event(
-            dg.AssetMaterialization(
-                AUDIT_KEY, partition=tenant, metadata={"dagster/row_count": rows}
-            )
+            dg.AssetMaterialization(AUDIT_KEY, partition=tenant, metadata=metadata)
         )
 
 
