@@ -45,7 +45,7 @@ torture: env  ## kill 200 runs at random points, with faults; nothing may be los
 
 lock: env  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
-	  --upgrade --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+	  --upgrade --python-version 3.11 --group dev --group docs pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and all local data, the demo's lake included
 	rm -rf .venv .data
