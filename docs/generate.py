@@ -36,6 +36,7 @@ from st_memberships_orchestration.writing.kinds import Refused
 from st_memberships_orchestration.writing.ledger import OverBudget
 from st_memberships_orchestration.writing.rows import BadRows
 
+PAGES = ("derived", "read", "settings", "jobs", "checks", "errors")
 DEMO = ("demo", "--memberships", "200", "--seed", "7")
 EXAMPLE_TENANT = "acme"
 LONGEST = 48

@@ -91,6 +91,7 @@ def demo(memberships: int, seed: int) -> None:
 def ui(port: int) -> None:
     """Run the Dagster web UI and daemon; beside a sandbox while no tenant is configured."""
     if _settings().tenants:
+        _refuse_beside_demo()
         _serve(port)
     else:
         with _demo_sandbox():
@@ -201,6 +202,7 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
     configured = _settings().tenants
     if not configured:
         raise click.ClickException(NO_TENANT)
+    _refuse_beside_demo()
     unknown = set(tenants) - set(configured)
     if unknown:
         raise click.ClickException(
@@ -208,6 +210,14 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
             f"Configured: {', '.join(sorted(configured))}."
         )
     return sorted(tenants or configured)
+
+
+def _refuse_beside_demo() -> None:
+    if DEMO.exists() and Path(_settings().lake_uri).absolute().is_relative_to(DATA.absolute()):
+        raise click.ClickException(
+            f"The tables in {DATA} are the demo's, and yours would come among them. "
+            f"Remove them first: rm -r {DATA}"
+        )
 
 
 def _today() -> date:
