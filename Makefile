@@ -50,7 +50,7 @@ torture: env  ## kill 200 runs at random points, with faults; nothing may be los
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture --schedules 200
 
 audit: env  ## look for known vulnerabilities of what is locked (asks a service on the network)
-	@$(BIN)/uv tool run pip-audit --requirement requirements.lock --disable-pip
+	@$(BIN)/uv tool run pip-audit --strict --requirement requirements.lock --disable-pip
 
 sbom: env  ## write what is installed to sbom.json, as CycloneDX
 	@$(BIN)/uv tool run --from cyclonedx-bom cyclonedx-py environment --output-file sbom.json $(BIN)/python
