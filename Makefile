@@ -32,7 +32,7 @@ test: env  ## set up and run the whole test suite
 	@$(BIN)/python -m pytest -n 2
 
 docs: env  ## build the documentation as a site into site/, warnings as errors
-	@$(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 test-docs: env  ## run the commands of README and docs, as a reader would
 	@$(BIN)/python -m pytest -n 2 -m documentation
