@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: help env demo ui test test-ui torture torture-writes conformance lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes conformance audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -31,6 +31,12 @@ test: env  ## set up and run the whole test suite
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2
 
+docs: env  ## build the documentation as a site into site/, warnings as errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+test-docs: env  ## run the commands of README and docs, as a reader would
+	@$(BIN)/python -m pytest -n 2 -m documentation
+
 test-ui: env  ## walk the web UI in Chromium, as an operator would (skips without one)
 	@$(BIN)/python -m pytest -n 0 st_memberships_orchestration_tests/ui_walk.py
 
@@ -43,9 +49,15 @@ conformance: env  ## check client and sandbox against ServiceTitan's document (n
 torture: env  ## kill 200 runs at random points, with faults; nothing may be lost or doubled
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture --schedules 200
 
+audit: env  ## look for known vulnerabilities of what is locked (asks a service on the network)
+	@$(BIN)/uv tool run pip-audit --strict --requirement requirements.lock --disable-pip
+
+sbom: env  ## write what is installed to sbom.json, as CycloneDX
+	@$(BIN)/uv tool run --from cyclonedx-bom cyclonedx-py environment --output-file sbom.json $(BIN)/python
+
 lock: env  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
-	  --upgrade --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+	  --upgrade --python-version 3.11 --group dev --group docs pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and all local data, the demo's lake included
 	rm -rf .venv .data

@@ -44,6 +44,7 @@ Day = click.DateTime(["%Y-%m-%d"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="st-memberships-orchestration")
 def main() -> None:
     """Own and act on your ServiceTitan memberships."""
 
@@ -77,12 +78,10 @@ def demo(memberships: int, seed: int) -> None:
         f"  open {_settings().report_dir}/*.html    each tenant's report, in any browser",
         soft_wrap=True,
     )
+    me = "st-memberships" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
+    console.print(f"  {me} ui    all of it in the Dagster web UI (these runs: Runs > All)")
     console.print(
-        "  make ui                      all of it in the Dagster web UI (these runs: Runs > All)"
-    )
-    console.print(
-        '  .venv/bin/st-memberships query "select status, count(*) from current.memberships '
-        'group by all"',
+        f'  {me} query "select status, count(*) from current.memberships group by all"',
         soft_wrap=True,
     )
 
@@ -92,6 +91,7 @@ def demo(memberships: int, seed: int) -> None:
 def ui(port: int) -> None:
     """Run the Dagster web UI and daemon; beside a sandbox while no tenant is configured."""
     if _settings().tenants:
+        _refuse_beside_demo()
         _serve(port)
     else:
         with _demo_sandbox():
@@ -202,6 +202,7 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
     configured = _settings().tenants
     if not configured:
         raise click.ClickException(NO_TENANT)
+    _refuse_beside_demo()
     unknown = set(tenants) - set(configured)
     if unknown:
         raise click.ClickException(
@@ -209,6 +210,14 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
             f"Configured: {', '.join(sorted(configured))}."
         )
     return sorted(tenants or configured)
+
+
+def _refuse_beside_demo() -> None:
+    if DEMO.exists() and Path(_settings().lake_uri).absolute().is_relative_to(DATA.absolute()):
+        raise click.ClickException(
+            f"The tables in {DATA} are the demo's, and yours would come among them. "
+            f"Remove them first: rm -r {DATA}"
+        )
 
 
 def _today() -> date:
@@ -252,13 +261,25 @@ def _succeed(runs: list[Any]) -> None:
 
 
 def _set_dagster_home() -> None:
-    """Where Dagster keeps its runs: DAGSTER_HOME, else this folder if it is the project's."""
-    home = Path(os.environ.setdefault("DAGSTER_HOME", str(Path.cwd())))
+    """Where Dagster keeps its runs: DAGSTER_HOME, else this folder, which is made ready for it."""
+    if "DAGSTER_HOME" not in os.environ:
+        os.environ["DAGSTER_HOME"] = str(Path.cwd())
+        _make_instance(Path.cwd())
+    home = Path(os.environ["DAGSTER_HOME"])
     if not (home / "dagster.yaml").exists():
         raise click.ClickException(
-            f"There is no dagster.yaml in {home}. Run this in the project's folder, or set "
-            "DAGSTER_HOME to the folder of your Dagster instance."
+            f"DAGSTER_HOME is {home}, and there is no dagster.yaml in it. Set it to the folder of "
+            "your Dagster instance, or unset it to make this folder one."
         )
+
+
+def _make_instance(folder: Path) -> None:
+    if not (folder / "dagster.yaml").exists():
+        package = Path(__file__).parent
+        installed, in_source_tree = package / "dagster.yaml", package.parent / "dagster.yaml"
+        ours = installed if installed.exists() else in_source_tree
+        shutil.copyfile(ours, folder / "dagster.yaml")
+        console.print("Made dagster.yaml: this folder is now home to Dagster's record of runs.")
 
 
 def _run(job: str, tenant: str, **options: Any) -> Any:

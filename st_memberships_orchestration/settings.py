@@ -39,9 +39,9 @@ class Tenant(BaseModel):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     tenant_id: int = Field(description="The account's number in ServiceTitan.")
-    client_id: SecretStr
-    client_secret: SecretStr
-    app_key: SecretStr
+    client_id: SecretStr = Field(description="Client ID of the app for this tenant.")
+    client_secret: SecretStr = Field(description="Secret of that client ID.")
+    app_key: SecretStr = Field(description="Key of the app; the same for all its tenants.")
     timezone: Annotated[str, BeforeValidator(_known_timezone)] = Field(
         default="America/New_York", description="The contractor's own day."
     )

@@ -1,0 +1,188 @@
+"""README and docs: links lead somewhere, the reference is whole, and commands do what they say.
+
+The commands (`make test-docs`) are run as a reader would: block by block, in a copy of the project,
+with a sandbox where ServiceTitan would be.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.plans import load_plan
+from st_memberships_orchestration_tests.doors import Location, settle
+
+REPO = Path(__file__).parents[1]
+DOCS = REPO / "docs"
+PAGES = [REPO / "README.md", *sorted(DOCS.glob("*.md"))]
+
+NOT_RUN = "# not run by the tests:"
+
+FROM_NOTHING = ("README.md", "start.md")
+"""Pages that set up all they need; the others are for readers who have a tenant."""
+
+NOT_OURS_TO_RUN = {
+    "benchmarks.md": "measurements, made on a quiet machine",
+    "conformance.md": "needs npm; `make conformance` runs it",
+    "deploy.md": "needs Docker and clusters",
+    "scale.md": "measurements, made on a quiet machine",
+    "writes.md": "its commands are those of README.md and start.md, with more explanation",
+}
+
+INSTEAD = {
+    "make demo": ".venv/bin/st-memberships demo --memberships 40",
+    "make ui": ".venv/bin/st-memberships ui --help",  # the servers are walked by ui_walk.py
+}
+"""What is run in a command's place, to take seconds and to end."""
+
+
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors as GitHub and MkDocs make them of headings of plain words."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    made = {DOCS / f"reference/{name}.md" for name in generate().PAGES}
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if target in made:
+            continue  # `make docs` checks anchors of pages that it makes
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = yaml.safe_load((REPO / "mkdocs.yml").read_text())["nav"]
+    listed = set(re.findall(r"[\w/]+\.md", str(menu)))
+    made = {f"reference/{name}.md" for name in generate().PAGES}
+    assert listed == {page.name for page in PAGES[1:]} | made
+
+
+def test_the_reference_is_whole(location: Location, lake: Lake) -> None:
+    pages = generate().pages(lake)
+    repository = defs().get_repository_def()
+    for key in repository.asset_graph.get_all_asset_keys():
+        name = key.path[-1]
+        if key.path[0] in ("derived", "raw", "current", "history", "reference"):
+            page = pages["derived" if key.path[0] == "derived" else "read"]
+            assert f"### {name}\n" in page
+            for column in repository.asset_graph.get(key).metadata["dagster/column_schema"].columns:
+                assert f"| `{column.name}` |" in page or f"`{column.name}`" in page, (key, column)
+    named = [*repository.get_all_jobs(), *repository.schedule_defs, *repository.sensor_defs]
+    for one in named:
+        assert one.name in pages["jobs"] or one.name.startswith("__")
+    for check in repository.asset_graph.asset_check_keys:
+        assert f"| `{check.name}` |" in pages["checks"]
+    for setting in Settings.model_fields.keys() - {"tenants"}:
+        assert f"`ST_{setting.upper()}`" in pages["settings"]
+    assert "OutcomeUnknown" in pages["errors"]
+    for name in ("settings", "jobs", "errors"):
+        assert " |  |\n" not in pages[name], "a line without its meaning"
+
+
+@pytest.fixture(scope="module")
+def small_sandbox() -> Iterator[RunningSandbox]:
+    with running(seed=7, memberships=40, rate_limit=0) as sandbox:
+        settle(sandbox)
+        yield sandbox
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The project as `git clone` gives it, with the environment that is built already."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, check=True)
+    for name in listed.stdout.decode().splitlines():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(REPO / ".venv")
+    return tmp_path
+
+
+@pytest.mark.documentation
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_do_what_they_say(page: Path, copy: Path, small_sandbox: RunningSandbox) -> None:
+    if page.name in NOT_OURS_TO_RUN:
+        pytest.skip(NOT_OURS_TO_RUN[page.name])
+    if page.name not in FROM_NOTHING and any(
+        ".data" in block or "st-m" in block for block in blocks(page)
+    ):
+        shutil.copy(copy / ".env.example", copy / ".env")
+        fill_in(copy / ".env", small_sandbox)
+        for command in ("sync", "plan update-memberships --sql"):
+            words = command.split()
+            if words[0] == "plan":
+                words.append("select tenant, id, 'x' as memo from current.memberships limit 1")
+            run(copy, subprocess.list2cmdline([".venv/bin/st-memberships", *words]))
+    for block in blocks(page):
+        if block.startswith(NOT_RUN):
+            continue
+        run(copy, as_run(block, copy))
+        if "cp .env.example .env" in block:
+            fill_in(copy / ".env", small_sandbox)
+
+
+def as_run(block: str, folder: Path) -> str:
+    for shown, instead in INSTEAD.items():
+        block = re.sub(rf"^{shown}\b", instead, block, flags=re.MULTILINE)
+    if "PLAN.json" in block or "HASH" in block:
+        newest = max((folder / ".data/plans").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        block = block.replace("PLAN.json", str(newest)).replace("HASH", load_plan(newest).hash)
+    return block
+
+
+def fill_in(file: Path, sandbox: RunningSandbox) -> None:
+    """What the reader does by hand: the four values, and here the sandbox's addresses."""
+    text = file.read_text()
+    for name, value in sandbox.env.items():
+        if "BRAVO" in name:
+            continue
+        text, found = re.subn(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        text += "" if found else f"\n{name}={value}\n"
+    file.write_text(text)
+
+
+def run(folder: Path, script: str) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ST_", "DAGSTER_", "PYTEST_"))}
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert ran.returncode == 0, f"{script}\n{ran.stdout}\n{ran.stderr}"
