@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes conformance audit sbom lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation conformance audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -48,6 +48,9 @@ conformance: env  ## check client and sandbox against ServiceTitan's document (n
 
 torture: env  ## kill 200 runs at random points, with faults; nothing may be lost or doubled
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture --schedules 200
+
+operation: env  ## two hours of operation with a real daemon; nobody may have to do anything
+	@$(BIN)/python -m st_memberships_orchestration_tests.operation --minutes 120
 
 audit: env  ## look for known vulnerabilities of what is locked (asks a service on the network)
 	@$(BIN)/uv tool run pip-audit --strict --requirement requirements.lock --disable-pip

@@ -3,10 +3,12 @@
 import dagster as dg
 
 from st_memberships_orchestration.defs import (
+    alerts,
     automation,
     checks,
     derived,
     exports,
+    health,
     history,
     jobs,
     maintenance,
@@ -30,13 +32,14 @@ def defs() -> dg.Definitions:
     all_checks = checks.build_checks(settings)
     return dg.Definitions(
         assets=[
-            *exports.build_assets(windows),
+            *health.with_freshness(exports.build_assets(windows)),
             *reference.build_assets(settings),
             *vanished.build_assets(settings),
             *history.build_assets(settings),
-            *derived.build_assets(settings),
+            *health.with_freshness(derived.build_assets(settings)),
             *report.build_assets(settings, all_checks),
             *writes.build_assets(settings),
+            *health.build_assets(settings, all_checks),
         ],
         asset_checks=all_checks,
         jobs=[
@@ -45,11 +48,16 @@ def defs() -> dg.Definitions:
             jobs.refresh_reference,
             jobs.reconcile,
             jobs.deep_check,
+            jobs.assess_health,
             maintenance.maintain_lake,
             *write_jobs,
         ],
         schedules=automation.build_schedules(settings),
-        sensors=[*automation.build_sensors(settings), writes.build_inbox(write_jobs)],
+        sensors=[
+            *automation.build_sensors(settings),
+            *alerts.build_sensors(settings, all_checks),
+            writes.build_inbox(write_jobs),
+        ],
         resources=shared,
         # Steps are short and share a client: one process for all of a run's (57 ms a step, against
         # 2 s of CPU for a process each).

@@ -104,6 +104,14 @@ class Settings(BaseSettings):
         default=Path(".data/inbox"), description="Files of changes; plans go to outbox beside it."
     )
 
+    alert_urls: SecretStr = Field(
+        default=SecretStr(""),
+        description="Whom to tell what goes wrong: apprise addresses, separated by spaces.",
+    )
+    ui_url: str = Field(
+        default="http://localhost:3000", description="Dagster's web UI, for links in alerts."
+    )
+
     @model_validator(mode="after")
     def _addresses(self) -> "Settings":
         if self.environment == "sandbox" and not (self.api_url and self.auth_url):
@@ -115,6 +123,21 @@ class Settings(BaseSettings):
         self.api_url = self.api_url or api_url
         self.auth_url = self.auth_url or auth_url
         return self
+
+    @property
+    def alert_addresses(self) -> list[str]:
+        """The apprise addresses, one each."""
+        return self.alert_urls.get_secret_value().split()
+
+    def without_secrets(self, text: str) -> str:
+        """The text with every configured secret struck out, whoever put it there."""
+        secrets = [self.ledger_url.get_secret_value(), *self.alert_addresses]
+        for tenant in self.tenants.values():
+            for secret in (tenant.client_id, tenant.client_secret, tenant.app_key):
+                secrets.append(secret.get_secret_value())
+        for secret in filter(None, secrets):
+            text = text.replace(secret, "***")
+        return text
 
     def access(self, tenant: str) -> Access:
         """What it takes to reach `tenant`.

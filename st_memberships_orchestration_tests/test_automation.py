@@ -1,19 +1,24 @@
 """What starts by itself: schedules and sensors on a real instance."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import time_machine
+from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs import automation
 from st_memberships_orchestration.defs.automation import is_quiet
+from st_memberships_orchestration.defs.partitions import range_tags
 from st_memberships_orchestration.lake.progress import Progress, save_progress
-from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.doors import Location, settle, today
 
 
 @pytest.fixture
@@ -26,9 +31,12 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 def tick(location: Location, name: str, at: datetime) -> list[Any]:
     """What a schedule asks for at a time: run requests, or the reason why none."""
     schedule = defs().get_repository_def().get_schedule_def(name)
-    context = dg.build_schedule_context(instance=location.instance, scheduled_execution_time=at)
     resources = {"lake": location.lake} if name.startswith("sync") else {}
-    return list(schedule(context, **resources))
+    # Closed at once: a second instance that is left open spoils the next load of the definitions.
+    with dg.build_schedule_context(
+        instance=location.instance, scheduled_execution_time=at
+    ) as context:
+        return list(schedule(context, **resources))
 
 
 def at(hour: int, minute: int) -> datetime:
@@ -79,8 +87,8 @@ def test_a_quiet_tenant_is_synced_half_as_often(
     assert isinstance(asked, dg.RunRequest) is synced
 
 
-def test_a_tenant_that_was_never_read_is_not_quiet(lake: Lake) -> None:
-    assert not is_quiet(lake, "acme", datetime.now(UTC))
+def test_a_tenant_that_was_never_read_is_not_quiet() -> None:
+    assert not is_quiet([], datetime.now(UTC))
 
 
 def after(location: Location, run: dg.ExecuteInProcessResult) -> list[dg.RunRequest]:
@@ -126,3 +134,190 @@ def test_the_lake_is_maintained_without_changing_a_row(
     )
     assert run.success
     assert {name: location.lake.count(name) for name in names} == before
+
+
+def synced(location: Location, tenant: str, status: str = "SUCCESS") -> None:
+    """A sync of the tenant that is on Dagster's record, and for SUCCESS has really read."""
+    if status == "SUCCESS":
+        location.sync(tenant)
+    location.instance.create_run_for_job(
+        defs().resolve_job_def("sync"),
+        tags={"tenant": tenant},
+        status=dg.DagsterRunStatus[status],
+    )
+
+
+def look(location: Location, minutes: float, cursor: str | None = None) -> SensorExecutionData:
+    """What `feed_activity` wants so many minutes from now."""
+    with time_machine.travel(datetime.now(UTC) + timedelta(minutes=minutes)):
+        context = dg.build_sensor_context(
+            instance=location.instance, cursor=cursor, resources={"lake": location.lake}
+        )
+        sensor = defs().get_repository_def().get_sensor_def("feed_activity")
+        return sensor.evaluate_tick(context)
+
+
+def wanted(tick: SensorExecutionData) -> list[str]:
+    return [request.tags["tenant"] for request in tick.run_requests or []]
+
+
+def change(sandbox: RunningSandbox, tenant: str) -> None:
+    (record, *_) = sandbox.control("GET", f"/_sandbox/truth/{tenant}/memberships")
+    order = {"tenant": tenant, "feed": "memberships", "ids": [record["id"]], "set": {"memo": "x"}}
+    sandbox.control("POST", "/_sandbox/edit", order)
+    settle(sandbox)
+
+
+def test_a_look_costs_a_request_per_feed_stores_nothing_and_starts_only_what_has_news(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox)
+    for tenant in ("acme", "bravo"):
+        synced(location, tenant)
+    lines = location.lake.count("state/feed_progress")
+    assert wanted(look(location, 4)) == [], "both were synced a moment ago"
+    sandbox.control("DELETE", "/_sandbox/requests")
+    first = look(location, 6)
+    assert "looked at: acme, bravo" in str(first.skip_message)
+    asked = [r["path"] for r in sandbox.control("GET", "/_sandbox/requests")]
+    assert len([path for path in asked if "/export/" in path]) == 14
+    change(sandbox, "bravo")
+    assert wanted(look(location, 7, first.cursor)) == [], "the vendor asks for 5 minutes"
+    assert wanted(look(location, 12, first.cursor)) == ["bravo"]
+    assert wanted(look(location, 12, first.cursor)) == ["bravo"], "looking takes nothing away"
+    assert location.lake.count("state/feed_progress") == lines
+    brought = location.sync("bravo", feeds=("memberships",))
+    (raw,) = brought.asset_materializations_for_node("memberships")[:1]
+    assert raw.metadata["versions_new"].value == 1
+
+
+@pytest.mark.parametrize(("hours", "minutes"), [(1, 5), (3, 10)])
+def test_a_quiet_tenant_is_looked_at_half_as_often(
+    location: Location, shared_sandbox: RunningSandbox, hours: int, minutes: int
+) -> None:
+    synced(location.use(shared_sandbox), "acme")
+    synced(location, "bravo")
+    cursor = look(location, 60 * hours).cursor
+    due = datetime.fromisoformat(json.loads(cursor)["acme"])
+    waits = due - datetime.now(UTC) - timedelta(hours=hours)
+    assert timedelta(minutes=minutes - 1) < waits <= timedelta(minutes=minutes)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [((), ["acme", "bravo"]), (("FAILURE",), ["bravo"]), (("STARTED",), ["bravo"])],
+)
+def test_only_a_new_tenant_is_started_unseen(
+    location: Location,
+    shared_sandbox: RunningSandbox,
+    statuses: tuple[str, ...],
+    expected: list[str],
+) -> None:
+    location.use(shared_sandbox)
+    for status in statuses:
+        synced(location, "acme", status)
+    assert wanted(look(location, 6)) == expected
+
+
+@pytest.mark.parametrize("trouble", ["key", "slow"])
+def test_one_tenants_trouble_holds_nobody_else_back(
+    location: Location, sandbox: RunningSandbox, trouble: str
+) -> None:
+    location.use(sandbox)
+    for tenant in ("acme", "bravo"):
+        synced(location, tenant)
+    change(sandbox, "bravo")
+    if trouble == "key":
+        location.monkeypatch.setenv("ST_TENANTS__ACME__CLIENT_SECRET", "cs1.mistyped")
+    else:
+        location.monkeypatch.setattr(automation, "SECONDS_FOR_LOOKS", 1.0)
+        slow = {"on": "export/", "kind": "slow", "seconds": 4, "tenant": "acme"}
+        sandbox.control("POST", "/_sandbox/faults", [slow])
+    assert wanted(look(location, 6)) == ["bravo"]
+
+
+def test_what_was_synced_a_moment_ago_is_not_synced_again(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    synced(location.use(shared_sandbox), "acme")
+    soon, later = (datetime.now(UTC) + timedelta(minutes=m) for m in (9, 11))
+    for now, expected in ((soon, ["bravo"]), (later, ["acme", "bravo"])):
+        asked = tick(location, "sync_every_15_minutes", now)
+        live = [r.tags["tenant"] for r in asked if not r.asset_selection]
+        assert live == expected
+
+
+def test_a_backfill_that_did_not_get_through_is_finished_at_the_full_hour(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox)
+    first, last = today() - timedelta(days=3), today() - timedelta(days=2)
+    start = datetime.combine(first, datetime.min.time(), UTC)
+    begun = Progress(
+        "sandbox", "memberships", start, start + timedelta(days=2), False, None, False, None,
+        datetime.now(UTC),
+    )  # fmt: skip
+    save_progress(location.lake, "acme", begun)
+
+    def backfills(minute: int) -> list[dg.RunRequest]:
+        asked = tick(location, "sync_every_15_minutes", at(23, minute))
+        return [request for request in asked if request.asset_selection]
+
+    assert backfills(15) == []
+    busy = location.instance.create_run_for_job(
+        defs().resolve_job_def("sync"),
+        tags=range_tags("acme", first, first),
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert backfills(0) == [], "somebody is at it"
+    location.instance.delete_run(busy.run_id)
+    (request,) = backfills(0)
+    assert request.tags["dagster/asset_partition_range_start"] == f"acme|{first}"
+    assert request.tags["dagster/asset_partition_range_end"] == f"acme|{last}"
+    assert [key.path for key in request.asset_selection] == [
+        ["raw", "memberships"],
+        ["current", "memberships"],
+    ]
+    location.sync("acme", first, last, feeds=("memberships",))
+    assert backfills(0) == []
+    location.monkeypatch.setenv("ST_HISTORY_START", today().isoformat())
+    save_progress(location.lake, "acme", replace(begun, saved_at=datetime.now(UTC)))
+    assert backfills(0) == [], "its windows are no longer partitions"
+
+
+@pytest.mark.parametrize(
+    ("zone", "began", "next_day"),
+    [
+        # The night the clocks go back: 25 hours. The last of a month. The night they go forward.
+        ("America/New_York", "2026-11-01T04:10", "2026-11-02T05:10"),
+        ("America/Chicago", "2026-01-31T06:10", "2026-02-01T06:10"),
+        ("America/Los_Angeles", "2026-03-08T08:10", "2026-03-09T07:10"),
+        # A day that has no midnight, and a zone that is half an hour off.
+        ("America/Havana", "2026-03-07T05:10", "2026-03-08T05:10"),
+        ("Australia/Adelaide", "2026-06-30T15:10", "2026-07-01T15:10"),
+    ],
+)
+def test_tables_are_derived_once_in_each_day_of_the_tenants_own(
+    location: Location, shared_sandbox: RunningSandbox, zone: str, began: str, next_day: str
+) -> None:
+    location.use(shared_sandbox)
+    for tenant in ("ACME", "BRAVO"):
+        location.monkeypatch.setenv(f"ST_TENANTS__{tenant}__TIMEZONE", zone)
+    job = defs().resolve_job_def("derive")
+    midnight, end = (datetime.fromisoformat(f"{text}+00:00") for text in (began, next_day))
+    hour = timedelta(hours=1)
+    starts = []
+    for now in (midnight, midnight + hour, midnight + 12 * hour, end - hour, end, end + hour):
+        with time_machine.travel(now):
+            for request in tick(location, "derive_daily", now):
+                if isinstance(request, dg.RunRequest) and request.partition_key == "acme":
+                    starts.append(now)
+                    run = location.instance.create_run_for_job(
+                        job, tags={**request.tags, "dagster/partition": "acme"}
+                    )
+                    location.instance.handle_run_event(run.run_id, succeeded(run))
+    assert [f"{start:%Y-%m-%dT%H:%M}" for start in starts] == [began, next_day]
+
+
+def succeeded(run: dg.DagsterRun) -> dg.DagsterEvent:
+    return dg.DagsterEvent(dg.DagsterEventType.RUN_SUCCESS.value, run.job_name)

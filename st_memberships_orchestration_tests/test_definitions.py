@@ -16,7 +16,7 @@ from st_memberships_orchestration.writing.kinds import KINDS
 from st_memberships_orchestration_tests.doors import Location
 
 PACKAGE = Path(__file__).parents[1] / "st_memberships_orchestration"
-ROOMS = {"servicetitan", "lake", "metrics", "reporting", "writing", "sandbox"}
+ROOMS = {"servicetitan", "lake", "metrics", "reporting", "writing", "health", "sandbox"}
 ALLOWED = {("writing", "servicetitan")}
 FEEDS = {
     "invoice_templates",
@@ -67,7 +67,10 @@ def test_inventory(location: Location) -> None:
     keys = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
     exports = {f"{layer}/{feed}" for layer in ("servicetitan", "raw", "current") for feed in FEEDS}
     reference = {f"reference/{name}" for name in REFERENCE}
-    assert keys == exports | reference | HISTORY | DERIVED | {"report/memberships"}
+    assert keys == exports | reference | HISTORY | DERIVED | {
+        "report/memberships",
+        "health/tenants",
+    }
     jobs = {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"}
     assert jobs == {
         "sync",
@@ -75,12 +78,14 @@ def test_inventory(location: Location) -> None:
         "derive",
         "reconcile",
         "deep_check",
+        "assess_health",
         "maintain_lake",
         *KINDS,
     }
     assert {s.name for s in repository.schedule_defs} == {
         "sync_every_15_minutes",
         "derive_daily",
+        "health_every_15_minutes",
         "refresh_reference_daily",
         "reconcile_nightly",
         "deep_check_weekly",
@@ -88,6 +93,10 @@ def test_inventory(location: Location) -> None:
     }
     assert {s.name for s in repository.sensor_defs} == {
         "changes_brought_by_sync",
+        "feed_activity",
+        "run_failure_alerts",
+        "check_failure_alerts",
+        "health_alerts",
         "write_plan_inbox",
     }
 

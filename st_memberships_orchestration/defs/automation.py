@@ -1,33 +1,56 @@
 """What starts by itself, and when. On by default, for nothing here writes to ServiceTitan.
 
+`sync_every_15_minutes` is the promise: whatever else happens, each tenant is read. `feed_activity`
+makes it prompt: it looks every few minutes, for one request a feed, and starts a sync only where
+there is something to bring. Neither starts what the other has just done.
+
 Runs are tagged with their tenant, and a tenant whose last sync is not done is left alone until it
 is: the next one reads whatever this one would have.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from st_memberships_orchestration.defs import jobs
 from st_memberships_orchestration.defs.maintenance import maintain_lake
-from st_memberships_orchestration.defs.partitions import range_tags, tenants_of
+from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
+from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.servicetitan.auth import Access
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import RequestRefused
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT, Settings
 
 RUNNING = dg.DefaultScheduleStatus.RUNNING
 
-QUIET_AFTER = timedelta(hours=2)
-"""A tenant without any change for so long is synced twice an hour instead of four times."""
+LOOK_EVERY = timedelta(minutes=5)
+LOOK_AT_QUIET_EVERY = timedelta(minutes=10)
+"""The vendor asks to wait 5 to 10 minutes at the end of a feed (reference section 4.1)."""
 
+QUIET_AFTER = timedelta(hours=2)
+"""A tenant without any change for so long is looked at and synced half as often."""
+
+LOOKS_AT_ONCE = 16
+SECONDS_PER_REQUEST = 10.0
+SECONDS_FOR_LOOKS = 30.0
+"""Dagster gives a sensor 60 s. Whoever has not answered by then is looked at the next time."""
+
+WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 IN_PROGRESS = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
+    *WAITING,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+
+Lines = Sequence[Progress]
 
 
 def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
@@ -40,31 +63,72 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         default_status=RUNNING,
         description=(
             "Syncs each tenant: today's window, and with it whatever earlier windows lack. Skips a "
-            "tenant whose last sync still runs, and every other time one without changes for two "
-            "hours."
+            "tenant whose last sync still runs or began in the last ten minutes, and every other "
+            "time one without changes for two hours. At the full hour it also goes on with "
+            "backfills that did not get through."
         ),
     )
     def sync_every_15_minutes(
         context: dg.ScheduleEvaluationContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = context.scheduled_execution_time
+        journal = newest_lines(lake, environment=settings.environment)
+        busy = busy_tenants(context.instance)
         skipped: list[str] = [] if tenants else [NO_TENANT]
         requested = 0
         for tenant in tenants:
-            if is_running(context.instance, "sync", tenant):
+            lines = journal.get(tenant, [])
+            last = last_run(context.instance, "sync", {"tenant": tenant})
+            if last and not last.dagster_run.is_finished:
                 skipped.append(f"{tenant}: the last sync is not done.")
-            elif now.minute % 30 and is_quiet(lake, tenant, now):
+            elif last and last.create_timestamp > now - timedelta(minutes=10):
+                skipped.append(f"{tenant}: synced at {last.create_timestamp:%H:%M} UTC.")
+            elif now.minute % 30 and is_quiet(lines, now):
                 skipped.append(f"{tenant}: nothing changed for a while; next at the half hour.")
             else:
                 requested += 1
                 yield sync_request(tenant, now.astimezone(UTC).date(), run_key=now.isoformat())
+            if now.minute == 0 and tenant not in busy:
+                for request in backfill_requests(tenant, lines, settings, run_key=now.isoformat()):
+                    requested += 1
+                    yield request
         if skipped and not requested:
             yield dg.SkipReason(" ".join(skipped))
 
+    @dg.schedule(
+        job=jobs.derive,
+        cron_schedule="10 * * * *",
+        default_status=RUNNING,
+        description=(
+            "Derives each tenant's tables once its own day has begun, for what is overdue or ends "
+            "soon changes with the day, not only with the data. Looks every hour; skips tenants "
+            "whose tables are of their today already."
+        ),
+    )
+    def derive_daily(
+        context: dg.ScheduleEvaluationContext,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now = context.scheduled_execution_time
+        requested = 0
+        for tenant in tenants:
+            last = last_run(context.instance, "derive", {"dagster/partition": tenant})
+            if last is None or is_due(last, now, settings.tenants[tenant].zone):
+                requested += 1
+                yield tenant_request(tenant, run_key=f"{tenant} {now.isoformat()}")
+        if not requested:
+            said = "Each tenant's tables are of its own today." if tenants else NO_TENANT
+            yield dg.SkipReason(said)
+
     return [
         sync_every_15_minutes,
-        # What is overdue or ends soon changes with the day, not only with the data.
-        _for_each_tenant("derive_daily", jobs.derive, "15 8 * * *", tenants),
+        derive_daily,
+        dg.ScheduleDefinition(
+            name="health_every_15_minutes",
+            job=jobs.assess_health,
+            cron_schedule="7-59/15 * * * *",
+            default_status=RUNNING,
+            description="Finds out how each tenant's feeds are, for the table health/tenants.",
+        ),
         _for_each_tenant("refresh_reference_daily", jobs.refresh_reference, "40 5 * * *", tenants),
         _for_each_tenant("deep_check_weekly", jobs.deep_check, "20 6 * * 0", tenants),
         dg.ScheduleDefinition(
@@ -85,16 +149,16 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
 
 
 def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
-    """The sensors."""
+    """The sensors that start runs."""
 
     @dg.run_status_sensor(
         run_status=dg.DagsterRunStatus.SUCCESS,
-        monitored_jobs=[jobs.sync],
         request_jobs=[jobs.derive, jobs.refresh_reference],
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
-            "After a sync that brought something new, derives the tenant's tables from it; after "
-            "one that brought changed membership types, also reads the reference tables anew."
+            "After a sync or backfill that brought something new, derives the tenant's tables "
+            "from it; after one that brought changed membership types, also reads the reference "
+            "tables anew."
         ),
     )
     def changes_brought_by_sync(
@@ -102,26 +166,76 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
         changed = changed_feeds(context.instance, run.run_id)
-        key = run.tags.get("dagster/partition") or run.tags.get(
-            "dagster/asset_partition_range_start", ""
-        )
-        tenants = [tenant for tenant in tenants_of([key]) if tenant in settings.tenants]
+        tenants = [tenant for tenant in tenants_of_run(run) if tenant in settings.tenants]
         if not changed or not tenants:
-            yield dg.SkipReason("The sync brought nothing new.")
-        for tenant in tenants if changed else []:
-            tags = {"tenant": tenant}
-            yield dg.RunRequest(
-                run_key=f"derive {run.run_id}", job_name="derive", partition_key=tenant, tags=tags
-            )
-            if "membership_types" in changed:
-                yield dg.RunRequest(
-                    run_key=f"refresh {run.run_id}",
-                    job_name="refresh_reference",
-                    partition_key=tenant,
-                    tags=tags,
-                )
+            yield dg.SkipReason("The run brought nothing new.")
+            return
+        jobs_due = ["derive"]
+        if "membership_types" in changed:
+            jobs_due.append("refresh_reference")
+        for tenant in tenants:
+            for job in jobs_due:
+                # One that has not begun will read what is new now, too.
+                if not is_waiting(context.instance, job, tenant):
+                    yield tenant_request(tenant, job=job, run_key=f"{job} {tenant} {run.run_id}")
 
-    return [changes_brought_by_sync]
+    @dg.sensor(
+        job=jobs.sync,
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=(
+            "Looks every 5 minutes, and every 10 where nothing changed for two hours, whether "
+            "ServiceTitan has something new: one request per feed, which stores nothing. Starts a "
+            "sync where it has, and at once the first sync of a new tenant. Tenants whose first "
+            "sync was not read to the end, and those whose last sync failed, are left to "
+            "sync_every_15_minutes."
+        ),
+    )
+    def feed_activity(
+        context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake]
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now = datetime.now(UTC)
+        known = json.loads(context.cursor or "{}")
+        journal = newest_lines(lake, environment=settings.environment)
+        first: list[str] = []
+        due: dict[str, dict[str, str]] = {}
+        for tenant in sorted(settings.tenants, key=lambda tenant: known.get(tenant, "")):
+            tokens = live_tokens(journal.get(tenant, []))
+            last = last_run(context.instance, "sync", {"tenant": tenant})
+            if last is None:
+                first.append(tenant)
+            elif (
+                known.get(tenant, "") <= now.isoformat()
+                and len(tokens) == len(FEEDS)
+                and last.dagster_run.status == dg.DagsterRunStatus.SUCCESS
+                and last.create_timestamp <= now - LOOK_EVERY
+            ):
+                due[tenant] = tokens
+        found = look_at({tenant: (settings.access(tenant), due[tenant]) for tenant in due})
+        for tenant in first:
+            yield sync_request(tenant, now.date(), run_key="first")
+        requested = len(first)
+        next_looks = {tenant: known[tenant] for tenant in settings.tenants if tenant in known}
+        for tenant in due:
+            news = found.get(tenant)
+            calm = is_quiet(journal[tenant], now) or not isinstance(news, bool)
+            next_looks[tenant] = (now + (LOOK_AT_QUIET_EVERY if calm else LOOK_EVERY)).isoformat()
+            if isinstance(news, Exception):
+                context.log.warning("%s could not be looked at: %s", tenant, news)
+            elif news is None:
+                context.log.warning("%s did not answer within %s s", tenant, SECONDS_FOR_LOOKS)
+            elif news:
+                requested += 1
+                yield sync_request(tenant, now.date(), run_key=f"activity {now.isoformat()}")
+        context.update_cursor(json.dumps(next_looks))
+        if not requested:
+            said = f"Nothing new; looked at: {', '.join(due) or 'nobody, for nobody is due'}."
+            yield dg.SkipReason(said if settings.tenants else NO_TENANT)
+
+    return [changes_brought_by_sync, feed_activity]
+
+
+# Requests
 
 
 def sync_request(tenant: str, day: date, *, run_key: str) -> dg.RunRequest:
@@ -131,21 +245,124 @@ def sync_request(tenant: str, day: date, *, run_key: str) -> dg.RunRequest:
     )
 
 
-def is_running(instance: dg.DagsterInstance, job: str, tenant: str) -> bool:
-    """Whether a run of the job for the tenant has not ended."""
-    return bool(
-        instance.get_runs(
-            filters=dg.RunsFilter(job_name=job, tags={"tenant": tenant}, statuses=IN_PROGRESS),
-            limit=1,
-        )
+def tenant_request(tenant: str, *, run_key: str, job: str | None = None) -> dg.RunRequest:
+    """A run of a job that is partitioned by tenant alone."""
+    return dg.RunRequest(
+        run_key=run_key, job_name=job, partition_key=tenant, tags={"tenant": tenant}
     )
 
 
-def is_quiet(lake: Lake, tenant: str, now: datetime) -> bool:
+def backfill_requests(
+    tenant: str, lines: Lines, settings: Settings, *, run_key: str
+) -> Iterator[dg.RunRequest]:
+    """Runs that go on with the tenant's backfills that were begun and did not get through.
+
+    The journal knows them: the newest line of their window says that it is not complete. What an
+    outage left out needs no run of its own, for the reading of today's window brings it.
+    """
+    for (first, last), feeds in unfinished_windows(lines).items():
+        if first >= settings.history_start:  # else the setting was changed since
+            yield dg.RunRequest(
+                run_key=f"{tenant} {first} {last} {run_key}",
+                # Today's changes go first.
+                tags={
+                    "tenant": tenant,
+                    "dagster/priority": "-1",
+                    **range_tags(tenant, first, last),
+                },
+                asset_selection=[
+                    dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")
+                ],
+            )
+
+
+# What is known of a tenant
+
+
+def live_tokens(lines: Lines) -> dict[str, str]:
+    """Feed -> the position from which its reading of the newest changes goes on."""
+    return {line.feed: line.token for line in lines if line.is_live and line.token}
+
+
+def is_quiet(lines: Lines, now: datetime) -> bool:
     """Whether no feed of the tenant has moved for `QUIET_AFTER`: its journal has no newer line."""
-    lines = lake.rows("state/feed_progress", tenant=tenant, columns=["max(saved_at) as saved_at"])
-    last = lines["saved_at"][0].as_py() if lines.num_rows else None
-    return last is not None and now - last > QUIET_AFTER
+    return bool(lines) and now - max(line.saved_at for line in lines) > QUIET_AFTER
+
+
+def is_due(last: dg.RunRecord, now: datetime, zone: ZoneInfo) -> bool:
+    """Whether a daily run is due: the last failed, or began on an earlier day of the tenant's."""
+    if not last.dagster_run.is_finished:
+        return False
+    today = now.astimezone(zone).date()
+    return not last.dagster_run.is_success or last.create_timestamp.astimezone(zone).date() < today
+
+
+def last_run(
+    instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]
+) -> dg.RunRecord | None:
+    """The newest run of a job with these tags, whatever became of it."""
+    found = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags), limit=1)
+    return found[0] if found else None
+
+
+def is_waiting(instance: dg.DagsterInstance, job: str, tenant: str) -> bool:
+    """Whether a run of the job for the tenant was asked for and has not begun."""
+    wanted = dg.RunsFilter(job_name=job, tags={"dagster/partition": tenant}, statuses=WAITING)
+    return bool(instance.get_runs(wanted, limit=1))
+
+
+def busy_tenants(instance: dg.DagsterInstance) -> set[str]:
+    """Tenants of all runs that have not ended, backfills started in the UI included."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
+    return {tenant for run in runs for tenant in tenants_of_run(run)}
+
+
+# Looking
+
+
+def look_at(
+    tenants: Mapping[str, tuple[Access, Mapping[str, str]]],
+) -> dict[str, bool | Exception]:
+    """Whether each tenant has news, or why that could not be found out.
+
+    Tenants are looked at side by side, and one that does not answer in time is left out: neither
+    a slow one nor one with a bad key holds the others back.
+    """
+    pool = ThreadPoolExecutor(LOOKS_AT_ONCE)
+    looks = {tenant: pool.submit(has_news, *given) for tenant, given in tenants.items()}
+    wait(looks.values(), timeout=SECONDS_FOR_LOOKS)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return {tenant: _outcome(look) for tenant, look in looks.items() if _is_done(look)}
+
+
+def has_news(access: Access, tokens: Mapping[str, str]) -> bool:
+    """Whether any feed shows something beyond its position. Nothing is stored or moved.
+
+    Raises:
+        ServiceTitanError: a feed could not be asked; it is not asked twice.
+    """
+    with MembershipsClient.open(access, attempts=1, timeout=SECONDS_PER_REQUEST) as client:
+        for feed in FEEDS:
+            try:
+                page = client.export_page(feed, start=tokens[feed.name])
+            except RequestRefused:
+                return True  # the position is no longer accepted: a sync finds another
+            if page.rows.num_rows or page.broken or page.has_more:
+                return True
+    return False
+
+
+def _is_done(look: "Future[bool]") -> bool:
+    return look.done() and not look.cancelled()
+
+
+def _outcome(look: "Future[bool]") -> bool | Exception:
+    error = look.exception()
+    if error is None:
+        return look.result()
+    if isinstance(error, Exception):
+        return error
+    raise error
 
 
 def changed_feeds(instance: dg.DagsterInstance, run_id: str) -> set[str]:
@@ -174,10 +391,7 @@ def _for_each_tenant(name: str, job: Any, cron: str, tenants: list[str]) -> dg.S
         if not tenants:
             yield dg.SkipReason(NO_TENANT)
         for tenant in tenants:
-            yield dg.RunRequest(
-                run_key=f"{tenant} {context.scheduled_execution_time.isoformat()}",
-                partition_key=tenant,
-                tags={"tenant": tenant},
-            )
+            run_key = f"{tenant} {context.scheduled_execution_time.isoformat()}"
+            yield tenant_request(tenant, run_key=run_key)
 
     return each

@@ -223,6 +223,7 @@ def _raw_metadata(
         "pages": pages,
         "requests": requests,
         "retries": requests - pages,
+        "throttled": sum(r.throttled for r in done),
         "bytes": sum(r.bytes for r in done),
         "seconds": round(seconds, 3),
         "rows_per_second": round(sum(r.rows for r in done) / seconds) if seconds else 0,

@@ -57,3 +57,12 @@ deep_check = dg.define_asset_job(
         "none of them, before marking them as deleted. A few hundred requests; meant to run weekly."
     ),
 )
+
+assess_health = dg.define_asset_job(
+    "assess_health",
+    selection=dg.AssetSelection.assets(["health", "tenants"]),
+    description=(
+        "Finds out how each tenant's feeds are, and writes it to health/tenants. Reads the lake "
+        "and Dagster's own records; asks ServiceTitan nothing."
+    ),
+)

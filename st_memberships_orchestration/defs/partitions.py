@@ -56,3 +56,9 @@ def range_tags(tenant: str, first: date, last: date) -> dict[str, str]:
 def tenants_of(keys: Sequence[str]) -> list[str]:
     """The tenants that a run's partition keys name: a run may hold any rectangle of keys."""
     return sorted({key.partition("|")[0] for key in keys})
+
+
+def tenants_of_run(run: dg.DagsterRun) -> list[str]:
+    """The tenants whose partitions a run is about."""
+    key = run.tags.get("dagster/asset_partition_range_start") or run.tags.get("dagster/partition")
+    return tenants_of([key]) if key else []

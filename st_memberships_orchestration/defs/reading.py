@@ -60,6 +60,7 @@ class Reading:
         broken: records put into quarantine.
         pages: pages read.
         requests: requests made; the difference to `pages` were repeats.
+        throttled: those that were answered 429.
         bytes: size of the answers.
         seconds: duration.
         newest: newest modification seen, or None.
@@ -72,6 +73,7 @@ class Reading:
     broken: int = 0
     pages: int = 0
     requests: int = 0
+    throttled: int = 0
     bytes: int = 0
     seconds: float = 0.0
     newest: datetime | None = None
@@ -93,6 +95,7 @@ class Reading:
             broken=self.broken + later.broken,
             pages=self.pages + later.pages,
             requests=self.requests + later.requests,
+            throttled=self.throttled + later.throttled,
             bytes=self.bytes + later.bytes,
             seconds=self.seconds + later.seconds,
             newest=max(newest, default=None),
@@ -237,10 +240,15 @@ class FeedReader:
         `last` the newest line that this reading has in the journal.
         """
         started = time.monotonic()
+        throttled = self._client.throttled
         reading = Reading()
         for pages in _in_commits(read_ahead(self._pages(start, instead, until))):
             reading = self._commit(pages, reading)
-            reading = replace(reading, seconds=time.monotonic() - started)
+            reading = replace(
+                reading,
+                seconds=time.monotonic() - started,
+                throttled=self._client.throttled - throttled,
+            )
             line = ended if _is_last(pages[-1], self._feed, until) else begun
             line = replace(line, token=pages[-1].continue_from, saved_at=self._clock())
             # A quiet poll is worth a line once a day only: the journal stays short.

@@ -25,6 +25,8 @@ SOURCES = sorted(
     {f"derived/{table.name}" for table in TABLES} | {need.table for need in NEEDS.values()}
 )
 
+STATUS = ("state", "reason", "remedy")
+
 
 def build_assets(
     settings: Settings, checks: Sequence[dg.AssetChecksDefinition]
@@ -117,11 +119,14 @@ def _days(instance: dg.DagsterInstance, tenant: str) -> dict[str, date]:
 
 
 def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Feed]:
+    rows = lake.rows("health/tenants", tenant=tenant).to_pylist()
+    health = {row["feed"]: {name: row[name] for name in STATUS} for row in rows}
     found = []
     for feed in FEEDS:
         lines = load_progress(lake, tenant, environment=environment, feed=feed.name)
         through = next((line.read_through for line in lines if line.is_live), None)
-        found.append(Feed(feed.title, through.astimezone(zone) if through else None))
+        read_through = through.astimezone(zone) if through else None
+        found.append(Feed(feed.title, read_through, **health.get(feed.name, {})))
     return found
 
 

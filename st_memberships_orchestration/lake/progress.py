@@ -3,11 +3,14 @@
 Continuation tokens belong to a tenant, an environment and a feed, and are never looked into.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from datetime import date, datetime, timedelta
 
 import pyarrow as pa
+from deltalake import QueryBuilder
 from deltalake.exceptions import CommitFailedError
 
 from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
@@ -96,3 +99,32 @@ def load_progress(lake: Lake, tenant: str, *, environment: str, feed: str) -> li
     for line in sorted(lines.to_pylist(), key=lambda line: line["saved_at"]):
         newest[line["window_start"], line["window_end"]] = Progress(**line)
     return list(newest.values())
+
+
+def newest_lines(lake: Lake, *, environment: str) -> dict[str, list[Progress]]:
+    """The newest line of each reading of all feeds, by tenant, in one query."""
+    table = lake.find(TABLE)
+    if table is None:
+        return {}
+    names = [f.name for f in fields(Progress)]
+    reading = "tenant, feed, window_start, window_end"
+    query = (
+        f"select tenant, {', '.join(names)} from (select *, row_number() over "
+        f"(partition by {reading} order by saved_at desc) as place from journal "
+        f"where environment = {literal(environment)}) where place = 1 order by {reading}"
+    )
+    found: dict[str, list[Progress]] = {}
+    answer = QueryBuilder().register("journal", table).execute(query)
+    for line in pa.RecordBatchReader.from_stream(answer).read_all().to_pylist():
+        found.setdefault(line.pop("tenant"), []).append(Progress(**line))
+    return found
+
+
+def unfinished_windows(lines: Sequence[Progress]) -> dict[tuple[date, date], list[str]]:
+    """First and last day of each window that was begun and not read to its end -> its feeds."""
+    found = defaultdict(list)
+    for line in lines:
+        if line.window_start and line.window_end and not line.complete:
+            last = line.window_end - timedelta(days=1)
+            found[line.window_start.date(), last.date()].append(line.feed)
+    return dict(found)

@@ -17,7 +17,7 @@ from deltalake.exceptions import CommitFailedError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 TENANT = pa.field("tenant", pa.string(), metadata={"comment": "Key of the tenant in the settings."})
-LAYERS = ("raw", "current", "reference", "history", "derived", "quarantine", "state")
+LAYERS = ("raw", "current", "reference", "history", "derived", "quarantine", "state", "health")
 
 retry_conflicts = retry(
     retry=retry_if_exception_type(CommitFailedError),
@@ -145,6 +145,12 @@ def with_tenant(rows: pa.Table, tenant: str) -> pa.Table:
 
 def _as_uri(address: str) -> str:
     return address if "://" in address else Path(address).absolute().as_uri()
+
+
+@retry_conflicts
+def replace_all(lake: Lake, name: str, rows: pa.Table) -> None:
+    """Make `rows` all that a small table holds of all tenants, in one commit and one file."""
+    write_deltalake(lake.address(name), rows, mode="overwrite", schema_mode="overwrite")
 
 
 @retry_conflicts

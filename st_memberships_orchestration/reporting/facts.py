@@ -7,10 +7,21 @@ from datetime import date, datetime
 
 @dataclass(frozen=True)
 class Feed:
-    """How far a feed is read: all changes before `read_through` are in the tables."""
+    """How far a feed is read, and how it is.
+
+    Attributes:
+        title: the feed in words.
+        read_through: all changes before this time are in the tables.
+        state: healthy, warning or failing; empty if nobody has looked yet.
+        reason: what is wrong.
+        remedy: what to do about it.
+    """
 
     title: str
     read_through: datetime | None
+    state: str = ""
+    reason: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)

@@ -110,28 +110,48 @@ class MembershipsClient:
     Writes are repeated only where they were certainly not processed: on a 429, and on a 401 with a
     new token. May be shared by threads.
 
+    Attributes:
+        throttled: how often it was answered 429.
+
     Raises:
         ServiceTitanError: every failure is one; of those only writes raise `OutcomeUnknown`.
     """
 
-    def __init__(self, http: httpx.Client, *, access: Access, ceiling: RequestCeiling) -> None:
+    def __init__(
+        self,
+        http: httpx.Client,
+        *,
+        access: Access,
+        ceiling: RequestCeiling,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self.throttled = 0
         self._http = http
+        self._attempts = attempts
         self._tenant = access.tenant
         self._ceiling = ceiling
         self._root = f"{access.api_url.rstrip('/')}/memberships/v2/tenant/{access.tenant_id}/"
 
     @classmethod
     @contextmanager
-    def open(cls, access: Access) -> Iterator[Self]:
-        """A client with its own connections, closed at the end; token and ceiling are shared."""
+    def open(
+        cls, access: Access, *, attempts: int = ATTEMPTS, timeout: httpx.Timeout | float = TIMEOUT
+    ) -> Iterator[Self]:
+        """A client with its own connections, closed at the end; token and ceiling are shared.
+
+        Args:
+            access: what it takes to reach the tenant.
+            attempts: how often a request is tried.
+            timeout: seconds to wait for an answer.
+        """
         name = f"{urlsplit(access.api_url).netloc} {access.tenant_id}"
         ceiling = shared_ceiling(access.requests_per_second, name)
         with httpx.Client(
             auth=shared_credentials(access),
-            timeout=TIMEOUT,
+            timeout=timeout,
             event_hooks={"request": [lambda _: ceiling.wait()]},
         ) as http:
-            yield cls(http, access=access, ceiling=ceiling)
+            yield cls(http, access=access, ceiling=ceiling, attempts=attempts)
 
     # Exports
 
@@ -520,13 +540,14 @@ class MembershipsClient:
         return Retrying(
             retry=retry_if_exception_type(failure),
             wait=_wait_as_asked,
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=stop_after_attempt(self._attempts),
             before_sleep=_log_retry,
             reraise=True,
         )
 
     def _noted(self, error: ServiceTitanError) -> ServiceTitanError:
         if isinstance(error, Throttled):
+            self.throttled += 1
             self._ceiling.throttled(min(error.retry_after or 1.0, LONGEST_WAIT))
         return error
 

@@ -1,0 +1,301 @@
+"""Alerts: what goes wrong, told once to the addresses of ST_ALERT_URLS, and once that it is over.
+
+Each sensor works out all problems that there are, and keeps in its cursor what each address was
+told. The cursor is stored after an evaluation: if the daemon dies in between, the message is sent
+again, for once too often is better than never.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from st_memberships_orchestration.defs.failures import Failed, failures_of
+from st_memberships_orchestration.defs.health import (
+    TABLE,
+    TOLD_BY_HEALTH,
+    contradicted_checks,
+)
+from st_memberships_orchestration.defs.partitions import tenants_of_run
+from st_memberships_orchestration.health.notices import Problem, Said, tell
+from st_memberships_orchestration.health.states import facts_of, issues_of
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.ledger import NEEDS_REVIEW, Ledger
+
+NOBODY = "ST_ALERT_URLS is not set, so nobody is told: give it apprise addresses."
+
+TOLD_OF_HEALTH = ("stale", "quarantine")
+"""Issues that no run and no check tells of; the others stand in `health/tenants` alone."""
+
+HEALTH_TOO_OLD = timedelta(hours=1)
+
+LOOK_BACK = timedelta(days=1)
+"""How far back the first evaluation looks for failed runs."""
+
+OVERLAP = timedelta(minutes=2)
+"""Runs are looked at again for so long: a database notes them a moment after their end."""
+
+
+def build_sensors(
+    settings: Settings, checks: Sequence[dg.AssetChecksDefinition]
+) -> list[dg.SensorDefinition]:
+    """The sensors that tell people; none of them starts a run."""
+    urls = settings.alert_addresses
+    check_keys = [key for check in checks for key in check.check_keys]
+    every_minute: dict[str, Any] = {
+        "minimum_interval_seconds": 60,
+        "default_status": dg.DefaultSensorStatus.RUNNING,
+    }
+
+    @dg.sensor(
+        **every_minute,
+        description=(
+            "Tells ST_ALERT_URLS of runs that failed: what, which tenant, likely cause, what to "
+            "do. Says the same thing once, and once that it is over. A run that Dagster starts "
+            "again by itself is waited for."
+        ),
+    )
+    def run_failure_alerts(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        state = _state(context)
+        now = datetime.now(UTC)
+        since = datetime.fromisoformat(state.get("seen", (now - LOOK_BACK).isoformat()))
+        failing = _after_runs(context.instance, settings, state.get("failing", {}), since)
+        problems = [Problem(**{**p, "since": _moment(p["since"])}) for p, _ in failing.values()]
+        seen = (now - OVERLAP).isoformat()
+        return _told(settings, urls, problems, state, seen=seen, failing=failing)
+
+    @dg.sensor(
+        **every_minute,
+        description=(
+            "Tells ST_ALERT_URLS of asset checks that do not hold, unknown fields of ServiceTitan "
+            "(drift) among them: which tenants' rows contradict them, and what to do. Says the "
+            "same thing once, and once that it is over."
+        ),
+    )
+    def check_failure_alerts(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        problems = _of_checks(context.instance, settings, check_keys)
+        return _told(settings, urls, problems, _state(context))
+
+    @dg.sensor(
+        **every_minute,
+        description=(
+            "Tells ST_ALERT_URLS of feeds that are not read any more, records in quarantine, and "
+            "changes to ServiceTitan of which nobody knows whether they happened. Says the same "
+            "thing once, and once that it is over."
+        ),
+    )
+    def health_alerts(
+        context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.SensorResult:
+        now = datetime.now(UTC)
+        problems = [*_of_health(lake, settings, now), *_of_writes(settings, now)]
+        return _told(settings, urls, problems, _state(context))
+
+    return [run_failure_alerts, check_failure_alerts, health_alerts]
+
+
+def _state(context: dg.SensorEvaluationContext) -> dict[str, Any]:
+    return json.loads(context.cursor) if context.cursor else {}
+
+
+def _told(
+    settings: Settings,
+    urls: Sequence[str],
+    problems: Sequence[Problem],
+    state: dict[str, Any],
+    **remember: Any,
+) -> dg.SensorResult:
+    """Tell what is new, and keep what was told."""
+    clean = [Problem(**{**vars(p), "cause": settings.without_secrets(p.cause)}) for p in problems]
+    before: Said = state.get("said", {})
+    said = tell(clean, before, urls)
+    summary = f"{len(problems)} problems; " + (
+        "told what changed." if said != before else "nothing changed since it was told."
+    )
+    return dg.SensorResult(
+        skip_reason=summary if urls else f"{NOBODY} Problems now: {len(problems)}.",
+        cursor=json.dumps({**remember, "said": said}),
+    )
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+# Runs
+
+
+def _after_runs(
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    failing: dict[str, Any],
+    since: datetime,
+) -> dict[str, Any]:
+    """Key -> what fails, and the jobs it fails in, after the runs that ended since `since`.
+
+    The cause is the key, not the job: a bad key that stops two jobs is one problem.
+    """
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    records = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=since))
+    known = dict(failing)
+    for record in sorted(records, key=lambda r: r.end_time or 0):
+        run = record.dagster_run
+        job = _job(run)
+        for tenant in [run.tags["tenant"]] if "tenant" in run.tags else tenants_of_run(run) or [""]:
+            causes: dict[str, tuple[dict[str, Any], list[str]]] = {}
+            if run.status == dg.DagsterRunStatus.FAILURE:
+                if run.tags.get("dagster/will_retry") == "true":
+                    continue
+                at = datetime.fromtimestamp(record.end_time or 0, UTC)
+                for failed in failures_of(instance, run.run_id):
+                    problem = _of_run(settings, run, job, tenant or failed.tenant, failed, at)
+                    causes[problem["key"]] = (problem, [job])
+            for key, (_, jobs) in list(known.items()):
+                concerned = tenant in ("", known[key][0]["tenant"]) and job in jobs
+                if concerned and key not in causes:
+                    left = [j for j in jobs if j != job] if causes else []
+                    if left:
+                        known[key] = (known[key][0], left)
+                    else:
+                        del known[key]
+            for key, (problem, jobs) in causes.items():
+                first, before = known.get(key, (problem, []))
+                known[key] = (first, sorted({*before, *jobs}))
+    return known
+
+
+def _job(run: dg.DagsterRun) -> str:
+    if not run.job_name.startswith("__"):
+        return run.job_name
+    assets = sorted(key.to_user_string() for key in run.asset_selection or [])
+    return f"materialization of {assets[0] if assets else 'assets'}"
+
+
+def _of_run(
+    settings: Settings,
+    run: dg.DagsterRun,
+    job: str,
+    tenant: str,
+    failed: Failed,
+    at: datetime,
+) -> dict[str, Any]:
+    # An error of ServiceTitan's is the same whichever job meets it.
+    cause = failed.error if failed.tenant else f"{job} {failed.error}"
+    return {
+        "key": f"run {tenant} {cause}",
+        "what": f"the job {job} fails",
+        "tenant": tenant,
+        "since": at.isoformat(),
+        "cause": settings.without_secrets(failed.message),
+        "remedy": failed.remedy,
+        "link": f"{settings.ui_url.rstrip('/')}/runs/{run.run_id}",
+    }
+
+
+# Checks
+
+
+def _of_checks(
+    instance: dg.DagsterInstance, settings: Settings, keys: Sequence[dg.AssetCheckKey]
+) -> list[Problem]:
+    asked = [key for key in keys if key.name not in TOLD_BY_HEALTH]
+    failing = contradicted_checks(instance, asked, settings.tenants)
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(failing))
+    found = []
+    for key, tenants in failing.items():
+        record = latest[key]
+        result = record.evaluation
+        table = key.asset_key.to_user_string()
+        said = result.metadata if isinstance(result, dg.AssetCheckEvaluation) else {}
+        rows, remedy = said.get("failing_rows"), said.get("what_to_do")
+        found.append(
+            Problem(
+                key=f"check {table} {key.name}",
+                what=f"the check {key.name} of {table} does not hold",
+                tenant=", ".join(tenants),
+                since=datetime.fromtimestamp(record.create_timestamp, UTC),
+                cause=f"Rows that contradict it: {rows.value if rows else 'see the check'}.",
+                remedy=str(remedy.value) if remedy else "See the check's rows in Dagster.",
+                link=f"{settings.ui_url.rstrip('/')}/assets/{table}?view=checks",
+            )
+        )
+    return found
+
+
+# Health and writes
+
+
+def _of_health(lake: Lake, settings: Settings, now: datetime) -> list[Problem]:
+    table = lake.find(TABLE)
+    rows = table.to_pyarrow_table().to_pylist() if table else []
+    link = f"{settings.ui_url.rstrip('/')}/assets/{TABLE}"
+    found: dict[str, Problem] = {}
+    if rows and now - rows[0]["assessed_at"] > HEALTH_TOO_OLD:
+        # What it said last is not over: it stays among the problems below.
+        found["health is old"] = Problem(
+            key="health is old",
+            what="nobody looks after the tenants' health any more",
+            tenant="",
+            since=rows[0]["assessed_at"],
+            cause=f"{TABLE} has not been brought up to date for an hour.",
+            remedy="Look whether the schedule `health_every_15_minutes` is on, and why its last "
+            "run failed or waits.",
+            link=link,
+        )
+    feeds: dict[str, list[str]] = {}
+    for row in rows:
+        for issue in issues_of(facts_of(row)):
+            if issue.code in TOLD_OF_HEALTH and row["tenant"] in settings.tenants:
+                # One problem for a tenant's feeds; of quarantine one each, for each has its query.
+                place = row["feed"] if issue.code == "quarantine" else ""
+                key = f"health {issue.code} {row['tenant']} {place}"
+                feeds.setdefault(key, []).append(row["feed"])
+                what = "is not read any more" if issue.code == "stale" else "has broken records"
+                found[key] = Problem(
+                    key=key,
+                    what=f"{', '.join(feeds[key])} {what}",
+                    tenant=row["tenant"],
+                    since=row["last_success_at"] or row["assessed_at"],
+                    cause=issue.reason,
+                    remedy=issue.remedy,
+                    link=link,
+                )
+    return list(found.values())
+
+
+def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
+    try:
+        ledger = Ledger(settings.ledger_url.get_secret_value())
+        try:
+            entries = ledger.entries(environment=settings.environment, status=NEEDS_REVIEW)
+        finally:
+            ledger.close()
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        return [
+            Problem(
+                key="ledger",
+                what="the write ledger cannot be read",
+                tenant="",
+                since=now,
+                cause=f"{type(error).__name__}: {str(error)[:300]}",
+                remedy="Look at ST_LEDGER_URL and its database; nothing is sent without it.",
+                link=settings.ui_url,
+            )
+        ]
+    return [
+        Problem(
+            key=f"write {entry.key}",
+            what=f"a change ({entry.kind}) may or may not have happened",
+            tenant=entry.tenant,
+            since=entry.updated_at,
+            cause=f"Its answer was lost, and what is there now does not tell: {entry.detail}",
+            remedy=f"Look at record {entry.target or '(new)'} in ServiceTitan, then run "
+            f"`st-memberships settle {entry.key[:12]} happened` or `did-not-happen`.",
+            link=f"{settings.ui_url.rstrip('/')}/runs/{entry.run_id}",
+        )
+        for entry in entries
+    ]

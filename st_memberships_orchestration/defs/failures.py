@@ -1,0 +1,84 @@
+"""Why a run failed, in words: read from what Dagster recorded of it."""
+
+import re
+from dataclasses import dataclass
+
+import dagster as dg
+
+from st_memberships_orchestration.servicetitan import errors
+
+LONGEST = 500
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One thing that a run failed with.
+
+    Attributes:
+        step: name of the step, which for the export feeds is the feed's; None if the run itself
+            ended, for example because its process was killed.
+        error: class of the error.
+        tenant: whom it concerns, if the error says so.
+        message: what happened.
+        remedy: what to do about it.
+    """
+
+    step: str | None
+    error: str
+    tenant: str
+    message: str
+    remedy: str
+
+
+def failures_of(instance: dg.DagsterInstance, run_id: str) -> list[Failed]:
+    """What the steps of a failed run failed with, or else what ended the run."""
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
+    events = [record.event_log_entry.get_dagster_event() for record in records]
+    found = [_of_step(event) for event in events]
+    return found or [_of_run(instance, run_id)]
+
+
+def _of_step(event: dg.DagsterEvent) -> Failed:
+    data = event.step_failure_data
+    said = data.user_failure_data.metadata if data.user_failure_data else {}
+    if "remedy" in said and "error" in said:  # an error of ServiceTitan's, see errors.facts()
+        facts = {name: str(value.value) for name, value in said.items()}
+        message = f"{facts['request']} answered {facts['status']}: {facts['message']}"
+        return Failed(
+            event.step_key, facts["error"], facts["tenant"], _short(message), facts["remedy"]
+        )
+    chain = []
+    error = data.error
+    while error:
+        chain.append(error)
+        error = error.cause
+    for error in chain:
+        kind = getattr(errors, error.cls_name or "", None)
+        if isinstance(kind, type) and issubclass(kind, errors.ServiceTitanError):
+            said = re.sub(r"^.*?Tenant (\S+): ", r"\1 ", error.message.partition(kind.remedy)[0])
+            tenant, _, message = said.partition(" ")
+            return Failed(event.step_key, kind.__name__, tenant, _short(message), kind.remedy)
+    return Failed(
+        event.step_key,
+        (chain[-1].cls_name if chain else None) or "Failure",
+        "",
+        _short(chain[-1].message) if chain else "It says nothing.",
+        "Read the run's log; the next run goes on from what was stored.",
+    )
+
+
+def _of_run(instance: dg.DagsterInstance, run_id: str) -> Failed:
+    records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
+    event = records[-1].event_log_entry.get_dagster_event() if records else None
+    return Failed(
+        None,
+        "RunEnded",
+        "",
+        _short(event.message if event and event.message else "It ended."),
+        "Its process was killed or could not start: look at the machine's memory and disk. What "
+        "was stored stays, and the next run goes on from there.",
+    )
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:LONGEST]

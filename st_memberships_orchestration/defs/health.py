@@ -1,0 +1,271 @@
+"""How each tenant's feeds are: the table `health/tenants`, and how fresh assets should be."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from statistics import mean
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pandas as pd
+import pyarrow as pa
+
+from st_memberships_orchestration.defs.failures import Failed, failures_of
+from st_memberships_orchestration.defs.metadata import DATA, column_schema
+from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.health.states import (
+    HEALTHY,
+    SCHEMA,
+    STATES,
+    Facts,
+    row_of,
+)
+from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
+from st_memberships_orchestration.lake.store import Lake, replace_all
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.settings import Settings
+
+TABLE = "health/tenants"
+
+DAYS_BACK = 7
+RUNS_BACK = 20
+"""Successes are looked for in the windows of the last days, and averages are of so many runs."""
+
+SHOWN = 50
+
+FRESHNESS = {
+    "raw": dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(hours=1), fail_window=timedelta(hours=3)
+    ),
+    "current": dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(hours=1), fail_window=timedelta(hours=3)
+    ),
+    "derived": dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(hours=26), fail_window=timedelta(hours=50)
+    ),
+}
+"""Group -> how old its assets may become.
+
+Measured with Dagster 1.13: freshness is of an asset, not of its partitions. One tenant that is
+read keeps `raw/memberships` fresh while ninety-nine are not, and so does a backfill of last year.
+A red asset therefore means that nobody is read; who is not, `health/tenants` says.
+"""
+
+
+def with_freshness(
+    assets: Sequence[dg.AssetSpec | dg.AssetsDefinition],
+) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """The assets, each with the policy of its group."""
+
+    def policy(spec: dg.AssetSpec) -> dg.AssetSpec:
+        known = FRESHNESS.get(spec.group_name or "")
+        return dg.apply_freshness_policy(spec, known) if known else spec
+
+    return list(dg.map_asset_specs(policy, assets))
+
+
+def build_assets(
+    settings: Settings, checks: Sequence[dg.AssetChecksDefinition]
+) -> list[dg.AssetsDefinition]:
+    """`health/tenants`; it tells the latest results of `checks`."""
+    check_keys = [key for check in checks for key in check.check_keys]
+
+    @dg.asset(
+        key=TABLE.split("/"),
+        deps=[dg.AssetKey(["current", feed.name]) for feed in FEEDS],
+        description=(
+            "How each tenant's feeds are: one row per tenant and feed, with its state (healthy, "
+            "warning, failing), the reason, and what to do. How old the data may be, when it was "
+            "last read, rows per run, share of requests turned down, last error, checks that do "
+            "not hold, unfinished backfills, records in quarantine."
+        ),
+        group_name="health",
+        owners=[DATA],
+        kinds={"deltalake"},
+        metadata={"dagster/column_schema": column_schema(SCHEMA)},
+    )
+    def tenants(
+        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        facts = measure(
+            context.instance, lake, settings, check_keys=check_keys, now=datetime.now(UTC)
+        )
+        rows = [row_of(fact) for fact in facts]
+        replace_all(lake, TABLE, pa.Table.from_pylist(rows, schema=SCHEMA))
+        counts = Counter(row["state"] for row in rows)
+        return dg.MaterializeResult(
+            metadata={
+                **{state: counts[state] for state in STATES},
+                "tenants_not_healthy": len({r["tenant"] for r in rows if r["state"] != HEALTHY}),
+                "longest_lag_minutes": max((r["lag_minutes"] or 0 for r in rows), default=0),
+                "not_healthy": dg.MetadataValue.md(_shown(rows)),
+                "dagster/row_count": len(rows),
+                "dagster/uri": lake.address(TABLE),
+            }
+        )
+
+    return [tenants]
+
+
+def measure(
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    settings: Settings,
+    *,
+    check_keys: Sequence[dg.AssetCheckKey],
+    now: datetime,
+) -> list[Facts]:
+    """What is known of each tenant's feeds, from the lake and from Dagster's records."""
+    journal = newest_lines(lake, environment=settings.environment)
+    contradicted = contradicted_checks(instance, check_keys, settings.tenants)
+    broken = {feed.name: _quarantined(lake, feed.name) for feed in FEEDS}
+    found = []
+    for tenant in sorted(settings.tenants):
+        lines = journal.get(tenant, [])
+        failures, failed_at = _last_failures(instance, tenant)
+        unfinished = Counter(feed for feeds in unfinished_windows(lines).values() for feed in feeds)
+        for feed in FEEDS:
+            runs = _successes(instance, feed.name, tenant, now)
+            position = _live_line(lines, feed.name)
+            last_success = runs[0][0] if runs else position and position.read_through
+            failed = failures.get(feed.name, failures.get(None))
+            if failed_at and last_success and last_success > failed_at:
+                failed = None
+            found.append(
+                Facts(
+                    tenant=tenant,
+                    feed=feed.name,
+                    assessed_at=now,
+                    last_success_at=last_success,
+                    position_saved_at=position.saved_at if position else None,
+                    rows_per_run=mean(r["rows_read"] for _, r in runs) if runs else None,
+                    throttled_share=_share(runs, "throttled", "requests"),
+                    last_error=settings.without_secrets(failed.message) if failed else None,
+                    last_error_remedy=failed.remedy if failed else None,
+                    last_error_at=failed_at if failed else None,
+                    failing_checks=[
+                        key.name
+                        for key, tenants in contradicted.items()
+                        if key.asset_key.path[-1] == feed.name
+                        and tenant in tenants
+                        and key.name not in TOLD_BY_HEALTH
+                    ],
+                    unfinished_windows=unfinished[feed.name],
+                    quarantined=broken[feed.name].get(tenant, 0),
+                )
+            )
+    return found
+
+
+TOLD_BY_HEALTH = ("quarantine_is_empty", "is_fresh")
+"""Checks that say of all tenants, now and then, what `health/tenants` says of each one."""
+
+
+def contradicted_checks(
+    instance: dg.DagsterInstance,
+    keys: Sequence[dg.AssetCheckKey],
+    tenants: Mapping[str, Any],
+) -> dict[dg.AssetCheckKey, list[str]]:
+    """Checks whose latest result does not hold -> the tenants whose rows contradict it.
+
+    A check shows its first rows only, so a tenant may be missing; with no rows it is everybody's.
+    What could not be compared, because ServiceTitan could not be asked, contradicts nothing.
+    """
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    found = {}
+    for key, record in sorted(latest.items()):
+        result = record.evaluation
+        if isinstance(result, dg.AssetCheckEvaluation) and not result.passed:
+            table = result.metadata.get("rows")
+            lines = str(table.value).splitlines()[2:] if table else []
+            cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+            named = {row[0] for row in cells if "not compared" not in row}
+            if named or not cells:
+                found[key] = sorted(named & set(tenants) or set(tenants))
+    return found
+
+
+def _successes(
+    instance: dg.DagsterInstance, feed: str, tenant: str, now: datetime
+) -> list[tuple[datetime, dict[str, float]]]:
+    """When the feed was last read to its end, newest first, with the numbers of each reading."""
+    today = now.astimezone(UTC).date()
+    days = [today - timedelta(days=n) for n in range(DAYS_BACK)]
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(
+            asset_key=dg.AssetKey(["raw", feed]),
+            asset_partitions=[partition_key(tenant, day) for day in days],
+        ),
+        limit=RUNS_BACK,
+    ).records
+    found = []
+    for record in records:
+        event = record.asset_materialization
+        at = datetime.fromtimestamp(record.timestamp, UTC)
+        # A past window is read to its own end, and one that was healed says so of another run.
+        is_live = (record.partition_key or "").endswith(at.date().isoformat())
+        if event and is_live and "rows_read" in event.metadata:
+            numbers = {
+                name: event.metadata[name].value
+                for name in ("rows_read", "requests", "throttled")
+                if name in event.metadata
+            }
+            found.append((at, numbers))
+    return found
+
+
+def _live_line(lines: Sequence[Progress], feed: str) -> Progress | None:
+    return next((line for line in lines if line.is_live and line.feed == feed), None)
+
+
+def _share(runs: Sequence[tuple[datetime, dict[str, float]]], part: str, of: str) -> float | None:
+    whole = sum(numbers.get(of, 0) for _, numbers in runs)
+    return sum(numbers.get(part, 0) for _, numbers in runs) / whole if whole else None
+
+
+def _last_failures(
+    instance: dg.DagsterInstance, tenant: str
+) -> tuple[dict[str | None, Failed], datetime | None]:
+    """Feed -> what the tenant's newest ended sync failed with, and when; nothing if it did not."""
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    found = instance.get_run_records(
+        dg.RunsFilter(job_name="sync", tags={"tenant": tenant}, statuses=ended), limit=1
+    )
+    if not found or found[0].dagster_run.status != dg.DagsterRunStatus.FAILURE:
+        return {}, None
+    failures = failures_of(instance, found[0].dagster_run.run_id)
+    at = datetime.fromtimestamp(found[0].end_time or found[0].update_timestamp.timestamp(), UTC)
+    return {failure.step: failure for failure in failures}, at
+
+
+def _quarantined(lake: Lake, feed: str) -> dict[str, int]:
+    """Tenant -> records in quarantine that did not come back whole since."""
+    kept, raw = lake.find(f"quarantine/{feed}"), lake.find(f"raw/{feed}")
+    if kept is None or raw is None:
+        return {}
+    with duckdb.connect() as connection:
+        connection.register("kept", kept.to_pyarrow_dataset())
+        connection.register("versions", raw.to_pyarrow_dataset())
+        found = connection.sql(
+            """
+            select tenant, count(*) from kept k where not exists (
+                select 1 from versions v
+                where v.tenant = k.tenant and v.id = k.id and v.loaded_at > k.read_at
+            ) group by tenant
+            """
+        ).fetchall()
+    return dict(found)
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows that are not healthy, worst first, as a table for the UI."""
+    bad = sorted(
+        (row for row in rows if row["state"] != HEALTHY),
+        key=lambda row: STATES.index(row["state"]),
+    )
+    if not bad:
+        return "All feeds of all tenants are healthy."
+    columns = ["tenant", "feed", "state", "reason", "remedy", "lag_minutes", "last_success_at"]
+    table = pd.DataFrame(bad[:SHOWN])[columns].astype(str).to_markdown(index=False)
+    return table if len(bad) <= SHOWN else f"{table}\n\nand {len(bad) - SHOWN} more."

@@ -1,0 +1,257 @@
+"""What people are told, through a real HTTP receiver: once, grouped, with what to do."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.health.notices import Problem, message, tell
+from st_memberships_orchestration.health.states import SCHEMA, Facts, row_of
+from st_memberships_orchestration.lake.store import replace_all
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.ledger import (
+    NEEDS_REVIEW,
+    SENDING,
+    Budget,
+    Intent,
+    Ledger,
+)
+from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.operation import Message, receiver
+
+NOW = datetime(2026, 11, 1, 6, tzinfo=UTC)
+
+
+@pytest.fixture
+def people() -> Iterator[tuple[str, list[Message]]]:
+    with receiver() as found:
+        yield found
+
+
+def problem(tenant: str, what: str = "the job sync fails") -> Problem:
+    return Problem(f"run {tenant} {what}", what, tenant, NOW, "401.", "Check the key.", "http://ui")
+
+
+def test_the_same_problem_is_said_once_and_its_end_once(people: tuple[str, list[Message]]) -> None:
+    address, messages = people
+    said = tell([problem("acme")], {}, [address])
+    said = tell([problem("acme")], said, [address])
+    assert len(messages) == 1
+    for line in ("What: the job sync fails", "Tenant: acme", "Since: 2026-11-01 06:00 UTC",
+                 "Likely cause: 401.", "What to do: Check the key.", "See: http://ui"):  # fmt: skip
+        assert line in messages[0]["message"]
+    said = tell([], said, [address])
+    assert len(messages) == 2
+    assert "Recovered: acme: the job sync fails" in messages[1]["title"]
+    assert tell([], said, [address]) == said
+    assert len(messages) == 2
+
+
+def test_many_tenants_with_one_problem_are_one_paragraph() -> None:
+    title, text = message([problem(f"t{n:03}") for n in range(200)], ["x: y"])
+    assert title == "ServiceTitan memberships: 200 problems, 1 recovered"
+    assert text.count("What to do") == 1
+    assert "t000, t001" in text
+    assert "and 180 more" in text
+
+
+def test_an_address_that_fails_is_told_later_and_the_others_once(
+    people: tuple[str, list[Message]], caplog: pytest.LogCaptureFixture
+) -> None:
+    address, messages = people
+    with receiver() as (dead, _):
+        pass  # nobody listens there any more
+    dead = dead.replace("json://", "json://user:hush-hush@")
+    said = tell([problem("acme")], {}, [address, dead])
+    said = tell([problem("acme")], said, [address, dead])
+    assert len(messages) == 1
+    assert sorted(len(known) for known in said.values()) == [0, 1]
+    assert "hush-hush" not in caplog.text + json.dumps(said)
+
+
+class Sensors:
+    """The alert sensors with their cursors, as the daemon keeps them."""
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self.cursors: dict[str, str | None] = {}
+
+    def tick(self, name: str) -> str:
+        sensor = defs().get_repository_def().get_sensor_def(name)
+        context = dg.build_sensor_context(
+            instance=self._location.instance,
+            cursor=self.cursors.get(name),
+            resources={"lake": self._location.lake},
+        )
+        tick = sensor.evaluate_tick(context)
+        self.cursors[name] = tick.cursor
+        return str(tick.skip_message)
+
+
+@pytest.fixture
+def sensors(location: Location, people: tuple[str, list[Message]], tmp_path: Any) -> Sensors:
+    location.monkeypatch.setenv("ST_ALERT_URLS", people[0])
+    location.monkeypatch.setenv("ST_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
+    location.monkeypatch.setenv("ST_UI_URL", "http://dagster.test/")
+    return Sensors(location)
+
+
+def sync(location: Location, tenant: str, job: str = "sync") -> dg.ExecuteInProcessResult:
+    key = partition_key(tenant, today()) if job == "sync" else tenant
+    return (
+        defs()
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=location.instance,
+            partition_key=key,
+            tags={"tenant": tenant},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
+    )
+
+
+def test_a_wrong_key_is_one_problem_however_many_jobs_meet_it(
+    location: Location,
+    sensors: Sensors,
+    people: tuple[str, list[Message]],
+    shared_sandbox: RunningSandbox,
+) -> None:
+    _, messages = people
+    location.use(shared_sandbox)
+    right = shared_sandbox.env["ST_TENANTS__BRAVO__CLIENT_SECRET"]
+    location.monkeypatch.setenv("ST_TENANTS__BRAVO__CLIENT_SECRET", "cs1.mistyped")
+    failed = sync(location, "bravo")
+    assert not failed.success
+    sync(location, "acme", job="refresh_reference")
+    sensors.tick("run_failure_alerts")
+    sync(location, "bravo", job="refresh_reference")
+    sync(location, "bravo")
+    sensors.tick("run_failure_alerts")
+    (alert,) = messages
+    assert "Tenant: bravo" in alert["message"]
+    assert "Check the tenant's CLIENT_ID, CLIENT_SECRET" in alert["message"]
+    assert f"http://dagster.test/runs/{failed.run_id}" in alert["message"]
+    location.monkeypatch.setenv("ST_TENANTS__BRAVO__CLIENT_SECRET", right)
+    assert sync(location, "bravo").success
+    sensors.tick("run_failure_alerts")
+    sensors.tick("run_failure_alerts")
+    assert [m["title"] for m in messages[1:]] == [
+        "ServiceTitan memberships: Recovered: bravo: the job sync fails"
+    ]
+    assert "mistyped" not in json.dumps(messages) + str(sensors.cursors)
+    assert right not in json.dumps(messages) + str(sensors.cursors)
+
+
+def test_a_run_that_dagster_starts_again_is_waited_for(
+    location: Location, sensors: Sensors, people: tuple[str, list[Message]]
+) -> None:
+    job = defs().resolve_job_def("maintain_lake")
+    for tags, told in (({"dagster/will_retry": "true"}, 0), ({}, 1)):
+        run = location.instance.create_run_for_job(job, tags=tags)
+        location.instance.report_run_failed(run, "The worker was killed.")
+        sensors.tick("run_failure_alerts")
+        assert len(people[1]) == told
+    assert "The worker was killed." in people[1][0]["message"]
+    assert "Tenant: all" in people[1][0]["message"]
+
+
+def test_checks_that_do_not_hold_are_told_with_their_tenants(
+    location: Location,
+    sensors: Sensors,
+    people: tuple[str, list[Message]],
+    sandbox: RunningSandbox,
+) -> None:
+    _, messages = people
+    extra = {"feed": "memberships", "do": "add", "field": "loyaltyTier", "value": "gold"}
+    sandbox.control("POST", "/_sandbox/schema", [extra])
+    location.use(sandbox).sync("acme")
+
+    def check() -> None:
+        key = dg.AssetKey(["current", "memberships"])
+        selection = dg.AssetSelection.checks(dg.AssetCheckKey(key, "no_unknown_fields"))
+        job = dg.define_asset_job("look", selection=selection)
+        dg.Definitions.merge(defs(), dg.Definitions(jobs=[job])).resolve_job_def(
+            "look"
+        ).execute_in_process(
+            instance=location.instance,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+
+    check()
+    sensors.tick("check_failure_alerts")
+    sensors.tick("check_failure_alerts")
+    (alert,) = messages
+    assert "no_unknown_fields of current/memberships" in alert["message"]
+    assert "Tenant: acme" in alert["message"]
+    assert "bravo" not in alert["message"]
+    assert "upgrade" in alert["message"]
+    assert "http://dagster.test/assets/current/memberships" in alert["message"]
+
+
+def test_stale_feeds_quarantine_and_writes_to_review_are_told(
+    location: Location,
+    sensors: Sensors,
+    people: tuple[str, list[Message]],
+    shared_sandbox: RunningSandbox,
+) -> None:
+    _, messages = people
+    location.use(shared_sandbox)
+    now = datetime.now(UTC)
+    read = now - timedelta(hours=9)
+    facts = [
+        Facts("acme", "memberships", now, last_success_at=read),
+        Facts("acme", "recurring_services", now, last_success_at=read),
+        Facts("acme", "membership_types", now, last_success_at=now, quarantined=3),
+        Facts("bravo", "memberships", now, last_success_at=read, last_error="401"),
+        Facts("gone", "memberships", now, last_success_at=read),
+    ]
+
+    def health(facts: list[Facts]) -> None:
+        rows = pa.Table.from_pylist([row_of(fact) for fact in facts], schema=SCHEMA)
+        replace_all(location.lake, "health/tenants", rows)
+
+    health(facts)
+    sensors.tick("health_alerts")
+    (alert,) = messages
+    assert "memberships, recurring_services is not read any more" in alert["message"]
+    assert "quarantine.membership_types" in alert["message"]
+    assert "bravo" not in alert["message"], "its failing runs are told already"
+    assert "gone" not in alert["message"]
+    health([Facts("acme", "memberships", now, last_success_at=now)])
+    ledger = Ledger(Settings().ledger_url.get_secret_value())
+    intent = Intent("k" * 64, "sandbox", "acme", "sell_memberships", "p", 1, None, "c", {}, {}, {},
+                    None, "me", "r1")  # fmt: skip
+    claim = ledger.claim(intent, seen=None, now=now, budget=Budget())
+    assert claim
+    ledger.finish(intent.key, claim, NEEDS_REVIEW, now=now, expected=(SENDING,), detail="two match")
+    ledger.close()
+    sensors.tick("health_alerts")
+    text = messages[1]["message"]
+    assert "Recovered:" in text
+    assert "st-memberships settle kkkkkkkkkkkk" in text
+    health([Facts("acme", "memberships", now - timedelta(hours=2), last_success_at=read)])
+    sensors.tick("health_alerts")
+    assert "health_every_15_minutes" in messages[2]["message"]
+
+
+def test_with_nobody_to_tell_the_sensors_say_so(location: Location) -> None:
+    sensors = Sensors(location)
+    for name in ("run_failure_alerts", "check_failure_alerts", "health_alerts"):
+        assert "ST_ALERT_URLS is not set" in sensors.tick(name)
+
+
+def test_a_text_has_no_configured_secret(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox).monkeypatch.setenv("ST_ALERT_URLS", "json://u:pass@x slack://a/b")
+    secret = shared_sandbox.env["ST_TENANTS__ACME__APP_KEY"]
+    text = Settings().without_secrets(f"{secret} json://u:pass@x slack://a/b")
+    assert text == "*** *** ***"
