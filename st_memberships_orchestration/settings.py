@@ -85,6 +85,10 @@ class Settings(BaseSettings):
         default=SecretStr("sqlite:///.data/ledger.db"),
         description="SQLAlchemy URL of the write ledger: SQLite, or PostgreSQL.",
     )
+    publish_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL database to publish the tables to, for BI tools; none by default.",
+    )
     writes: Literal["off", "dry-run", "on"] = Field(
         default="dry-run", description="The master switch of everything that changes something."
     )

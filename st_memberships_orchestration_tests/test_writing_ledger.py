@@ -1,10 +1,5 @@
 """The ledger on both databases: one claim wins, caps hold, outcomes are kept."""
 
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +7,6 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,46 +32,6 @@ INTENT = Intent(
     run_id="run",
 )
 FREE = Budget()
-
-
-def postgres_programs() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    on_path = shutil.which("initdb")
-    return Path(on_path).parent if on_path else None
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server of our own on a free port of loopback."""
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="the PostgreSQL driver psycopg is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="ledger-pg-"))
-    options: dict[str, Any] = {"cwd": folder}
-    if Path("/proc/self").stat().st_uid == 0:  # the server refuses to run as root
-        shutil.chown(folder, "nobody")
-        options["user"] = "nobody"
-    command = [programs / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust"]
-    subprocess.run([*command, "--no-sync"], check=True, capture_output=True, **options)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [programs / "postgres", "-D", folder / "data", "-p", str(port)]
-    command += ["-h", "127.0.0.1", "-k", str(folder), "-F"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet, **options) as server:
-        try:
-            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            deadline = time.monotonic() + 30
-            while subprocess.run(ready, check=False).returncode and time.monotonic() < deadline:
-                time.sleep(0.1)
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait(20)
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

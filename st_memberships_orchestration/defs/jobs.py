@@ -27,10 +27,10 @@ refresh_reference = dg.define_asset_job(
 
 derive = dg.define_asset_job(
     "derive",
-    selection=dg.AssetSelection.groups("history", "derived", "report").without_checks(),
+    selection=dg.AssetSelection.groups("history", "derived", "report", "publish").without_checks(),
     description=(
-        "Computes one tenant's history, derived tables and report from what the last sync brought. "
-        "Reads the lake only."
+        "Computes one tenant's history, derived tables and report from what the last sync brought, "
+        "and publishes the tables if a database is configured. Reads the lake only."
     ),
 )
 

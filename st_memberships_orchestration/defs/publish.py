@@ -1,0 +1,58 @@
+"""The lake's tables in PostgreSQL, where one is configured (`ST_PUBLISH_URL`)."""
+
+import time
+
+import dagster as dg
+
+from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.lake.publish import publish
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.settings import Settings
+
+
+def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
+    """`publish/postgres`, or nothing without a database."""
+    url = settings.publish_url
+    if url is None:
+        return []
+    descriptions = {
+        **{
+            f"current/{feed.name}": f"The newest version of each of {feed.title}." for feed in FEEDS
+        },
+        **{f"derived/{table.name}": table.description for table in TABLES},
+    }
+
+    @dg.asset(
+        key=["publish", "postgres"],
+        deps=[dg.AssetKey(name.split("/")) for name in descriptions],
+        description=(
+            "All tables of current/ and derived/ in PostgreSQL, in schemas of these names, for BI "
+            "tools: typed, indexed, commented. A tenant's rows are replaced in one transaction; no "
+            "reader sees half of them. Tables stay, and with them views and grants."
+        ),
+        group_name="publish",
+        kinds={"postgres"},
+        partitions_def=by_tenant(settings),
+    )
+    def postgres(
+        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        started = time.monotonic()
+        rows = publish(
+            lake,
+            url.get_secret_value(),
+            tenant=context.partition_key,
+            descriptions=descriptions,
+        )
+        lines = [f"| {name} | {count:,} |" for name, count in rows.items()]
+        return dg.MaterializeResult(
+            metadata={
+                "rows": sum(rows.values()),
+                "seconds": round(time.monotonic() - started, 3),
+                "tables": dg.MetadataValue.md("\n".join(["| table | rows |", "|:--|--:|", *lines])),
+            }
+        )
+
+    return [postgres]

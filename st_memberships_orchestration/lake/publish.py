@@ -1,0 +1,175 @@
+"""Tables of the lake as PostgreSQL tables, for BI tools that want a database.
+
+`<layer>/<table>` becomes `"<layer>"."<table>"`, with real types, comments and an index that begins
+with the tenant. A tenant's rows are replaced in one transaction: readers see all of its tables as
+they were, or all as they are now. No table is ever dropped, so views and grants on them stay.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import sqlalchemy as sa
+from pyarrow import csv
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import make_url
+from sqlalchemy.schema import CreateColumn, SetColumnComment, SetTableComment
+
+from st_memberships_orchestration.lake.store import Lake, scan
+
+LAYERS = ("current", "derived")
+ROWS_PER_WRITE = 20_000
+
+
+class PublishError(Exception):
+    """A published table does not fit what the lake holds. Nothing was changed."""
+
+
+def publish(
+    lake: Lake, url: str, *, tenant: str, descriptions: Mapping[str, str]
+) -> dict[str, int]:
+    """Make the published tables hold what the lake holds of a tenant.
+
+    Args:
+        lake: what to publish: all tables of `current/` and `derived/`.
+        url: `postgresql://` address; its user may create schemas and tables.
+        tenant: whose rows to replace.
+        descriptions: comments of the tables, by name.
+
+    Returns:
+        The number of rows by name of the table.
+
+    Raises:
+        PublishError: a column has another type in PostgreSQL than in the lake.
+        sqlalchemy.exc.DBAPIError: PostgreSQL refused; the tenant's rows are as they were.
+    """
+    engine = sa.create_engine(make_url(url).set(drivername="postgresql+psycopg"))
+    tables = {
+        name: _declare(name, pa.schema(lake.open_existing(name).schema()), descriptions.get(name))
+        for name in lake.names()
+        if name.partition("/")[0] in LAYERS
+    }
+    try:
+        with engine.begin() as connection:
+            _wait_for_others(connection, "tables")
+            for table in tables.values():
+                _create(connection, table)
+        with engine.begin() as connection:
+            _wait_for_others(connection, tenant)
+            return {
+                name: _replace(connection, table, lake, name, tenant)
+                for name, table in tables.items()
+            }
+    finally:
+        engine.dispose()
+
+
+def _wait_for_others(connection: sa.Connection, what: str) -> None:
+    """Until this transaction ends, no other publisher does the same."""
+    lock = sa.func.hashtext(f"st-memberships publishes {what}")
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+
+
+def _declare(name: str, schema: pa.Schema, description: str | None) -> sa.Table:
+    layer, _, short = name.partition("/")
+    one_per_id = layer == "current"
+    columns = [
+        sa.Column(
+            field.name,
+            postgres_type(field.type),
+            primary_key=one_per_id and field.name in ("tenant", "id"),
+            autoincrement=False,
+            comment=(field.metadata or {}).get(b"comment", b"").decode() or None,
+        )
+        for field in schema
+    ]
+    table = sa.Table(short, sa.MetaData(), *columns, schema=layer, comment=description)
+    if not one_per_id:
+        sa.Index(f"{short}_by_tenant", *columns[:2])
+    return table
+
+
+def postgres_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
+    """The column type that keeps every value of an Arrow type as it is; JSON for nested ones.
+
+    Raises:
+        PublishError: there is none.
+    """
+    if pa.types.is_decimal(kind):
+        return sa.Numeric(kind.precision, kind.scale)
+    if pa.types.is_timestamp(kind):
+        return sa.TIMESTAMP(timezone=kind.tz is not None)
+    if pa.types.is_nested(kind):
+        return JSONB()
+    known = {
+        pa.string(): sa.Text(),
+        pa.int64(): sa.BigInteger(),
+        pa.int32(): sa.Integer(),
+        pa.float64(): sa.Double(),
+        pa.bool_(): sa.Boolean(),
+        pa.date32(): sa.Date(),
+    }
+    if kind not in known:
+        raise PublishError(f"There is no PostgreSQL type for columns of {kind}.")
+    return known[kind]
+
+
+def _create(connection: sa.Connection, table: sa.Table) -> None:
+    """Create the table; if it is there, add the columns and comments that it lacks."""
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(table.name, table.schema):
+        connection.execute(sa.schema.CreateSchema(str(table.schema), if_not_exists=True))
+        table.create(connection)
+        return
+    found = {column["name"]: column for column in inspector.get_columns(table.name, table.schema)}
+    for column in table.columns:
+        known = found.get(column.name)
+        if known is None:
+            added = CreateColumn(column).compile(dialect=connection.dialect)
+            connection.execute(sa.DDL(f"alter table {_quoted(table)} add column {added}"))
+        elif _type_of(connection, known["type"]) != _type_of(connection, column.type):
+            raise PublishError(
+                f"The column {column} is {_type_of(connection, known['type'])} in PostgreSQL, and "
+                f"the lake needs {_type_of(connection, column.type)}. Drop the table {table} there "
+                "with the views on it; the next run makes it anew."
+            )
+        if known is None or known.get("comment") != column.comment:
+            connection.execute(SetColumnComment(column))
+    connection.execute(SetTableComment(table))
+
+
+def _quoted(table: sa.Table) -> str:
+    return f'"{table.schema}"."{table.name}"'
+
+
+def _type_of(connection: sa.Connection, kind: sa.types.TypeEngine[Any]) -> str:
+    return kind.compile(connection.dialect)
+
+
+def _replace(connection: sa.Connection, table: sa.Table, lake: Lake, name: str, tenant: str) -> int:
+    connection.execute(table.delete().where(table.c.tenant == tenant))
+    columns = ", ".join(f'"{column.name}"' for column in table.columns)
+    driver: Any = connection.connection.driver_connection  # psycopg's own, which can COPY
+    copying = f"copy {_quoted(table)} ({columns}) from stdin (format csv)"
+    rows = 0
+    with driver.cursor() as cursor, cursor.copy(copying) as copy:
+        for batch in _flat_rows(lake, name, table, tenant):
+            text = pa.BufferOutputStream()
+            csv.write_csv(batch, text, csv.WriteOptions(include_header=False))
+            copy.write(text.getvalue())
+            rows += batch.num_rows
+    return rows
+
+
+def _flat_rows(lake: Lake, name: str, table: sa.Table, tenant: str) -> Iterator[pa.RecordBatch]:
+    """A tenant's rows, with nested values as JSON."""
+    columns = [f'"{column.name}"' for column in table.columns]
+    flat = [
+        f"to_json({name})::varchar" if isinstance(column.type, JSONB) else name
+        for name, column in zip(columns, table.columns, strict=True)
+    ]
+    with duckdb.connect() as engine:
+        engine.execute("set timezone = 'UTC'")
+        engine.register("rows", scan(lake.open_existing(name), tenant, columns))
+        yield from engine.sql(f"select {', '.join(flat)} from rows").to_arrow_reader(ROWS_PER_WRITE)
