@@ -1,19 +1,23 @@
-# One image for web server, daemon and code location; the command says which.
+# One image for web server, daemon, code location and workers; the command says which.
 FROM python:3.11-slim AS build
 WORKDIR /app
-RUN python -m venv /app/.venv && /app/.venv/bin/pip install --no-cache-dir uv
+RUN python -m venv .venv && .venv/bin/pip install --no-cache-dir uv==0.13.9
+# What the project needs in the versions and with the hashes of the lock, without its test tools.
 COPY requirements.lock pyproject.toml README.md LICENSE ./
-RUN /app/.venv/bin/uv pip install --python /app/.venv/bin/python --require-hashes -r requirements.lock
+RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache \
+    --constraints requirements.lock --all-extras -r pyproject.toml
 COPY st_memberships_orchestration ./st_memberships_orchestration
-RUN /app/.venv/bin/uv pip install --python /app/.venv/bin/python --no-deps .
+RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache --no-deps . \
+    && .venv/bin/uv pip uninstall --python .venv/bin/python uv
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 dagster && mkdir -p /app/.data && chown dagster /app/.data
+# Writable: what a run leaves beside its tables, and the folder in which Dagster's tools make theirs.
+RUN useradd --create-home --uid 10001 dagster && mkdir -p /app/.data && chown dagster /app /app/.data
 WORKDIR /app
 COPY --from=build /app/.venv /app/.venv
 COPY dagster.yaml workspace.yaml ./
 ENV PATH="/app/.venv/bin:$PATH" DAGSTER_HOME=/app PYTHONUNBUFFERED=1
-USER dagster
+USER 10001
 VOLUME /app/.data
 EXPOSE 3000
 # Web server by default. Daemon: `dagster-daemon run`.

@@ -5,6 +5,7 @@ BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
 .PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation conformance audit sbom lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes celery conformance audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -43,6 +44,9 @@ test-ui: env  ## walk the web UI in Chromium, as an operator would (skips withou
 torture-writes: env  ## 500 random schedules of faults and kills over all writes
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500
 
+celery: env  ## two Celery workers share a backfill, one is killed (needs PostgreSQL and Redis)
+	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.celery_workers
+
 conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=path)
 	@conformance/run $(DOCUMENT)
 
@@ -60,7 +64,7 @@ sbom: env  ## write what is installed to sbom.json, as CycloneDX
 
 lock: env  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
-	  --upgrade --python-version 3.11 --group dev --group docs pyproject.toml -o requirements.lock
+	  --upgrade --python-version 3.11 --all-extras --group dev --group docs pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment and all local data, the demo's lake included
 	rm -rf .venv .data

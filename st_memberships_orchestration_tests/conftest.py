@@ -1,14 +1,8 @@
 """Real doors for all tests: a sandbox on a socket, a lake in a folder, a Dagster instance."""
 
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
@@ -16,7 +10,12 @@ from hypothesis import settings
 
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import Location, settle
+from st_memberships_orchestration_tests.doors import (
+    Location,
+    postgres_programs,
+    postgres_server,
+    settle,
+)
 
 PAGE_SIZE = 100
 
@@ -67,41 +66,11 @@ def location(
     return Location(lake=lake, instance=instance, monkeypatch=monkeypatch)
 
 
-def postgres_programs() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    on_path = shutil.which("initdb")
-    return Path(on_path).parent if on_path else None
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server of our own on a free port of loopback."""
+    """A PostgreSQL server for all tests; each cleans up after itself."""
     programs = postgres_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
-    pytest.importorskip("psycopg", reason="the PostgreSQL driver psycopg is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-    options: dict[str, Any] = {"cwd": folder}
-    if Path("/proc/self").stat().st_uid == 0:  # the server refuses to run as root
-        shutil.chown(folder, "nobody")
-        options["user"] = "nobody"
-    command = [programs / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust"]
-    subprocess.run([*command, "--no-sync"], check=True, capture_output=True, **options)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [programs / "postgres", "-D", folder / "data", "-p", str(port)]
-    command += ["-h", "127.0.0.1", "-k", str(folder), "-F"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet, **options) as server:
-        try:
-            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
-            deadline = time.monotonic() + 30
-            while subprocess.run(ready, check=False).returncode and time.monotonic() < deadline:
-                time.sleep(0.1)
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
-            server.wait(20)
-            shutil.rmtree(folder, ignore_errors=True)
+    with postgres_server(programs) as url:
+        yield url

@@ -6,15 +6,24 @@ documentation says, with `urllib` alone.
 
 import json
 import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import dagster as dg
 import pytest
+from sqlalchemy.engine import make_url
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.partitions import partition_key, range_tags
@@ -69,14 +78,17 @@ class Location:
             )
         )
 
-    def derive(self, job: str = "derive", tenant: str = "acme") -> dg.ExecuteInProcessResult:
-        """One run of a job that is partitioned by tenant alone."""
+    def derive(
+        self, job: str = "derive", tenant: str = "acme", *, assets: tuple[str, ...] = ()
+    ) -> dg.ExecuteInProcessResult:
+        """One run of a job that is partitioned by tenant alone, or of some of its assets."""
         return (
             defs()
             .resolve_job_def(job)
             .execute_in_process(
                 instance=self.instance,
                 partition_key=tenant,
+                asset_selection=[dg.AssetKey(name.split("/")) for name in assets] or None,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
         )
@@ -151,3 +163,52 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(member) for member in value]
     return Decimal(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def postgres_programs() -> Path | None:
+    """Folder of the server's programs; PostgreSQL is installed on few machines of developers."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    on_path = shutil.which("initdb")
+    return Path(on_path).parent if on_path else None
+
+
+@contextmanager
+def postgres_server(programs: Path) -> Iterator[str]:
+    """A PostgreSQL server of our own on a free port of loopback."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    options: dict[str, Any] = {"cwd": folder}
+    if Path("/proc/self").stat().st_uid == 0:  # the server refuses to run as root
+        shutil.chown(folder, "nobody")
+        options["user"] = "nobody"
+    command = [programs / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust"]
+    subprocess.run([*command, "--no-sync"], check=True, capture_output=True, **options)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [programs / "postgres", "-D", folder / "data", "-p", str(port)]
+    command += ["-h", "127.0.0.1", "-k", str(folder), "-F"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet, **options) as server:
+        try:
+            ready = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+            deadline = time.monotonic() + 30
+            while subprocess.run(ready, check=False).returncode and time.monotonic() < deadline:
+                time.sleep(0.1)
+            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            server.terminate()
+            server.wait(20)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def dagster_storage(url: str) -> dict[str, str]:
+    """The variables by which the files in `deploy/` find a database."""
+    address = make_url(url)
+    return {
+        "DAGSTER_POSTGRES_HOST": str(address.host),
+        "DAGSTER_POSTGRES_PORT": str(address.port),
+        "DAGSTER_POSTGRES_USER": str(address.username),
+        "DAGSTER_POSTGRES_PASSWORD": "any",
+        "DAGSTER_POSTGRES_DB": str(address.database),
+    }

@@ -5,12 +5,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-import dagster as dg
 import pytest
 
 from st_memberships_orchestration.definitions import defs
@@ -82,26 +81,14 @@ def test_a_lake_that_nothing_was_written_to_has_no_tables(lake: Lake) -> None:
     assert lake.names() == []
 
 
-def run(location: Location, job: str, selection: Sequence[str]) -> dg.ExecuteInProcessResult:
-    return (
-        defs()
-        .resolve_job_def(job)
-        .execute_in_process(
-            instance=location.instance,
-            partition_key="acme" if selection else None,
-            asset_selection=[dg.AssetKey(name.split("/")) for name in selection] or None,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        )
-    )
-
-
 def test_from_sync_to_report(
     location: Location, lake: Lake, shared_sandbox: RunningSandbox, tmp_path: Path
 ) -> None:
     location.use(shared_sandbox)
     assert location.sync(feeds=FEEDS).success
-    for job, selection in (("derive", ASSETS), ("maintain_lake", ())):
-        assert run(location, job, selection).success
+    assert location.derive(assets=ASSETS).success
+    maintain = defs().resolve_job_def("maintain_lake")
+    assert maintain.execute_in_process(instance=location.instance).success
     assert (tmp_path / ".data" / "reports" / "acme.html").exists()
 
     truth = shared_sandbox.control("GET", "/_sandbox/truth")["acme"]

@@ -18,6 +18,17 @@ from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration_tests.doors import Location
 
 NAME = "derived/prices"
+FEEDS = (
+    "memberships",
+    "membership_status_changes",
+    "membership_types",
+    "invoice_templates",
+)
+DERIVED = (
+    "history/membership_status",
+    "derived/members_monthly",
+    "derived/membership_prices",
+)
 
 
 @pytest.fixture
@@ -47,8 +58,8 @@ def test_every_value_of_current_and_derived_arrives(
 ) -> None:
     location.use(shared_sandbox)
     location.monkeypatch.setenv("ST_PUBLISH_URL", url.replace("postgresql:", "postgresql+psycopg:"))
-    location.sync()
-    run = location.derive()
+    assert location.sync(feeds=FEEDS).success
+    run = location.derive(assets=(*DERIVED, "publish/postgres"))
     (published,) = run.asset_materializations_for_node("publish__postgres")
     with connect(location.lake) as lake:
         counts = [
@@ -63,7 +74,7 @@ def test_every_value_of_current_and_derived_arrives(
             ("current.invoice_templates", "id"),
             ("current.membership_types", "id"),
             ("derived.membership_prices", "membership_id"),
-            ("derived.recurring_revenue_monthly", "month, membership_type_id, business_unit_id"),
+            ("derived.members_monthly", "month, membership_type_id, business_unit_id"),
         ):
             there = lake.sql(query.format(name, key)).to_arrow_table()
             here = ask(url, query.format(name, key))

@@ -1,0 +1,108 @@
+"""The files of `deploy/`: the instances work on a real server, and what they name is there."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+import yaml
+from dagster_celery.launcher import CeleryRunLauncher
+from sqlalchemy.engine import make_url
+
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration_tests.doors import Location, dagster_storage, today
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+COMPOSE = (DEPLOY / "compose.yaml", DEPLOY / "celery" / "compose.yaml")
+INSTANCES = (DEPLOY / "dagster.yaml", DEPLOY / "celery" / "dagster.yaml")
+
+
+@pytest.fixture
+def storage(postgres: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A database of its own for Dagster, which the files of deploy/ find."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("create database dagster")
+    for name, value in dagster_storage(postgres).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DAGSTER_POSTGRES_DB", "dagster")
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://127.0.0.1:1/0")
+    yield make_url(postgres).set(database="dagster").render_as_string()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("drop database dagster with (force)")
+
+
+def test_a_sync_is_recorded_in_postgresql(
+    location: Location, shared_sandbox: RunningSandbox, storage: str
+) -> None:
+    with dg.DagsterInstance.from_config(str(DEPLOY)) as instance:
+        location.instance = instance
+        run = location.use(shared_sandbox).sync(feeds=("membership_types",))
+    with psycopg.connect(storage) as connection:
+        found = connection.execute("select run_id, status from runs").fetchall()
+        assert found == [(run.run_id, "SUCCESS")]
+        shown = connection.execute("select distinct partition from event_logs").fetchall()
+    assert (f"acme|{today()}",) in shown
+
+
+def test_celery_is_the_run_launcher(storage: str) -> None:
+    with dg.DagsterInstance.from_config(str(DEPLOY / "celery")) as instance:
+        assert isinstance(instance.run_launcher, CeleryRunLauncher)
+        assert instance.run_launcher.broker == "redis://127.0.0.1:1/0"
+        assert instance.run_monitoring_max_runtime_seconds > 0
+
+
+@pytest.mark.parametrize("path", INSTANCES, ids=lambda path: path.parent.name)
+def test_one_run_at_a_time_for_a_tenant(path: Path) -> None:
+    instance = yaml.safe_load(path.read_text())
+    alone = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    for rule in ("run_retries", "telemetry", "nux", "python_logs"):
+        assert instance[rule] == alone[rule], rule
+    limits = instance["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert limits == alone["concurrency"]["runs"]["tag_concurrency_limits"]
+
+
+def variables(node: Any) -> set[str]:
+    """Names of all environment variables that an instance's file asks for."""
+    if isinstance(node, list):
+        return set().union(*map(variables, node))
+    if not isinstance(node, dict):
+        return set()
+    return {node["env"]} if set(node) == {"env"} else set().union(*map(variables, node.values()))
+
+
+@pytest.mark.parametrize(("path", "instance"), [*zip(COMPOSE, INSTANCES, strict=True)])
+def test_compose_sets_what_the_instance_asks_for(path: Path, instance: Path) -> None:
+    services = yaml.safe_load(COMPOSE[0].read_text())["services"]
+    added = yaml.safe_load(path.read_text())["services"]
+    for name in ("code", "webserver", "daemon", *(["worker"] if "worker" in added else [])):
+        environment = {**services.get(name, {}).get("environment", {})}
+        environment |= added[name]["environment"]
+        assert variables(yaml.safe_load(instance.read_text())) <= set(environment), name
+
+
+def test_the_sandbox_of_compose_is_the_one_that_is_configured() -> None:
+    with running() as sandbox:
+        lines = (DEPLOY / "sandbox.env").read_text().splitlines()
+        configured = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+        here = {name: value for name, value in sandbox.env.items() if not name.endswith("_URL")}
+        assert configured == here | {
+            "ST_API_URL": "http://sandbox:8700",
+            "ST_AUTH_URL": "http://sandbox:8700",
+        }
+
+
+def test_kubernetes_runs_one_release_and_the_same_rules() -> None:
+    text = (DEPLOY / "kubernetes.yaml").read_text()
+    values = yaml.safe_load(text)
+    alone = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    assert values["additionalInstanceConfig"]["run_retries"] == alone["run_retries"]
+    coordinator = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    (limit,) = alone["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert coordinator["tagConcurrencyLimits"] == [limit]
+    release = re.search(r"^dagster==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert release
+    assert f"--version {release[1]} " in text
