@@ -41,7 +41,6 @@ SCRIPTS = Path(sys.executable).parent
 TENANTS = ("acme", "bravo", "carol", "delta")
 DAYS = 6
 """More than tenants: of days and tenants Dagster gives each of the fewer a run of its own."""
-LAYERS = ("raw", "current")
 PATIENCE = 600.0
 
 
