@@ -4,10 +4,10 @@
     python benchmarks/tenants.py --tenants 200 --daemon
 
 Each number of tenants has a sandbox, a lake and a Dagster instance of its own. Tenants are small,
-and all but the first are copies of its rows. A quiet sync finds nothing new in any of the seven feeds.
-With `--daemon` each tenant is read for itself; the real daemon is started before the next quarter of
-an hour and watched until each tenant's sync has ended: CPU seconds are those of the daemon and of
-all processes that it starts. Prints Markdown.
+and all but the first are copies of its rows. A quiet sync finds nothing new in any of the seven
+feeds. With `--daemon` each tenant is read for itself; the real daemon is started before the next
+quarter of an hour and watched until each tenant's sync has ended: CPU seconds are those of the
+daemon and of all processes that it starts. Prints Markdown.
 """
 
 import json
