@@ -166,7 +166,8 @@ def as_run(block: str, folder: Path) -> str:
 def fill_in(file: Path, sandbox: RunningSandbox) -> None:
     """What the reader does by hand: the four values, and here the sandbox's addresses."""
     text = file.read_text()
-    for name, value in sandbox.env.items():
+    fewer_windows = {"ST_HISTORY_START": "2026-01-01"}
+    for name, value in {**sandbox.env, **fewer_windows}.items():
         if "BRAVO" in name:
             continue
         text, found = re.subn(rf"^{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
