@@ -3,7 +3,7 @@ FROM python:3.11-slim AS build
 WORKDIR /app
 RUN python -m venv .venv && .venv/bin/pip install --no-cache-dir uv==0.13.9
 # What the project needs in the versions and with the hashes of the lock, without its test tools.
-COPY requirements.lock pyproject.toml README.md LICENSE ./
+COPY requirements.lock pyproject.toml README.md LICENSE dagster.yaml ./
 RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache \
     --constraints requirements.lock --all-extras -r pyproject.toml
 COPY st_memberships_orchestration ./st_memberships_orchestration
