@@ -36,6 +36,7 @@ from st_memberships_orchestration.writing.kinds import Refused
 from st_memberships_orchestration.writing.ledger import OverBudget
 from st_memberships_orchestration.writing.rows import BadRows
 
+READ = ("servicetitan", "raw", "current", "history", "reference")
 PAGES = ("derived", "read", "settings", "jobs", "checks", "errors")
 DEMO = ("demo", "--memberships", "200", "--seed", "7")
 EXAMPLE_TENANT = "acme"
@@ -98,6 +99,10 @@ def derived_page(repository: dg.RepositoryDefinition, lake: Lake) -> str:
         parts.append(_section(repository, lake, name, about))
         if table is not None and (options := _options(table)):
             parts.append(f"\n**Can be set in the Launchpad**: {options}.\n")
+    parts.append("## Made from them\n")
+    layers = {key.path[0] for key in repository.asset_graph.get_all_asset_keys()}
+    for layer in sorted(layers - set(READ) - {"derived"}):
+        parts += [_section(repository, lake, name) for name in _tables(repository, layer)]
     return "\n".join(parts)
 
 
@@ -134,7 +139,8 @@ def _section(repository: dg.RepositoryDefinition, lake: Lake, name: str, about: 
     node = repository.asset_graph.get(dg.AssetKey(name.split("/")))
     sources = sorted(key.to_user_string() for key in node.parent_keys)
     came = f"**From** {_codes(sources)}.\n" if sources else ""
-    heading = f"### {name.partition('/')[2]}\n"
+    layer, _, short = name.partition("/")
+    heading = f"### {short if layer in (*READ, 'derived') else name}\n"
     return "\n".join(
         [heading, _prose(node.description), "", about, came, _columns(repository, lake, name)]
     )
@@ -151,6 +157,8 @@ def _options(table: Table) -> str:
 
 def _columns(repository: dg.RepositoryDefinition, lake: Lake, name: str) -> str:
     node = repository.asset_graph.get(dg.AssetKey(name.split("/")))
+    if "dagster/column_schema" not in node.metadata:
+        return ""  # a page or a copy, not a table
     example = _example(lake, name)
     return _grid(
         ("column", "type", "meaning", "example"),
