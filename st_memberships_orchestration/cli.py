@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 
 from st_memberships_orchestration import cli_writes
 from st_memberships_orchestration.lake.query import connect
@@ -163,7 +163,7 @@ def doctor(tenants: tuple[str, ...]) -> None:
     from st_memberships_orchestration.servicetitan.client import MembershipsClient
 
     settings = _settings()
-    table = Table("tenant", "check", "", "what to do")
+    table = Table("tenant", "check", "", Column("what to do", overflow="fold"))
     findings = []
     for tenant in _chosen(tenants):
         with MembershipsClient.open(settings.access(tenant)) as client:
