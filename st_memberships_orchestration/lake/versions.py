@@ -5,9 +5,10 @@ A repeat of a page, a window or a whole history so inserts nothing. Each commit 
 number, `batch`, by which readers find what is new to them.
 """
 
+import hashlib
 from datetime import datetime
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import Transaction
@@ -16,6 +17,7 @@ from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
     append,
+    duck,
     literal,
     retry_conflicts,
     scan,
@@ -62,10 +64,10 @@ def insert_versions(
     known = scan(
         table,
         tenant,
-        ["id", "version_hash"],
+        ["version_hash"],
         f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}',
     ).read_all()
-    fresh = _positions_of_new(pa.table({"id": rows["id"], "version_hash": hashes}), known)
+    fresh = _positions_of_new(hashes.to_numpy(), known["version_hash"].to_numpy())
     if not len(fresh):
         return 0
     batch = (table.transaction_version(tenant) or 0) + 1
@@ -80,20 +82,24 @@ def insert_versions(
 
 
 def version_hashes(rows: pa.Table) -> pa.Array:
-    """A 63-bit fingerprint per row, equal for equal content whatever the release of any library.
+    """A 60-bit fingerprint per row, equal for equal content whatever the release of any library.
 
-    It is the MD5 of the columns' texts under their names. A null contributes nothing, so a column
-    that a later release adds does not change the fingerprint of records without it.
+    It is the SHA-1 of the columns' texts, each after a short digest of the column's name. A null
+    contributes nothing, so a column that a later release adds does not change the fingerprint of
+    records without it.
     """
     parts = ", ".join(
-        f"'{field.name}=' || {_as_text(field)}"
+        f"'{_digest(field.name)}' || {_as_text(field)}"
         for field in rows.schema
         if not pa.types.is_timestamp(field.type)  # its exact text stands in a column of its own
     )
-    with duckdb.connect() as connection:
-        connection.register("incoming", rows)
-        query = f"select (md5_number_lower(concat_ws(chr(31), {parts})) >> 1)::bigint from incoming"
+    query = f"select ('0x' || left(sha1(concat_ws(chr(31), {parts})), 15))::bigint from incoming"
+    with duck(incoming=rows) as connection:
         return connection.sql(query).to_arrow_table().column(0).combine_chunks()
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()[:6]
 
 
 def _as_text(field: pa.Field) -> str:
@@ -101,22 +107,10 @@ def _as_text(field: pa.Field) -> str:
     return f"to_json({name})::varchar" if pa.types.is_nested(field.type) else f"{name}::varchar"
 
 
-def _positions_of_new(incoming: pa.Table, known: pa.Table) -> pa.Array:
-    """Positions of the first row of each (id, version_hash) that is not known, ascending."""
-    incoming = incoming.append_column("position", pa.array(range(incoming.num_rows), pa.int64()))
-    with duckdb.connect() as connection:
-        connection.register("incoming", incoming)
-        connection.register("known", known)
-        return (
-            connection.sql(
-                """
-                select min(position) as position
-                from incoming anti join known using (id, version_hash)
-                group by id, version_hash
-                order by position
-                """
-            )
-            .to_arrow_table()
-            .column(0)
-            .combine_chunks()
-        )
+def _positions_of_new(incoming: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Positions of the first row of each fingerprint that is not known, ascending.
+
+    The id is part of the content, so a fingerprint alone tells versions apart.
+    """
+    _, first = np.unique(incoming, return_index=True)
+    return np.sort(first[~np.isin(incoming[first], known)])

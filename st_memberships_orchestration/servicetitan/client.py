@@ -5,7 +5,6 @@ by id (`list_recurring_service_events(ids=[…])`), listing invoice templates wi
 export), and deleting anything.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +87,7 @@ class ExportPage:
         broken: the records that do not.
         has_more: whether the API says that the next page can be read at once.
         continue_from: opaque token that continues after this page.
-        digest: fingerprint of the answer.
+        digest: fingerprint of the answer, for comparison within this process.
         size: bytes of the answer.
         requests: requests that it took, 1 when none had to be repeated.
     """
@@ -97,7 +96,7 @@ class ExportPage:
     broken: tuple[BrokenRecord, ...]
     has_more: bool
     continue_from: str
-    digest: bytes
+    digest: int
     size: int
     requests: int
 
@@ -179,7 +178,7 @@ class MembershipsClient:
             broken=page.broken,
             has_more=page.has_more,
             continue_from=page.continue_from,
-            digest=hashlib.blake2b(response.content, digest_size=16).digest(),
+            digest=hash(response.content),
             size=len(response.content),
             requests=requests,
         )
@@ -194,7 +193,7 @@ class MembershipsClient:
         Raises:
             FeedStuck: the same token brought the same page twice, with more to come.
         """
-        answers: dict[str | None, bytes] = {}
+        answers: dict[str | None, int] = {}
         while True:
             page = self.export_page(
                 feed, start=start, include_recent_changes=include_recent_changes
