@@ -14,7 +14,7 @@ from st_memberships_orchestration.defs import exports as exports_module
 from st_memberships_orchestration.defs import reading as reading_module
 from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window, covered_until
 from st_memberships_orchestration.lake.latest import apply_versions
-from st_memberships_orchestration.lake.progress import Progress
+from st_memberships_orchestration.lake.progress import Progress, load_progress
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
@@ -30,8 +30,9 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
-def _commit_each_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def _commit_each_page_of_one_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading_module, "ROWS_PER_COMMIT", 1)
+    monkeypatch.setattr(reading_module, "LONG", timedelta.max)
 
 
 @pytest.fixture
@@ -441,7 +442,86 @@ def test_reading_ahead_stops_when_nobody_listens() -> None:
 
 
 def test_progress_tells_windows_and_time_left() -> None:
-    window = Window(START, START + timedelta(days=30))
-    half = Reading(rows=10, seconds=6.0, newest=START + timedelta(days=15))
-    assert half.progress(window) == "; window 16 of 30, 2 rows/s, 6 s left"
-    assert Reading().progress(window) == ""
+    half = Reading(rows=10, seconds=6.0)
+    days = timedelta(days=30)
+    assert half.progress(days / 2, days) == "; window 16 of 30, 2 rows/s, 6 s left"
+    assert Reading().progress(timedelta(), days) == ""
+
+
+# Long windows
+
+
+@pytest.fixture
+def in_months(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_module, "LONG", timedelta(days=92))
+
+
+def versions(lake: Lake) -> set[tuple[int, int]]:
+    rows = lake.rows(f"raw/{EVENTS.name}", tenant="acme")
+    found = list(zip(rows["id"].to_pylist(), rows["version_hash"].to_pylist(), strict=True))
+    assert len(set(found)) == len(found), "no version twice"
+    return set(found)
+
+
+@pytest.mark.usefixtures("in_months")
+def test_months_read_side_by_side_hold_what_one_chain_holds(
+    client: MembershipsClient,
+    sandbox: RunningSandbox,
+    lake: Lake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"history_start": live().start - timedelta(days=700)}
+    reader(client, lake, **options).read(live())
+    dates = [query for query in exports(sandbox) if query.startswith("from=20")]
+    assert len(dates) > 20, "a chain for each month"
+    assert_complete(sandbox, lake)
+    monkeypatch.setattr(reading_module, "LONG", timedelta.max)
+    single = Lake(str(tmp_path / "single"))
+    reader(client, single, **options).read(live())
+    assert versions(lake) == versions(single)
+
+
+@pytest.mark.usefixtures("in_months")
+def test_months_that_died_go_on_and_those_that_were_read_are_not_read_again(
+    client: MembershipsClient, sandbox: RunningSandbox, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = Window(live().start - timedelta(days=700), live().start - timedelta(days=1))
+    options = {"history_start": window.start}
+    save, saved = reading_module.save_progress, []
+
+    def die_at_the_twelfth(*args: Any) -> None:
+        if len(saved) == 12:
+            raise Killed
+        save(*args)
+        saved.append(args)
+
+    monkeypatch.setattr(reading_module, "save_progress", die_at_the_twelfth)
+    with pytest.raises(Killed):
+        reader(client, lake, **options).read(window)
+    monkeypatch.setattr(reading_module, "save_progress", save)
+    lines = load_progress(lake, "acme", environment="sandbox", feed=EVENTS.name)
+    done = {line.window_start for line in lines if line.complete}
+    assert done
+    assert len(done) < len(lines), "some months were read, some not"
+    sandbox.control("DELETE", "/_sandbox/requests")
+    reader(client, lake, **options).read(window)
+    for start in done:
+        assert not any(f"{start:%Y-%m-%d}" in query for query in exports(sandbox))
+    assert not any(query == "" for query in exports(sandbox)) or window.start not in done
+    sandbox.control("DELETE", "/_sandbox/requests")
+    reader(client, lake, **options).read(window)
+    assert len(exports(sandbox)) > len(lines), "asked for again, all of it is read again"
+    reader(client, lake, **options).read(live())
+    assert_complete(sandbox, lake)
+
+
+@pytest.mark.usefixtures("in_months")
+def test_a_long_window_of_one_page_is_not_cut(
+    client: MembershipsClient, sandbox: RunningSandbox, lake: Lake
+) -> None:
+    types = next(feed for feed in FEEDS if feed.name == "membership_types")
+    start = live().start - timedelta(days=700)
+    reading = reader(client, lake, types, history_start=start).read(live())
+    assert len(exports(sandbox, "export/membership-types")) == 2, "a look, and the reading"
+    assert reading.rows == len(PlainReader(sandbox).walk("membership_types"))

@@ -1,6 +1,6 @@
 """Assets of the seven export feeds: `raw/<feed>` holds every version, `current/<feed>` the newest.
 
-One step reads a feed and applies what is new; it may also be asked for only one of the two.
+One step does both for all feeds at once; it may also be asked for only some of the tables.
 """
 
 import time
@@ -23,15 +23,59 @@ from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, read_ahead
+
+FEEDS_AT_ONCE = 2
+"""Keeps two cores busy; each more costs some 100 MB while a long history is read."""
 
 
 def build_assets(
     partitions: dg.MultiPartitionsDefinition,
 ) -> list[dg.AssetSpec | dg.AssetsDefinition]:
-    """The assets of all feeds, and the exports that they come from."""
-    sources = [build_source(feed) for feed in FEEDS]
-    return [*sources, *(build_feed_assets(feed, partitions) for feed in FEEDS)]
+    """The assets of all feeds, as one step that takes the chosen feeds side by side.
+
+    Before them the exports that they come from.
+    """
+
+    @dg.multi_asset(
+        name="exports",
+        description="Reads ServiceTitan's exports, and applies what is new.",
+        specs=[spec for feed in FEEDS for spec in _specs(feed, partitions)],
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def exports(
+        context: dg.AssetExecutionContext,
+        servicetitan: dg.ResourceParam[ServiceTitan],
+        lake: dg.ResourceParam[Lake],
+    ) -> Iterator[dg.MaterializeResult]:
+        span = context.partition_time_window
+        window = Window(span.start.astimezone(UTC), span.end.astimezone(UTC))
+        history_start = _history_start(partitions)
+        tenants = tenants_of(context.partition_keys)
+
+        def materialized(feed: ExportFeed) -> Iterator[dg.MaterializeResult | Exception]:
+            try:
+                if _key("raw", feed) in context.selected_asset_keys:
+                    yield _raw(servicetitan, lake, feed, tenants, window, history_start)
+                if _key("current", feed) in context.selected_asset_keys:
+                    yield _current(lake, feed, tenants)
+            except Exception as error:  # raised when the other feeds are done
+                yield error
+
+        failures: list[Exception] = []
+        for result in read_ahead(*map(materialized, FEEDS), threads=FEEDS_AT_ONCE):
+            if isinstance(result, Exception):
+                context.log.error(str(result))
+                failures.append(result)
+                continue
+            assert result.asset_key
+            _record_healed(context, result.asset_key, window, partitions)
+            yield result
+        if failures:
+            raise failures[0]
+
+    return [*map(build_source, FEEDS), exports]
 
 
 def build_source(feed: ExportFeed) -> dg.AssetSpec:
@@ -41,7 +85,7 @@ def build_source(feed: ExportFeed) -> dg.AssetSpec:
         for column in columns_of(feed.model)
     ]
     return dg.AssetSpec(
-        key=["servicetitan", feed.name],
+        key=_key("servicetitan", feed),
         description=(
             f"ServiceTitan's export of {feed.title}: `GET /memberships/v2/tenant/…/{feed.path}`. "
             "Shows the newest state of each record, some 15 minutes after it changed."
@@ -53,15 +97,16 @@ def build_source(feed: ExportFeed) -> dg.AssetSpec:
     )
 
 
-def build_feed_assets(
-    feed: ExportFeed, partitions: dg.MultiPartitionsDefinition
-) -> dg.AssetsDefinition:
-    """`raw/<feed>` and `current/<feed>` as one step."""
+def _key(layer: str, feed: ExportFeed) -> dg.AssetKey:
+    return dg.AssetKey([layer, feed.name])
+
+
+def _specs(feed: ExportFeed, partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetSpec]:
     schema = table_schema(feed.model)
     columns = column_schema(schema)
-    source = dg.AssetKey(["servicetitan", feed.name])
+    source = _key("servicetitan", feed)
     raw = dg.AssetSpec(
-        key=["raw", feed.name],
+        key=_key("raw", feed),
         deps=[source],
         description=(
             f"Every version of every record of ServiceTitan's export of {feed.title}. Rows are "
@@ -78,7 +123,7 @@ def build_feed_assets(
         partitions_def=partitions,
     )
     current = dg.AssetSpec(
-        key=["current", feed.name],
+        key=_key("current", feed),
         deps=[raw.key],
         description=(
             f"The newest version of each record: {feed.title}. One row per tenant and id; records "
@@ -94,59 +139,7 @@ def build_feed_assets(
         },
         partitions_def=partitions,
     )
-
-    @dg.multi_asset(
-        name=feed.name,
-        description=f"Reads ServiceTitan's export of {feed.title}, and applies what is new.",
-        specs=[raw, current],
-        can_subset=True,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-    )
-    def feed_assets(
-        context: dg.AssetExecutionContext,
-        servicetitan: dg.ResourceParam[ServiceTitan],
-        lake: dg.ResourceParam[Lake],
-    ) -> Iterator[dg.MaterializeResult]:
-        span = context.partition_time_window
-        window = Window(span.start.astimezone(UTC), span.end.astimezone(UTC))
-        tenants = tenants_of(context.partition_keys)
-        if raw.key in context.selected_asset_keys:
-            readings: dict[str, Reading] = {}
-            for tenant in tenants:
-                reader = FeedReader(
-                    servicetitan.client(tenant),
-                    lake,
-                    feed,
-                    tenant=tenant,
-                    environment=servicetitan.environment,
-                    history_start=_history_start(partitions),
-                )
-                readings[tenant] = _read(reader, window)
-            metadata = _raw_metadata(lake, feed, readings, window)
-            healed = _healed(context, raw.key, window, partitions)
-            yield from _results(context, raw.key, healed, metadata)
-        if current.key in context.selected_asset_keys:
-            started = time.monotonic()
-            applied = {
-                tenant: apply_versions(
-                    lake,
-                    source=f"raw/{feed.name}",
-                    target=f"current/{feed.name}",
-                    tenant=tenant,
-                    modified=feed.modified,
-                )
-                for tenant in tenants
-            }
-            metadata = {
-                "records_new": sum(a.inserted for a in applied.values()),
-                "records_changed": sum(a.updated for a in applied.values()),
-                "seconds": round(time.monotonic() - started, 3),
-                **table_metadata(lake, f"current/{feed.name}", tenants),
-            }
-            healed = _healed(context, current.key, window, partitions)
-            yield from _results(context, current.key, healed, metadata)
-
-    return feed_assets
+    return [raw, current]
 
 
 def _wire_names(feed: ExportFeed) -> dict[str, str]:
@@ -154,6 +147,50 @@ def _wire_names(feed: ExportFeed) -> dict[str, str]:
     wire = {column.name: column.wire for column in columns_of(feed.model)}
     names = {name: name.removesuffix("_text") for name in table_schema(feed.model).names}
     return {name: wire[plain] for name, plain in names.items() if plain in wire}
+
+
+def _raw(
+    servicetitan: ServiceTitan,
+    lake: Lake,
+    feed: ExportFeed,
+    tenants: list[str],
+    window: Window,
+    history_start: datetime,
+) -> dg.MaterializeResult:
+    readings: dict[str, Reading] = {}
+    for tenant in tenants:
+        reader = FeedReader(
+            servicetitan.client(tenant),
+            lake,
+            feed,
+            tenant=tenant,
+            environment=servicetitan.environment,
+            history_start=history_start,
+        )
+        readings[tenant] = _read(reader, window)
+    metadata = _raw_metadata(lake, feed, readings, window)
+    return dg.MaterializeResult(asset_key=_key("raw", feed), metadata=metadata)
+
+
+def _current(lake: Lake, feed: ExportFeed, tenants: list[str]) -> dg.MaterializeResult:
+    started = time.monotonic()
+    applied = [
+        apply_versions(
+            lake,
+            source=f"raw/{feed.name}",
+            target=f"current/{feed.name}",
+            tenant=tenant,
+            modified=feed.modified,
+        )
+        for tenant in tenants
+    ]
+    metadata = {
+        "records_new": sum(a.inserted for a in applied),
+        "records_changed": sum(a.updated for a in applied),
+        "seconds": round(time.monotonic() - started, 3),
+        **table_metadata(lake, f"current/{feed.name}", tenants),
+    }
+    return dg.MaterializeResult(asset_key=_key("current", feed), metadata=metadata)
 
 
 def _read(reader: FeedReader, window: Window) -> Reading:
@@ -165,11 +202,14 @@ def _read(reader: FeedReader, window: Window) -> Reading:
         ) from error
 
 
-def _results(
-    context: dg.AssetExecutionContext, key: dg.AssetKey, healed: list[str], metadata: dict[str, Any]
-) -> Iterator[dg.MaterializeResult]:
-    """The result, after a record of each earlier window that was brought up to date on the way."""
-    for partition in healed:
+def _record_healed(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    window: Window,
+    partitions: dg.MultiPartitionsDefinition,
+) -> None:
+    """Record each earlier window that was brought up to date on the way."""
+    for partition in _healed(context, key, window, partitions):
         context.log_event(
             dg.AssetMaterialization(
                 key,
@@ -180,7 +220,6 @@ def _results(
                 },
             )
         )
-    yield dg.MaterializeResult(asset_key=key, metadata=metadata)
 
 
 def _history_start(partitions: dg.MultiPartitionsDefinition) -> datetime:

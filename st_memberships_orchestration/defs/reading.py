@@ -6,9 +6,10 @@ committed before the position behind them, an empty page ends nothing, no versio
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,12 +35,19 @@ MARGIN = timedelta(hours=1)
 Exports are only "usually" in order (reference section 4.1).
 """
 
+LONG = timedelta(days=92)
+"""Longer windows are cut into months, which are read side by side.
+
+A chain of tokens waits for each page before it can ask for the next; several chains wait together.
+"""
+
 OVERLAP = timedelta(hours=1)
 """How far back reading starts when ServiceTitan refuses a token."""
 
 ROWS_PER_COMMIT = 50_000
+BYTES_PER_COMMIT = 8_000_000
 SECONDS_PER_COMMIT = 5.0
-"""Pages are committed together until either is reached; a killed run repeats at most that much."""
+"""Pages are committed together until one is reached; a killed run repeats at most that much."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Reading:
         broken: records put into quarantine.
         pages: pages read.
         requests: requests made; the difference to `pages` were repeats.
-        throttled: those that were answered 429.
+        throttled: answers 429 meanwhile, to any feed of the tenant.
         bytes: size of the answers.
         seconds: duration.
         newest: newest modification seen, or None.
@@ -103,15 +111,46 @@ class Reading:
             read_through=later.read_through,
         )
 
-    def progress(self, window: Window) -> str:
-        """How much of the window is read and how long the rest may take, by modification time."""
-        share = (self.newest - window.start) / (window.end - window.start) if self.newest else 0.0
-        days = (window.end - window.start).days
-        if days < 2 or not 0 < share < 1:
+    def progress(self, read: timedelta, whole: timedelta) -> str:
+        """How many windows are read and how long the rest may take, by modification time."""
+        share = read / whole
+        if whole.days < 2 or not 0 < share < 1:
             return ""
         left = self.seconds * (1 - share) / share
-        rate = self.rows / self.seconds
-        return f"; window {int(share * days) + 1} of {days}, {rate:,.0f} rows/s, {left:.0f} s left"
+        return (
+            f"; window {read.days + 1} of {whole.days}, {self.rows / self.seconds:,.0f} rows/s, "
+            f"{left:.0f} s left"
+        )
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Pages that follow each other by their tokens.
+
+    Attributes:
+        start: token or time of the first page; None for the feed's beginning.
+        instead: where to start when ServiceTitan refuses a token.
+        until: time after which a past window is passed; None to read to the feed's end.
+        begun: the journal's line on the way, for which each page has a token.
+        ended: its line at the end.
+        last: the newest line that it has in the journal.
+    """
+
+    start: str | None
+    instead: str | None
+    until: datetime | None
+    begun: Progress
+    ended: Progress
+    last: Progress | None
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A page of a chain, of which it may be the last."""
+
+    chain: _Chain
+    page: ExportPage
+    is_last: bool
 
 
 class FeedReader:
@@ -154,51 +193,78 @@ class FeedReader:
             return self._read_past(window, lines)
         live = next((line for line in lines if line.is_live), None)
         if live is None:
-            return self._read_live(window, self._first_live_line(lines))
+            return self._read_first(window, lines)
         earlier = Window(window.start, window.end - timedelta(days=1))
         known = live.read_through
         if known is not None and earlier.start < earlier.end and earlier.start < known:
-            return self._read_past(earlier, lines) + self._read_live(window, live)
-        return self._read_live(window, live)
+            return self._read_past(earlier, lines) + self._read_live(live)
+        return self._read_live(live)
 
-    def _first_live_line(self, lines: list[Progress]) -> Progress:
-        read_through = covered_until(lines)
-        start = iso(read_through) if read_through else None
-        return self._line(None, token=start, read_through=read_through)
+    def _read_first(self, window: Window, lines: list[Progress]) -> Reading:
+        """The first live reading, after a long time before it was read as a past window."""
+        covered = covered_until(lines)
+        # Not up to today: what changed just before midnight may not be visible yet.
+        earlier = Window(covered or self._history_start, window.end - timedelta(days=2))
+        past = Reading()
+        if earlier.end - earlier.start > LONG and not self._is_one_page(earlier):
+            past = self._read_past(earlier, lines)
+            covered = earlier.end
+        start = iso(covered) if covered else None
+        live = self._read_live(self._line(None, token=start, read_through=covered))
+        return past + live
 
-    def _read_live(self, window: Window, last: Progress) -> Reading:
+    def _read_live(self, last: Progress) -> Reading:
         known = last.read_through
-        instead = iso(known - OVERLAP) if known else None
         reached = replace(last, complete=True, read_through=self._clock() - VISIBILITY_LAG)
-        begun = replace(last, complete=False)
-        reading = self._read_pages(
-            window, last.token, begun, reached, instead=instead, until=None, last=last
+        chain = _Chain(
+            start=last.token,
+            instead=iso(known - OVERLAP) if known else None,
+            until=None,
+            begun=replace(last, complete=False),
+            ended=reached,
+            last=last,
         )
+        reading = self._read_chains([chain])
         return replace(reading, read_from=known, read_through=reached.read_through)
 
     def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
-        begun = next(
-            (
-                line
-                for line in lines
-                if (line.window_start, line.window_end) == (window.start, window.end)
-                and not line.complete
-            ),
-            None,
-        )
+        reading = self._read_chains(self._past_chains(window, lines))
+        return replace(reading, read_from=window.start, read_through=window.end)
+
+    def _past_chains(self, window: Window, lines: list[Progress]) -> list[_Chain]:
+        """One for the window, or for each month of a long one; of a reading that died, its rest."""
+        known = {(line.window_start, line.window_end): line for line in lines}
+        months = _months(window)
+        found = {month: known.get((month.start, month.end)) for month in months}
+        begun = [line.saved_at for line in found.values() if line and not line.complete]
+        if begun:
+            return [
+                self._past_chain(month, line)
+                for month, line in found.items()
+                if not (line and line.complete and line.saved_at >= min(begun))
+            ]
+        if window.end - window.start <= LONG or self._is_one_page(window):
+            return [self._past_chain(window, known.get((window.start, window.end)))]
+        chains = [self._past_chain(month, None) for month in months]
+        # What belongs to the reading is written down first: a killed one goes on with all of it.
+        save_progress(self._lake, self._tenant, *(chain.begun for chain in chains))
+        return chains
+
+    def _is_one_page(self, window: Window) -> bool:
+        return not self._client.export_page(self._feed, start=self._start_of(window)).has_more
+
+    def _past_chain(self, window: Window, last: Progress | None) -> _Chain:
+        unfinished = last if last and not last.complete else None
         first = self._start_of(window)
-        line = self._line(window, from_beginning=first is None)
-        done = replace(line, complete=True, read_through=window.end)
-        reading = self._read_pages(
-            window,
-            begun.token if begun else first,
-            line,
-            done,
+        begun = self._line(window, token=first, from_beginning=first is None)
+        return _Chain(
+            start=unfinished.token if unfinished else first,
             instead=first,
             until=window.end + MARGIN,
-            last=begun,
+            begun=begun,
+            ended=replace(begun, complete=True, read_through=window.end),
+            last=unfinished,
         )
-        return replace(reading, read_from=window.start, read_through=window.end)
 
     def _start_of(self, window: Window) -> str | None:
         return iso(window.start) if window.start > self._history_start else None
@@ -223,74 +289,76 @@ class FeedReader:
             saved_at=self._clock(),
         )
 
-    def _read_pages(
-        self,
-        window: Window,
-        start: str | None,
-        begun: Progress,
-        ended: Progress,
-        *,
-        instead: str | None,
-        until: datetime | None,
-        last: Progress | None,
-    ) -> Reading:
-        """Commit pages and positions: lines like `begun` on the way, and `ended` at the end.
-
-        `instead` is where to start when a token is refused, `until` where a past window is passed,
-        `last` the newest line that this reading has in the journal.
-        """
+    def _read_chains(self, chains: list[_Chain]) -> Reading:
+        """Read chains side by side, and commit their pages before their positions."""
         started = time.monotonic()
         throttled = self._client.throttled
         reading = Reading()
-        for pages in _in_commits(read_ahead(self._pages(start, instead, until))):
-            reading = self._commit(pages, reading)
+        journal = {chain: chain.last for chain in chains}
+        reached: dict[_Chain, datetime] = {}
+        for pages in _in_commits(read_ahead(*map(self._pages, chains))):
+            reading = self._commit([read.page for read in pages], reading)
             reading = replace(
                 reading,
                 seconds=time.monotonic() - started,
                 throttled=self._client.throttled - throttled,
             )
-            line = ended if _is_last(pages[-1], self._feed, until) else begun
-            line = replace(line, token=pages[-1].continue_from, saved_at=self._clock())
+            lines = {read.chain: self._line_after(read) for read in pages}
             # A quiet poll is worth a line once a day only: the journal stays short.
-            if last is None or _news(line) != _news(last):
-                save_progress(self._lake, self._tenant, line)
-                last = line
-            logger.info(
-                "%s  %s: %s%s", self._tenant, self._feed.name, reading, reading.progress(window)
-            )
+            news = {
+                chain: line for chain, line in lines.items() if _news(line) != _news(journal[chain])
+            }
+            if news:
+                save_progress(self._lake, self._tenant, *news.values())
+                journal |= news
+            reached |= {read.chain: newest for read in pages if (newest := self._reached(read))}
+            progress = _progress(reading, chains, reached)
+            logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
         return reading
 
-    def _pages(
-        self, start: str | None, instead: str | None, until: datetime | None
-    ) -> Iterator[ExportPage]:
-        """Pages from `start`; once, when ServiceTitan refuses a token, from `instead` on."""
-        position = start
+    def _line_after(self, read: _Page) -> Progress:
+        line = read.chain.ended if read.is_last else read.chain.begun
+        return replace(line, token=read.page.continue_from, saved_at=self._clock())
+
+    def _pages(self, chain: _Chain) -> Iterator[_Page]:
+        """The chain's pages; once, when ServiceTitan refuses a token, again from `instead` on."""
+        position = chain.start
         try:
-            for page in self._pages_until(until, start):
-                position = page.continue_from
-                yield page
+            for read in self._pages_from(chain.start, chain):
+                position = read.page.continue_from
+                yield read
         except RequestRefused as refusal:
-            if position == instead:  # no token but a time was refused, or the beginning
+            if position == chain.instead:  # no token but a time was refused, or the beginning
                 raise
             logger.warning(
                 "%s of %s: the token was refused, reading again from %s. %s",
                 self._feed.name,
                 self._tenant,
-                instead or "the beginning",
+                chain.instead or "the beginning",
                 refusal,
             )
         else:
             return
-        yield from self._pages_until(until, instead)
+        yield from self._pages_from(chain.instead, chain)
 
-    def _pages_until(self, until: datetime | None, start: str | None) -> Iterator[ExportPage]:
+    def _pages_from(self, start: str | None, chain: _Chain) -> Iterator[_Page]:
         for page in self._client.export(self._feed, start=start):
-            yield page
-            if _is_last(page, self._feed, until):
+            is_last = not page.has_more or self._is_past(page, chain.until)
+            yield _Page(chain, page, is_last)
+            if is_last:
                 return
 
+    def _reached(self, read: _Page) -> datetime | None:
+        if read.is_last:
+            return read.chain.begun.window_end
+        return pc.max(read.page.rows[self._feed.modified]).as_py()
+
+    def _is_past(self, page: ExportPage, until: datetime | None) -> bool:
+        oldest = pc.min(page.rows[self._feed.modified]).as_py()
+        return until is not None and oldest is not None and oldest >= until
+
     def _commit(self, pages: list[ExportPage], reading: Reading) -> Reading:
-        rows = pa.concat_tables([page.rows for page in pages]).combine_chunks()
+        rows = pa.concat_tables([page.rows for page in pages])
         broken = [asdict(record) for page in pages for record in page.broken]
         now = self._clock()
         versions = insert_versions(
@@ -335,25 +403,44 @@ def covered_until(lines: list[Progress]) -> datetime | None:
     return covered
 
 
-def _news(line: Progress) -> tuple[object, ...]:
+def _months(window: Window) -> list[Window]:
+    """The window, cut at the first of each month."""
+    cuts = [window.start]
+    while (month := (cuts[-1].replace(day=1) + timedelta(days=32)).replace(day=1)) < window.end:
+        cuts.append(month)
+    return [Window(*ends) for ends in pairwise([*cuts, window.end])]
+
+
+def _progress(reading: Reading, chains: list[_Chain], reached: Mapping[_Chain, datetime]) -> str:
+    """How far past windows are read; nothing for the live reading, which has no end to reckon."""
+    whole = read = timedelta()
+    for chain in chains:
+        start, end = chain.begun.window_start, chain.begun.window_end
+        if start is None or end is None:
+            return ""
+        whole += end - start
+        read += min(max(reached.get(chain, start), start), end) - start
+    return reading.progress(read, whole)
+
+
+def _news(line: Progress | None) -> tuple[object, ...] | None:
+    if line is None:
+        return None
     day = line.read_through.date() if line.read_through else None
     return line.token, line.complete, day
 
 
-def _is_last(page: ExportPage, feed: ExportFeed, until: datetime | None) -> bool:
-    if not page.has_more:
-        return True
-    oldest = pc.min(page.rows[feed.modified]).as_py()
-    return until is not None and oldest is not None and oldest >= until
-
-
-def _in_commits(pages: Iterator[ExportPage]) -> Iterator[list[ExportPage]]:
-    held: list[ExportPage] = []
+def _in_commits(pages: Iterator[_Page]) -> Iterator[list[_Page]]:
+    held: list[_Page] = []
     since = time.monotonic()
     for page in pages:
         held.append(page)
-        rows = sum(p.rows.num_rows for p in held)
-        if rows >= ROWS_PER_COMMIT or time.monotonic() - since >= SECONDS_PER_COMMIT:
+        tables = [held_page.page.rows for held_page in held]
+        if (
+            sum(table.num_rows for table in tables) >= ROWS_PER_COMMIT
+            or sum(table.nbytes for table in tables) >= BYTES_PER_COMMIT
+            or time.monotonic() - since >= SECONDS_PER_COMMIT
+        ):
             yield held
             held, since = [], time.monotonic()
     if held:

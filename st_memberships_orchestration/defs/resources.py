@@ -4,6 +4,7 @@ Neither resource has a secret in its configuration, which Dagster shows in its U
 read from the settings when a run starts.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -23,13 +24,15 @@ class ServiceTitan:
         self._settings = settings
         self._closing = closing
         self._clients: dict[str, MembershipsClient] = {}
+        self._lock = threading.Lock()
 
     def client(self, tenant: str) -> MembershipsClient:
-        """The client of one tenant."""
-        if tenant not in self._clients:
-            opened = MembershipsClient.open(self._settings.access(tenant))
-            self._clients[tenant] = self._closing.enter_context(opened)
-        return self._clients[tenant]
+        """The client of one tenant, for any thread."""
+        with self._lock:
+            if tenant not in self._clients:
+                opened = MembershipsClient.open(self._settings.access(tenant))
+                self._clients[tenant] = self._closing.enter_context(opened)
+            return self._clients[tenant]
 
 
 class ServiceTitanResource(dg.ConfigurableResource):

@@ -8,19 +8,26 @@ without harm, and a deleted table is rebuilt from the first batch on.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 
-from st_memberships_orchestration.lake.store import Lake, append, literal, retry_conflicts, scan
+from st_memberships_orchestration.lake.store import (
+    Lake,
+    append,
+    duck,
+    literal,
+    retry_conflicts,
+    scan,
+)
 
 IS_DELETED = pa.field(
     "is_deleted",
     pa.bool_(),
     metadata={"comment": "ServiceTitan shows the record as inactive or Deleted."},
 )
-CHUNK = 100_000
+CHUNK = 20_000
 """Rows that are merged at a time: bounds memory."""
 
 
@@ -61,13 +68,23 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     if seen > newest:  # the versions were lost and read anew: their batches count from 1 again
         seen = 0
     names = [f'"{field.name}"' for field in columns]
-    unseen = scan(versions, tenant, names, f"batch > {seen} and batch <= {newest}")
+    where = f"batch > {seen} and batch <= {newest}"
+    compared = _ids_to_compare(scan(versions, tenant, ["id"], where), table, tenant)
     applied = Applied()
-    for chunk, is_last in _with_last(_chunks(unseen)):
+    for chunk, is_last in _with_last(_chunks(scan(versions, tenant, names, where))):
         # Only the last commit says that the batch was seen: a crash in between repeats them all.
         transaction = Transaction(tenant, newest if is_last else seen)
-        applied += _upsert(table, _with_is_deleted(chunk), tenant, modified, transaction)
+        rows = _with_is_deleted(chunk)
+        applied += _upsert(table, rows, compared, tenant, modified, transaction)
     return applied
+
+
+def _ids_to_compare(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> pa.Array:
+    """Ids that several unseen rows have, or the table has: all other rows are simply new."""
+    ids, rows_each = np.unique(unseen.read_all()["id"], return_counts=True)
+    span = f"id between {ids[0]} and {ids[-1]}"
+    there = scan(table, tenant, ["id"], span).read_all()["id"]
+    return pa.array(ids[(rows_each > 1) | pc.is_in(pa.array(ids), value_set=there)])
 
 
 def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -102,30 +119,42 @@ def _with_is_deleted(rows: pa.Table) -> pa.Table:
 
 
 def _upsert(
-    table: DeltaTable, rows: pa.Table, tenant: str, modified: str, transaction: Transaction
+    table: DeltaTable,
+    rows: pa.Table,
+    compared: pa.Array,
+    tenant: str,
+    modified: str,
+    transaction: Transaction,
 ) -> Applied:
+    is_compared = pc.is_in(rows["id"], value_set=compared)
+    new, rows = rows.filter(pc.invert(is_compared)), rows.filter(is_compared)
+    changes, updated = _newer(table, rows, tenant, modified) if rows.num_rows else (rows, 0)
+    inserted = new.num_rows + changes.num_rows - updated
+    changes = pa.concat_tables([new, changes])
+    if updated:
+        _merge(table, changes, tenant, transaction)
+    else:
+        append(table, changes, transaction=transaction)
+    return Applied(inserted=inserted, updated=updated)
+
+
+def _newer(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> tuple[pa.Table, int]:
+    """Each id's newest row where it is newer than what is there, and how many of them are there."""
     keys = rows.select(["id", modified, f"{modified}_text", "loaded_at"])
     span = pc.min_max(keys["id"]).as_py()
     within = f"id between {span['min']} and {span['max']}"
     there = scan(table, tenant, keys.column_names, within).read_all()
     decided = _decide(keys, there, modified)
-    changes = rows.take(decided["position"])
-    updated = pc.sum(decided["is_there"]).as_py() or 0
-    if updated:
-        _merge(table, changes, tenant, transaction)
-    else:
-        append(table, changes, transaction=transaction)
-    return Applied(inserted=len(decided) - updated, updated=updated)
+    return rows.take(decided["position"]), pc.sum(decided["is_there"]).as_py() or 0
 
 
 def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.Table:
     """Position of each id's newest row where it is newer than what is there, and whether one is."""
     # Texts of one microsecond compare as numbers once the zone is off: "36.15" < "36.1576344".
     keys = keys.append_column("position", pa.array(range(keys.num_rows), pa.int64()))
+    there = there.append_column("position", pa.repeat(pa.scalar(-1, pa.int64()), there.num_rows))
     age = f'("{modified}", rtrim("{modified}_text", \'Z\'), loaded_at, position)'
-    with duckdb.connect() as connection:
-        connection.register("keys", keys)
-        connection.register("there", there.append_column("position", _before_all(there)))
+    with duck(keys=keys, there=there) as connection:
         return connection.sql(
             f"""
             with newest as (
@@ -138,10 +167,6 @@ def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.Table:
             order by position
             """
         ).to_arrow_table()
-
-
-def _before_all(rows: pa.Table) -> pa.Array:
-    return pa.repeat(pa.scalar(-1, pa.int64()), rows.num_rows)
 
 
 def _merge(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transaction) -> None:

@@ -77,10 +77,11 @@ SCHEMA = pa.schema(
 
 
 @retry_conflicts
-def save_progress(lake: Lake, tenant: str, progress: Progress) -> None:
-    """Add a line. Call it only after the rows before `progress.token` are committed."""
+def save_progress(lake: Lake, tenant: str, *lines: Progress) -> None:
+    """Add lines. Call it only after the rows before their tokens are committed."""
     table = lake.open(TABLE, SCHEMA)
-    append(table, pa.Table.from_pylist([{"tenant": tenant, **asdict(progress)}], schema=SCHEMA))
+    rows = [{"tenant": tenant, **asdict(line)} for line in lines]
+    append(table, pa.Table.from_pylist(rows, schema=SCHEMA))
     if table.version() % LINES_PER_FILE == 0:
         # Another writer's clean-up in between does as well.
         with suppress(CommitFailedError):

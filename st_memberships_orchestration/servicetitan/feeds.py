@@ -82,12 +82,14 @@ def iso(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def read_ahead(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
-    """Yield `items`, produced by a thread that is at most `depth` items ahead.
+def read_ahead(*streams: Iterator[Item], threads: int = 8, depth: int = 2) -> Iterator[Item]:
+    """Yield the items of all `streams` as they come, each stream's in its own order.
 
-    Fetching and decoding of the next page so overlap with the storing of this one, and memory
-    holds `depth + 2` pages at most. An error of the producer is raised here, in its place.
+    Threads produce them: fetching and decoding so overlap with what the caller does, and with each
+    other. Memory holds one item per thread and `depth` more. An error of a stream is raised here,
+    and ends all.
     """
+    waiting = iter(streams)  # each thread takes the next one when it is done with one
     done = object()
     ready: queue.Queue[object] = queue.Queue(maxsize=depth)
     abandoned = threading.Event()
@@ -103,20 +105,31 @@ def read_ahead(items: Iterator[Item], *, depth: int = 2) -> Iterator[Item]:
 
     def produce() -> None:
         try:
-            for item in items:
-                if not put(item):
-                    return
+            for stream in waiting:
+                for item in stream:
+                    if not put(item):
+                        return
         except BaseException as error:  # handed to the consumer, who raises it
             put(error)
         put(done)
 
-    producer = threading.Thread(target=produce, name="read-ahead", daemon=True)
-    producer.start()
+    producers = [
+        threading.Thread(target=produce, name="read-ahead", daemon=True)
+        for _ in range(min(threads, len(streams)))
+    ]
+    for producer in producers:
+        producer.start()
     try:
-        while (item := ready.get()) is not done:
+        running = len(producers)
+        while running:
+            item = ready.get()
             if isinstance(item, BaseException):
                 raise item
-            yield item  # type: ignore[misc]
+            if item is done:
+                running -= 1
+            else:
+                yield item  # type: ignore[misc]
     finally:
         abandoned.set()
-        producer.join(timeout=1)
+        for producer in producers:
+            producer.join(timeout=1)
