@@ -8,12 +8,10 @@ On object storage a commit is a conditional put, which fails where another write
 `deltalake` itself reads the cloud's usual environment variables, or asks for the machine's role.
 """
 
-import atexit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 
 import duckdb
 import pyarrow as pa
@@ -130,18 +128,10 @@ def scan(
 @contextmanager
 def duck(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
     """DuckDB with these tables, for SQL over what is in memory."""
-    with _engine().cursor() as connection:
+    with duckdb.connect() as connection:
         for name, rows in tables.items():
             connection.register(name, rows)
         yield connection
-
-
-@cache
-def _engine() -> duckdb.DuckDBPyConnection:
-    # One for the process: another costs 16 ms, a cursor 0.5 ms. Let go of at the end of the
-    # process, for DuckDB complains of what is left then (measured with duckdb 2.0).
-    atexit.register(_engine.cache_clear)
-    return duckdb.connect()
 
 
 def literal(value: str | int | datetime) -> str:
