@@ -147,7 +147,7 @@ def test_versions_that_were_lost_and_read_anew_are_applied(lake: Lake, tmp_path:
 def test_chunks_of_a_long_history_are_one_application(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latest_module, "CHUNK", 40)
+    monkeypatch.setattr(latest_module, "ROWS_PER_MERGE", 40)
     for second in range(5):
         insert(lake, *[record(id, second, price=Decimal(second)) for id in range(30)])
     apply(lake)
@@ -160,7 +160,7 @@ def test_chunks_of_a_long_history_are_one_application(
 def test_a_chunked_application_that_died_is_repeated_whole(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latest_module, "CHUNK", 40)
+    monkeypatch.setattr(latest_module, "ROWS_PER_MERGE", 40)
     for second in range(5):
         insert(lake, *[record(id, second) for id in range(30)])
     upsert, calls = latest_module._upsert, []

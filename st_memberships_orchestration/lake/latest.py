@@ -27,8 +27,9 @@ IS_DELETED = pa.field(
     pa.bool_(),
     metadata={"comment": "ServiceTitan shows the record as inactive or Deleted."},
 )
-CHUNK = 20_000
-"""Rows that are merged at a time: bounds memory."""
+ROWS_PER_APPEND = 20_000
+ROWS_PER_MERGE = 100_000
+"""Rows that are applied at a time: bounds memory. A merge rewrites files, so it takes more."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     where = f"batch > {seen} and batch <= {newest}"
     compared = _ids_to_compare(scan(versions, tenant, ["id"], where), table, tenant)
     applied = Applied()
-    for chunk, is_last in _with_last(_chunks(scan(versions, tenant, names, where))):
+    unseen = scan(versions, tenant, names, where)
+    size = ROWS_PER_MERGE if len(compared) else ROWS_PER_APPEND
+    for chunk, is_last in _with_last(_chunks(unseen, size)):
         # Only the last commit says that the batch was seen: a crash in between repeats them all.
         transaction = Transaction(tenant, newest if is_last else seen)
         rows = _with_is_deleted(chunk)
@@ -82,16 +85,16 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
 def _ids_to_compare(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> pa.Array:
     """Ids that several unseen rows have, or the table has: all other rows are simply new."""
     ids, rows_each = np.unique(unseen.read_all()["id"], return_counts=True)
-    span = f"id between {ids[0]} and {ids[-1]}"
+    span = f"id between {ids.min(initial=0)} and {ids.max(initial=0)}"
     there = scan(table, tenant, ["id"], span).read_all()["id"]
     return pa.array(ids[(rows_each > 1) | pc.is_in(pa.array(ids), value_set=there)])
 
 
-def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
     for batch in batches:
         held.append(batch)
-        if sum(b.num_rows for b in held) >= CHUNK:
+        if sum(b.num_rows for b in held) >= size:
             yield pa.Table.from_batches(held)
             held = []
     if held:
