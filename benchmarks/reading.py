@@ -1,0 +1,337 @@
+"""How fast a tenant is read, beside other ways to do it; writes docs/benchmarks.md.
+
+    python benchmarks/reading.py --memberships 100000 --tap ../tap-service-titan
+
+All read the same sandbox on this machine, each as a process of its own, in turns; medians of
+several rounds. Peers get environments of their own below benchmarks/.cache. Quote ratios of one
+run, not seconds: they are of this machine.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+from measure import Cost, cost
+
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+
+HERE = Path(__file__).parent
+REPO = HERE.parent
+CACHE = HERE / ".cache"
+PAGE = REPO / "docs" / "benchmarks.md"
+EVENTS = ("--feed", "recurring_service_events")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another way to read the feeds: a script in `peers/`, what it needs, what to call it."""
+
+    script: str
+    title: str
+    packages: tuple[str, ...]
+
+
+PEERS = (
+    Peer("ceiling", "bare append of pages to Delta", ("requests", "pyarrow", "deltalake")),
+    Peer("naive", "requests + pandas, Parquet, no safety", ("requests", "pandas", "pyarrow")),
+    Peer("dlt_delta", "dlt REST source, Delta upsert", ("dlt[deltalake,filesystem,parquet]",)),
+    Peer("tap", "tap-service-titan, target-duckdb", ("target-duckdb",)),
+)
+PARTS = ("peers", "sync", "latency", "growth")
+
+
+@click.command()
+@click.option("--memberships", default=10_000, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--tap", type=click.Path(exists=True), help="A checkout of tap-service-titan.")
+@click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS)
+def main(memberships: int, rounds: int, tap: str | None, parts: tuple[str, ...]) -> None:
+    """Measure, and write the page; parts that are not asked for keep what they said."""
+    kept = CACHE / "results.json"
+    results = json.loads(kept.read_text()) if kept.exists() else {}
+    for part in parts:
+        measured = {"peers": _peers, "sync": _sync, "latency": _latency, "growth": _growth}[part]
+        results[part] = measured(memberships, rounds, tap)
+        CACHE.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(results, indent=1))
+    if not tap:
+        click.echo("tap-service-titan was not measured: it is on no package index; give --tap.")
+    PAGE.write_text(_page(results))
+
+
+# What is measured
+
+
+def _peers(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
+    """The whole history, by each in turn."""
+    peers = [peer for peer in PEERS if tap or peer.script != "tap"]
+    versions = {peer.script: _install(peer, tap) for peer in peers}
+    costs: dict[str, list[list[float]]] = {}
+    rows: dict[str, int] = {}
+    with _sandbox(memberships) as sandbox:
+        for _ in range(rounds):
+            with _folder() as folder:
+                found, said = _ours(sandbox, folder)
+                costs.setdefault("ours", []).append([found.wall, found.cpu, found.peak_mb])
+                rows["ours"] = said["rows"]
+            for peer in peers:
+                with _folder() as folder:
+                    found, rows[peer.script] = _peer(peer, sandbox, folder)
+                costs.setdefault(peer.script, []).append([found.wall, found.cpu, found.peak_mb])
+    medians = {
+        name: [median(each) for each in zip(*runs, strict=True)] for name, runs in costs.items()
+    }
+    return {
+        "memberships": memberships,
+        "rounds": rounds,
+        "versions": versions,
+        "rows": rows,
+        "costs": medians,
+    }
+
+
+def _sync(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
+    """A quiet sync, and one after some hours of a contractor's life."""
+    quiet, changed = [], []
+    with _sandbox(memberships) as sandbox, _folder() as folder:
+        _ours(sandbox, folder)
+        for _ in range(rounds):
+            quiet.append(_ours(sandbox, folder)[1])
+        for _ in range(rounds):
+            sandbox.control("POST", "/_sandbox/clock", {"advance": "2h"})
+            changed.append(_ours(sandbox, folder)[1])
+    return {"quiet": _medians(quiet), "changed": _medians(changed), "memberships": memberships}
+
+
+def _latency(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
+    """The events of a tenth, with 150 ms for each answer: one chain of tokens, and months."""
+    single, months = [], []
+    with _sandbox(memberships // 10, page_size=500, latency_ms=150, rate_limit=60) as sandbox:
+        for _ in range(rounds):
+            with _folder(days=1_000, requests_per_second=55) as folder:
+                single.append(_ours(sandbox, folder, *EVENTS, "--one-chain")[1])
+            with _folder(days=1_000, requests_per_second=55) as folder:
+                sandbox.control("DELETE", "/_sandbox/requests")
+                months.append(_ours(sandbox, folder, *EVENTS)[1])
+                asked = sandbox.control("GET", "/_sandbox/requests")
+                refused = sum(request["status"] == 429 for request in asked)
+    return {"single": _medians(single), "months": _medians(months), "refused": refused}
+
+
+def _growth(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
+    """The events alone, of one size and of five times as many."""
+    found = {}
+    for size in (memberships, 5 * memberships):
+        runs = []
+        with _sandbox(size) as sandbox:
+            for _ in range(rounds):
+                with _folder() as folder:
+                    runs.append(_ours(sandbox, folder, *EVENTS))
+        said = _medians([said for _, said in runs])
+        found[str(size)] = {**said, "peak_mb": median(found.peak_mb for found, _ in runs)}
+    return found
+
+
+# How
+
+
+def _sandbox(memberships: int, **options: int):
+    return running(
+        memberships=memberships,
+        tenants=("acme",),
+        timeout=600,
+        **{"page_size": 5_000, "rate_limit": 0, **options},
+    )
+
+
+@contextmanager
+def _folder(*, days: int = 0, requests_per_second: int = 10_000) -> Iterator[Path]:
+    """A place for a lake and an instance, with the settings that belong to the measurement."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(REPO / "dagster.yaml", folder)
+        start = datetime.now(UTC).date() - timedelta(days=days)
+        (folder / ".env").write_text(
+            f"ST_LAKE_URI={folder}/lake\nST_HISTORY_START={start}\n"
+            f"ST_REQUESTS_PER_SECOND={requests_per_second}\n"
+        )
+        yield folder
+
+
+def _ours(sandbox: RunningSandbox, folder: Path, *options: str) -> tuple[Cost, dict[str, float]]:
+    command = [sys.executable, "-W", "ignore", HERE / "sync.py", *options]
+    return _run(command, sandbox, folder, parse=json.loads)
+
+
+def _peer(peer: Peer, sandbox: RunningSandbox, folder: Path) -> tuple[Cost, int]:
+    python = CACHE / peer.script / "bin" / "python"
+    command = [python, "-W", "ignore", HERE / "peers" / f"{peer.script}.py"]
+    return _run(command, sandbox, folder, parse=int)
+
+
+def _run(command, sandbox, folder, *, parse):
+    paths = [feed.path.removeprefix("export/") for feed in FEEDS]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env |= sandbox.env | {
+        "DAGSTER_HOME": str(folder),
+        "BENCH_FOLDER": str(folder),
+        "BENCH_FEEDS": ",".join(paths),
+    }
+    log = folder / "output"
+    found = cost(command, env=env, cwd=folder, log=log)
+    said = parse(log.read_text().strip().splitlines()[-1])
+    click.echo(f"{Path(command[-1]).stem:>12}  {found.wall:6.1f} s  {found.cpu:6.1f} s CPU  "
+               f"{found.peak_mb:6,.0f} MB  {said}")  # fmt: skip
+    return found, said
+
+
+def _install(peer: Peer, tap: str | None) -> str:
+    """Make the peer's environment where there is none; the versions in it."""
+    home = CACHE / peer.script
+    packages = [*peer.packages, *([tap] if peer.script == "tap" and tap else [])]
+    uv = [Path(sys.executable).with_name("uv"), "pip"]
+    if not home.exists():
+        subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        subprocess.run(
+            [*uv, "install", "--quiet", "--python", home / "bin/python", *packages],
+            check=True,
+            # A checkout without its tags.
+            env=os.environ | {"SETUPTOOLS_SCM_PRETEND_VERSION": "0.0.0"},
+        )
+    frozen = subprocess.run(
+        [*uv, "freeze", "--quiet", "--python", home / "bin/python"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    wanted = {"requests", "pandas", "pyarrow", "deltalake", "dlt", "target-duckdb", "duckdb"}
+    shown = [line for line in frozen.splitlines() if line.partition("==")[0] in wanted]
+    if peer.script == "tap":
+        commit = subprocess.run(
+            ["git", "-C", str(tap), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip()
+        shown.append(f"tap-service-titan {commit}")
+    return ", ".join(shown)
+
+
+def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {name: median(run[name] for run in runs) for name in runs[0]}
+
+
+# What is written
+
+
+def _page(results: dict[str, Any]) -> str:
+    """The whole page, from what was measured."""
+    text = ["# Benchmarks", "", f"Measured {datetime.now(UTC):%Y-%m-%d} on {os.cpu_count()} cores, "
+            f"Python {platform.python_version()}, dagster {version('dagster')}, deltalake "
+            f"{version('deltalake')}, pyarrow {version('pyarrow')}, duckdb {version('duckdb')}. "
+            "Quote ratios, not seconds.", ""]  # fmt: skip
+    for part, write in (
+        ("peers", _peers_text),
+        ("sync", _sync_text),
+        ("latency", _latency_text),
+        ("growth", _growth_text),
+    ):
+        if part in results:
+            text += [*write(results[part]), ""]
+    return "\n".join([*text, (HERE / "notes.md").read_text()])
+
+
+def _peers_text(found: dict[str, Any]) -> list[str]:
+    titles = {peer.script: peer.title for peer in PEERS}
+    ours = found["costs"]["ours"]
+    speed = found["rows"]["ours"] / ours[0]
+    lines = [
+        "## A tenant's whole history, seven feeds",
+        "",
+        f"`make bench MEMBERSHIPS={found['memberships']}`: {found['memberships']:,} memberships, "
+        f"{found['rows']['ours']:,} rows from a sandbox on the same machine, pages of 5,000; whole "
+        f"processes from start to end, medians of {found['rounds']}. Ours is the job `sync` with "
+        "`raw/` and `current/`, Dagster and its event log included. Memory is the process tree's.",
+        "",
+        "| | rows | wall s | CPU s | peak MB | rows/s | ours is |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        _row("**ours**", found["rows"]["ours"], ours, "1"),
+    ]
+    for name, costs in found["costs"].items():
+        if name != "ours":
+            times = speed / (found["rows"][name] / costs[0])
+            lines.append(_row(titles[name], found["rows"][name], costs, f"{times:.1f} x"))
+    lines += ["", "Versions of the peers: "]
+    lines += [f"- {titles[name]}: {said}" for name, said in found["versions"].items()]
+    return lines
+
+
+def _row(title: str, rows: int, costs: list[float], ratio: str) -> str:
+    wall, cpu, peak = costs
+    return (
+        f"| {title} | {rows:,} | {wall:.1f} | {cpu:.1f} | {peak:,.0f} | {rows / wall:,.0f} "
+        f"| {ratio} |"
+    )
+
+
+def _sync_text(found: dict[str, Any]) -> list[str]:
+    quiet, changed = found["quiet"], found["changed"]
+    return [
+        "## Syncs after the first",
+        "",
+        f"The same tenant ({found['memberships']:,} memberships), from the run's start to its end:",
+        "",
+        "| | new versions | CPU s | wall s |",
+        "|---|--:|--:|--:|",
+        f"| nothing new | {quiet['versions']:.0f} | {quiet['cpu']:.2f} | {quiet['wall']:.2f} |",
+        f"| two hours later | {changed['versions']:.0f} | {changed['cpu']:.2f} "
+        f"| {changed['wall']:.2f} |",
+    ]
+
+
+def _latency_text(found: dict[str, Any]) -> list[str]:
+    single, months = found["single"], found["months"]
+    return [
+        "## With 150 ms for each answer",
+        "",
+        "The visits of a tenth of that tenant, pages of 500 rows, a first sync over 1,000 days; "
+        f"the sandbox answers 60 requests a second, and refused {found['refused']}.",
+        "",
+        "| | rows read | versions | s for reading |",
+        "|---|--:|--:|--:|",
+        *(
+            f"| {title} | {f['rows']:,.0f} | {f['versions']:,.0f} | {f['reading']:.1f} |"
+            for title, f in (("one chain of tokens", single), ("months side by side", months))
+        ),
+        "",
+        f"{single['reading'] / months['reading']:.1f} times as fast. Each month reads a page or "
+        "two of the next: rows that are there are not inserted again.",
+    ]
+
+
+def _growth_text(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Five times as many",
+        "",
+        "The visits alone, `raw/` and `current/`:",
+        "",
+        "| rows | µs CPU a row | peak MB |",
+        "|--:|--:|--:|",
+    ]
+    for said in found.values():
+        per_row = said["cpu"] / said["rows"] * 1e6
+        lines.append(f"| {said['rows']:,.0f} | {per_row:.1f} | {said['peak_mb']:,.0f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

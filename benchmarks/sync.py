@@ -1,0 +1,60 @@
+"""One run of `sync` as a user's, in this process; prints what it cost from its start to its end.
+
+python benchmarks/sync.py [--feed recurring_service_events] [--one-chain]
+"""
+
+import json
+import resource
+import time
+from datetime import UTC, datetime, timedelta
+
+import click
+import dagster as dg
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs import reading
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+@click.command()
+@click.option("--feed", "feeds", multiple=True, default=[feed.name for feed in FEEDS])
+@click.option("--one-chain", is_flag=True, help="Do not cut long windows into months.")
+def main(feeds: tuple[str, ...], one_chain: bool) -> None:
+    if one_chain:
+        reading.LONG = timedelta.max
+    job = defs().resolve_job_def("sync")
+    with dg.DagsterInstance.get() as instance:
+        started, used = time.monotonic(), cpu()
+        run = job.execute_in_process(
+            instance=instance,
+            partition_key=f"acme|{datetime.now(UTC).date()}",
+            asset_selection=[
+                dg.AssetKey([layer, f]) for f in feeds for layer in ("raw", "current")
+            ],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+        took, used = time.monotonic() - started, cpu() - used
+    facts = [event.materialization.metadata for event in run.get_asset_materialization_events()]
+    rows = sum(int(str(f["rows_read"].value)) for f in facts if "rows_read" in f)
+    versions = sum(int(str(f["versions_new"].value)) for f in facts if "versions_new" in f)
+    reading_seconds = max(float(str(f["seconds"].value)) for f in facts if "rows_read" in f)
+    click.echo(
+        json.dumps(
+            {
+                "reading": reading_seconds,
+                "rows": rows,
+                "versions": versions,
+                "wall": took,
+                "cpu": used,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
