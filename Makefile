@@ -4,8 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation conformance audit sbom lock clean
-.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes celery conformance audit sbom lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation celery conformance bench audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -61,6 +60,8 @@ audit: env  ## look for known vulnerabilities of what is locked (asks a service 
 
 sbom: env  ## write what is installed to sbom.json, as CycloneDX
 	@$(BIN)/uv tool run --from cyclonedx-bom cyclonedx-py environment --output-file sbom.json $(BIN)/python
+bench: env  ## measure reading beside its peers into docs/benchmarks.md (MEMBERSHIPS=n TAP=checkout)
+	@$(BIN)/python benchmarks/reading.py --memberships $(or $(MEMBERSHIPS),10000) $(if $(TAP),--tap $(TAP))
 
 lock: env  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \

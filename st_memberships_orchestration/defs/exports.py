@@ -4,7 +4,7 @@ One step does both for all feeds at once; it may also be asked for only some of 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -239,7 +239,7 @@ def _healed(
     key: dg.AssetKey,
     window: Window,
     partitions: dg.MultiPartitionsDefinition,
-) -> list[str]:
+) -> Sequence[str]:
     """Keys of earlier windows that a reading to the feed's end covers, and that do not show it."""
     if window.end <= datetime.now(UTC):
         return []
