@@ -5,11 +5,13 @@ One step does both for all feeds at once; it may also be asked for only some of 
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
+from st_memberships_orchestration.defs.failures import FAILED_FEEDS
 from st_memberships_orchestration.defs.metadata import (
     DATA,
     column_schema,
@@ -60,26 +62,26 @@ def build_assets(
         history_start = _history_start(partitions)
         tenants = tenants_of(context.partition_keys)
 
-        def materialized(feed: ExportFeed) -> Iterator[dg.MaterializeResult | Exception]:
+        def materialized(feed: ExportFeed) -> Iterator[dg.MaterializeResult | _Failed]:
             try:
                 if _key("raw", feed) in context.selected_asset_keys:
                     yield _raw(servicetitan, lake, feed, tenants, window, history_start)
                 if _key("current", feed) in context.selected_asset_keys:
                     yield _current(lake, feed, tenants)
             except Exception as error:  # raised when the other feeds are done
-                yield error
+                yield _Failed(feed, error)
 
-        failures: list[Exception] = []
+        failed: list[_Failed] = []
         for result in read_ahead(*map(materialized, FEEDS), threads=FEEDS_AT_ONCE):
-            if isinstance(result, Exception):
-                context.log.error(str(result))
-                failures.append(result)
+            if isinstance(result, _Failed):
+                context.log.error("%s: %s", result.feed.name, result.error)
+                failed.append(result)
                 continue
             assert result.asset_key
             _record_healed(context, result.asset_key, window, partitions)
             yield result
-        if failures:
-            raise failures[0]
+        if failed:
+            raise _failure(failed) from failed[0].error
 
     return [*map(build_source, FEEDS), exports]
 
@@ -173,7 +175,7 @@ def _raw(
             environment=servicetitan.environment,
             history_start=history_start,
         )
-        readings[tenant] = _read(reader, window)
+        readings[tenant] = reader.read(window)
     metadata = _raw_metadata(lake, feed, readings, window)
     return dg.MaterializeResult(asset_key=_key("raw", feed), metadata=metadata)
 
@@ -199,13 +201,22 @@ def _current(lake: Lake, feed: ExportFeed, tenants: list[str]) -> dg.Materialize
     return dg.MaterializeResult(asset_key=_key("current", feed), metadata=metadata)
 
 
-def _read(reader: FeedReader, window: Window) -> Reading:
-    try:
-        return reader.read(window)
-    except ServiceTitanError as error:
-        raise dg.Failure(
-            str(error), metadata=error.facts(), allow_retries=isinstance(error, Transient)
-        ) from error
+@dataclass(frozen=True)
+class _Failed:
+    """A feed that could not be brought up to date, and why."""
+
+    feed: ExportFeed
+    error: Exception
+
+
+def _failure(failed: list[_Failed]) -> dg.Failure:
+    """The first error, with the names of all feeds that failed; the log has the others' errors."""
+    error = failed[0].error
+    feeds = {FAILED_FEEDS: ", ".join(each.feed.name for each in failed)}
+    if isinstance(error, ServiceTitanError):
+        retryable = isinstance(error, Transient)
+        return dg.Failure(str(error), metadata=error.facts() | feeds, allow_retries=retryable)
+    return dg.Failure(f"{type(error).__name__}: {error}", metadata=feeds)
 
 
 def _record_healed(

@@ -1,7 +1,7 @@
 """Why a run failed, in words: read from what Dagster recorded of it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
@@ -9,14 +9,17 @@ from st_memberships_orchestration.servicetitan import errors
 
 LONGEST = 500
 
+FAILED_FEEDS = "failed_feeds"
+"""Metadata of a failure: names of the feeds that it stopped, for they share a step."""
+
 
 @dataclass(frozen=True)
 class Failed:
     """One thing that a run failed with.
 
     Attributes:
-        step: name of the step, which for the export feeds is the feed's; None if the run itself
-            ended, for example because its process was killed.
+        step: name of the step, or of the export feed; None if the run itself ended, for example
+            because its process was killed.
         error: class of the error.
         tenant: whom it concerns, if the error says so.
         message: what happened.
@@ -34,8 +37,14 @@ def failures_of(instance: dg.DagsterInstance, run_id: str) -> list[Failed]:
     """What the steps of a failed run failed with, or else what ended the run."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
     events = [record.event_log_entry.get_dagster_event() for record in records]
-    found = [_of_step(event) for event in events]
+    found = [replace(_of_step(event), step=name) for event in events for name in _names(event)]
     return found or [_of_run(instance, run_id)]
+
+
+def _names(event: dg.DagsterEvent) -> list[str | None]:
+    data = event.step_failure_data.user_failure_data
+    feeds = data.metadata.get(FAILED_FEEDS) if data else None
+    return [*str(feeds.value).split(", ")] if feeds else [event.step_key]
 
 
 def _of_step(event: dg.DagsterEvent) -> Failed:
