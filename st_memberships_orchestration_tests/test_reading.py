@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -483,20 +484,26 @@ def test_months_read_side_by_side_hold_what_one_chain_holds(
 
 
 @pytest.mark.usefixtures("in_months")
+@pytest.mark.parametrize("months_done", [1, 16])
 def test_months_that_died_go_on_and_those_that_were_read_are_not_read_again(
-    client: MembershipsClient, sandbox: RunningSandbox, lake: Lake, monkeypatch: pytest.MonkeyPatch
+    client: MembershipsClient,
+    sandbox: RunningSandbox,
+    lake: Lake,
+    monkeypatch: pytest.MonkeyPatch,
+    months_done: int,
 ) -> None:
     window = Window(live().start - timedelta(days=700), live().start - timedelta(days=1))
     options = {"history_start": window.start}
-    save, saved = reading_module.save_progress, []
+    save, complete = reading_module.save_progress, 0
 
-    def die_at_the_twelfth(*args: Any) -> None:
-        if len(saved) == 12:
+    def save_or_die(lake: Lake, tenant: str, *saved: Progress) -> None:
+        nonlocal complete
+        if complete >= months_done:
             raise Killed
-        save(*args)
-        saved.append(args)
+        save(lake, tenant, *saved)
+        complete += sum(line.complete for line in saved)
 
-    monkeypatch.setattr(reading_module, "save_progress", die_at_the_twelfth)
+    monkeypatch.setattr(reading_module, "save_progress", save_or_die)
     with pytest.raises(Killed):
         reader(client, lake, **options).read(window)
     monkeypatch.setattr(reading_module, "save_progress", save)
@@ -504,6 +511,10 @@ def test_months_that_died_go_on_and_those_that_were_read_are_not_read_again(
     done = {line.window_start for line in lines if line.complete}
     assert done
     assert len(done) < len(lines), "some months were read, some not"
+    # As if each of the others had a page more than those that are done.
+    going_on = [line for line in lines if not line.complete]
+    now = datetime.now(UTC)
+    save(lake, "acme", *(replace(line, saved_at=now) for line in going_on))
     sandbox.control("DELETE", "/_sandbox/requests")
     reader(client, lake, **options).read(window)
     for start in done:

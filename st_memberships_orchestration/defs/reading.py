@@ -236,16 +236,17 @@ class FeedReader:
         known = {(line.window_start, line.window_end): line for line in lines}
         months = _months(window)
         found = {month: known.get((month.start, month.end)) for month in months}
-        begun = [line.saved_at for line in found.values() if line and not line.complete]
+        begun = {line.begun_at for line in found.values() if line and not line.complete}
         if begun:
             return [
-                self._past_chain(month, line)
+                self._past_chain(month, line, max(filter(None, begun), default=None))
                 for month, line in found.items()
-                if not (line and line.complete and line.saved_at >= min(begun))
+                if not (line and line.complete and line.begun_at in begun)
             ]
+        now = self._clock()
         if window.end - window.start <= LONG or self._is_one_page(window):
-            return [self._past_chain(window, known.get((window.start, window.end)))]
-        chains = [self._past_chain(month, None) for month in months]
+            return [self._past_chain(window, known.get((window.start, window.end)), now)]
+        chains = [self._past_chain(month, None, now) for month in months]
         # What belongs to the reading is written down first: a killed one goes on with all of it.
         save_progress(self._lake, self._tenant, *(chain.begun for chain in chains))
         return chains
@@ -253,10 +254,14 @@ class FeedReader:
     def _is_one_page(self, window: Window) -> bool:
         return not self._client.export_page(self._feed, start=self._start_of(window)).has_more
 
-    def _past_chain(self, window: Window, last: Progress | None) -> _Chain:
+    def _past_chain(
+        self, window: Window, last: Progress | None, begun_at: datetime | None
+    ) -> _Chain:
         unfinished = last if last and not last.complete else None
         first = self._start_of(window)
-        begun = self._line(window, token=first, from_beginning=first is None)
+        begun = replace(
+            self._line(window, token=first, from_beginning=first is None), begun_at=begun_at
+        )
         return _Chain(
             start=unfinished.token if unfinished else first,
             instead=first,

@@ -38,6 +38,7 @@ class Progress:
         read_through: all modifications before this time are in the lake, as far as this reading
             knows; None while the live reading has not reached the feed's end once.
         saved_at: when the line was written, after the rows that it speaks of.
+        begun_at: when the reading began; the months of a long window share it.
     """
 
     environment: str
@@ -49,6 +50,7 @@ class Progress:
     complete: bool
     read_through: datetime | None
     saved_at: datetime
+    begun_at: datetime | None = None
 
     @property
     def is_live(self) -> bool:
@@ -72,6 +74,7 @@ SCHEMA = pa.schema(
         _column("complete", pa.bool_(), "The reading reached its end."),
         _column("read_through", INSTANT, "All changes before this time are in the lake."),
         _column("saved_at", INSTANT, "When this line was written, after the rows it speaks of."),
+        _column("begun_at", INSTANT, "When the reading began; months read together share it."),
     ]
 )
 
