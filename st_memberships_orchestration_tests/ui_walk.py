@@ -178,8 +178,9 @@ def test_a_backfill_is_started_from_the_dialog_and_watched_to_its_end(desk: Desk
     desk.page.get_by_role("button", name=re.compile("^Launch")).click()
     assert [run["status"] for run in desk.ended("sync", 2)] == ["SUCCESS", "SUCCESS"]
     desk.go("/runs?view=backfills")
+    done = desk.page.get_by_text(re.compile("Success|Completed")).first
+    expect(done).to_be_visible(timeout=PATIENCE * 1000)
     desk.picture("backfill_done")
-    expect(desk.page.get_by_text(re.compile("Success|Completed")).first).to_be_visible()
 
 
 def test_an_asset_shows_its_partitions_columns_and_numbers(desk: Desk) -> None:

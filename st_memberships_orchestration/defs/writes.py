@@ -251,14 +251,16 @@ class _Work:
             raise
         self.writes.ledger.save_plan(plan)
         table = markdown(PLAN_HEADINGS, plan_lines(plan))
-        self.context.log.info("plan %s\n%s", plan_totals(plan), table)
+        totals = plan_totals(plan)
+        said = "\n".join(f"{name}: {value}" for name, value in totals.items())
+        self.context.log.info("%s\n\n%s", table, said)
         to_apply = how_to_apply(plan)
         self._tag(plan, "planned")
         self.context.add_output_metadata(
             {
                 "differences": dg.MetadataValue.md(table),
                 "to_apply": dg.MetadataValue.md(to_apply),
-                **plan_totals(plan),
+                **totals,
             }
         )
         if self.config.from_inbox:
