@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,7 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.plans import load_plan
-from st_memberships_orchestration_tests.doors import Location, settle
+from st_memberships_orchestration_tests.doors import Location, settle, today
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"
@@ -45,6 +46,9 @@ INSTEAD = {
     "make ui": ".venv/bin/st-memberships ui --help",  # the servers are walked by ui_walk.py
 }
 """What is run in a command's place, to take seconds and to end."""
+
+DAYS_AGO = {"2026-01-01": 3, "2026-01-15": 2, "2026-01-31": 1}
+"""The days that the pages name, as days of the few windows that are read here."""
 
 
 def generate() -> ModuleType:
@@ -158,6 +162,8 @@ def test_commands_do_what_they_say(page: Path, copy: Path, small_sandbox: Runnin
 def as_run(block: str, folder: Path) -> str:
     for shown, instead in INSTEAD.items():
         block = re.sub(rf"^{shown}\b", instead, block, flags=re.MULTILINE)
+    for shown, days in DAYS_AGO.items():
+        block = block.replace(shown, str(today() - timedelta(days=days)))
     if "PLAN.json" in block or "HASH" in block:
         newest = max((folder / ".data/plans").glob("*.json"), key=lambda path: path.stat().st_mtime)
         block = block.replace("PLAN.json", str(newest)).replace("HASH", load_plan(newest).hash)
@@ -167,7 +173,7 @@ def as_run(block: str, folder: Path) -> str:
 def fill_in(file: Path, sandbox: RunningSandbox) -> None:
     """What the reader does by hand: the four values, and here the sandbox's addresses."""
     text = file.read_text()
-    fewer_windows = {"ST_HISTORY_START": "2026-01-01"}
+    fewer_windows = {"ST_HISTORY_START": str(today() - timedelta(days=5))}
     for name, value in {**sandbox.env, **fewer_windows}.items():
         if "BRAVO" in name:
             continue
