@@ -78,7 +78,7 @@ def demo(memberships: int, seed: int) -> None:
         f"  open {_settings().report_dir}/*.html    each tenant's report, in any browser",
         soft_wrap=True,
     )
-    me = "st-memberships" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
+    me = cli_writes.program()
     console.print(f"  {me} ui    all of it in the Dagster web UI (these runs: Runs > All)")
     console.print(
         f'  {me} query "select status, count(*) from current.memberships group by all"',

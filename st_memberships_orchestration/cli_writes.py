@@ -1,6 +1,7 @@
 """`st-memberships plan | apply | undo | settle`: changes from a terminal, with the same locks."""
 
 import getpass
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -218,9 +219,15 @@ def _make(
     ledger.save_plan(made)
     path = made.save(PLANS)
     _show_plan(made)
-    console.print(f"\nThe plan is {path}. Read it; then, with ST_WRITES=on:", soft_wrap=True)
-    console.print(f"  st-memberships apply {path} --send --hash {made.hash}", soft_wrap=True)
+    console.print(f"\nThe plan is {path}. Read it; then:", soft_wrap=True)
+    send = f"{program()} apply {path} --send --hash {made.hash}"
+    console.print(f"  ST_WRITES=on {send}", soft_wrap=True)
     console.print(f"or launch the job {made.kind} with approved_hash and dry_run: false.")
+
+
+def program() -> str:
+    """What the user typed to start us, so that a shown command can be pasted."""
+    return "st-memberships" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
 
 
 def _show_plan(shown: Plan) -> None:
