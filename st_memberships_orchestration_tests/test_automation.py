@@ -187,7 +187,7 @@ def test_a_look_costs_a_request_per_feed_stores_nothing_and_starts_only_what_has
     assert wanted(look(location, 12, first.cursor)) == ["bravo"], "looking takes nothing away"
     assert location.lake.count("state/feed_progress") == lines
     brought = location.sync("bravo", feeds=("memberships",))
-    (raw,) = brought.asset_materializations_for_node("memberships")[:1]
+    (raw,) = brought.asset_materializations_for_node("exports")[:1]
     assert raw.metadata["versions_new"].value == 1
 
 
