@@ -273,6 +273,7 @@ def backfill_requests(
                 asset_selection=[
                     dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")
                 ],
+                asset_check_keys=[],  # left out, Dagster would add those of the assets
             )
 
 
