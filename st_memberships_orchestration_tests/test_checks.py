@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -143,3 +144,9 @@ def test_an_empty_lake_fails_nothing_but_freshness(
     failing = {name for name, check in found.items() if not check.passed}
     assert failing == {f"{feed.name}.is_fresh" for feed in FEEDS}
     assert "bravo" in found["memberships.is_fresh"].metadata["rows"].value
+
+
+def test_rows_of_which_some_have_no_id_are_shown_with_whole_ids() -> None:
+    rows = pd.DataFrame([{"id": None}, {"id": 207_900_001}], dtype=object)
+    assert "| 207900001" in checks._table(rows, 5)
+    assert "| None" in checks._table(rows, 5)

@@ -126,7 +126,7 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
                 for mismatches in found.values():
                     mismatches.append(Mismatch(tenant, None, "not compared", str(error), ""))
         for name, mismatches in found.items():
-            rows = pd.DataFrame([m.__dict__ for m in mismatches])
+            rows = pd.DataFrame([m.__dict__ for m in mismatches], dtype=object)
             _, remedy = COMPARED[name]
             yield _result(key, name, rows, dg.AssetCheckSeverity.ERROR, remedy)
 
@@ -206,5 +206,5 @@ def _result(
 
 
 def _table(rows: pd.DataFrame, most: int) -> str:
-    shown = rows.head(most).astype(str).map(lambda cell: cell[:WIDEST])
-    return shown.to_markdown(index=False)
+    shown = rows.head(most).map(lambda cell: str(cell)[:WIDEST])
+    return shown.to_markdown(index=False, disable_numparse=True)
