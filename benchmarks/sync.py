@@ -13,7 +13,6 @@ import dagster as dg
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import reading
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
 
 
 def cpu() -> float:
@@ -22,7 +21,7 @@ def cpu() -> float:
 
 
 @click.command()
-@click.option("--feed", "feeds", multiple=True, default=[feed.name for feed in FEEDS])
+@click.option("--feed", "feeds", multiple=True, help="Only this one; may be repeated.")
 @click.option("--one-chain", is_flag=True, help="Do not cut long windows into months.")
 def main(feeds: tuple[str, ...], one_chain: bool) -> None:
     if one_chain:

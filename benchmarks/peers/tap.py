@@ -54,5 +54,5 @@ with subprocess.Popen(
 if reading.returncode:
     sys.exit(reading.returncode)
 with duckdb.connect(str(folder / "tap.duckdb")) as connection:
-    counts = [connection.sql(f"select count(*) from {name}").fetchone()[0] for name in STREAMS]
+    counts = [connection.sql(f"select count(*) from {name}").fetchall()[0][0] for name in STREAMS]
 sys.stdout.write(f"{sum(counts)}\n")
