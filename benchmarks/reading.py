@@ -114,7 +114,12 @@ def _sync(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
         for _ in range(rounds):
             sandbox.control("POST", "/_sandbox/clock", {"advance": "2h"})
             changed.append(_ours(sandbox, folder)[1])
-    return {"quiet": _medians(quiet), "changed": _medians(changed), "memberships": memberships}
+    return {
+        "quiet": _medians(quiet),
+        "changed": _medians(changed),
+        "memberships": memberships,
+        "rounds": rounds,
+    }
 
 
 def _latency(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
@@ -129,7 +134,13 @@ def _latency(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
                 months.append(_ours(sandbox, folder, *EVENTS)[1])
                 asked = sandbox.control("GET", "/_sandbox/requests")
                 refused = sum(request["status"] == 429 for request in asked)
-    return {"single": _medians(single), "months": _medians(months), "refused": refused}
+    return {
+        "single": _medians(single),
+        "months": _medians(months),
+        "refused": refused,
+        "rounds": rounds,
+        "memberships": memberships // 10,
+    }
 
 
 def _growth(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
@@ -259,7 +270,7 @@ def _peers_text(found: dict[str, Any]) -> list[str]:
         "",
         f"`make bench MEMBERSHIPS={found['memberships']}`: {found['memberships']:,} memberships, "
         f"{found['rows']['ours']:,} rows from a sandbox on the same machine, pages of 5,000; whole "
-        f"processes from start to end, medians of {found['rounds']}. Ours is the job `sync` with "
+        f"processes from start to end, medians of rounds: {found['rounds']}. Ours is the job `sync` with "
         "`raw/` and `current/`, Dagster and its event log included. Memory is the process tree's.",
         "",
         "| | rows | wall s | CPU s | peak MB | rows/s | ours is |",
@@ -288,7 +299,8 @@ def _sync_text(found: dict[str, Any]) -> list[str]:
     return [
         "## Syncs after the first",
         "",
-        f"The same tenant ({found['memberships']:,} memberships), from the run's start to its end:",
+        f"The same tenant ({found['memberships']:,} memberships), from the run's start to its end, "
+        f"medians of rounds: {found['rounds']}.",
         "",
         "| | new versions | CPU s | wall s |",
         "|---|--:|--:|--:|",
@@ -303,7 +315,8 @@ def _latency_text(found: dict[str, Any]) -> list[str]:
     return [
         "## With 150 ms for each answer",
         "",
-        "The visits of a tenth of that tenant, pages of 500 rows, a first sync over 1,000 days; "
+        f"The visits of {found['memberships']:,} memberships, pages of 500 rows, a first sync over "
+        f"1,000 days, medians of rounds: {found['rounds']}; "
         f"the sandbox answers 60 requests a second, and refused {found['refused']}.",
         "",
         "| | rows read | versions | s for reading |",
