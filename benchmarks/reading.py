@@ -270,8 +270,9 @@ def _peers_text(found: dict[str, Any]) -> list[str]:
         "",
         f"`make bench MEMBERSHIPS={found['memberships']}`: {found['memberships']:,} memberships, "
         f"{found['rows']['ours']:,} rows from a sandbox on the same machine, pages of 5,000; whole "
-        f"processes from start to end, medians of rounds: {found['rounds']}. Ours is the job `sync` with "
-        "`raw/` and `current/`, Dagster and its event log included. Memory is the process tree's.",
+        f"processes from start to end, medians of rounds: {found['rounds']}. Ours is the job "
+        "`sync` with `raw/` and `current/`, Dagster and its event log included. Memory is the "
+        "process tree's.",
         "",
         "| | rows | wall s | CPU s | peak MB | rows/s | ours is |",
         "|---|--:|--:|--:|--:|--:|--:|",
@@ -315,8 +316,8 @@ def _latency_text(found: dict[str, Any]) -> list[str]:
     return [
         "## With 150 ms for each answer",
         "",
-        f"The visits of {found['memberships']:,} memberships, pages of 500 rows, a first sync over "
-        f"1,000 days, medians of rounds: {found['rounds']}; "
+        f"The visits of {found['memberships']:,} memberships, pages of 500 rows, a first sync "
+        f"over 1,000 days, medians of rounds: {found['rounds']}; "
         f"the sandbox answers 60 requests a second, and refused {found['refused']}.",
         "",
         "| | rows read | versions | s for reading |",
