@@ -128,10 +128,10 @@ def _latency(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
     with _sandbox(memberships // 10, page_size=500, latency_ms=150, rate_limit=60) as sandbox:
         for _ in range(rounds):
             with _folder(days=1_000, requests_per_second=55) as folder:
-                single.append(_ours(sandbox, folder, *EVENTS, "--one-chain")[1])
+                single.append(_ours(sandbox, folder, *EVENTS, "--backfill", "--one-chain")[1])
             with _folder(days=1_000, requests_per_second=55) as folder:
                 sandbox.control("DELETE", "/_sandbox/requests")
-                months.append(_ours(sandbox, folder, *EVENTS)[1])
+                months.append(_ours(sandbox, folder, *EVENTS, "--backfill")[1])
                 asked = sandbox.control("GET", "/_sandbox/requests")
                 refused = sum(request["status"] == 429 for request in asked)
     return {
@@ -316,8 +316,8 @@ def _latency_text(found: dict[str, Any]) -> list[str]:
     return [
         "## With 150 ms for each answer",
         "",
-        f"The visits of {found['memberships']:,} memberships, pages of 500 rows, a first sync "
-        f"over 1,000 days, medians of rounds: {found['rounds']}; "
+        f"The visits of {found['memberships']:,} memberships, pages of 500 rows, a backfill "
+        f"of 1,000 days, medians of rounds: {found['rounds']}; "
         f"the sandbox answers 60 requests a second, and refused {found['refused']}.",
         "",
         "| | rows read | versions | s for reading |",

@@ -1,6 +1,6 @@
 """One run of `sync` as a user's, in this process; prints what it cost from its start to its end.
 
-python benchmarks/sync.py [--feed recurring_service_events] [--one-chain]
+python benchmarks/sync.py [--feed recurring_service_events] [--backfill [--one-chain]]
 """
 
 import json
@@ -13,6 +13,8 @@ import dagster as dg
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import reading
+from st_memberships_orchestration.defs.partitions import range_tags
+from st_memberships_orchestration.settings import Settings
 
 
 def cpu() -> float:
@@ -22,16 +24,21 @@ def cpu() -> float:
 
 @click.command()
 @click.option("--feed", "feeds", multiple=True, help="Only this one; may be repeated.")
+@click.option("--backfill", is_flag=True, help="All windows until yesterday instead of today's.")
 @click.option("--one-chain", is_flag=True, help="Do not cut long windows into months.")
-def main(feeds: tuple[str, ...], one_chain: bool) -> None:
+def main(feeds: tuple[str, ...], backfill: bool, one_chain: bool) -> None:
     if one_chain:
         reading.LONG = timedelta.max
     job = defs().resolve_job_def("sync")
+    today = datetime.now(UTC).date()
+    first, last = today, today
+    if backfill:
+        first, last = Settings().history_start, today - timedelta(days=1)
     with dg.DagsterInstance.get() as instance:
         started, used = time.monotonic(), cpu()
         run = job.execute_in_process(
             instance=instance,
-            partition_key=f"acme|{datetime.now(UTC).date()}",
+            tags=range_tags("acme", first, last),
             asset_selection=[
                 dg.AssetKey([layer, f]) for f in feeds for layer in ("raw", "current")
             ],

@@ -35,7 +35,7 @@ def object_store() -> Iterator[str]:
             _create_bucket(f"{url}/lake", deadline=time.monotonic() + 30)
             yield url
         finally:
-            server.terminate()
+            server.kill()  # it serves one connection to its end, and hears of nothing else
 
 
 def _create_bucket(url: str, deadline: float) -> None:

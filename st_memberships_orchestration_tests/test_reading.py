@@ -472,10 +472,12 @@ def test_months_read_side_by_side_hold_what_one_chain_holds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = {"history_start": live().start - timedelta(days=700)}
-    reader(client, lake, **options).read(live())
+    window = Window(live().start - timedelta(days=700), live().start - timedelta(days=1))
+    options = {"history_start": window.start}
+    reader(client, lake, **options).read(window)
     dates = [query for query in exports(sandbox) if query.startswith("from=20")]
     assert len(dates) > 20, "a chain for each month"
+    reader(client, lake, **options).read(live())
     assert_complete(sandbox, lake)
     monkeypatch.setattr(reading_module, "LONG", timedelta.max)
     single = Lake(str(tmp_path / "single"))
@@ -532,7 +534,7 @@ def test_a_long_window_of_one_page_is_not_cut(
     client: MembershipsClient, sandbox: RunningSandbox, lake: Lake
 ) -> None:
     types = next(feed for feed in FEEDS if feed.name == "membership_types")
-    start = live().start - timedelta(days=700)
-    reading = reader(client, lake, types, history_start=start).read(live())
+    past = Window(live().start - timedelta(days=700), live().start - timedelta(days=1))
+    reading = reader(client, lake, types, history_start=past.start).read(past)
     assert len(exports(sandbox, "export/membership-types")) == 2, "a look, and the reading"
     assert reading.rows == len(PlainReader(sandbox).walk("membership_types"))

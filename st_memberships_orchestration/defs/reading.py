@@ -193,25 +193,17 @@ class FeedReader:
             return self._read_past(window, lines)
         live = next((line for line in lines if line.is_live), None)
         if live is None:
-            return self._read_first(window, lines)
+            # One chain, however long: it alone also brings rows that are far out of order.
+            return self._read_live(self._first_live_line(lines))
         earlier = Window(window.start, window.end - timedelta(days=1))
         known = live.read_through
         if known is not None and earlier.start < earlier.end and earlier.start < known:
             return self._read_past(earlier, lines) + self._read_live(live)
         return self._read_live(live)
 
-    def _read_first(self, window: Window, lines: list[Progress]) -> Reading:
-        """The first live reading, after a long time before it was read as a past window."""
+    def _first_live_line(self, lines: list[Progress]) -> Progress:
         covered = covered_until(lines)
-        # Not up to today: what changed just before midnight may not be visible yet.
-        earlier = Window(covered or self._history_start, window.end - timedelta(days=2))
-        past = Reading()
-        if earlier.end - earlier.start > LONG and not self._is_one_page(earlier):
-            past = self._read_past(earlier, lines)
-            covered = earlier.end
-        start = iso(covered) if covered else None
-        live = self._read_live(self._line(None, token=start, read_through=covered))
-        return past + live
+        return self._line(None, token=iso(covered) if covered else None, read_through=covered)
 
     def _read_live(self, last: Progress) -> Reading:
         known = last.read_through
