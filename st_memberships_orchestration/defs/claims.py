@@ -106,8 +106,8 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
             f"select tenant, field, count(*) as records, any_value(id) as example from "
             f"(select tenant, id, unnest(json_keys(extra)) as field from {table} "
             "where extra is not null) group by tenant, field",
-            "ServiceTitan sends fields that this release does not know. Nothing is lost (they are "
-            "in `extra`); upgrade when a release has columns for them.",
+            "Nothing is lost: they are kept in `extra`. Upgrade when a release has columns for "
+            "them.",
             dg.AssetCheckSeverity.WARN,
         ),
         Claim(

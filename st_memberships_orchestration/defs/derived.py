@@ -7,6 +7,7 @@ dependencies, what is read, and, for arguments with a default, the settings in t
 import inspect
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any, get_origin
 
 import dagster as dg
@@ -16,6 +17,7 @@ from pydantic import Field, create_model
 
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.report import page_of
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.latest import IS_DELETED
 from st_memberships_orchestration.lake.store import TENANT, Lake, replace_tenant
@@ -75,6 +77,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             metadata={
                 "as_of": clock["today"].isoformat(),
+                "report": dg.MetadataValue.path(str(page_of(Path(settings.report_dir), tenant))),
                 **_flagged(rows),
                 **table_metadata(lake, name, [tenant]),
             }

@@ -70,7 +70,7 @@ def build_assets(
             for name, need in NEEDS.items()
         }
         report = make_report(tables, facts, tenants=tenants)
-        path = _write(Path(settings.report_dir), tenant, report.html)
+        path = _write(page_of(Path(settings.report_dir), tenant), report.html)
         pictures = "\n\n".join(chart.markdown for chart in report.charts.values())
         return dg.MaterializeResult(
             metadata={
@@ -147,10 +147,14 @@ def _check(key: dg.AssetCheckKey, record: AssetCheckExecutionRecord, zone: ZoneI
     return Check(key.asset_key.to_user_string(), key.name, passed, at, finding)
 
 
-def _write(folder: Path, tenant: str, html: str) -> Path:
+def page_of(folder: Path, tenant: str) -> Path:
+    """Where a tenant's page lies in the folder of reports."""
+    return (folder / f"{tenant}.html").absolute()
+
+
+def _write(path: Path, html: str) -> Path:
     """Put the page in its place in one step: a reader never sees half of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = (folder / f"{tenant}.html").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.part")
     draft.write_text(html, encoding="utf-8")
     draft.replace(path)
