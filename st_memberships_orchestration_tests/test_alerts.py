@@ -192,7 +192,7 @@ def test_checks_that_do_not_hold_are_told_with_their_tenants(
     assert "no_unknown_fields of current/memberships" in alert["message"]
     assert "Tenant: acme" in alert["message"]
     assert "bravo" not in alert["message"]
-    assert "upgrade" in alert["message"]
+    assert "Upgrade" in alert["message"]
     assert "http://dagster.test/assets/current/memberships" in alert["message"]
 
 
