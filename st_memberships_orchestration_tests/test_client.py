@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import httpx
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan import models
 from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
+from st_memberships_orchestration.servicetitan.ceiling import shared_ceiling
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     ConnectionLost,
@@ -35,7 +37,9 @@ from st_memberships_orchestration.servicetitan.errors import (
     ServerFailed,
     ServiceTitanError,
     Throttled,
+    Transient,
     WrongAddress,
+    error_for,
 )
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.servicetitan.models import (
@@ -521,6 +525,50 @@ def test_a_write_whose_connection_never_opened_was_not_sent() -> None:
     nowhere = Access("acme", 1, "id", "secret", "key", "http://127.0.0.1:9", "http://127.0.0.1:9")
     with MembershipsClient.open(nowhere) as client, pytest.raises(ConnectionLost):
         client.mark_event_complete(1, models.EventJob(job_id=2))
+
+
+@pytest.mark.parametrize("host", ["LOCALHOST", "127.0.0.1"])
+def test_a_write_whose_answer_is_late_is_unknown_however_the_address_is_written(
+    sandbox: RunningSandbox, host: str
+) -> None:
+    given = access(sandbox, api_url=sandbox.url.replace("127.0.0.1", host))
+    sandbox.control("POST", "/_sandbox/faults", [{"on": "memberships", "kind": "slow"}])
+    with MembershipsClient.open(given, timeout=0.3) as client, pytest.raises(OutcomeUnknown):
+        client.update_membership(1, models.MembershipUpdate(memo="changed"))
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "error"),
+    [
+        (400, "/connect/token", NotAuthorized),
+        (400, "/memberships/1", RequestRefused),
+        (503, "/memberships/1", ServerFailed),
+        (429, "/memberships/1", Throttled),
+    ],
+)
+def test_only_the_token_endpoints_error_is_about_credentials(
+    status: int, path: str, error: type[ServiceTitanError]
+) -> None:
+    request = httpx.Request("POST", f"http://127.0.0.1{path}")
+    answer = httpx.Response(status, json={"error": "invalid_client"}, request=request)
+    assert type(error_for(answer, tenant="acme")) is error
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [(b"{}", {}), (b'{"data": null, "hasMore": false}', {}), (b"x", {"Content-Encoding": "gzip"})],
+)
+def test_an_answer_of_another_form_is_an_error_of_ours(
+    sandbox: RunningSandbox, body: bytes, headers: dict[str, str]
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=httpx.ByteStream(body), headers=headers)
+
+    given = access(sandbox)
+    with httpx.Client(transport=httpx.MockTransport(answer)) as http:
+        client = MembershipsClient(http, access=given, ceiling=shared_ceiling(9, "x"), attempts=1)
+        with pytest.raises(Transient):
+            list(client.list_memberships())
 
 
 def test_only_what_was_set_is_sent(client: MembershipsClient, sandbox: RunningSandbox) -> None:

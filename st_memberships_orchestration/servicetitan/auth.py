@@ -9,7 +9,11 @@ from functools import cache
 
 import httpx
 
-from st_memberships_orchestration.servicetitan.errors import Unreadable, error_for
+from st_memberships_orchestration.servicetitan.errors import (
+    TOKEN_PATH,
+    Unreadable,
+    error_for,
+)
 
 RENEW_BEFORE_EXPIRY = 60.0
 """Seconds of life below which a token is renewed before it is used (it lives 900 s)."""
@@ -51,8 +55,6 @@ class ClientCredentials(httpx.Auth):
         Transient: the token endpoint was throttled, failed or answered nonsense.
     """
 
-    requires_response_body = True
-
     def __init__(self, access: Access, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._access = access
         self._clock = clock
@@ -90,7 +92,7 @@ class ClientCredentials(httpx.Auth):
     def _token_request(self) -> httpx.Request:
         return httpx.Request(
             "POST",
-            f"{self._access.auth_url.rstrip('/')}/connect/token",
+            self._access.auth_url.rstrip("/") + TOKEN_PATH,
             data={
                 "grant_type": "client_credentials",
                 "client_id": self._access.client_id,
@@ -109,7 +111,7 @@ class ClientCredentials(httpx.Auth):
                 "the token endpoint's answer holds no token.",
                 tenant=self._access.tenant,
                 method="POST",
-                path="/connect/token",
+                path=TOKEN_PATH,
                 status=200,
             ) from error
 

@@ -7,11 +7,10 @@ export), and deleting anything.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
@@ -51,6 +50,7 @@ from st_memberships_orchestration.servicetitan.pages import (
     DecodedPage,
     NotAPage,
     decode_page,
+    parse_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -438,10 +438,9 @@ class MembershipsClient:
         self, path: str, model: type[R], *, page: int | None = 1, **params: Any
     ) -> Listing[R]:
         def fetch(query: dict[str, Any]) -> ListPage[R]:
-            envelope = self._json(path, query)
+            envelope = self._json(path, query, {"data": list, "hasMore": bool})
             return ListPage(
                 records=[self._record(model, row, path) for row in envelope["data"]],
-                page=envelope["page"],
                 has_more=envelope["hasMore"],
                 total=envelope.get("totalCount"),
             )
@@ -455,12 +454,11 @@ class MembershipsClient:
         query = {name: value for name, value in params.items() if value is not None}
         return [self._record(model, row, path) for row in self._json(path, query)]
 
-    def _json(self, path: str, params: dict[str, Any]) -> Any:
+    def _json(
+        self, path: str, params: dict[str, Any], members: Mapping[str, type] | None = None
+    ) -> Any:
         def parsed(response: httpx.Response) -> Any:
-            try:
-                return json.loads(response.content, parse_float=Decimal)
-            except ValueError as error:
-                raise NotAPage(f"the answer is not JSON, or is cut short: {error}.") from error
+            return parse_json(response.content, members or {})
 
         answer, _ = self._read(path, params, parsed)
         return answer
@@ -497,7 +495,7 @@ class MembershipsClient:
         where: dict[str, Any] = {"tenant": self._tenant, "method": "GET", "path": path}
         try:
             response = self._http.get(self._root + path, params=params)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ConnectionLost(_said(error), **where) from error
         if not response.is_success:
             raise self._noted(error_for(response, tenant=self._tenant))
@@ -512,15 +510,16 @@ class MembershipsClient:
 
     def _write_once(self, method: str, path: str, change: models.Change, model: type[R]) -> R:
         where: dict[str, Any] = {"tenant": self._tenant, "method": method, "path": path}
+        request = self._http.build_request(
+            method,
+            self._root + path,
+            content=change.body_bytes(),
+            headers={"Content-Type": "application/json"},
+        )
         try:
-            response = self._http.request(
-                method,
-                self._root + path,
-                content=change.body_bytes(),
-                headers={"Content-Type": "application/json"},
-            )
-        except httpx.TransportError as error:
-            if _was_never_sent(error, self._root + path):
+            response = self._http.send(request)
+        except httpx.RequestError as error:
+            if _was_never_sent(error, request):
                 raise ConnectionLost(_said(error), **where) from error
             raise OutcomeUnknown(_said(error), **where) from error
         if not response.is_success:
@@ -565,11 +564,11 @@ def _log_retry(state: RetryCallState) -> None:
     logger.warning("Trying again in %.1f s: %s", state.upcoming_sleep, error)
 
 
-def _said(error: httpx.TransportError) -> str:
+def _said(error: httpx.RequestError) -> str:
     return f"{type(error).__name__}{f': {error}' if str(error) else ''}."
 
 
-def _was_never_sent(error: httpx.TransportError, url: str) -> bool:
+def _was_never_sent(error: httpx.RequestError, request: httpx.Request) -> bool:
     """Whether the connection failed before the request, or while a token was asked for."""
     never = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-    return isinstance(error, never) or str(error.request.url) != url
+    return isinstance(error, never) or error.request is not request

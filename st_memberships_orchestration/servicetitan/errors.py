@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 
+TOKEN_PATH = "/connect/token"
 EXCERPT = 300
 
 
@@ -195,7 +196,8 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     }
     message = _message(response, body)
     status = response.status_code
-    if status in (401, 403) or "error" in body:  # `error`: the OAuth form, RFC 6749 section 5.2
+    is_token_request = response.request.url.path.endswith(TOKEN_PATH)
+    if status in (401, 403) or (status == 400 and is_token_request):  # RFC 6749 section 5.2
         return NotAuthorized(message, **where)
     if status == 404:
         # The gateway's own 404 is no ProblemDetails and has no trace id (reference section 1).

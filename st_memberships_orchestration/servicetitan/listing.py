@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic.alias_generators import to_camel
 
+from st_memberships_orchestration.servicetitan.feeds import iso
 from st_memberships_orchestration.servicetitan.models import Record
 
 IDS_PER_REQUEST = 50
@@ -21,7 +22,6 @@ class ListPage(Generic[R]):
     """One page of a list; `total` is there when it was asked for."""
 
     records: list[R]
-    page: int
     has_more: bool
     total: int | None
 
@@ -92,5 +92,5 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
+        return iso(value)
     return str(value)

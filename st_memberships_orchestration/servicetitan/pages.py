@@ -5,7 +5,7 @@ with something unusual is walked record by record, with the pydantic models as t
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -30,8 +30,11 @@ UNSET = "0001-01-01"
 MIDNIGHT = "T00:00:00Z"
 
 
+ENVELOPE = {"hasMore": bool, "continueFrom": str, "data": list}
+
+
 class NotAPage(ValueError):
-    """The answer is no JSON object with `hasMore`, `continueFrom` and `data`."""
+    """The answer is not JSON, or lacks what every such answer has."""
 
 
 class _Unusual(ValueError):
@@ -110,7 +113,7 @@ def _decode_columns(body: bytes, columns: tuple[Column, ...]) -> DecodedPage:
 
 
 def _decode_records(body: bytes, model: type[Record]) -> DecodedPage:
-    envelope = _json(body)
+    envelope = parse_json(body, ENVELOPE)
     columns = columns_of(model)
     good: list[dict[str, Any]] = []
     broken: list[BrokenRecord] = []
@@ -150,16 +153,20 @@ def _read_json(body: bytes, schema: pa.Schema, *, unknown: str) -> pa.Table:
     )
 
 
-def _json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes, members: Mapping[str, type]) -> Any:
+    """An answer, decimals kept exact.
+
+    Raises:
+        NotAPage: it is not JSON, is cut short, or is no object with all these members.
+    """
     try:
-        envelope = json.loads(body, parse_float=Decimal)
+        answer = json.loads(body, parse_float=Decimal)
     except ValueError as error:
         raise NotAPage(f"the answer is not JSON, or is cut short: {error}.") from error
-    expected = {"hasMore": bool, "continueFrom": str, "data": list}
-    for name, kind in expected.items():
-        if not isinstance(envelope, dict) or not isinstance(envelope.get(name), kind):
+    for name, kind in members.items():
+        if not isinstance(answer, dict) or not isinstance(answer.get(name), kind):
             raise NotAPage(f"the answer has no proper {name!r}.")
-    return envelope
+    return answer
 
 
 def _wire_struct(columns: Iterable[Column]) -> pa.StructType:
