@@ -112,7 +112,7 @@ def read_page(repository: dg.RepositoryDefinition, lake: Lake) -> str:
         "# Tables as read\n",
         MADE_BY,
         "`raw/`, `current/` and, where there is one, `history/` of a feed have the same columns, "
-        "so they are listed once. Raw rows also carry `version_hash`, `loaded_at` and `batch`, "
+        "so they are listed once. Raw rows also carry `loaded_at` and `batch`, "
         "current rows `is_deleted`, history rows `valid_from` and `valid_to`.\n",
         "## Exported\n",
     ]

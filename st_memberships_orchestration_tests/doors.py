@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 from sqlalchemy.engine import make_url
 
@@ -146,6 +147,14 @@ def differences(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
             same = _plain(stored) == _plain(value)
         if not same:
             found.append(f"{record['id']}.{wire}: {value!r} is stored as {stored!r}")
+    return found
+
+
+def contents(raw: pa.Table) -> set[str]:
+    """What each version holds, as text; no version may be there twice."""
+    versions = raw.drop_columns(["loaded_at", "batch"]).to_pylist()
+    found = {repr(version) for version in versions}
+    assert len(found) == len(versions), "no version twice"
     return found
 
 

@@ -15,7 +15,7 @@ from st_memberships_orchestration.lake.progress import Progress, load_progress, 
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.lake.versions import insert_versions, version_hashes
+from st_memberships_orchestration.lake.versions import insert_versions
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 SCHEMA = pa.schema(
@@ -93,14 +93,24 @@ def test_a_hundredth_of_a_microsecond_tells_versions_apart_and_orders_them(lake:
     assert current(lake) == {1: "Active"}
 
 
-def test_fingerprints_are_pinned() -> None:
-    # A change of this value would make every re-read record a new version: never change it.
-    assert version_hashes(rows(record(1, price=Decimal("12.5")))).to_pylist() == [PINNED]
-    wider = rows(record(1, price=Decimal("12.5"))).append_column("later", pa.nulls(1, pa.string()))
-    assert version_hashes(wider).to_pylist() == [PINNED]
+def test_a_column_of_a_later_release_makes_a_version_only_where_it_holds_something(
+    lake: Lake,
+) -> None:
+    insert(lake, record(1), record(2))
+    later = pa.array([None, "gold"])
+    wider = rows(record(1), record(2)).append_column("loyalty", later)
+    common = {"tenant": "acme", "modified": "modified_on", "loaded_at": NOW}
+    assert insert_versions(lake, "raw/things", wider, **common) == 1
+    assert insert_versions(lake, "raw/things", wider, **common) == 0
 
 
-PINNED = 1004994767757184822
+def test_what_is_in_order_and_what_is_repeated_land_in_the_order_in_which_they_came(
+    lake: Lake,
+) -> None:
+    first = record(1, status="Suspended")
+    assert insert(lake, record(3), first, record(2), first, record(1, status="Active")) == 4
+    apply(lake)
+    assert current(lake) == {3: "Active", 1: "Active", 2: "Active"}
 
 
 def test_only_what_is_new_is_applied_and_the_newest_wins(lake: Lake) -> None:

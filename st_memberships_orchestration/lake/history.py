@@ -40,9 +40,7 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
     table = lake.find(f"raw/{feed}")
     if table is None:
         return
-    schema = pa.schema(
-        f for f in pa.schema(table.schema()) if f.name not in ("tenant", "version_hash", "batch")
-    )
+    schema = pa.schema(f for f in pa.schema(table.schema()) if f.name not in ("tenant", "batch"))
     versions = scan(table, tenant, [f'"{name}"' for name in schema.names])
     age = f'"{modified}", rtrim("{modified}_text", \'Z\')'
     with duckdb.connect() as connection:

@@ -61,7 +61,7 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     newest = versions.transaction_version(tenant) if versions else None
     if versions is None or newest is None:
         return Applied()
-    columns = [f for f in pa.schema(versions.schema()) if f.name not in ("version_hash", "batch")]
+    columns = [field for field in pa.schema(versions.schema()) if field.name != "batch"]
     table = lake.open(target, pa.schema([*columns, IS_DELETED]))
     seen = table.transaction_version(tenant) or 0
     if seen == newest:

@@ -5,13 +5,12 @@ A repeat of a page, a window or a whole history so inserts nothing. Each commit 
 number, `batch`, by which readers find what is new to them.
 """
 
-import hashlib
 from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import Transaction
+from deltalake import DeltaTable, Transaction
 
 from st_memberships_orchestration.lake.store import (
     TENANT,
@@ -29,14 +28,11 @@ LOADED_AT = pa.field(
     pa.timestamp("us", tz="UTC"),
     metadata={"comment": "When this version was written to the lake."},
 )
-VERSION_HASH = pa.field(
-    "version_hash",
-    pa.int64(),
-    metadata={"comment": "Fingerprint of all that ServiceTitan sent in this version."},
-)
 BATCH = pa.field(
     "batch", pa.int64(), metadata={"comment": "Number of the tenant's commit that brought it."}
 )
+SPREAD = np.int64(0x1E3779B97F4A7C15)
+"""Odd and large, so that products of neighbouring ids lie far apart."""
 
 
 @retry_conflicts
@@ -46,7 +42,7 @@ def insert_versions(
     """Insert the versions in `rows` that the table does not hold yet; their number.
 
     Only what lies in the rows' own range of modification time is compared, so the cost follows
-    the rows and not the table.
+    the rows and not the table; and content is compared only where id and time are the same.
 
     Args:
         lake: where the table lies.
@@ -58,59 +54,64 @@ def insert_versions(
     """
     if not rows.num_rows:
         return 0
-    table = lake.open(name, pa.schema([TENANT, *rows.schema, VERSION_HASH, LOADED_AT, BATCH]))
-    hashes = version_hashes(rows)
-    span = pc.min_max(rows[modified]).as_py()
-    known = scan(
-        table,
-        tenant,
-        ["version_hash"],
-        f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}',
-    ).read_all()
-    fresh = _positions_of_new(hashes.to_numpy(), known["version_hash"].to_numpy())
-    if not len(fresh):
+    table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH]))
+    new = _new(table, rows, tenant, modified)
+    if not new.num_rows:
         return 0
     batch = (table.transaction_version(tenant) or 0) + 1
-    versions = with_tenant(rows, tenant).append_column(VERSION_HASH, hashes)
+    versions = with_tenant(new, tenant)
     for field, value in ((LOADED_AT, loaded_at), (BATCH, batch)):
-        constant = pa.repeat(pa.scalar(value, field.type), rows.num_rows)
+        constant = pa.repeat(pa.scalar(value, field.type), new.num_rows)
         versions = versions.append_column(field, constant)
-    if len(fresh) < rows.num_rows:
-        versions = versions.take(fresh)
     append(table, versions, transaction=Transaction(tenant, batch))
-    return len(fresh)
+    return new.num_rows
 
 
-def version_hashes(rows: pa.Table) -> pa.Array:
-    """A 60-bit fingerprint per row, equal for equal content whatever the release of any library.
+def _new(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> pa.Table:
+    """The first of each version in `rows` that the table does not hold, in their order."""
+    span = pc.min_max(rows[modified]).as_py()
+    within = f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}'
+    known = scan(table, tenant, ["id", f'"{modified}"'], within).read_all()
+    keys = _keys(rows, modified)
+    _, places, times = np.unique(keys, return_inverse=True, return_counts=True)
+    met = (times[places] > 1) | np.isin(keys, _keys(known, modified))
+    if not met.any():
+        return rows
+    positions = np.flatnonzero(met)
+    there = _with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
+    first = _first_of_each_new(rows.take(positions), there)
+    return rows.take(np.sort(np.concatenate([np.flatnonzero(~met), positions[first]])))
 
-    It is the SHA-1 of the columns' texts, each after a short digest of the column's name. A null
-    contributes nothing, so a column that a later release adds does not change the fingerprint of
-    records without it.
+
+def _keys(rows: pa.Table, modified: str) -> np.ndarray:
+    """A number per row, the same for the same id and time; for others too, but rarely."""
+    ids, moments = (rows[name].cast(pa.int64()).to_numpy() for name in ("id", modified))
+    return ids * SPREAD ^ moments
+
+
+def _with_ids(stream: pa.RecordBatchReader, ids: pa.ChunkedArray) -> pa.Table:
+    batches = (batch.filter(pc.is_in(batch["id"], ids)) for batch in stream)
+    return pa.Table.from_batches(batches, stream.schema)
+
+
+def _first_of_each_new(rows: pa.Table, there: pa.Table) -> np.ndarray:
+    """Positions of the first row of each content that is not there, whatever was added to it.
+
+    A column that the table does not have yet is null in all that is there.
     """
-    parts = ", ".join(
-        f"'{_digest(field.name)}' || {_as_text(field)}"
-        for field in rows.schema
-        if not pa.types.is_timestamp(field.type)  # its exact text stands in a column of its own
-    )
-    query = f"select ('0x' || left(sha1(concat_ws(chr(31), {parts})), 15))::bigint from incoming"
-    with duck(incoming=rows) as connection:
-        return connection.sql(query).to_arrow_table().column(0).combine_chunks()
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha1(name.encode()).hexdigest()[:6]
-
-
-def _as_text(field: pa.Field) -> str:
-    name = f'"{field.name}"'
-    return f"to_json({name})::varchar" if pa.types.is_nested(field.type) else f"{name}::varchar"
-
-
-def _positions_of_new(incoming: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Positions of the first row of each fingerprint that is not known, ascending.
-
-    The id is part of the content, so a fingerprint alone tells versions apart.
-    """
-    _, first = np.unique(incoming, return_index=True)
-    return np.sort(first[~np.isin(incoming[first], known)])
+    for field in rows.schema:
+        if field.name not in there.column_names:
+            there = there.append_column(field, pa.nulls(there.num_rows, field.type))
+    # The exact text of an instant stands in a column of its own.
+    content = [f'"{f.name}"' for f in rows.schema if not pa.types.is_timestamp(f.type)]
+    numbered = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64()))
+    with duck(rows=numbered, there=there) as connection:
+        found = connection.sql(
+            f"""
+            select min(position) as position
+            from rows anti join there
+                on {" and ".join(f"rows.{c} is not distinct from there.{c}" for c in content)}
+            group by {", ".join(f"rows.{c}" for c in content)}
+            """
+        ).to_arrow_table()
+    return found["position"].to_numpy()
