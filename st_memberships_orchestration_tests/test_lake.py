@@ -11,7 +11,12 @@ import pytest
 
 from st_memberships_orchestration.lake import latest as latest_module
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
-from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
+from st_memberships_orchestration.lake.progress import (
+    Progress,
+    forget_superseded,
+    load_progress,
+    save_progress,
+)
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
@@ -104,6 +109,29 @@ def test_a_column_of_a_later_release_makes_a_version_only_where_it_holds_somethi
     assert insert_versions(lake, "raw/things", wider, **common) == 0
 
 
+def test_lines_of_the_journal_that_newer_ones_follow_are_forgotten(lake: Lake) -> None:
+    def line(feed: str, minute: int) -> Progress:
+        saved = NOW + timedelta(minutes=minute)
+        return Progress("sandbox", feed, None, None, False, f"{minute}", True, saved, saved)
+
+    save_progress(lake, "acme", line("memberships", 0), line("memberships", 1), line("other", 0))
+    save_progress(lake, "bravo", line("memberships", 0))
+    save_progress(lake, "acme", line("memberships", 9))
+    forget_superseded(lake, before=NOW + timedelta(minutes=5))
+    assert lake.count("state/feed_progress") == 3
+    for tenant, feed, token in (("acme", "memberships", "9"), ("acme", "other", "0"),
+                                ("bravo", "memberships", "0")):  # fmt: skip
+        (newest,) = load_progress(lake, tenant, environment="sandbox", feed=feed)
+        assert newest.token == token
+
+
+def test_a_condition_does_not_reach_beyond_its_tenant(lake: Lake) -> None:
+    insert(lake, record(1))
+    insert(lake, record(2), tenant="bravo")
+    found = lake.rows("raw/things", tenant="acme", where="id = 1 or id = 2")
+    assert found["id"].to_pylist() == [1]
+
+
 def test_what_is_in_order_and_what_is_repeated_land_in_the_order_in_which_they_came(
     lake: Lake,
 ) -> None:
@@ -157,7 +185,7 @@ def test_versions_that_were_lost_and_read_anew_are_applied(lake: Lake, tmp_path:
 def test_chunks_of_a_long_history_are_one_application(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latest_module, "ROWS_PER_MERGE", 40)
+    monkeypatch.setattr(latest_module, "BYTES_PER_MERGE", 4_000)
     for second in range(5):
         insert(lake, *[record(id, second, price=Decimal(second)) for id in range(30)])
     apply(lake)
@@ -170,7 +198,7 @@ def test_chunks_of_a_long_history_are_one_application(
 def test_a_chunked_application_that_died_is_repeated_whole(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latest_module, "ROWS_PER_MERGE", 40)
+    monkeypatch.setattr(latest_module, "BYTES_PER_MERGE", 4_000)
     for second in range(5):
         insert(lake, *[record(id, second) for id in range(30)])
     upsert, calls = latest_module._upsert, []

@@ -6,11 +6,12 @@ Continuation tokens belong to a tenant, an environment and a feed, and are never
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, timedelta
 
 import pyarrow as pa
-from deltalake import QueryBuilder
+import pyarrow.compute as pc
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
@@ -38,7 +39,7 @@ class Progress:
         read_through: all modifications before this time are in the lake, as far as this reading
             knows; None while the live reading has not reached the feed's end once.
         saved_at: when the line was written, after the rows that it speaks of.
-        begun_at: when the reading began; the months of a long window share it.
+        begun_at: when the reading began; the slices of a long window share it.
     """
 
     environment: str
@@ -74,7 +75,7 @@ SCHEMA = pa.schema(
         _column("complete", pa.bool_(), "The reading reached its end."),
         _column("read_through", INSTANT, "All changes before this time are in the lake."),
         _column("saved_at", INSTANT, "When this line was written, after the rows it speaks of."),
-        _column("begun_at", INSTANT, "When the reading began; months read together share it."),
+        _column("begun_at", INSTANT, "When the reading began; slices read together share it."),
     ]
 )
 
@@ -93,35 +94,44 @@ def save_progress(lake: Lake, tenant: str, *lines: Progress) -> None:
 
 def load_progress(lake: Lake, tenant: str, *, environment: str, feed: str) -> list[Progress]:
     """The newest line of each reading of one feed: the live one, and one per window."""
-    lines = lake.rows(
-        TABLE,
-        tenant=tenant,
-        columns=[f.name for f in fields(Progress)],
-        where=f"environment = {literal(environment)} and feed = {literal(feed)}",
-    )
-    newest: dict[tuple[datetime | None, datetime | None], Progress] = {}
-    for line in sorted(lines.to_pylist(), key=lambda line: line["saved_at"]):
-        newest[line["window_start"], line["window_end"]] = Progress(**line)
-    return list(newest.values())
+    of_feed = f"tenant = {literal(tenant)} and feed = {literal(feed)}"
+    return newest_lines(lake, environment=environment, where=of_feed).get(tenant, [])
 
 
-def newest_lines(lake: Lake, *, environment: str) -> dict[str, list[Progress]]:
+def newest_lines(lake: Lake, *, environment: str, where: str = "true") -> dict[str, list[Progress]]:
     """The newest line of each reading of all feeds, by tenant, in one query."""
     table = lake.find(TABLE)
     if table is None:
         return {}
-    names = [f.name for f in fields(Progress)]
-    reading = "tenant, feed, window_start, window_end"
-    query = (
-        f"select tenant, {', '.join(names)} from (select *, row_number() over "
-        f"(partition by {reading} order by saved_at desc) as place from journal "
-        f"where environment = {literal(environment)}) where place = 1 order by {reading}"
-    )
     found: dict[str, list[Progress]] = {}
-    answer = QueryBuilder().register("journal", table).execute(query)
-    for line in pa.RecordBatchReader.from_stream(answer).read_all().to_pylist():
+    lines = _newest(table, f"environment = {literal(environment)} and {where}")
+    for line in lines.to_pylist():
         found.setdefault(line.pop("tenant"), []).append(Progress(**line))
     return found
+
+
+@retry_conflicts
+def forget_superseded(lake: Lake, *, before: datetime) -> None:
+    """Remove the lines that were written before a moment and followed by newer ones since."""
+    table = lake.find(TABLE)
+    if table is None:
+        return
+    newest = _newest(table, "true")
+    kept = newest.filter(pc.less(newest["saved_at"], pa.scalar(before, INSTANT)))
+    # Only old lines are replaced: one that is added meanwhile is none of them.
+    old = f"saved_at < '{before.isoformat()}'"
+    write_deltalake(table, kept, mode="overwrite", predicate=old)
+
+
+def _newest(table: DeltaTable, where: str) -> pa.Table:
+    reading = "environment, tenant, feed, window_start, window_end"
+    query = (
+        f"select {', '.join(SCHEMA.names)} from (select *, row_number() over "
+        f"(partition by {reading} order by saved_at desc) as place from journal "
+        f"where {where}) where place = 1 order by {reading}"
+    )
+    answer = QueryBuilder().register("journal", table).execute(query)
+    return pa.RecordBatchReader.from_stream(answer).read_all().cast(SCHEMA)
 
 
 def unfinished_windows(lines: Sequence[Progress]) -> dict[tuple[date, date], list[str]]:

@@ -20,6 +20,7 @@ from st_memberships_orchestration.lake.store import (
     literal,
     retry_conflicts,
     scan,
+    with_ids,
     with_tenant,
 )
 
@@ -46,15 +47,15 @@ def insert_versions(
 
     Args:
         lake: where the table lies.
-        name: the table; created when missing.
+        name: the table; created when missing, also where there is nothing to insert.
         rows: records as columns, in any order, possibly with repeats.
         tenant: whose records they are.
         modified: column of the modification time.
         loaded_at: recorded as the time of the insertion.
     """
+    table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH]))
     if not rows.num_rows:
         return 0
-    table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH]))
     new = _new(table, rows, tenant, modified)
     if not new.num_rows:
         return 0
@@ -78,7 +79,7 @@ def _new(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> pa.Ta
     if not met.any():
         return rows
     positions = np.flatnonzero(met)
-    there = _with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
+    there = with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
     first = _first_of_each_new(rows.take(positions), there)
     return rows.take(np.sort(np.concatenate([np.flatnonzero(~met), positions[first]])))
 
@@ -87,11 +88,6 @@ def _keys(rows: pa.Table, modified: str) -> np.ndarray:
     """A number per row, the same for the same id and time; for others too, but rarely."""
     ids, moments = (rows[name].cast(pa.int64()).to_numpy() for name in ("id", modified))
     return ids * SPREAD ^ moments
-
-
-def _with_ids(stream: pa.RecordBatchReader, ids: pa.ChunkedArray) -> pa.Table:
-    batches = (batch.filter(pc.is_in(batch["id"], ids)) for batch in stream)
-    return pa.Table.from_batches(batches, stream.schema)
 
 
 def _first_of_each_new(rows: pa.Table, there: pa.Table) -> np.ndarray:
