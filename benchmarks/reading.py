@@ -123,20 +123,20 @@ def _sync(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
 
 
 def _latency(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
-    """The events of a tenth, with 150 ms for each answer: one chain of tokens, and months."""
-    single, months = [], []
+    """The events of a tenth, with 150 ms for each answer: one chain of tokens, and slices."""
+    single, slices = [], []
     with _sandbox(memberships // 10, page_size=500, latency_ms=150, rate_limit=60) as sandbox:
         for _ in range(rounds):
             with _folder(days=1_000, requests_per_second=55) as folder:
                 single.append(_ours(sandbox, folder, *EVENTS, "--backfill", "--one-chain")[1])
             with _folder(days=1_000, requests_per_second=55) as folder:
                 sandbox.control("DELETE", "/_sandbox/requests")
-                months.append(_ours(sandbox, folder, *EVENTS, "--backfill")[1])
+                slices.append(_ours(sandbox, folder, *EVENTS, "--backfill")[1])
                 asked = sandbox.control("GET", "/_sandbox/requests")
                 refused = sum(request["status"] == 429 for request in asked)
     return {
         "single": _medians(single),
-        "months": _medians(months),
+        "slices": _medians(slices),
         "refused": refused,
         "rounds": rounds,
         "memberships": memberships // 10,
@@ -312,7 +312,7 @@ def _sync_text(found: dict[str, Any]) -> list[str]:
 
 
 def _latency_text(found: dict[str, Any]) -> list[str]:
-    single, months = found["single"], found["months"]
+    single, slices = found["single"], found["slices"]
     return [
         "## With 150 ms for each answer",
         "",
@@ -324,10 +324,10 @@ def _latency_text(found: dict[str, Any]) -> list[str]:
         "|---|--:|--:|--:|",
         *(
             f"| {title} | {f['rows']:,.0f} | {f['versions']:,.0f} | {f['reading']:.1f} |"
-            for title, f in (("one chain of tokens", single), ("months side by side", months))
+            for title, f in (("one chain of tokens", single), ("slices side by side", slices))
         ),
         "",
-        f"{single['reading'] / months['reading']:.1f} times as fast. Each month reads a page or "
+        f"{single['reading'] / slices['reading']:.1f} times as fast. Each slice reads a page or "
         "two of the next: rows that are there are not inserted again.",
     ]
 

@@ -13,6 +13,7 @@ import dagster as dg
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import reading
+from st_memberships_orchestration.defs.jobs import of_feeds
 from st_memberships_orchestration.defs.partitions import range_tags
 from st_memberships_orchestration.settings import Settings
 
@@ -25,11 +26,11 @@ def cpu() -> float:
 @click.command()
 @click.option("--feed", "feeds", multiple=True, help="Only this one; may be repeated.")
 @click.option("--backfill", is_flag=True, help="All windows until yesterday instead of today's.")
-@click.option("--one-chain", is_flag=True, help="Do not cut long windows into months.")
+@click.option("--one-chain", is_flag=True, help="Do not cut long windows into slices.")
 def main(feeds: tuple[str, ...], backfill: bool, one_chain: bool) -> None:
     if one_chain:
         reading.LONG = timedelta.max
-    job = defs().resolve_job_def("sync")
+    job = of_feeds(defs().resolve_job_def("sync"), feeds)
     today = datetime.now(UTC).date()
     first, last = today, today
     if backfill:
@@ -39,9 +40,6 @@ def main(feeds: tuple[str, ...], backfill: bool, one_chain: bool) -> None:
         run = job.execute_in_process(
             instance=instance,
             tags=range_tags("acme", first, last),
-            asset_selection=[
-                dg.AssetKey([layer, f]) for f in feeds for layer in ("raw", "current")
-            ],
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
         took, used = time.monotonic() - started, cpu() - used

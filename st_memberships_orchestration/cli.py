@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Column, Table
 
 from st_memberships_orchestration import cli_writes
@@ -68,10 +69,7 @@ def demo(memberships: int, seed: int) -> None:
     started = time.monotonic()
     _forget_last_demo()
     with _demo_sandbox(memberships, seed):
-        tenants = sorted(_settings().tenants)
-        _sync(tenants, _today(), _today())
-        _succeed([_run("refresh_reference", tenant) for tenant in tenants])
-        _succeed([_run("derive", tenant) for tenant in tenants])
+        _sync(sorted(_settings().tenants), _today(), _today())
         _show_headlines()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
     console.print(
@@ -102,9 +100,7 @@ def ui(port: int) -> None:
 @click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
 def sync(tenants: tuple[str, ...]) -> None:
     """Bring tenants up to date: read what changed since the last sync, and derive from it."""
-    chosen = _chosen(tenants)
-    changed = _sync(chosen, _today(), _today())
-    _succeed([_run("derive", tenant) for tenant in changed])
+    _sync(_chosen(tenants), _today(), _today())
 
 
 @main.command()
@@ -121,7 +117,10 @@ def sync(tenants: tuple[str, ...]) -> None:
 def backfill(
     tenants: tuple[str, ...], first: datetime, last: datetime, feeds: tuple[str, ...]
 ) -> None:
-    """Read windows again: one run per tenant, which adds what is missing and removes nothing."""
+    """Read windows again: one run per tenant, which adds what is missing and removes nothing.
+
+    Derived tables are brought up to date with what it added.
+    """
     start = _settings().history_start
     if first.date() < start:
         raise click.BadParameter(
@@ -139,6 +138,7 @@ def backfill(
 def query(sql: str, as_csv: bool) -> None:
     """Run SQL (DuckDB) over the lake; every table is a view such as current.memberships."""
     import duckdb
+    import pandas as pd
 
     lake = Lake(_settings().lake_uri)
     with connect(lake) as connection:
@@ -147,7 +147,9 @@ def query(sql: str, as_csv: bool) -> None:
             if found is None:
                 return
             if as_csv:
-                click.echo(found.to_arrow_table().to_pandas().to_csv(index=False), nl=False)
+                # Arrow's types: with pandas' own, a null would make floats of ids.
+                rows = found.to_arrow_table().to_pandas(types_mapper=pd.ArrowDtype)
+                click.echo(rows.to_csv(index=False), nl=False)
             else:
                 found.show(max_width=console.width)
         except duckdb.Error as error:
@@ -169,7 +171,7 @@ def doctor(tenants: tuple[str, ...]) -> None:
         with MembershipsClient.open(settings.access(tenant)) as client:
             for finding in examine(client):
                 mark = "[green]✓" if finding.passed else "[red]✗"
-                table.add_row(tenant, finding.check, mark, finding.remedy)
+                table.add_row(tenant, escape(finding.check), mark, escape(finding.remedy))
                 findings.append(finding)
     console.print(table)
     if not all(finding.passed for finding in findings):
@@ -227,10 +229,9 @@ def _today() -> date:
 # Runs
 
 
-def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> list[str]:
-    """Run `sync` for the windows of each tenant and show what landed; the tenants with news."""
-    import dagster as dg
-
+def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> None:
+    """Run `sync` for the windows of each tenant, show what landed, and derive from what is new."""
+    from st_memberships_orchestration.defs.automation import changed_feeds, jobs_after
     from st_memberships_orchestration.defs.partitions import partition_key, range_tags
 
     runs = {}
@@ -241,22 +242,18 @@ def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = 
             tenant,
             partition_key=partition_key(tenant, first) if single else None,
             tags={} if single else range_tags(tenant, first, last),
-            asset_selection=[
-                dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")
-            ]
-            or None,
+            feeds=feeds,
         )
     _show_landed(runs)
-    _succeed(list(runs.values()))
-    return [
-        tenant
+    # What did land is derived from, whatever failed beside it.
+    derived = [
+        _run(job, tenant)
         for tenant, run in runs.items()
-        if any(raw["versions_new"] for _, raw, _ in _landed(run))
+        for job in jobs_after(
+            changed_feeds(event.materialization for event in run.get_asset_materialization_events())
+        )
     ]
-
-
-def _succeed(runs: list[Any]) -> None:
-    if not all(run.success for run in runs):
+    if not all(run.success for run in [*runs.values(), *derived]):
         raise click.ClickException("A run failed; its message is above.")
 
 
@@ -282,25 +279,22 @@ def _make_instance(folder: Path) -> None:
         console.print("Made dagster.yaml: this folder is now home to Dagster's record of runs.")
 
 
-def _run(job: str, tenant: str, **options: Any) -> Any:
+def _run(job: str, tenant: str, *, feeds: tuple[str, ...] = (), **options: Any) -> Any:
     """Run a job for one tenant in this process, recorded in the Dagster instance."""
     import dagster as dg
 
     from st_memberships_orchestration.definitions import defs
+    from st_memberships_orchestration.defs.jobs import of_feeds
 
     _set_dagster_home()
     options = {"partition_key": tenant, "tags": {}, **options}
     options["tags"] = {"tenant": tenant, **options["tags"]}
     with _progress_lines(), dg.DagsterInstance.get() as instance:
-        run = (
-            defs()
-            .resolve_job_def(job)
-            .execute_in_process(
-                instance=instance,
-                **options,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                raise_on_error=False,
-            )
+        run = of_feeds(defs().resolve_job_def(job), feeds).execute_in_process(
+            instance=instance,
+            **options,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
         )
     for event in run.all_events:
         if event.is_step_failure:
@@ -309,7 +303,7 @@ def _run(job: str, tenant: str, **options: Any) -> Any:
                 error = error.cause
             if error and error.cls_name == "DagsterExecutionInterruptedError":
                 raise click.Abort
-            console.print(f"[red]{event.step_key}[/] {error.message if error else ''}")
+            console.print(f"[red]{event.step_key}[/] {escape(error.message) if error else ''}")
     return run
 
 

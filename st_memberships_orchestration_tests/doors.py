@@ -27,6 +27,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.jobs import of_feeds
 from st_memberships_orchestration.defs.partitions import partition_key, range_tags
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
@@ -65,18 +66,13 @@ class Location:
     ) -> dg.ExecuteInProcessResult:
         """One run of `sync`, for today's window unless told otherwise."""
         first, last = first or today(), last or first or today()
-        keys = [dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")]
-        return (
-            defs()
-            .resolve_job_def("sync")
-            .execute_in_process(
-                instance=self.instance,
-                partition_key=partition_key(tenant, first) if first == last else None,
-                tags={} if first == last else range_tags(tenant, first, last),
-                asset_selection=keys or None,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                raise_on_error=raise_on_error,
-            )
+        job = of_feeds(defs().resolve_job_def("sync"), feeds)
+        return job.execute_in_process(
+            instance=self.instance,
+            partition_key=partition_key(tenant, first) if first == last else None,
+            tags={} if first == last else range_tags(tenant, first, last),
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=raise_on_error,
         )
 
     def derive(

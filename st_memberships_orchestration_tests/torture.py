@@ -143,7 +143,7 @@ def versions_of(shown: Shown) -> set[tuple[str, int, str]]:
 def schedule(seed: int) -> int:
     """Run one schedule; the number of attempts that were killed or failed."""
     dice = random.Random(seed)
-    start = today() - timedelta(days=dice.choice((0, 1, 9, 120)))  # the longest is cut into months
+    start = today() - timedelta(days=dice.choice((0, 1, 9, 120)))  # the longest is cut into slices
     with (
         tempfile.TemporaryDirectory() as folder,
         running(

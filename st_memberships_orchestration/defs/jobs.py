@@ -1,7 +1,10 @@
 """Jobs that read. The jobs that write to ServiceTitan are in `writes`."""
 
+from collections.abc import Collection
+
 import dagster as dg
 
+from st_memberships_orchestration.defs.claims import DERIVED
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 
 VANISHED = dg.AssetSelection.assets(["reference", "vanished_records"])
@@ -38,10 +41,7 @@ reconcile = dg.define_asset_job(
     "reconcile",
     selection=dg.AssetSelection.checks_for_assets(
         *(dg.AssetKey(["current", feed.name]) for feed in FEEDS),
-        *(
-            dg.AssetKey(["derived", name])
-            for name in ("members_monthly", "recurring_revenue_monthly")
-        ),
+        *(dg.AssetKey(table.split("/")) for table in DERIVED),
     ),
     description=(
         "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "
@@ -66,3 +66,9 @@ assess_health = dg.define_asset_job(
         "and Dagster's own records; asks ServiceTitan nothing."
     ),
 )
+
+
+def of_feeds(job: dg.JobDefinition, feeds: Collection[str]) -> dg.JobDefinition:
+    """`sync` of some feeds alone, without the checks that Dagster adds to a choice of assets."""
+    keys = {dg.AssetKey([layer, feed]) for feed in feeds for layer in ("raw", "current")}
+    return job.get_subset(asset_selection=keys, asset_check_selection=set()) if keys else job

@@ -36,9 +36,11 @@ Exports are only "usually" in order (reference section 4.1).
 """
 
 LONG = timedelta(days=92)
-"""Longer windows are cut into months, which are read side by side.
+SLICES = 12
+"""Longer windows are cut into so many slices, or more, which are read side by side.
 
 A chain of tokens waits for each page before it can ask for the next; several chains wait together.
+Each slice reads a page or two of the next one, so more of them would not be faster.
 """
 
 OVERLAP = timedelta(hours=1)
@@ -224,21 +226,21 @@ class FeedReader:
         return replace(reading, read_from=window.start, read_through=window.end)
 
     def _past_chains(self, window: Window, lines: list[Progress]) -> list[_Chain]:
-        """One for the window, or for each month of a long one; of a reading that died, its rest."""
+        """One for the window, or for each slice of a long one; of a reading that died, its rest."""
         known = {(line.window_start, line.window_end): line for line in lines}
-        months = _months(window)
-        found = {month: known.get((month.start, month.end)) for month in months}
+        slices = _slices(window)
+        found = {part: known.get((part.start, part.end)) for part in slices}
         begun = {line.begun_at for line in found.values() if line and not line.complete}
         if begun:
             return [
-                self._past_chain(month, line, max(filter(None, begun), default=None))
-                for month, line in found.items()
+                self._past_chain(part, line, max(filter(None, begun), default=None))
+                for part, line in found.items()
                 if not (line and line.complete and line.begun_at in begun)
             ]
         now = self._clock()
         if window.end - window.start <= LONG or self._is_one_page(window):
             return [self._past_chain(window, known.get((window.start, window.end)), now)]
-        chains = [self._past_chain(month, None, now) for month in months]
+        chains = [self._past_chain(part, None, now) for part in slices]
         # What belongs to the reading is written down first: a killed one goes on with all of it.
         save_progress(self._lake, self._tenant, *(chain.begun for chain in chains))
         return chains
@@ -293,7 +295,7 @@ class FeedReader:
         reading = Reading()
         journal = {chain: chain.last for chain in chains}
         reached: dict[_Chain, datetime] = {}
-        for pages in _in_commits(read_ahead(*map(self._pages, chains))):
+        for pages in _in_commits(read_ahead(*map(self._pages, chains), threads=SLICES)):
             reading = self._commit([read.page for read in pages], reading)
             reading = replace(
                 reading,
@@ -400,11 +402,12 @@ def covered_until(lines: list[Progress]) -> datetime | None:
     return covered
 
 
-def _months(window: Window) -> list[Window]:
-    """The window, cut at the first of each month."""
+def _slices(window: Window) -> list[Window]:
+    """The window, cut into spans of whole days that are not long themselves."""
+    length = min(LONG, timedelta(days=-(-(window.end - window.start).days // SLICES)))
     cuts = [window.start]
-    while (month := (cuts[-1].replace(day=1) + timedelta(days=32)).replace(day=1)) < window.end:
-        cuts.append(month)
+    while cuts[-1] + length < window.end:
+        cuts.append(cuts[-1] + length)
     return [Window(*ends) for ends in pairwise([*cuts, window.end])]
 
 
