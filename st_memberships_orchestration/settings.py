@@ -135,11 +135,10 @@ class Settings(BaseSettings):
 
     def without_secrets(self, text: str) -> str:
         """The text with every configured secret struck out, whoever put it there."""
-        secrets = [self.ledger_url.get_secret_value(), *self.alert_addresses]
-        for tenant in self.tenants.values():
-            for secret in (tenant.client_id, tenant.client_secret, tenant.app_key):
-                secrets.append(secret.get_secret_value())
-        for secret in filter(None, secrets):
+        fields = [value for _, value in self]
+        fields += [value for tenant in self.tenants.values() for _, value in tenant]
+        secrets = [value.get_secret_value() for value in fields if isinstance(value, SecretStr)]
+        for secret in filter(None, [*self.alert_addresses, *secrets]):
             text = text.replace(secret, "***")
         return text
 

@@ -12,7 +12,7 @@ import time_machine
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.automation import is_quiet
-from st_memberships_orchestration.defs.partitions import range_tags
+from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
 from st_memberships_orchestration.lake.progress import Progress, save_progress
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration_tests.doors import Location, today
@@ -90,10 +90,12 @@ def test_a_tenant_that_was_never_read_is_not_quiet() -> None:
 
 def after(location: Location, run: dg.ExecuteInProcessResult) -> list[dg.RunRequest]:
     repository = defs().get_repository_def()
-    sensor = repository.get_sensor_def("changes_brought_by_sync")
+    name = "changes_brought_by_sync" if run.success else "changes_brought_by_failed_sync"
+    sensor = repository.get_sensor_def(name)
+    ended = run.get_run_success_event() if run.success else run.get_run_failure_event()
     context = dg.build_run_status_sensor_context(
         sensor_name=sensor.name,
-        dagster_event=run.get_run_success_event(),
+        dagster_event=ended,
         dagster_instance=location.instance,
         dagster_run=run.dagster_run,
     )
@@ -107,10 +109,32 @@ def test_tables_are_derived_after_a_sync_that_brought_something_and_only_then(
     first = location.use(shared_sandbox).sync()
     requests = after(location, first)
     assert [(r.job_name, r.partition_key) for r in requests] == [
-        ("derive", "acme"),
         ("refresh_reference", "acme"),
+        ("derive", "acme"),
     ]
     assert after(location, location.sync()) == []
+
+
+def test_what_landed_in_a_sync_that_failed_is_derived_from_too(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    fault = {"on": "export/invoice-templates", "kind": "400", "times": 99}
+    sandbox.control("POST", "/_sandbox/faults", [fault])
+    failed = location.use(sandbox).sync(raise_on_error=False)
+    assert not failed.success
+    assert [r.job_name for r in after(location, failed)] == ["refresh_reference", "derive"]
+    again = location.sync(raise_on_error=False)
+    assert after(location, again) == []
+
+
+def test_a_run_over_a_rectangle_of_windows_and_tenants_is_about_all_of_them() -> None:
+    ends = {"start": "acme|2026-01-01", "end": "bravo|2026-01-02"}
+    tags = {f"dagster/asset_partition_range_{end}": key for end, key in ends.items()}
+    run = dg.DagsterRun(job_name="sync", tags=tags)
+    assert tenants_of_run(run, ["charlie", "bravo", "acme"]) == ["acme", "bravo"]
+    one = dg.DagsterRun(job_name="derive", tags={"dagster/partition": "bravo"})
+    assert tenants_of_run(one, ["charlie", "bravo", "acme"]) == ["bravo"]
+    assert tenants_of_run(dg.DagsterRun(job_name="reconcile"), ["acme"]) == []
 
 
 def test_the_lake_is_maintained_without_changing_a_row(

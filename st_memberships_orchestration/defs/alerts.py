@@ -145,7 +145,7 @@ def _after_runs(
     for record in sorted(records, key=lambda r: r.end_time or 0):
         run = record.dagster_run
         job = _job(run)
-        for tenant in [run.tags["tenant"]] if "tenant" in run.tags else tenants_of_run(run) or [""]:
+        for tenant in _tenants(run, settings):
             causes: dict[str, tuple[dict[str, Any], list[str]]] = {}
             if run.status == dg.DagsterRunStatus.FAILURE:
                 if run.tags.get("dagster/will_retry") == "true":
@@ -166,6 +166,12 @@ def _after_runs(
                 first, before = known.get(key, (problem, []))
                 known[key] = (first, sorted({*before, *jobs}))
     return known
+
+
+def _tenants(run: dg.DagsterRun, settings: Settings) -> list[str]:
+    """Whom a run is about; the empty name where that is nobody in particular."""
+    tagged = run.tags.get("tenant")
+    return [tagged] if tagged else tenants_of_run(run, settings.tenants) or [""]
 
 
 def _job(run: dg.DagsterRun) -> str:

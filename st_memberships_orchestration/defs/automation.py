@@ -9,7 +9,7 @@ is: the next one reads whatever this one would have.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -73,7 +73,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = context.scheduled_execution_time
         journal = newest_lines(lake, environment=settings.environment)
-        busy = busy_tenants(context.instance)
+        busy = busy_tenants(context.instance, tenants)
         skipped: list[str] = [] if tenants else [NO_TENANT]
         requested = 0
         for tenant in tenants:
@@ -129,8 +129,12 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
             default_status=RUNNING,
             description="Finds out how each tenant's feeds are, for the table health/tenants.",
         ),
-        _for_each_tenant("refresh_reference_daily", jobs.refresh_reference, "40 5 * * *", tenants),
-        _for_each_tenant("deep_check_weekly", jobs.deep_check, "20 6 * * 0", tenants),
+        _for_each_tenant(
+            "refresh_reference_daily", jobs.refresh_reference, "40 5 * * *", "at 05:40", tenants
+        ),
+        _for_each_tenant(
+            "deep_check_weekly", jobs.deep_check, "20 6 * * 0", "Sundays 06:20", tenants
+        ),
         dg.ScheduleDefinition(
             name="reconcile_nightly",
             job=jobs.reconcile,
@@ -150,34 +154,6 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
 
 def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
     """The sensors that start runs."""
-
-    @dg.run_status_sensor(
-        run_status=dg.DagsterRunStatus.SUCCESS,
-        request_jobs=[jobs.derive, jobs.refresh_reference],
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description=(
-            "After a sync or backfill that brought something new, derives the tenant's tables "
-            "from it; after one that brought changed membership types, also reads the reference "
-            "tables anew."
-        ),
-    )
-    def changes_brought_by_sync(
-        context: dg.RunStatusSensorContext,
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        run = context.dagster_run
-        changed = changed_feeds(context.instance, run.run_id)
-        tenants = [tenant for tenant in tenants_of_run(run) if tenant in settings.tenants]
-        if not changed or not tenants:
-            yield dg.SkipReason("The run brought nothing new.")
-            return
-        jobs_due = ["derive"]
-        if "membership_types" in changed:
-            jobs_due.append("refresh_reference")
-        for tenant in tenants:
-            for job in jobs_due:
-                # One that has not begun will read what is new now, too.
-                if not is_waiting(context.instance, job, tenant):
-                    yield tenant_request(tenant, job=job, run_key=f"{job} {tenant} {run.run_id}")
 
     @dg.sensor(
         job=jobs.sync,
@@ -232,7 +208,39 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
             said = f"Nothing new; looked at: {', '.join(due) or 'nobody, for nobody is due'}."
             yield dg.SkipReason(said if settings.tenants else NO_TENANT)
 
-    return [changes_brought_by_sync, feed_activity]
+    return [
+        _after_syncs("changes_brought_by_sync", dg.DagsterRunStatus.SUCCESS, settings),
+        _after_syncs("changes_brought_by_failed_sync", dg.DagsterRunStatus.FAILURE, settings),
+        feed_activity,
+    ]
+
+
+def _after_syncs(name: str, status: dg.DagsterRunStatus, settings: Settings) -> dg.SensorDefinition:
+    @dg.run_status_sensor(
+        name=name,
+        run_status=status,
+        request_jobs=[jobs.derive, jobs.refresh_reference],
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=(
+            f"After a sync or backfill that ended in {status.value} and brought something new, "
+            "derives the tenant's tables from it; after one that brought changed membership "
+            "types, also reads the reference tables anew."
+        ),
+    )
+    def after_sync(
+        context: dg.RunStatusSensorContext,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        run = context.dagster_run
+        due = jobs_after(changed_feeds(_materializations(context.instance, run.run_id)))
+        if not due:
+            yield dg.SkipReason("The run brought nothing new.")
+        for tenant in tenants_of_run(run, settings.tenants):
+            for job in due:
+                # One that has not begun will read what is new now, too.
+                if not is_waiting(context.instance, job, tenant):
+                    yield tenant_request(tenant, job=job, run_key=f"{job} {tenant} {run.run_id}")
+
+    return after_sync
 
 
 # Requests
@@ -312,10 +320,10 @@ def is_waiting(instance: dg.DagsterInstance, job: str, tenant: str) -> bool:
     return bool(instance.get_runs(wanted, limit=1))
 
 
-def busy_tenants(instance: dg.DagsterInstance) -> set[str]:
+def busy_tenants(instance: dg.DagsterInstance, tenants: Sequence[str]) -> set[str]:
     """Tenants of all runs that have not ended, backfills started in the UI included."""
     runs = instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS))
-    return {tenant for run in runs for tenant in tenants_of_run(run)}
+    return {tenant for run in runs for tenant in tenants_of_run(run, tenants)}
 
 
 # Looking
@@ -366,27 +374,39 @@ def _outcome(look: "Future[bool]") -> bool | Exception:
     raise error
 
 
-def changed_feeds(instance: dg.DagsterInstance, run_id: str) -> set[str]:
-    """The feeds of which a sync inserted new versions."""
-    records = instance.get_records_for_run(
-        run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION
-    ).records
-    changed = set()
-    for record in records:
-        event = record.event_log_entry.asset_materialization
-        new = event.metadata.get("versions_new") if event else None
-        if event and new is not None and new.value:
-            changed.add(event.asset_key.path[-1])
-    return changed
+def _materializations(instance: dg.DagsterInstance, run_id: str) -> list[dg.AssetMaterialization]:
+    of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
+    records = instance.get_records_for_run(run_id, of_type=of_type).records
+    found = (record.event_log_entry.asset_materialization for record in records)
+    return [materialization for materialization in found if materialization]
 
 
-def _for_each_tenant(name: str, job: Any, cron: str, tenants: list[str]) -> dg.ScheduleDefinition:
+def changed_feeds(materializations: Iterable[dg.AssetMaterialization]) -> set[str]:
+    """The feeds of which a run inserted versions, or applied those of one that was killed."""
+    news = ("versions_new", "records_new", "records_changed")
+    return {
+        event.asset_key.path[-1]
+        for event in materializations
+        if any(event.metadata[name].value for name in news if name in event.metadata)
+    }
+
+
+def jobs_after(changed: Collection[str]) -> list[str]:
+    """Names of the jobs that follow a run which brought something new of these feeds."""
+    if not changed:
+        return []
+    return ["refresh_reference", "derive"] if "membership_types" in changed else ["derive"]
+
+
+def _for_each_tenant(
+    name: str, job: Any, cron: str, when: str, tenants: list[str]
+) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=name,
         job=job,
         cron_schedule=cron,
         default_status=RUNNING,
-        description=f"Starts the job {job.name} for each tenant (times in UTC).",
+        description=f"Starts the job {job.name} for each tenant, {when} UTC.",
     )
     def each(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         if not tenants:

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
-import duckdb
 import pandas as pd
 
 from st_memberships_orchestration.defs.claims import DERIVED, Claim, claims_of
+from st_memberships_orchestration.defs.metadata import CONTRADICTING_TENANTS
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.reconciliation import (
     LISTED,
@@ -33,6 +33,8 @@ FRESH_WITHIN = timedelta(hours=1)
 
 SHOWN = 20
 """Failing rows that a check shows; it counts all."""
+
+NOT_COMPARED = "not compared"
 
 FIRST = 5
 """Of them, those that are shown without a click."""
@@ -87,8 +89,10 @@ def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
             for claim in claims:
                 if claim.name in selected:
                     tables = {table, *claim.needs}
-                    found = _rows(connection, claim.query) if tables <= there else _none()
-                    yield _result(key, claim.name, found, claim.severity, claim.remedy)
+                    rows = pd.DataFrame()
+                    if tables <= there:
+                        rows = connection.sql(claim.query).to_arrow_table().to_pandas()
+                    yield _result(key, claim.name, rows, claim.severity, claim.remedy)
 
     return checks
 
@@ -124,7 +128,7 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
             except ServiceTitanError as error:
                 # One tenant's trouble is shown and holds nobody else back.
                 for mismatches in found.values():
-                    mismatches.append(Mismatch(tenant, None, "not compared", str(error), ""))
+                    mismatches.append(Mismatch(tenant, None, NOT_COMPARED, str(error), ""))
         for name, mismatches in found.items():
             rows = pd.DataFrame([m.__dict__ for m in mismatches], dtype=object)
             _, remedy = COMPARED[name]
@@ -174,14 +178,6 @@ def _spec(name: str, key: dg.AssetKey, holds: str, remedy: str) -> dg.AssetCheck
     return dg.AssetCheckSpec(name, asset=key, description=f"{holds} If it does not hold: {remedy}")
 
 
-def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> pd.DataFrame:
-    return connection.sql(query).to_arrow_table().to_pandas()
-
-
-def _none() -> pd.DataFrame:
-    return pd.DataFrame()
-
-
 def _result(
     key: dg.AssetKey,
     name: str,
@@ -192,7 +188,12 @@ def _result(
     metadata: dict[str, Any] = {"failing_rows": len(rows)}
     description = None
     if len(rows):
-        metadata |= {"rows": dg.MetadataValue.md(_table(rows, SHOWN)), "what_to_do": remedy}
+        compared = rows[rows["what"] != NOT_COMPARED] if "what" in rows else rows
+        metadata |= {
+            "rows": dg.MetadataValue.md(_table(rows, SHOWN)),
+            "what_to_do": remedy,
+            CONTRADICTING_TENANTS: dg.MetadataValue.json(sorted(set(compared["tenant"]))),
+        }
         first = _table(rows, FIRST)
         description = f"Rows that contradict it: {len(rows):,}. The first:\n\n{first}\n\n{remedy}"
     return dg.AssetCheckResult(

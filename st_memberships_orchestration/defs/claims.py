@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from st_memberships_orchestration.lake.quarantine import not_come_back
 from st_memberships_orchestration.servicetitan.feeds import ExportFeed
 
 
@@ -88,13 +89,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
         Claim(
             "quarantine_is_empty",
             "Every record that ServiceTitan sent kept its contract, or did so when read again.",
-            f"""
-            select tenant, id, reason, record from quarantine.{feed.name} q
-            where not exists (
-                select 1 from raw.{feed.name} r
-                where r.tenant = q.tenant and r.id = q.id and r.loaded_at > q.read_at
-            )
-            """,
+            not_come_back(feed.name),
             "ServiceTitan broke its contract for these records. If the reason shows a new word or "
             "type, upgrade this project; a run of their window brings them back, and the check "
             "then passes.",

@@ -7,12 +7,15 @@ from statistics import mean
 from typing import Any
 
 import dagster as dg
-import duckdb
 import pandas as pd
 import pyarrow as pa
 
 from st_memberships_orchestration.defs.failures import Failed, failures_of
-from st_memberships_orchestration.defs.metadata import DATA, column_schema
+from st_memberships_orchestration.defs.metadata import (
+    CONTRADICTING_TENANTS,
+    DATA,
+    column_schema,
+)
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.health.states import (
     HEALTHY,
@@ -22,6 +25,8 @@ from st_memberships_orchestration.health.states import (
     row_of,
 )
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
+from st_memberships_orchestration.lake.quarantine import not_come_back
+from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake, replace_all
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
@@ -119,7 +124,7 @@ def measure(
     """What is known of each tenant's feeds, from the lake and from Dagster's records."""
     journal = newest_lines(lake, environment=settings.environment)
     contradicted = contradicted_checks(instance, check_keys, settings.tenants)
-    broken = {feed.name: _quarantined(lake, feed.name) for feed in FEEDS}
+    broken = _quarantined(lake)
     found = []
     for tenant in sorted(settings.tenants):
         lines = journal.get(tenant, [])
@@ -152,7 +157,7 @@ def measure(
                         and key.name not in TOLD_BY_HEALTH
                     ],
                     unfinished_windows=unfinished[feed.name],
-                    quarantined=broken[feed.name].get(tenant, 0),
+                    quarantined=broken.get(feed.name, {}).get(tenant, 0),
                 )
             )
     return found
@@ -169,7 +174,6 @@ def contradicted_checks(
 ) -> dict[dg.AssetCheckKey, list[str]]:
     """Checks whose latest result does not hold -> the tenants whose rows contradict it.
 
-    A check shows its first rows only, so a tenant may be missing; with no rows it is everybody's.
     What could not be compared, because ServiceTitan could not be asked, contradicts nothing.
     """
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
@@ -177,12 +181,10 @@ def contradicted_checks(
     for key, record in sorted(latest.items()):
         result = record.evaluation
         if isinstance(result, dg.AssetCheckEvaluation) and not result.passed:
-            table = result.metadata.get("rows")
-            lines = str(table.value).splitlines()[2:] if table else []
-            cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-            named = {row[0] for row in cells if "not compared" not in row}
-            if named or not cells:
-                found[key] = sorted(named & set(tenants) or set(tenants))
+            named = result.metadata.get(CONTRADICTING_TENANTS)
+            known = named.value if isinstance(named, dg.JsonMetadataValue) else None
+            if concerned := [tenant for tenant in sorted(tenants) if tenant in (known or ())]:
+                found[key] = concerned
     return found
 
 
@@ -239,23 +241,17 @@ def _last_failures(
     return {failure.step: failure for failure in failures}, at
 
 
-def _quarantined(lake: Lake, feed: str) -> dict[str, int]:
-    """Tenant -> records in quarantine that did not come back whole since."""
-    kept, raw = lake.find(f"quarantine/{feed}"), lake.find(f"raw/{feed}")
-    if kept is None or raw is None:
+def _quarantined(lake: Lake) -> dict[str, dict[str, int]]:
+    """Feed -> tenant -> records in quarantine that did not come back whole since."""
+    kept = [feed.name for feed in FEEDS if lake.find(f"quarantine/{feed.name}")]
+    if not kept:
         return {}
-    with duckdb.connect() as connection:
-        connection.register("kept", kept.to_pyarrow_dataset())
-        connection.register("versions", raw.to_pyarrow_dataset())
-        found = connection.sql(
-            """
-            select tenant, count(*) from kept k where not exists (
-                select 1 from versions v
-                where v.tenant = k.tenant and v.id = k.id and v.loaded_at > k.read_at
-            ) group by tenant
-            """
-        ).fetchall()
-    return dict(found)
+    with connect(lake) as connection:
+        counted = "select tenant, count(*) from ({}) group by tenant"
+        return {
+            feed: dict(connection.sql(counted.format(not_come_back(feed))).fetchall())
+            for feed in kept
+        }
 
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:

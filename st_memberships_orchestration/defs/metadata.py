@@ -14,6 +14,9 @@ DATA = "team:data"
 OPERATIONS = "team:operations"
 """Owner of what is concluded from it, and of what is written: whom to ask what it means."""
 
+CONTRADICTING_TENANTS = "contradicting_tenants"
+"""Metadata of a check that does not hold: whose rows contradict it."""
+
 PREVIEW_ROWS = 5
 PREVIEW_COLUMNS = 8
 PREVIEW_WIDTH = 32
@@ -55,9 +58,7 @@ def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumn
 
 
 def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
-    heads = [
-        lake.rows(name, tenant=tenant, where=f"true limit {PREVIEW_ROWS}") for tenant in tenants
-    ]
+    heads = [lake.rows(name, tenant=tenant, limit=PREVIEW_ROWS) for tenant in tenants]
     rows = pa.concat_tables(heads, promote_options="default")
     if not rows.num_rows:
         return "No rows yet."

@@ -3,7 +3,7 @@
 Keys read `<tenant>|<day>`, for example `acme|2026-01-31`: Dagster orders dimensions by name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time
 
 import dagster as dg
@@ -58,7 +58,11 @@ def tenants_of(keys: Sequence[str]) -> list[str]:
     return sorted({key.partition("|")[0] for key in keys})
 
 
-def tenants_of_run(run: dg.DagsterRun) -> list[str]:
-    """The tenants whose partitions a run is about."""
-    key = run.tags.get("dagster/asset_partition_range_start") or run.tags.get("dagster/partition")
-    return tenants_of([key]) if key else []
+def tenants_of_run(run: dg.DagsterRun, configured: Iterable[str]) -> list[str]:
+    """Those of the configured tenants whose partitions a run is about."""
+    key = run.tags.get("dagster/partition")
+    ends = [run.tags.get(f"dagster/asset_partition_range_{end}", key) for end in ("start", "end")]
+    if None in ends:
+        return []
+    first, last = (end.partition("|")[0] for end in ends if end)
+    return [tenant for tenant in sorted(configured) if first <= tenant <= last]

@@ -177,7 +177,7 @@ def settled_through(
     newest = lake.rows(
         f"current/{feed.name}", tenant=tenant, columns=[f"max({feed.modified}) as newest"]
     )
-    if not read or newest["newest"][0].as_py() is None:
+    if not read or not newest.num_rows or newest["newest"][0].as_py() is None:
         return None
     return min(read[0], newest["newest"][0].as_py()) - timedelta(hours=1)
 

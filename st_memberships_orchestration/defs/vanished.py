@@ -4,6 +4,7 @@ Exports show deleted records as such; whether one can also disappear is not docu
 section 4.3). This deep check costs a full list read and is meant to run weekly.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -29,7 +30,6 @@ SCHEMA = pa.schema(
         described("asked_at", pa.timestamp("us", tz="UTC"), "When it was asked (UTC)."),
     ]
 )
-CHECK = "few_records_vanished"
 
 
 class VanishedConfig(dg.Config):
@@ -38,41 +38,33 @@ class VanishedConfig(dg.Config):
     largest_share: float = Field(
         default=0.02,
         description="Share of a feed's records. If more are missing from ServiceTitan's list, the "
-        "check fails and nothing is marked: a short list is likelier than a mass deletion.",
+        "run fails and nothing is marked: a short list is likelier than a mass deletion.",
     )
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     """The deep check."""
-    key = dg.AssetKey(["reference", "vanished_records"])
 
     @dg.asset(
-        key=key,
+        key=TABLE.split("/"),
         deps=[dg.AssetKey(["current", name]) for name in LISTED],
         description=(
             "Records in the lake that are in no list of ServiceTitan's and that it answers with "
             "'not found' when asked one by one. They get `is_deleted` in current/. Runs weekly: it "
-            "reads every list whole."
+            "reads every list whole. Fails, and marks nothing, when too many seem to be gone."
         ),
         group_name="reference",
         owners=[DATA],
         kinds={"servicetitan", "deltalake"},
         partitions_def=by_tenant(settings),
         metadata={"dagster/column_schema": column_schema(SCHEMA)},
-        check_specs=[
-            dg.AssetCheckSpec(
-                CHECK,
-                asset=key,
-                description="Fails, and nothing is marked, when too many records seem to be gone.",
-            )
-        ],
     )
     def vanished_records(
         context: dg.AssetExecutionContext,
         config: VanishedConfig,
         servicetitan: dg.ResourceParam[ServiceTitan],
         lake: dg.ResourceParam[Lake],
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult]:
         tenant = context.partition_key
         client = servicetitan.client(tenant)
         known = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
@@ -96,21 +88,18 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         found = pa.Table.from_pylist(gone, schema=SCHEMA)
         rows = pa.concat_tables([known, found]) if known.num_columns else found
         replace_tenant(lake, TABLE, rows, tenant=tenant)
-        return dg.MaterializeResult(
-            metadata={"newly_found": len(gone), **table_metadata(lake, TABLE, [tenant])},
-            check_results=[
-                dg.AssetCheckResult(
-                    check_name=CHECK,
-                    passed=not guarded,
-                    metadata={name: share for name, share in guarded.items()},
-                    description=f"{tenant}: too many records are missing from ServiceTitan's list; "
-                    "nothing was marked. Look at one of them on the screen before raising "
-                    "`largest_share`."
-                    if guarded
-                    else None,
-                )
-            ],
+        yield dg.MaterializeResult(
+            metadata={"newly_found": len(gone), **table_metadata(lake, TABLE, [tenant])}
         )
+        if guarded:
+            missing_of = "; ".join(f"{name}: {share}" for name, share in guarded.items())
+            raise dg.Failure(
+                f"{tenant}: too many records are missing from ServiceTitan's lists ({missing_of}). "
+                "None of these feeds' were marked. Look at one of them on the screen before "
+                "raising `largest_share`.",
+                metadata=guarded,
+                allow_retries=False,
+            )
 
     return [vanished_records]
 

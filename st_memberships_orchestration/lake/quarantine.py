@@ -31,6 +31,17 @@ SCHEMA = pa.schema(
 )
 
 
+def not_come_back(feed: str) -> str:
+    """SQL for the records in quarantine that did not come back whole since."""
+    return f"""
+        select tenant, id, reason, record from quarantine.{feed} q
+        where not exists (
+            select 1 from raw.{feed} r
+            where r.tenant = q.tenant and r.id = q.id and r.loaded_at > q.read_at
+        )
+        """
+
+
 @retry_conflicts
 def quarantine(
     lake: Lake,
