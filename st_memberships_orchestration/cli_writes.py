@@ -26,9 +26,10 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import NO_TENANT, Settings
-from st_memberships_orchestration.writing.apply import Locked, settle
+from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import (
     PLAN_HEADINGS,

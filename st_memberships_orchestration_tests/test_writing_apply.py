@@ -27,10 +27,10 @@ from st_memberships_orchestration.writing.apply import (
     Patience,
     Result,
     apply_plan,
-    settle,
 )
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
 from st_memberships_orchestration.writing.report import audit_rows, result_lines
 from st_memberships_orchestration.writing.rows import numbered

@@ -1,8 +1,9 @@
 """Applying a plan: each change once, or a plain word on why not.
 
 Order of things for one change: read fresh and compare with the plan; note the intent in the
-ledger; send once; note the answer; read back. An answer that was lost is looked for, and only what
-is provably absent after `Patience.lag` may be sent again, by a later run of the same plan.
+ledger; send once; note the answer; read back. An answer that was lost is looked for (`outcomes`), and
+only what is provably absent after `Patience.lag` may be sent again, by a later run of the same
+plan.
 """
 
 import logging
@@ -23,15 +24,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     Transient,
 )
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.kinds import (
-    MODIFIED,
-    Creation,
-    Kind,
-    Rivals,
-    Seen,
-    Sighting,
-    Sought,
-)
+from st_memberships_orchestration.writing.kinds import MODIFIED, Creation, Kind
 from st_memberships_orchestration.writing.ledger import (
     ALL_KINDS,
     Budget,
@@ -41,6 +34,7 @@ from st_memberships_orchestration.writing.ledger import (
     OverBudget,
     ReadBack,
 )
+from st_memberships_orchestration.writing.outcomes import LAG, look, note_sighting
 from st_memberships_orchestration.writing.plans import CHUNK, Plan, PlannedChange, digest
 from st_memberships_orchestration.writing.values import Plain, same, state
 
@@ -124,13 +118,11 @@ class Patience:
 
     Attributes:
         looks: seconds after a write at which it is read back, until it shows.
-        lag: a request that shows no effect so long after it began has none. Longer than the
-            100 s that ServiceTitan works on a request, all waits of a throttled one, and the 15
-            minutes that an export may lag.
+        lag: a request that shows no effect so long after it began has none.
     """
 
     looks: tuple[float, ...] = (0, 2, 10)
-    lag: timedelta = timedelta(minutes=16)
+    lag: timedelta = LAG
 
 
 @dataclass(frozen=True)
@@ -595,93 +587,6 @@ class _Run:
 
     def _stopped(self, planned: PlannedChange, why: str) -> Result:
         return Result(planned.line, planned.target, STOPPED, why, key=self.keys[planned.line])
-
-
-def look(
-    kind: Kind, client: MembershipsClient, ledger: Ledger, entries: Sequence[Entry]
-) -> dict[str, Sighting]:
-    """See whether requests have happened, by their keys.
-
-    Raises:
-        ServiceTitanError: a read failed.
-    """
-    if not entries:
-        return {}
-
-    def rivals() -> Rivals:
-        known = ledger.entries(
-            environment=entries[0].environment, tenant=entries[0].tenant, kind=kind.name
-        )
-        made = {kind.made(entry.result) for entry in known if entry.result}
-        return Rivals(
-            [_sought(e) for e in known if e.status in words.UNRESOLVED and not e.result],
-            frozenset(id for id in made if id is not None),
-        )
-
-    return kind.look(client, [_sought(entry) for entry in entries], rivals)
-
-
-def note_sighting(
-    ledger: Ledger, entry: Entry, sighting: Sighting, *, now: datetime, lag: timedelta
-) -> None:
-    """Note what looking has shown; what is absent may be sent again only after the lag."""
-    facts: dict[str, Any] = {"now": now, "expected": (entry.status,)}
-    is_over = now - entry.claimed_at >= lag
-    if sighting.seen is Seen.THERE:
-        said = f"found by reconciliation: {sighting.said}"
-        facts |= {"detail": said, "found_by": "reconciliation", "verified": True}
-        facts |= {"after": sighting.after, "result": sighting.result}
-        ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
-    elif entry.answer is not None:
-        ledger.finish(entry.key, entry.claim, words.REFUSED, detail=entry.answer, **facts)
-    elif not is_over:
-        until = entry.claimed_at + lag
-        said = f"{sighting.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC"
-        if entry.status == words.UNKNOWN:
-            ledger.finish(entry.key, entry.claim, words.UNKNOWN, detail=said, **facts)
-    elif sighting.seen is Seen.ABSENT:
-        said = f"it did not happen: {sighting.said}"
-        ledger.finish(entry.key, entry.claim, words.NOT_SENT, detail=said, **facts)
-    else:
-        said = (
-            f"{sighting.said}; when you know what happened, settle it: st-memberships settle "
-            f"{entry.key[:12]} happened|did-not-happen"
-        )
-        ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
-
-
-def settle(
-    ledger: Ledger, key: str, *, happened: bool, who: str, now: datetime, record: int | None = None
-) -> Entry:
-    """Note what a person found out about a change that `needs_review` or is unknown.
-
-    Args:
-        ledger: where it is noted.
-        key: of the entry, or how it begins.
-        happened: whether the change is there; if not, it may be sent again.
-        who: recorded.
-        now: recorded.
-        record: id of the record that it made, for creations.
-
-    Raises:
-        KeyError: no such entry, or it is not open.
-    """
-    entry = ledger.entry(key)
-    open_ = (words.NEEDS_REVIEW, words.UNKNOWN, words.SENDING)
-    if entry is None or entry.status not in open_:
-        raise KeyError(f"no single open entry of the ledger begins {key!r}")
-    facts: dict[str, Any] = {"detail": f"settled by {who}", "found_by": "person"}
-    if happened:
-        facts |= {"verified": True, "result": {} if record is None else {"id": record}}
-    status = words.SUCCEEDED if happened else words.NOT_SENT
-    ledger.finish(entry.key, entry.claim, status, now=now, expected=open_, **facts)
-    settled = ledger.entry(entry.key)
-    assert settled is not None
-    return settled
-
-
-def _sought(entry: Entry) -> Sought:
-    return Sought(entry.key, entry.target, entry.wanted, entry.before)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
