@@ -122,6 +122,17 @@ def order(sandbox: RunningSandbox, kind: str, fault: str, phase: str, **more: An
     sandbox.control("POST", "/_sandbox/faults", [fault_order])
 
 
+def twin_sales(client: MembershipsClient, dice: random.Random) -> list[dict[str, Any]]:
+    """Two sales that only their location tells apart; it can be read back."""
+    (sale,) = some("sell_memberships", client, 1, dice)
+    kinds = [t for t in client.list_membership_types() if t.location_target == "SingleLocation"]
+    offers = client.membership_type_duration_billing_items(kinds[0].id)
+    sale |= {"duration_billing_id": next(offer.id for offer in offers if offer.active)}
+    sale |= {"recurring_service_action": "Single"}
+    locations = dice.sample(range(1, 10**6), 2)
+    return [sale | {"location_id": id, "recurring_location_id": id} for id in locations]
+
+
 # Locks
 
 
@@ -298,6 +309,19 @@ def test_a_field_that_did_not_take_is_reported(
     assert result.status == words.NOT_APPLIED
     assert "location_id" in result.detail
     assert next(iter(result_lines([result])))[2] == words.NOT_APPLIED
+
+
+def test_a_refusal_counts_only_if_nothing_that_it_could_have_made_is_there(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    """One customer, the same plan sold for two locations; both answers were wrong or lost."""
+    plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
+    before = len(writes(written))
+    order(written, "sell_memberships", "400", "after")
+    order(written, "sell_memberships", "reset", "before")
+    assert statuses(run(plan, client, ledger, workers=1)) == [words.UNKNOWN] * 2
+    assert statuses(run(plan, client, ledger, later=LATER)) == [words.NEEDS_REVIEW] * 2
+    assert len(writes(written)) == before + 2
 
 
 def test_a_sale_is_not_made_by_a_second_plan(

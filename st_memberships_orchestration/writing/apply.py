@@ -1,8 +1,8 @@
 """Applying a plan: each change once, or a plain word on why not.
 
 Order of things for one change: read fresh and compare with the plan; note the intent in the
-ledger; send once; note the answer; read back. An answer that was lost is looked for (`outcomes`), and
-only what is provably absent after `Patience.lag` may be sent again, by a later run of the same
+ledger; send once; note the answer; read back. An answer that was lost is looked for (`outcomes`),
+and only what is provably absent after `Patience.lag` may be sent again, by a later run of the same
 plan.
 """
 

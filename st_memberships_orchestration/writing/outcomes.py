@@ -50,7 +50,7 @@ def note_sighting(
         facts |= {"detail": said, "found_by": "reconciliation", "verified": True}
         facts |= {"after": sighting.after, "result": sighting.result}
         ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
-    elif entry.answer is not None:
+    elif entry.answer is not None and sighting.seen is Seen.ABSENT:
         ledger.finish(entry.key, entry.claim, words.REFUSED, detail=entry.answer, **facts)
     elif not is_over:
         until = entry.claimed_at + lag
