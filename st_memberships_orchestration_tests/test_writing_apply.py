@@ -324,6 +324,22 @@ def test_a_refusal_counts_only_if_nothing_that_it_could_have_made_is_there(
     assert len(writes(written)) == before + 2
 
 
+def test_a_record_is_not_given_to_one_of_twins_while_the_other_is_under_review(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
+    order(written, "sell_memberships", "reset", "after")
+    order(written, "sell_memberships", "reset", "before")
+    assert statuses(run(plan, client, ledger, workers=1)) == [words.UNKNOWN] * 2
+    first = next(e for e in ledger.entries(plan=plan.hash) if e.line == 1)
+    now = datetime.now(UTC)
+    ledger.finish(
+        first.key, first.claim, words.NEEDS_REVIEW, now=now, expected=(words.UNKNOWN,)
+    )
+    results = run(plan, client, ledger, later=LATER)
+    assert statuses(results) == [words.NEEDS_REVIEW] * 2, results
+
+
 def test_a_sale_is_not_made_by_a_second_plan(
     client: MembershipsClient, ledger: Ledger, dice: random.Random
 ) -> None:

@@ -208,7 +208,7 @@ class Rivals:
     """Other requests that could explain a new record.
 
     Attributes:
-        unresolved: requests of the kind whose outcome is not known, the sought ones included.
+        unresolved: requests of the kind that may have happened, the sought ones included.
         explained: ids of records that the ledger already ascribes to a request.
     """
 

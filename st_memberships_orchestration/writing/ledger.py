@@ -44,6 +44,8 @@ NEEDS_REVIEW = "needs_review"
 FREE = (NOT_SENT, REFUSED)
 """What may be claimed: certainly nothing happened."""
 UNRESOLVED = (SENDING, UNKNOWN)
+OPEN = (*UNRESOLVED, NEEDS_REVIEW)
+"""What may have happened."""
 DONE = (SUCCEEDED, NOT_APPLIED)
 
 ALL_KINDS = "*"

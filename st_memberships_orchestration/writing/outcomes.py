@@ -32,7 +32,7 @@ def look(
         )
         made = {kind.made(entry.result) for entry in known if entry.result}
         return Rivals(
-            [_sought(e) for e in known if e.status in words.UNRESOLVED and not e.result],
+            [_sought(e) for e in known if e.status in words.OPEN and not e.result],
             frozenset(id for id in made if id is not None),
         )
 
