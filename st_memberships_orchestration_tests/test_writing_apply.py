@@ -16,6 +16,7 @@ import pytest
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.models import InvoiceTemplateCreate, MembershipSale
 from st_memberships_orchestration.writing import apply as apply_module
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import (
@@ -298,15 +299,23 @@ def test_a_token_that_is_not_granted_means_not_sent(
     assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 2
 
 
+@pytest.mark.parametrize("answer_is_lost", [False, True])
 def test_a_field_that_did_not_take_is_reported(
-    client: MembershipsClient, ledger: Ledger, dice: random.Random
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    answer_is_lost: bool,
 ) -> None:
     kinds = [t for t in client.list_membership_types() if t.location_target == "AllLocations"]
     offers = client.membership_type_duration_billing_items(kinds[0].id)
     (sale,) = some("sell_memberships", client, 1, dice)
     sale |= {"duration_billing_id": next(o.id for o in offers if o.active), "location_id": 77}
+    if answer_is_lost:
+        order(written, "sell_memberships", "reset", "after")
     (result,) = run(plan_of(client, "sell_memberships", [sale]), client, ledger)
     assert result.status == words.NOT_APPLIED
+    assert result.found_by == ("reconciliation" if answer_is_lost else "receipt")
     assert "location_id" in result.detail
     assert next(iter(result_lines([result])))[2] == words.NOT_APPLIED
 
@@ -333,11 +342,48 @@ def test_a_record_is_not_given_to_one_of_twins_while_the_other_is_under_review(
     assert statuses(run(plan, client, ledger, workers=1)) == [words.UNKNOWN] * 2
     first = next(e for e in ledger.entries(plan=plan.hash) if e.line == 1)
     now = datetime.now(UTC)
-    ledger.finish(
-        first.key, first.claim, words.NEEDS_REVIEW, now=now, expected=(words.UNKNOWN,)
-    )
+    ledger.finish(first.key, first.claim, words.NEEDS_REVIEW, now=now, expected=(words.UNKNOWN,))
     results = run(plan, client, ledger, later=LATER)
     assert statuses(results) == [words.NEEDS_REVIEW] * 2, results
+
+
+def test_twins_whose_answers_were_lost_get_each_its_own_record(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    for _ in range(3):
+        plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
+        order(written, "sell_memberships", "reset", "after", times=2)
+        assert statuses(run(plan, client, ledger, workers=1)) == [words.SUCCEEDED] * 2
+        for entry in ledger.entries(plan=plan.hash):
+            made = client.get_membership(entry.result["customer_membership_id"])
+            assert made.location_id == entry.change["location_id"]
+            assert entry.verified
+
+
+def test_what_might_be_ours_in_another_form_is_not_sent_again(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    rows = some("sell_memberships", client, 1, dice)
+    sale = plan_of(client, "sell_memberships", rows)
+    order(written, "sell_memberships", "reset", "before")
+    assert statuses(run(sale, client, ledger)) == [words.UNKNOWN]
+    units = {m.business_unit_id for m in client.list_memberships()} - {rows[0]["business_unit_id"]}
+    other = rows[0] | {"business_unit_id": units.pop()}
+    client.sell_membership(MembershipSale.model_validate(other))
+    (result,) = run(sale, client, ledger, later=LATER)
+    assert result.status == words.NEEDS_REVIEW
+    assert "not as asked" in result.detail
+
+    line = {"sku_id": 7, "quantity": 1, "unit_price": "12.50", "is_add_on": False}
+    template = plan_of(client, "create_invoice_templates", [{"items": [line]}])
+    for others, expected in (({"sku_id": 8}, words.SUCCEEDED), ({"cost": 3}, words.NEEDS_REVIEW)):
+        again = replace(template, occasion=str(others))
+        order(written, "create_invoice_templates", "reset", "before")
+        assert statuses(run(again, client, ledger)) == [words.UNKNOWN]
+        client.create_invoice_template(
+            InvoiceTemplateCreate.model_validate({"items": [line | others | {"unit_price": 9}]})
+        )
+        assert statuses(run(again, client, ledger, later=LATER)) == [expected]
 
 
 def test_a_sale_is_not_made_by_a_second_plan(

@@ -44,13 +44,11 @@ class Sighting:
     Attributes:
         seen: whether the effect is there.
         said: why, for people.
-        after: what the record has now in the fields that were asked for.
         result: ids of what was made.
     """
 
     seen: Seen
     said: str
-    after: Plain = field(default_factory=dict)
     result: dict[str, int] = field(default_factory=dict)
 
 
@@ -226,13 +224,13 @@ def _compared(sought: Sought, record: Any) -> Sighting:
     moving += [n for n, v in wanted.items() if isinstance(v, dict) and n not in moving]
     took = [name for name in moving if same(wanted[name], now[name], before.get(name))]
     if moving and len(took) == len(moving):
-        return Sighting(Seen.THERE, "the record is as it was asked to be", now)
+        return Sighting(Seen.THERE, "the record is as it was asked to be")
     if took:
         said = f"only some of the fields are as asked: {', '.join(took)}"
-        return Sighting(Seen.UNCLEAR, said, now)
+        return Sighting(Seen.UNCLEAR, said)
     if plain(record.modified_on) == before[MODIFIED]:
-        return Sighting(Seen.ABSENT, "the record has not changed since", now)
-    return Sighting(Seen.UNCLEAR, "the record has changed since, but not as asked", now)
+        return Sighting(Seen.ABSENT, "the record has not changed since")
+    return Sighting(Seen.UNCLEAR, "the record has changed since, but not as asked")
 
 
 # --- Visits ---------------------------------------------------------------------------------------
@@ -466,11 +464,12 @@ class Creation(Kind):
         return {}
 
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
-        """Records that came after the baseline and are as was asked."""
+        """Records that came after the baseline and that the request may have made."""
         raise NotImplementedError
 
-    def _signature(self, wanted: Plain) -> Any:
-        return plain(wanted)
+    def _is_as(self, wanted: Plain, record: Any) -> bool:
+        """Whether a record is as was asked, in what ServiceTitan is not known to change."""
+        raise NotImplementedError
 
     def _result(self, record: Any) -> dict[str, int]:
         return {"id": record.id}
@@ -487,19 +486,25 @@ class Creation(Kind):
         return {one.key: self._seen(one, candidates[one.key], others) for one in sought}
 
     def _seen(self, sought: Sought, candidates: Sequence[Any], rivals: Rivals) -> Sighting:
-        found = [record for record in candidates if record.id not in rivals.explained]
-        if not found:
-            return Sighting(Seen.ABSENT, "no such record has appeared since")
-        signature = self._signature(sought.wanted)
-        equals = [r.key for r in rivals.unresolved if self._signature(r.wanted) == signature]
-        keys = sorted({sought.key, *equals})
-        if len(found) != len(keys):
-            ids = ", ".join(str(record.id) for record in found)
-            said = f"{len(found)} new records for {len(keys)} requests: {ids}"
+        new = [record for record in candidates if record.id not in rivals.explained]
+        asked = {sought.key: sought, **{rival.key: rival for rival in rivals.unresolved}}
+        found = [record for record in new if self._is_as(sought.wanted, record)]
+        twins = [
+            asked[key]
+            for key in sorted(asked)
+            if any(self._is_as(asked[key].wanted, record) for record in found)
+        ]
+        if len(found) != len(twins):
+            said = f"{len(found)} new records for {len(twins)} requests: {_ids(found)}"
             return Sighting(Seen.UNCLEAR, said)
-        mine = sorted(found, key=lambda record: record.id)[keys.index(sought.key)]
-        after = state(mine, sought.wanted)
-        return Sighting(Seen.THERE, f"record {mine.id} is it", after, self._result(mine))
+        if found:
+            mine = _paired(twins, found)[sought.key]
+            return Sighting(Seen.THERE, f"record {mine.id} is it", self._result(mine))
+        strange = [r for r in new if not any(self._is_as(a.wanted, r) for a in asked.values())]
+        if strange:  # ServiceTitan may have altered what was asked, or left some of it out
+            said = f"new records, but not as asked: {_ids(strange)}"
+            return Sighting(Seen.UNCLEAR, said)
+        return Sighting(Seen.ABSENT, "no such record has appeared since")
 
 
 class SellMemberships(Creation):
@@ -558,21 +563,17 @@ class SellMemberships(Creation):
 
     @override
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        """All new memberships of the customer."""
         before = set(sought.before["baseline"])
         customer = sought.wanted["customer_id"]
-        signature = self._signature(sought.wanted)
-        return [
-            there
-            for there in client.list_memberships(
-                customer_ids=[customer], active=ActiveRequestArg.ANY
-            )
-            if there.id not in before and self._signature(plain(there)) == signature
-        ]
+        held = client.list_memberships(customer_ids=[customer], active=ActiveRequestArg.ANY)
+        return [there for there in held if there.id not in before]
 
     @override
-    def _signature(self, wanted: Plain) -> Any:
+    def _is_as(self, wanted: Plain, record: Any) -> bool:
         names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
-        return [wanted.get(name) for name in (*names, "billing_frequency")]
+        there = plain(record)
+        return all(wanted.get(n) == there[n] for n in (*names, "billing_frequency"))
 
     @override
     def _result(self, record: Any) -> dict[str, int]:
@@ -624,13 +625,23 @@ class CreateInvoiceTemplates(Creation):
 
     @override
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        """New templates with none but the items asked for.
+
+        Others make templates all the time, so one with any other item counts as theirs.
+        """
         rows, _ = self._read_on(client, sought.before["baseline"])
-        new = sorted(id for id, modified in rows.items() if modified > sought.before["newest"])
+        newest = sought.before["newest"]
+        changed = sorted(id for id, modified in rows.items() if modified > newest)
+        skus = {line["sku_id"] for line in sought.wanted["items"]}
         return [
             there
-            for there in self.read(client, new).values()
-            if same(sought.wanted["items"], plain(there.items))
+            for there in self.read(client, changed).values()
+            if plain(there.created_on) > newest and skus.issuperset(i.sku_id for i in there.items)
         ]
+
+    @override
+    def _is_as(self, wanted: Plain, record: Any) -> bool:
+        return same(wanted["items"], plain(record.items))
 
     def _read_on(self, client: MembershipsClient, start: str | None) -> tuple[dict[int, str], str]:
         """Ids that the feed shows from `start` on with their modification, and where it ends."""
@@ -641,6 +652,28 @@ class CreateInvoiceTemplates(Creation):
             found |= dict(zip(page.rows["id"].to_pylist(), map(plain, times), strict=True))
             token = page.continue_from
         return found, token
+
+
+def _paired(requests: Sequence[Sought], records: Sequence[Any]) -> dict[str, Any]:
+    """By request the record that it made, as far as they can be told apart."""
+    left = sorted(records, key=lambda record: record.id)
+    pairs: dict[str, Any] = {}
+    for wholly in (True, False):
+        for one in requests:
+            match = next((r for r in left if not wholly or _is_wholly(one.wanted, r)), None)
+            if one.key not in pairs and match is not None:
+                pairs[one.key] = match
+                left.remove(match)
+    return pairs
+
+
+def _is_wholly(wanted: Plain, record: Any) -> bool:
+    now = state(record, wanted)
+    return all(same(then, now[name]) for name, then in wanted.items())
+
+
+def _ids(records: Iterable[Any]) -> str:
+    return ", ".join(str(record.id) for record in records)
 
 
 def _by_id(records: Iterable[Any]) -> dict[int, Any]:

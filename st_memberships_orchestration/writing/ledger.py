@@ -160,7 +160,7 @@ class ReadBack:
     @property
     def said(self) -> str:
         """What is wrong, for people."""
-        return f"ServiceTitan answered 200, but not as asked: {', '.join(self.missed)}"
+        return f"it happened, but not as asked: {', '.join(self.missed)}"
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,7 @@ def note_sighting(
     is_over = now - entry.claimed_at >= lag
     if sighting.seen is Seen.THERE:
         said = f"found by reconciliation: {sighting.said}"
-        facts |= {"detail": said, "found_by": "reconciliation", "verified": True}
-        facts |= {"after": sighting.after, "result": sighting.result}
+        facts |= {"detail": said, "found_by": "reconciliation", "result": sighting.result}
         ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
     elif entry.answer is not None and sighting.seen is Seen.ABSENT:
         ledger.finish(entry.key, entry.claim, words.REFUSED, detail=entry.answer, **facts)
