@@ -432,8 +432,51 @@ def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
     now = datetime.now(UTC)
     entry = settle(ledger, result.key[:12], happened=True, who="boss", now=now)
     assert (entry.status, entry.found_by) == (words.SUCCEEDED, "person")
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="no single open entry"):
         settle(ledger, result.key, happened=True, who="boss", now=now)
+
+
+def test_a_person_can_only_say_what_can_be_known(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    first, second = twin_sales(client, dice)
+    plan = plan_of(client, "sell_memberships", [first])
+    order(written, "sell_memberships", "reset", "before")
+    (result,) = run(plan, client, ledger)
+    now = datetime.now(UTC)
+    with pytest.raises(ValueError, match="may still be under way"):
+        settle(ledger, result.key, happened=False, who="boss", now=now)
+    with pytest.raises(ValueError, match="--record names"):
+        settle(ledger, result.key, happened=True, who="boss", now=now)
+    made = client.sell_membership(MembershipSale.model_validate(first)).customer_membership_id
+    entry = settle(ledger, result.key, happened=True, who="boss", now=now, record=made)
+    assert entry.result == {"customer_membership_id": made}
+    # That record is explained: a twin whose answer is lost cannot be given it.
+    twin = plan_of(client, "sell_memberships", [second])
+    order(written, "sell_memberships", "reset", "before")
+    (result,) = run(twin, client, ledger)
+    assert "no such record" in result.detail
+    entry = settle(ledger, result.key, happened=False, who="boss", now=now + LATER)
+    assert statuses(run(twin, client, ledger)) == [words.SUCCEEDED]
+    with pytest.raises(KeyError, match="no single open entry"):
+        settle(ledger, result.key, happened=False, who="boss", now=now + LATER)
+
+
+def test_a_settling_that_comes_too_late_is_refused(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 1, dice))
+    order(written, "mark_events_complete", "reset", "before")
+    (result,) = run(plan, client, ledger)
+    stale = ledger.entry(result.key)
+    assert statuses(run(plan, client, ledger, later=LATER)) == [words.SUCCEEDED]
+    monkeypatch.setattr(ledger, "entry", lambda key: stale)
+    with pytest.raises(KeyError, match="is not unknown any more"):
+        settle(ledger, result.key, happened=False, who="boss", now=datetime.now(UTC) + LATER)
 
 
 def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(

@@ -193,7 +193,7 @@ class Kind:
         return {one.key: _compared(one, records.get(cast(int, one.target))) for one in sought}
 
     def made(self, result: Mapping[str, int]) -> int | None:
-        """Id of the record that a creation's receipt names."""
+        """Id of the record that a creation has made."""
         return None
 
     def takes_null(self, column: str) -> bool:
@@ -454,10 +454,19 @@ class UpdateInvoiceTemplates(Kind):
 
 
 class Creation(Kind):
-    """A kind of change that makes a record. Sent twice it makes two, so its key has no plan."""
+    """A kind of change that makes a record. Sent twice it makes two, so its key has no plan.
+
+    Attributes:
+        receipt: name of the made record's id in the receipt.
+    """
 
     target = ""
     reverse = ""
+    receipt: ClassVar[str] = "id"
+
+    @override
+    def made(self, result: Mapping[str, int]) -> int | None:
+        return result.get(self.receipt)
 
     @override
     def before(self, record: Any, wanted: Plain) -> Plain:
@@ -470,9 +479,6 @@ class Creation(Kind):
     def _is_as(self, wanted: Plain, record: Any) -> bool:
         """Whether a record is as was asked, in what ServiceTitan is not known to change."""
         raise NotImplementedError
-
-    def _result(self, record: Any) -> dict[str, int]:
-        return {"id": record.id}
 
     @override
     def look(
@@ -499,7 +505,7 @@ class Creation(Kind):
             return Sighting(Seen.UNCLEAR, said)
         if found:
             mine = _paired(twins, found)[sought.key]
-            return Sighting(Seen.THERE, f"record {mine.id} is it", self._result(mine))
+            return Sighting(Seen.THERE, f"record {mine.id} is it", {self.receipt: mine.id})
         strange = [r for r in new if not any(self._is_as(a.wanted, r) for a in asked.values())]
         if strange:  # ServiceTitan may have altered what was asked, or left some of it out
             said = f"new records, but not as asked: {_ids(strange)}"
@@ -514,7 +520,8 @@ class SellMemberships(Creation):
     title = "sell memberships: each makes a real invoice and an active membership"
     change = models.MembershipSale
     record = models.Membership
-    reverse = "no: void the invoice and cancel the membership in ServiceTitan"
+    reverse = "hand, in ServiceTitan (void the invoice, cancel the membership)"
+    receipt = "customer_membership_id"
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -558,10 +565,6 @@ class SellMemberships(Creation):
         return [{"baseline": sorted(held[one["customer_id"]])} for one in wanted]
 
     @override
-    def made(self, result: Mapping[str, int]) -> int | None:
-        return result.get("customer_membership_id")
-
-    @override
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
         """All new memberships of the customer."""
         before = set(sought.before["baseline"])
@@ -574,10 +577,6 @@ class SellMemberships(Creation):
         names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
         there = plain(record)
         return all(wanted.get(n) == there[n] for n in (*names, "billing_frequency"))
-
-    @override
-    def _result(self, record: Any) -> dict[str, int]:
-        return {"customer_membership_id": record.id}
 
 
 class CreateInvoiceTemplates(Creation):
@@ -618,10 +617,6 @@ class CreateInvoiceTemplates(Creation):
                 break
         newest = max(rows.values(), default="")
         return [{"baseline": token, "newest": newest}] * len(wanted)
-
-    @override
-    def made(self, result: Mapping[str, int]) -> int | None:
-        return result.get("id")
 
     @override
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:

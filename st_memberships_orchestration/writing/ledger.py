@@ -369,7 +369,13 @@ class Ledger:
         return [_entry(row) for row in self._rows(query)]
 
     def entry(self, key: str) -> Entry | None:
-        """The row with this key, or whose key begins so."""
+        """The row whose key begins so; None if there is none, or more than one.
+
+        Raises:
+            KeyError: that is too short to name one.
+        """
+        if len(key) < SHORTEST_HASH:
+            raise KeyError(f"Name a change by at least {SHORTEST_HASH} characters of its key.")
         whole = len(key) == 64
         match = _entries.c.key == key if whole else _entries.c.key.startswith(key, autoescape=True)
         rows = self._rows(sa.select(_entries).where(match).limit(2))

@@ -6,7 +6,15 @@ from typing import Any
 
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.kinds import Kind, Rivals, Seen, Sighting, Sought
+from st_memberships_orchestration.writing.kinds import (
+    KINDS,
+    Creation,
+    Kind,
+    Rivals,
+    Seen,
+    Sighting,
+    Sought,
+)
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
 
 LAG = timedelta(minutes=16)
@@ -68,7 +76,14 @@ def note_sighting(
 
 
 def settle(
-    ledger: Ledger, key: str, *, happened: bool, who: str, now: datetime, record: int | None = None
+    ledger: Ledger,
+    key: str,
+    *,
+    happened: bool,
+    who: str,
+    now: datetime,
+    record: int | None = None,
+    lag: timedelta = LAG,
 ) -> Entry:
     """Note what a person found out about a change that `needs_review` or is unknown.
 
@@ -78,22 +93,31 @@ def settle(
         happened: whether the change is there; if not, it may be sent again.
         who: recorded.
         now: recorded.
-        record: id of the record that it made, for creations.
+        record: id of the record that it made; needed if a creation happened, else None.
+        lag: how long after it began it may still happen.
 
     Raises:
         KeyError: no such entry, or it is not open.
+        ValueError: it may still happen, or the record is missing or too much.
     """
     entry = ledger.entry(key)
-    open_ = (words.NEEDS_REVIEW, words.UNKNOWN, words.SENDING)
-    if entry is None or entry.status not in open_:
+    if entry is None or entry.status not in words.OPEN:
         raise KeyError(f"no single open entry of the ledger begins {key!r}")
+    kind, until = KINDS[entry.kind], entry.claimed_at + lag
+    if not happened and now < until:
+        raise ValueError(f"it may still be under way: say so after {until:%Y-%m-%d %H:%M:%S} UTC")
+    makes = happened and isinstance(kind, Creation)
+    if makes != (record is not None):
+        raise ValueError("--record names what a sale or a new template made: there, and only there")
     facts: dict[str, Any] = {"detail": f"settled by {who}", "found_by": "person"}
     if happened:
-        facts |= {"verified": True, "result": {} if record is None else {"id": record}}
+        facts |= {"verified": True, "result": {kind.receipt: record} if makes else {}}
     status = words.SUCCEEDED if happened else words.NOT_SENT
-    ledger.finish(entry.key, entry.claim, status, now=now, expected=open_, **facts)
-    settled = ledger.entry(entry.key)
-    assert settled is not None
+    settled = ledger.finish(
+        entry.key, entry.claim, status, now=now, expected=(entry.status,), **facts
+    )
+    if settled is None:
+        raise KeyError(f"{entry.key[:12]} is not {entry.status} any more: look again")
     return settled
 
 

@@ -44,7 +44,7 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
     ]
     done = [entry for entry in entries if entry.status in words.DONE]
     if kind.name not in _REVERSE:
-        said = f"cannot be undone from here: {kind.reverse.removeprefix('no: ')}"
+        said = f"can be undone only by {kind.reverse}"
         return Reversal(None, [], left + [Left(e.line, kind.made(e.result), said) for e in done])
     name, turn = _REVERSE[kind.name]
     rows: list[Row] = []
