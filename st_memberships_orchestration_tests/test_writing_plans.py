@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from st_memberships_orchestration.servicetitan.models import OpportunityStatus
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import column_help, plan_lines, plan_totals
-from st_memberships_orchestration.writing.rows import BadRows, numbered, read_rows
+from st_memberships_orchestration.writing.rows import BadRows, cells, numbered, read_rows
 from st_memberships_orchestration_tests.torture_writes import access_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -118,6 +119,32 @@ def test_texts_are_taken_as_they_are_written(client: MembershipsClient) -> None:
     assert planned.change == {"status": "Suspended", "memo": ""}
 
 
+@pytest.mark.parametrize("kind", ["update_memberships", "update_recurring_services"])
+def test_numbers_that_may_have_lost_digits_are_refused(
+    client: MembershipsClient, tmp_path: Path, kind: str
+) -> None:
+    big = 2**53 + 1
+    rows: list[dict[str, Any]] = [
+        {"id": float(big), "memo": "x"},
+        {"id": 5, "business_unit_id": float(big)},
+        {"id": 6, "memo": "x"},
+    ]
+    if kind == "update_recurring_services":
+        rows.append({"id": 7, "preferred_technician_ids": [1.0, float(big)]})
+    with pytest.raises(BadRows) as raised:
+        plan_of(client, kind, rows)
+    assert [fault.line for fault in raised.value.faults] == [1, 2, 4][: len(rows) - 1]
+    assert all("write it as a whole number" in str(fault) for fault in raised.value.faults)
+    # As pandas writes ids with gaps: as float64, and as nullable Int64.
+    exact = pd.DataFrame({"id": pd.array([big, 8], "Int64"), "business_unit_id": [None, 3.0]})
+    exact["sold_by_id"] = pd.array([None, big], "Int64")
+    exact["memo"] = "x"
+    exact.to_parquet(tmp_path / "a.parquet")
+    read = [cells(row, KINDS[kind].change) for row in read_rows(tmp_path / "a.parquet")]
+    assert read[0] == {"id": big, "memo": "x"}
+    assert read[1] == {"id": 8, "business_unit_id": 3.0, "sold_by_id": big, "memo": "x"}
+
+
 def test_all_formats_make_the_same_plan(client: MembershipsClient, tmp_path: Path) -> None:
     service = an(client.list_recurring_services(), job_start_time=None)
     row = {
@@ -189,11 +216,17 @@ def test_the_hash_follows_content_and_record_and_survives_the_file(
     other = plan_of(client, "update_memberships", [{"id": membership.id, "memo": "two"}])
     again = plan_of(client, "update_memberships", rows, occasion="once more")
     assert len({plan.hash, other.hash, again.hash}) == 3
+    revenue = str(membership.initial_deferred_revenue + 10)
+    rows = [{"id": membership.id, "memo": "one", "initial_deferred_revenue": revenue}]
+    plan = plan_of(client, "update_memberships", rows)
     file = plan.save(tmp_path)
     assert load_plan(file) == plan
-    file.write_text(file.read_text().replace('"one"', '"won"'))
-    with pytest.raises(ValueError, match="edited after it was made"):
-        load_plan(file)
+    text = file.read_text()
+    for made, edited in (('"one"', '"won"'), ('"money": "10"', '"money": "0"')):
+        assert made in text
+        file.write_text(text.replace(made, edited))
+        with pytest.raises(ValueError, match="edited after it was made"):
+            load_plan(file)
 
 
 def test_a_plan_holds_no_secret(client: MembershipsClient, shared_sandbox: RunningSandbox) -> None:

@@ -1,8 +1,8 @@
 """Plans: what is to be changed, record by record, with what is there now.
 
 A plan is made from rows and a fresh read, never sends anything, and is a file with a hash over
-all that an approval is about: tenant, environment, kind, occasion, and each change with the values
-that it was planned against. The same rows over unchanged records give the same hash.
+all that an approval is about: tenant, environment, kind, occasion, and each change with its money
+and the values that it was planned against. The same rows over unchanged records give the same hash.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from st_memberships_orchestration.writing.kinds import KINDS, Case, Creation, Ki
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
 from st_memberships_orchestration.writing.values import Plain, plain, same
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 50
 """Records that one request reads."""
 READERS = 8
@@ -105,7 +105,9 @@ class Plan:
                 self.kind,
                 self.occasion,
                 sorted(self.confirmed),
-                sorted(digest([c.target, c.change, c.wanted, c.before]) for c in self.changes),
+                sorted(
+                    digest([c.target, c.change, c.wanted, c.before, c.money]) for c in self.changes
+                ),
             ]
         )
 
@@ -223,7 +225,7 @@ def make_plan(
             change = kind.change.model_validate(
                 values if record is None else kind.completed(values, record)
             )
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             faults += [Fault(line, said) for said in _said(error)]
             continue
         case = Case(change, record, kind.wanted(change))
