@@ -109,6 +109,16 @@ def test_broken_files_are_refused_with_the_reason(
         plan_of(client, "update_memberships", tmp_path / name)
 
 
+def test_the_same_creation_twice_is_a_fault_however_it_is_written(
+    client: MembershipsClient,
+) -> None:
+    line = {"sku_id": 5, "quantity": 1, "unit_price": "3.50", "is_add_on": False}
+    same = {"sku_id": "5", "quantity": 1.0, "unit_price": 3.5, "is_add_on": "false"}
+    rows = [{"items": [line]}, {"items": [line | {"sku_id": 6}]}, {"items": json.dumps([same])}]
+    with pytest.raises(BadRows, match="line 3: the same content is in line 1 already"):
+        plan_of(client, "create_invoice_templates", rows)
+
+
 def test_texts_are_taken_as_they_are_written(client: MembershipsClient) -> None:
     id = an(client.list_memberships()).id
     row = {"id": f" {id} ", "memo": " ends in spaces  ", "to": " null ", "status": " Suspended "}
