@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from st_memberships_orchestration.lake.store import Lake, upsert
+from st_memberships_orchestration.lake.store import TENANT, Lake, upsert
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import Approval, Caps, Result, apply_plan, utc_now
-from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.report import audit_rows, unsent_rows
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
+from st_memberships_orchestration.writing.rows import BadRows, Fault, Row
 
 AUDIT_TABLE = "derived/write_audit"
 OVERLAP = timedelta(hours=1)
@@ -36,13 +35,14 @@ def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> App
     )
 
 
-def tenant_of(rows: Sequence[Row], kind: Kind, settings: Settings) -> str:
+def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
     """The one tenant that rows are for: as they name it, or the only one there is.
 
     Raises:
         BadRows: they name several, or none where there are several.
     """
-    named = {str(cells(row, kind.change).get("tenant", "")) for row in rows} - {""}
+    cells = [cell for row in rows for cell in row.values.items() if str(cell[0]).strip() == TENANT]
+    named = {str(value).strip() for _, value in cells if value is not None} - {""}
     if len(named) == 1:
         return named.pop()
     if not named and len(settings.tenants) == 1:

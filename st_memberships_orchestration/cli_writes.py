@@ -75,7 +75,7 @@ def _plan_command(kind: Kind) -> click.Command:
                 with connect(Lake(settings.lake_uri)) as connection:
                     found = connection.sql(str(sql)).to_arrow_table()
                     rows, source = numbered(found.to_pylist()), str(sql)
-            tenant = tenant or tenant_of(rows, kind, settings)
+            tenant = tenant or tenant_of(rows, settings)
             _make(settings, ledger, kind, rows, tenant, source, occasion, confirm)
 
     columns = "\n".join(

@@ -269,7 +269,7 @@ class _Work:
     def _planned(self) -> Plan:
         rows, source = self._rows()
         settings = self.writes.settings
-        tenant = self.config.tenant or tenant_of(rows, self.kind, settings)
+        tenant = self.config.tenant or tenant_of(rows, settings)
         ledger, environment = self.writes.ledger, settings.environment
         return make_plan(
             self.servicetitan.client(tenant),
