@@ -432,6 +432,8 @@ def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
     now = datetime.now(UTC)
     entry = settle(ledger, result.key[:12], happened=True, who="boss", now=now)
     assert (entry.status, entry.found_by) == (words.SUCCEEDED, "person")
+    back = reversal(plan, client, ledger)
+    assert (back.rows, [left.why for left in back.left]) == ([], ["it was never read back"])
     with pytest.raises(KeyError, match="no single open entry"):
         settle(ledger, result.key, happened=True, who="boss", now=now)
 

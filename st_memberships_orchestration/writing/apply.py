@@ -246,7 +246,7 @@ class _Run:
                     f"{len(to_send)} changes after {count} today, the cap per day for {what} "
                     f"is {most}"
                 )
-            if kind == "sell_memberships" and caps.sales_money is not None:
+            if kind != ALL_KINDS and self.kind.bills and caps.sales_money is not None:
                 asked = sum((Decimal(p.money or 0) for p in to_send), Decimal(0))
                 if money + asked > caps.sales_money:
                     raise Locked(
@@ -262,8 +262,7 @@ class _Run:
     def _budget(self) -> Budget:
         caps = self.approval.caps
         of_kind = caps.per_kind.get(self.plan.kind)
-        is_sale = self.plan.kind == "sell_memberships"
-        return Budget(caps.per_day, of_kind, caps.sales_money if is_sale else None)
+        return Budget(caps.per_day, of_kind, caps.sales_money if self.kind.bills else None)
 
     # The whole
 
@@ -362,7 +361,7 @@ class _Run:
         return ready, results
 
     def _is_so(self, planned: PlannedChange, now: Plain) -> bool:
-        readable = all(name in planned.wanted for name in planned.change if name != "job_id")
+        readable = all(name in planned.wanted for name in planned.change)
         return readable and all(
             same(then, now[name], planned.before[name]) for name, then in planned.wanted.items()
         )

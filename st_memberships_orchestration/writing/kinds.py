@@ -1,4 +1,4 @@
-"""The seven kinds of change: one class each, and nothing else in the room knows them apart.
+"""The seven kinds of change: one class each, and nothing else in the room knows one by name.
 
 A kind says what a row of its plans may hold, how its records are read fresh, how one change is
 sent, what cannot be allowed and why, and how to see whether a request whose answer was lost has
@@ -129,7 +129,9 @@ class Kind:
         change: what is sent.
         record: what is read.
         target: column with the id of the record; empty for creations.
-        reverse: how it can be undone, or why not; in an operator's words.
+        reverse: how it can be undone, in an operator's words.
+        undone_by: name of the kind that undoes it; empty if none does.
+        bills: whether its money is billed at once, and so counts for the cap of the day.
         partial: columns that are completed from the record before they can be judged.
     """
 
@@ -139,6 +141,8 @@ class Kind:
     record: ClassVar[type[Record]]
     target: ClassVar[str] = "id"
     reverse: ClassVar[str]
+    undone_by: ClassVar[str]
+    bills: ClassVar[bool] = False
     partial: ClassVar[tuple[str, ...]] = ()
 
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -252,6 +256,7 @@ class MarkEventsComplete(_Visit):
     name = "mark_events_complete"
     title = "attach visits to jobs; copies their templates' items onto the jobs' invoices"
     reverse = "mark_events_incomplete with the same job; deletes the copied items"
+    undone_by = "mark_events_incomplete"
 
     @override
     def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
@@ -272,6 +277,7 @@ class MarkEventsIncomplete(_Visit):
     name = "mark_events_incomplete"
     title = "detach visits from jobs; deletes the copied items from the jobs' invoices"
     reverse = "mark_events_complete with the same job; copies the items again"
+    undone_by = "mark_events_complete"
 
     @override
     def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
@@ -303,6 +309,7 @@ class UpdateMemberships(Kind):
         "update_memberships with the values from before; visits that a cancellation dropped, and "
         "services that recurring_service_action changed, do not come back"
     )
+    undone_by = name
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -353,6 +360,7 @@ class UpdateRecurringServices(Kind):
         "update_recurring_services with the values from before; visits that deactivating dropped "
         "do not come back"
     )
+    undone_by = name
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -398,6 +406,7 @@ class UpdateInvoiceTemplates(Kind):
         "update_invoice_templates with the values and lines from before; a removed line comes "
         "back under a new id"
     )
+    undone_by = name
     partial = ("items",)
 
     @override
@@ -461,7 +470,6 @@ class Creation(Kind):
     """
 
     target = ""
-    reverse = ""
     receipt: ClassVar[str] = "id"
 
     @override
@@ -521,6 +529,8 @@ class SellMemberships(Creation):
     change = models.MembershipSale
     record = models.Membership
     reverse = "hand, in ServiceTitan (void the invoice, cancel the membership)"
+    undone_by = ""
+    bills = True
     receipt = "customer_membership_id"
 
     @override
@@ -587,6 +597,7 @@ class CreateInvoiceTemplates(Creation):
     change = models.InvoiceTemplateCreate
     record = models.InvoiceTemplate
     reverse = "update_invoice_templates with active=false; a template cannot be deleted"
+    undone_by = UpdateInvoiceTemplates.name
 
     _feed = next(feed for feed in FEEDS if feed.name == "invoice_templates")
 

@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
+from st_memberships_orchestration.writing.kinds import KINDS
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.values import Plain
 
@@ -429,7 +430,7 @@ class Ledger:
     def _spend(
         self, connection: sa.Connection, intent: Intent, now: datetime, budget: Budget
     ) -> None:
-        cents = _cents(intent.money) if intent.kind == "sell_memberships" else 0
+        cents = _cents(intent)
         money = None if budget.money is None else int(budget.money * 100)
         caps = ((ALL_KINDS, budget.changes, None), (intent.kind, budget.of_kind, money))
         for kind, most, most_cents in caps:
@@ -480,7 +481,7 @@ class Ledger:
         return _entry(noted)
 
     def _refund(self, connection: sa.Connection, there: sa.Row[Any]) -> None:
-        cents = _cents(there.money) if there.kind == "sell_memberships" else 0
+        cents = _cents(there)
         day = _day(datetime.fromisoformat(there.claimed_at))
         for kind in (ALL_KINDS, there.kind):
             connection.execute(
@@ -516,8 +517,8 @@ def _day(now: datetime) -> str:
     return now.astimezone(UTC).date().isoformat()
 
 
-def _cents(money: str | None) -> int:
-    return int(Decimal(money or 0) * 100)
+def _cents(change: Any) -> int:
+    return int(Decimal(change.money or 0) * 100) if KINDS[change.kind].bills else 0
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
