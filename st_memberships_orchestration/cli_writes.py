@@ -122,7 +122,9 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
         _show(RESULT_HEADINGS, result_lines(results))
         console.print(f"{tally(results)}. All of it: {AUDIT_TABLE}, plan {chosen.hash[:12]}.")
         if not all(result.is_good for result in results):
-            raise click.ClickException("Not all is done; what succeeded stays done. Run it again.")
+            raise click.ClickException(
+                "Not all is done and read back; what succeeded stays done. Run it again."
+            )
 
 
 @click.command()

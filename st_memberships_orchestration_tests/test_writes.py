@@ -143,7 +143,7 @@ def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
     run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
     assert not run.success
     found = facts(run, job)
-    assert "1 of 3 changes are not done: 1 refused" in found["said"]
+    assert "1 of 3 changes are not done and read back: 1 refused" in found["said"]
     assert found["outcomes"] == "1 refused, 2 succeeded"
     assert "trace id" in found["results"]
     assert len(here.lake.rows("derived/write_audit", tenant="acme")) == 3

@@ -21,6 +21,7 @@ from st_memberships_orchestration.writing import apply as apply_module
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import (
     NO_OP,
+    NOT_READ_BACK,
     STOPPED,
     Approval,
     Caps,
@@ -180,6 +181,19 @@ def test_the_day_s_caps_count_earlier_runs(
         run(second, client, ledger, approval=approval(second, caps=caps))
 
 
+def test_what_turns_out_not_to_have_happened_counts_for_the_caps(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 3, dice))
+    order(written, "mark_events_complete", "reset", "before", times=2)
+    run(plan, client, ledger, workers=1)
+    before = len(writes(written))
+    few = approval(plan, caps=Caps(per_run=1))
+    with pytest.raises(Locked, match="2 changes, the cap per run is 1"):
+        run(plan, client, ledger, later=LATER, approval=few)
+    assert len(writes(written)) == before
+
+
 def test_a_record_that_changed_since_the_plan_is_stopped(
     written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
 ) -> None:
@@ -284,6 +298,38 @@ def test_what_becomes_of_each_fault(
     assert result.status == expected, result
     if fault in ("400", "500") and phase == "before":
         assert result.trace_id
+
+
+def test_a_throttled_request_is_not_repeated_once_another_run_may_send_it(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 1, dice))
+    before = len(writes(written))
+    order(written, "sell_memberships", "429", "before", seconds=0)
+
+    def clock() -> datetime:
+        asleep = timedelta(minutes=9) if len(writes(written)) > before else timedelta(0)
+        return datetime.now(UTC) + asleep
+
+    (result,) = run(plan, client, ledger, clock=clock)
+    assert (result.status, len(writes(written))) == (words.NOT_SENT, before + 1)
+    assert "too late" in result.detail
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED]
+
+
+def test_a_change_that_could_not_be_read_back_is_no_success_yet(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 2, dice))
+    reads = {"on": "", "kind": "500", "method": "GET", "after": 1, "times": 99}
+    written.control("POST", "/_sandbox/faults", [reads])
+    results = run(plan, client, ledger)
+    assert statuses(results) == [NOT_READ_BACK] * 2
+    assert not any(result.is_good for result in results)
+    written.control("DELETE", "/_sandbox/faults")
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 2
+    with pytest.raises(ValueError, match="at least once"):
+        Patience(looks=())
 
 
 def test_a_token_that_is_not_granted_means_not_sent(

@@ -108,7 +108,9 @@ class WritesResource(dg.ConfigurableResource):
     """
 
     read_back_after: list[float] = Field(
-        default=[0, 2, 10], description="Seconds after a write at which the record is read back."
+        default=[0, 2, 10],
+        min_length=1,
+        description="Seconds after a write at which the record is read back, until it shows.",
     )
 
     @contextmanager
@@ -341,8 +343,8 @@ class _Work:
         bad = [result for result in results if not result.is_good]
         if bad:
             raise dg.Failure(
-                f"{len(bad)} of {len(results)} changes are not done: {tally(bad)}. What succeeded "
-                "stays done; run the job again to go on.",
+                f"{len(bad)} of {len(results)} changes are not done and read back: {tally(bad)}. "
+                "What succeeded stays done; run the job again to go on.",
                 metadata=facts,
                 allow_retries=False,
             )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
@@ -23,6 +23,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     ServiceTitanError,
     Transient,
 )
+from st_memberships_orchestration.servicetitan.models import Change
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.kinds import MODIFIED, Creation, Kind
 from st_memberships_orchestration.writing.ledger import (
@@ -45,6 +46,7 @@ AHEAD = 3
 
 NO_OP = "no_op"
 STOPPED = "stopped"
+NOT_READ_BACK = "not_read_back"
 
 Switch = Literal["off", "dry-run", "on"]
 Clock = Callable[[], datetime]
@@ -117,12 +119,16 @@ class Patience:
     """How long effects are waited for.
 
     Attributes:
-        looks: seconds after a write at which it is read back, until it shows.
+        looks: seconds after a write at which it is read back, until it shows; at least one.
         lag: a request that shows no effect so long after it began has none.
     """
 
     looks: tuple[float, ...] = (0, 2, 10)
     lag: timedelta = LAG
+
+    def __post_init__(self) -> None:
+        if not self.looks:
+            raise ValueError("what was written has to be read back at least once")
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,8 @@ class Result:
     """What became of one planned change.
 
     Attributes:
-        status: a status of the ledger, `no_op`, or `stopped`: nothing was sent.
+        status: a status of the ledger; `no_op` or `stopped`: nothing was sent; `not_read_back`: it
+            succeeded, by its receipt alone.
         sent: whether this run sent it.
     """
 
@@ -198,12 +205,29 @@ def apply_plan(
     """
     approval.check(plan, clock())
     run = _Run(plan, client, ledger, approval, who, run_id, workers, patience or Patience(), clock)
-    run.check_caps()
     results: dict[int, Result] = {}
     for result in run.all():
         results[result.line] = result
         heard(result)
     return [results[line] for line in sorted(results)]
+
+
+class _TooLate(Exception):
+    """Another process may have begun to send it, so it is not sent any more."""
+
+
+@dataclass(frozen=True)
+class _Timely:
+    """A change with a body only until a moment: the client asks for it at each try of a request."""
+
+    change: Change
+    until: datetime
+    clock: Clock
+
+    def body_bytes(self) -> bytes:
+        if self.clock() > self.until:
+            raise _TooLate("its turn came too late, as for a machine that slept; run again")
+        return self.change.body_bytes()
 
 
 @dataclass
@@ -231,9 +255,8 @@ class _Run:
 
     # Locks
 
-    def check_caps(self) -> None:
+    def check_caps(self, to_send: Sequence[PlannedChange]) -> None:
         caps, plan = self.approval.caps, self.plan
-        to_send = [p for p in plan.changes if self._status(p) in (None, *words.FREE)]
         if caps.per_run is not None and len(to_send) > caps.per_run:
             raise Locked(f"{len(to_send)} changes, the cap per run is {caps.per_run}")
         day = self.clock().date().isoformat()
@@ -269,6 +292,7 @@ class _Run:
     def all(self) -> Iterator[Result]:
         """Results as they become known."""
         open_, finished, elsewhere = self._first_look()
+        self.check_caps(open_)
         yield from finished
         late: list[tuple[PlannedChange, float]] = []
         with ThreadPoolExecutor(self.workers, thread_name_prefix="write") as pool, self._barring():
@@ -389,17 +413,18 @@ class _Run:
             who=self.who,
             run_id=self.run_id,
         )
+        begun = self.clock()
         try:
             seen = self.standing.get(key)
             claim = self.ledger.claim(
-                intent, seen=seen and seen.claim, now=self.clock(), budget=self._budget
+                intent, seen=seen and seen.claim, now=begun, budget=self._budget
             )
         except OverBudget as error:
             return self._stopped(planned, str(error))
         if claim is None:
             return None
         self.sent.add(key)
-        status, facts = self._sent(planned)
+        status, facts = self._sent(planned, begun)
         noted = self.ledger.finish(
             key,
             claim,
@@ -418,11 +443,14 @@ class _Run:
             self.ledger.remark(key, said, now=self.clock())
         return self._result(planned)
 
-    def _sent(self, planned: PlannedChange) -> tuple[str, dict[str, Any]]:
+    def _sent(self, planned: PlannedChange, begun: datetime) -> tuple[str, dict[str, Any]]:
         """Send once; the status and what is known of it."""
         change = self.kind.change.model_validate(planned.change)
+        timely = _Timely(change, begun + self.patience.lag / 2, self.clock)
         try:
-            receipt = self.kind.send(self.client, planned.target, change)
+            receipt = self.kind.send(self.client, planned.target, cast(Change, timely))
+        except _TooLate as error:
+            return words.NOT_SENT, {"detail": str(error)}
         except OutcomeUnknown as error:
             return words.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
         except NotAuthorized as error:
@@ -458,9 +486,10 @@ class _Run:
                 yield result
             else:
                 mine.append(planned)
+        sent = time.monotonic()
+        time.sleep(self.patience.looks[0] if mine else 0)
         waiting = self._check(mine, last=len(self.patience.looks) == 1)
-        now = time.monotonic()
-        late += [(planned, now) for planned in waiting]
+        late += [(planned, sent) for planned in waiting]
         yield from (self._result(planned) for planned in mine if planned not in waiting)
 
     def _check(self, chunk: Sequence[PlannedChange], *, last: bool) -> list[PlannedChange]:
@@ -570,6 +599,9 @@ class _Run:
                 f"run {entry.run_id} sends it, or was killed while it did; "
                 f"run again after {until:%Y-%m-%d %H:%M:%S} UTC"
             )
+        elif self._unverified(planned):
+            status = NOT_READ_BACK
+            detail = "ServiceTitan says that it is done; reading it back failed: run again"
         return Result(
             line=planned.line,
             target=planned.target or self.kind.made(entry.result),

@@ -18,9 +18,8 @@ from st_memberships_orchestration.writing.kinds import (
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
 
 LAG = timedelta(minutes=16)
-"""A request that shows no effect so long after it began has none. Longer than the 100 s that
-ServiceTitan works on a request, all waits of a throttled one, and the 15 minutes that an export
-may lag."""
+"""A request that shows no effect so long after it began has none. It is sent in the first half of
+this time or not at all; ServiceTitan works on it for 100 s, and an export may lag 15 minutes."""
 
 
 def look(
