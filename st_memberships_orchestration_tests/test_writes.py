@@ -22,7 +22,7 @@ from st_memberships_orchestration.writing.plans import load_plan
 from st_memberships_orchestration_tests.doors import Location
 from st_memberships_orchestration_tests.torture_writes import access_of
 
-COLD = {"execution": {}, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+LOGGERS = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def launch(here: Location, job: str, **config: Any) -> dg.ExecuteInProcessResult
             run_config={
                 "ops": {op_name(job): {"config": config}},
                 "resources": {"writes": {"config": {"read_back_after": [0, 0.1]}}},
-                "loggers": COLD["loggers"],
+                "loggers": LOGGERS,
             },
             raise_on_error=False,
         )

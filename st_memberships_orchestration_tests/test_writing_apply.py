@@ -34,7 +34,7 @@ from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
-from st_memberships_orchestration.writing.report import audit_rows, result_lines
+from st_memberships_orchestration.writing.report import audit_rows, result_lines, unsent_rows
 from st_memberships_orchestration.writing.rows import numbered
 from st_memberships_orchestration.writing.undo import reversal
 from st_memberships_orchestration_tests.torture_writes import (
@@ -192,6 +192,21 @@ def test_what_turns_out_not_to_have_happened_counts_for_the_caps(
     with pytest.raises(Locked, match="2 changes, the cap per run is 1"):
         run(plan, client, ledger, later=LATER, approval=few)
     assert len(writes(written)) == before
+
+
+def test_the_audit_keeps_how_often_a_line_was_sent_that_was_stopped_later(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    (row,) = some("update_memberships", client, 1, dice)
+    plan = plan_of(client, "update_memberships", [{"id": row["id"], "memo": "ours"}])
+    order(written, "update_memberships", "400", "before")
+    assert statuses(run(plan, client, ledger)) == [words.REFUSED]
+    edit = {"tenant": "acme", "feed": "memberships", "ids": [row["id"]]}
+    written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
+    results = run(plan, client, ledger)
+    unsent = unsent_rows(plan, results, who="tester", run_id="run", now=datetime.now(UTC))
+    (audit,) = audit_rows(ledger.entries(plan=plan.hash), unsent).to_pylist()
+    assert (audit["outcome"], audit["attempts"]) == (STOPPED, 1)
 
 
 def test_a_record_that_changed_since_the_plan_is_stopped(
@@ -436,7 +451,7 @@ def test_a_sale_is_not_made_by_a_second_plan(
     client: MembershipsClient, ledger: Ledger, dice: random.Random
 ) -> None:
     rows = some("sell_memberships", client, 2, dice)
-    both, one = plan_of(client, "sell_memberships", rows), None
+    both = plan_of(client, "sell_memberships", rows)
     one = plan_of(client, "sell_memberships", rows[1:])
     assert statuses(run(both, client, ledger)) == [words.SUCCEEDED] * 2
     (result,) = run(one, client, ledger)
@@ -532,10 +547,13 @@ def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(
 ) -> None:
     plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 1, dice))
     before = len(writes(written))
-    order(written, "sell_memberships", "reset", "during", seconds=0.5)
-    assert statuses(run(plan, client, ledger)) == [words.UNKNOWN]
-    time.sleep(0.6)
-    (result,) = run(plan, client, ledger)
+    order(written, "sell_memberships", "reset", "during", seconds=2)
+    (result,) = run(plan, client, ledger, patience=Patience(looks=(0,)))
+    assert result.status == words.UNKNOWN
+    deadline = time.monotonic() + 30
+    while result.status == words.UNKNOWN and time.monotonic() < deadline:
+        time.sleep(0.2)
+        (result,) = run(plan, client, ledger)
     assert (result.status, result.found_by) == (words.SUCCEEDED, "reconciliation")
     assert len(writes(written)) == before + 1
 
@@ -587,6 +605,8 @@ def test_two_processes_send_each_change_once(
 ) -> None:
     plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 60, dice))
     before = len(writes(written))
+    # So slow that neither can be through before the other has begun.
+    order(written, "mark_events_complete", "slow", "before", seconds=0.1, times=60)
     url = f"sqlite:///{tmp_path}/ledger.db"
     file = str(plan.save(tmp_path))
     together = processes.Barrier(2)
@@ -688,6 +708,19 @@ def test_a_plan_can_be_undone_as_far_as_that_goes(
             if name not in derived and getattr(record, name) != getattr(was[id], name)
         }
         assert not differ or id in cannot, (id, differ)
+
+
+def test_lines_that_replace_another_get_ids_of_their_own(
+    client: MembershipsClient, ledger: Ledger
+) -> None:
+    line = {"sku_id": 5, "quantity": 1, "unit_price": "1", "is_add_on": False}
+    first = InvoiceTemplateCreate.model_validate({"items": [line]})
+    id = client.create_invoice_template(first).id
+    (old,) = client.get_invoice_template(id).items
+    items = [{"id": old.id, "remove": True}, line, line | {"unit_price": "2"}]
+    plan = plan_of(client, "update_invoice_templates", [{"id": id, "items": items}])
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED]
+    assert len({old.id, *(item.id for item in client.get_invoice_template(id).items)}) == 3
 
 
 def test_what_somebody_changed_since_is_not_undone(

@@ -1,6 +1,7 @@
 """Plans: from rows to a reviewed list of changes, with nothing sent."""
 
 import json
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import column_help, plan_lines, plan_totals
 from st_memberships_orchestration.writing.rows import BadRows, cells, numbered, read_rows
-from st_memberships_orchestration_tests.torture_writes import access_of
+from st_memberships_orchestration_tests.torture_writes import access_of, some
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -333,5 +334,9 @@ def test_named_lines_are_changed_and_all_others_kept(client: MembershipsClient) 
 
 
 def test_planning_sends_nothing(client: MembershipsClient, shared_sandbox: RunningSandbox) -> None:
-    log = shared_sandbox.control("GET", "/_sandbox/requests")
+    rows = {kind: some(kind, client, 2, random.Random(kind)) for kind in KINDS}
+    since = shared_sandbox.control("GET", "/_sandbox/requests")[-1]["n"] + 1
+    for kind in KINDS:
+        assert plan_of(client, kind, rows[kind]).changes
+    log = shared_sandbox.control("GET", f"/_sandbox/requests?since={since}")
     assert {entry["method"] for entry in log if "connect/token" not in entry["path"]} == {"GET"}

@@ -355,7 +355,8 @@ class _Run:
         if self.barred:
             return [], [self._stopped(planned, self.barred) for planned in chunk]
         try:
-            baselines = self.kind.baselines(self.client, [planned.wanted for planned in chunk])
+            wanted = [planned.wanted for planned in chunk]
+            baselines = self.kind.baselines(self.client, wanted, self.clock())
             if baselines is not None:
                 return list(zip(chunk, baselines, strict=True)), []
             records = self.kind.read(self.client, [p.target for p in chunk if p.target is not None])

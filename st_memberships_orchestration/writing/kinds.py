@@ -7,7 +7,7 @@ happened. Five kinds change a record that is there; two make one (`Creation`).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
@@ -174,7 +174,7 @@ class Kind:
         return {**state(record, wanted), MODIFIED: plain(record.modified_on)}
 
     def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain]
+        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
     ) -> Sequence[Plain] | None:
         """For creations: what there is already, just before they are sent."""
         return None
@@ -565,7 +565,7 @@ class SellMemberships(Creation):
 
     @override
     def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain]
+        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
     ) -> Sequence[Plain] | None:
         """Ids of the memberships that each customer has already."""
         customers = sorted({one["customer_id"] for one in wanted})
@@ -618,11 +618,11 @@ class CreateInvoiceTemplates(Creation):
 
     @override
     def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain]
+        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
     ) -> Sequence[Plain] | None:
         """Where the feed ends now, and the newest change that it shows, by ServiceTitan's clock."""
         for days in (1, 30, None):
-            start = None if days is None else (datetime.now(UTC) - timedelta(days=days)).isoformat()
+            start = None if days is None else (now - timedelta(days=days)).isoformat()
             rows, token = self._read_on(client, start)
             if rows:  # else our clock may be ahead of theirs, and the token of a time to come
                 break
