@@ -18,8 +18,9 @@ from st_memberships_orchestration.writing.kinds import (
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
 
 LAG = timedelta(minutes=16)
-"""A request that shows no effect so long after it began has none. It is sent in the first half of
-this time or not at all; ServiceTitan works on it for 100 s, and an export may lag 15 minutes."""
+"""A request that shows no effect so long after it began has none: it is sent in the first half of
+this time or not at all, ServiceTitan works on it for 100 s, and what is looked at shows it at once
+(exports are read with their recent changes, which lag 15 minutes otherwise)."""
 
 
 def look(
