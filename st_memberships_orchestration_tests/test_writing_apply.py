@@ -613,7 +613,7 @@ def test_two_processes_send_each_change_once(
     crowd = [
         processes.Process(
             target=child,
-            args=(written.env, written.url, file, url, timedelta(0), "", 0, None, together),
+            args=(written.env, written.url, file, url, timedelta(0), "", 0, None, together, 60),
         )
         for _ in range(2)
     ]

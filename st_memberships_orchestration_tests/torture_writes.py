@@ -209,10 +209,11 @@ def applied(
     later: timedelta = timedelta(0),
     workers: int = 4,
     run_id: str = "run",
+    seconds: float = 100,
 ) -> list[Result]:
-    """Apply a plan as of a later time, without caps; a slow answer is not waited for."""
+    """Apply a plan as of a later time, without caps; an answer is waited for so many seconds."""
     ledger = Ledger(ledger_url)
-    timeout = httpx.Timeout(SLOW * 0.6, connect=10, pool=10)
+    timeout = httpx.Timeout(seconds, connect=10, pool=10)
     try:
         with MembershipsClient.open(access_of(env, url), timeout=timeout) as client:
             return apply_audited(
@@ -243,11 +244,12 @@ def child(
     nth: int,
     started: Any = None,
     together: Any = None,
+    seconds: float = SLOW * 0.6,
 ) -> None:
     """Apply in this process, which may kill itself at the nth passing of a point.
 
     The audit goes into a lake beside the plan. `started` is an event to set just before,
-    `together` a barrier to wait at.
+    `together` a barrier to wait at, `seconds` what an answer is waited for.
     """
     client_module._exponential = lambda state: 0.01
     if point:
@@ -259,7 +261,8 @@ def child(
     warnings.simplefilter("error")
     plan, lake = load_plan(Path(plan_file)), lake_of(plan_file)
     try:
-        applied(env, url, plan, ledger_url, lake, later=later, run_id=f"{os.getpid()}")
+        run_id = f"{os.getpid()}"
+        applied(env, url, plan, ledger_url, lake, later=later, run_id=run_id, seconds=seconds)
     except ServiceTitanError as error:
         print(error, file=sys.stderr)
 
