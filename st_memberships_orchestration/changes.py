@@ -1,5 +1,6 @@
 """What the terminal and the jobs do alike with changes: their locks, their tenant, their audit."""
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,11 +9,12 @@ from st_memberships_orchestration.lake.store import Lake, upsert
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import Approval, Caps, Result, apply_plan, utc_now
-from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.report import audit_rows, unsent_rows
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
+from st_memberships_orchestration.writing.rows import BadRows, Fault, Row
+
+logger = logging.getLogger(__name__)
 
 AUDIT_TABLE = "derived/write_audit"
 OVERLAP = timedelta(hours=1)
@@ -36,13 +38,15 @@ def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> App
     )
 
 
-def tenant_of(rows: Sequence[Row], kind: Kind, settings: Settings) -> str:
+def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
     """The one tenant that rows are for: as they name it, or the only one there is.
 
     Raises:
         BadRows: they name several, or none where there are several.
     """
-    named = {str(cells(row, kind.change).get("tenant", "")) for row in rows} - {""}
+    cells = [cell for row in rows for cell in row.values.items()]
+    owners = [value for name, value in cells if str(name).strip() == "tenant"]
+    named = {str(owner).strip() for owner in owners if owner is not None} - {""}
     if len(named) == 1:
         return named.pop()
     if not named and len(settings.tenants) == 1:
@@ -95,7 +99,8 @@ def bring_audit_up_to_date(
 ) -> None:
     """Bring what the ledger noted since the last time into `derived/write_audit`.
 
-    What a killed run left behind comes with the next one. Costs what is new.
+    What a killed run left behind comes with the next one. Costs what is new. A lake that fails is
+    logged: what was sent, and what went wrong with it, must not be hidden by that.
 
     Args:
         lake: holds the table, with one row per plan and line.
@@ -104,6 +109,15 @@ def bring_audit_up_to_date(
         tenant: whose changes.
         unsent: rows of what a run did not send.
     """
+    try:
+        _bring(lake, ledger, environment, tenant, unsent)
+    except Exception:
+        logger.exception("%s is behind; the next run brings what was sent", AUDIT_TABLE)
+
+
+def _bring(
+    lake: Lake, ledger: Ledger, environment: str, tenant: str, unsent: Sequence[dict[str, Any]]
+) -> None:
     last = lake.rows(
         AUDIT_TABLE,
         tenant=tenant,

@@ -26,9 +26,10 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import NO_TENANT, Settings
-from st_memberships_orchestration.writing.apply import Locked, settle
+from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import (
     PLAN_HEADINGS,
@@ -74,7 +75,7 @@ def _plan_command(kind: Kind) -> click.Command:
                 with connect(Lake(settings.lake_uri)) as connection:
                     found = connection.sql(str(sql)).to_arrow_table()
                     rows, source = numbered(found.to_pylist()), str(sql)
-            tenant = tenant or tenant_of(rows, kind, settings)
+            tenant = tenant or tenant_of(rows, settings)
             _make(settings, ledger, kind, rows, tenant, source, occasion, confirm)
 
     columns = "\n".join(
@@ -121,7 +122,9 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
         _show(RESULT_HEADINGS, result_lines(results))
         console.print(f"{tally(results)}. All of it: {AUDIT_TABLE}, plan {chosen.hash[:12]}.")
         if not all(result.is_good for result in results):
-            raise click.ClickException("Not all is done; what succeeded stays done. Run it again.")
+            raise click.ClickException(
+                "Not all is done and read back; what succeeded stays done. Run it again."
+            )
 
 
 @click.command()

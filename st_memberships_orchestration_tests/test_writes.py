@@ -22,7 +22,7 @@ from st_memberships_orchestration.writing.plans import load_plan
 from st_memberships_orchestration_tests.doors import Location
 from st_memberships_orchestration_tests.torture_writes import access_of
 
-COLD = {"execution": {}, "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+LOGGERS = {"console": {"config": {"log_level": "CRITICAL"}}}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def launch(here: Location, job: str, **config: Any) -> dg.ExecuteInProcessResult
             run_config={
                 "ops": {op_name(job): {"config": config}},
                 "resources": {"writes": {"config": {"read_back_after": [0, 0.1]}}},
-                "loggers": COLD["loggers"],
+                "loggers": LOGGERS,
             },
             raise_on_error=False,
         )
@@ -143,7 +143,7 @@ def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
     run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
     assert not run.success
     found = facts(run, job)
-    assert "1 of 3 changes are not done: 1 refused" in found["said"]
+    assert "1 of 3 changes are not done and read back: 1 refused" in found["said"]
     assert found["outcomes"] == "1 refused, 2 succeeded"
     assert "trace id" in found["results"]
     assert len(here.lake.rows("derived/write_audit", tenant="acme")) == 3
@@ -238,6 +238,7 @@ def test_the_inbox_makes_plans_and_applies_none(
         ("a.csv", f"id,memo\n{id},hello\n"),
         ("b.csv", f"id,memo\n{id},hello\n"),
         ("broken.csv", "id,colour\n1,red\n"),
+        ("nobody.csv", f"tenant,id,memo\nnobody,{id},hello\n"),
         ("fresh.csv", "still being written"),
     ):
         (inbox / name).write_text(text)
@@ -247,7 +248,7 @@ def test_the_inbox_makes_plans_and_applies_none(
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
     with dg.build_sensor_context(instance=here.instance) as context:
         requests = sensor.evaluate_tick(context).run_requests or []
-    assert len({request.run_key for request in requests}) == len(requests) == 3
+    assert len({request.run_key for request in requests}) == len(requests) == 4
     for request in requests:
         assert request.job_name
         (config,) = [op["config"] for op in request.run_config["ops"].values()]
@@ -258,9 +259,55 @@ def test_the_inbox_makes_plans_and_applies_none(
     assert "approved_hash: " in next(outbox.glob("*-a.csv/plan.md")).read_text()
     assert "planned before" in next(outbox.glob("repeated-*-b.csv/repeated.txt")).read_text()
     assert "colour" in next(outbox.glob("*-broken.csv/broken.txt")).read_text()
+    assert "'nobody' is not" in next(outbox.glob("*-nobody.csv/broken.txt")).read_text()
     assert [file.name for file in inbox.glob("*")] == ["fresh.csv"]
     assert list(waiting_files(Path(".data/inbox"), now=datetime.now(UTC))) == []
     assert writes_of(sandbox) == []
+
+
+def test_a_file_that_met_an_outage_is_tried_again(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    file = tmp_path / "inbox" / "update_memberships" / "a.csv"
+    file.parent.mkdir(parents=True)
+    here.monkeypatch.setenv("ST_INBOX", str(tmp_path / "inbox"))
+    file.write_text(f"id,memo\n{next(iter(client.list_memberships())).id},hello\n")
+    at = datetime.now(UTC) + timedelta(minutes=1)
+
+    def waiting(later: timedelta) -> list[str]:
+        return [key for _, _, key in waiting_files(tmp_path / "inbox", now=at + later)]
+
+    refused = {"on": "memberships", "kind": "400", "method": "GET"}
+    sandbox.control("POST", "/_sandbox/faults", [refused])
+    assert not launch(here, "update_memberships", file=str(file), from_inbox=True).success
+    assert waiting(timedelta(0)) == waiting(timedelta(minutes=30)) != waiting(timedelta(hours=1))
+    assert launch(here, "update_memberships", file=str(file), from_inbox=True).success
+    assert waiting(timedelta(hours=2)) == []
+    assert len(list(tmp_path.glob("outbox/update_memberships/*-a.csv/plan-*.json"))) == 1
+    # The sensor may have asked for it once more before the run took it.
+    assert launch(here, "update_memberships", file=str(file), from_inbox=True).success
+
+
+def test_a_lake_that_fails_does_not_hide_what_was_sent(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    job = "mark_events_complete"
+    plan = facts(launch(here, job, rows=open_visits(client, 3)), job)
+    derived = Path(here.lake.uri, "derived")
+    derived.parent.mkdir(parents=True, exist_ok=True)
+    derived.write_text("no folder, so no table")
+    run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
+    assert run.success
+    assert facts(run, job)["outcomes"] == "3 succeeded"
+    entry = Ledger("sqlite:///.data/ledger.db").entries(plan=plan["plan_hash"])[0]
+    derived.unlink()
+    assert launch(here, job, approved_hash=plan["plan_hash"], dry_run=False).success
+    audit = here.lake.rows("derived/write_audit", tenant="acme").to_pylist()
+    assert {(row["outcome"], row["run_id"]) for row in audit} == {("succeeded", run.run_id)}
+    assert len(audit) == 3
+    assert len(writes_of(sandbox)) == 3
+    assert entry.run_id == run.run_id
 
 
 def test_every_kind_has_a_job_with_safe_defaults(here: Location) -> None:
@@ -342,7 +389,7 @@ def test_a_newcomer_s_way_from_a_query_to_undo(
     for planned in plan.changes:
         assert found[planned.target or 0] == planned.before["memo"]
     assert "no single open entry" in command("settle", "0" * 12, "happened", fails=True)
-    Path("bad.csv").write_text("id,colour\n1,red\n2,blue\n")
-    said = command("plan", "update-memberships", "bad.csv", fails=True)
+    Path("bad.csv").write_text("tenant,id,recurrence_months,colour\nacme,1,,red\nacme,2,May,\n")
+    said = command("plan", "update-recurring-services", "bad.csv", fails=True)
     assert "line 2: colour" in said
-    assert "line 3: colour" in said
+    assert "line 3: recurrence_months: a list is written as JSON" in said

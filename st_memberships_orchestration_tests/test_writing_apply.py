@@ -16,10 +16,12 @@ import pytest
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.models import InvoiceTemplateCreate, MembershipSale
 from st_memberships_orchestration.writing import apply as apply_module
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import (
     NO_OP,
+    NOT_READ_BACK,
     STOPPED,
     Approval,
     Caps,
@@ -27,12 +29,12 @@ from st_memberships_orchestration.writing.apply import (
     Patience,
     Result,
     apply_plan,
-    settle,
 )
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Ledger
+from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
-from st_memberships_orchestration.writing.report import audit_rows, result_lines
+from st_memberships_orchestration.writing.report import audit_rows, result_lines, unsent_rows
 from st_memberships_orchestration.writing.rows import numbered
 from st_memberships_orchestration.writing.undo import reversal
 from st_memberships_orchestration_tests.torture_writes import (
@@ -122,6 +124,17 @@ def order(sandbox: RunningSandbox, kind: str, fault: str, phase: str, **more: An
     sandbox.control("POST", "/_sandbox/faults", [fault_order])
 
 
+def twin_sales(client: MembershipsClient, dice: random.Random) -> list[dict[str, Any]]:
+    """Two sales that only their location tells apart; it can be read back."""
+    (sale,) = some("sell_memberships", client, 1, dice)
+    kinds = [t for t in client.list_membership_types() if t.location_target == "SingleLocation"]
+    offers = client.membership_type_duration_billing_items(kinds[0].id)
+    sale |= {"duration_billing_id": next(offer.id for offer in offers if offer.active)}
+    sale |= {"recurring_service_action": "Single"}
+    locations = dice.sample(range(1, 10**6), 2)
+    return [sale | {"location_id": id, "recurring_location_id": id} for id in locations]
+
+
 # Locks
 
 
@@ -166,6 +179,34 @@ def test_the_day_s_caps_count_earlier_runs(
     run(first, client, ledger, approval=approval(first, caps=caps))
     with pytest.raises(Locked, match="2 changes after 2 today"):
         run(second, client, ledger, approval=approval(second, caps=caps))
+
+
+def test_what_turns_out_not_to_have_happened_counts_for_the_caps(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 3, dice))
+    order(written, "mark_events_complete", "reset", "before", times=2)
+    run(plan, client, ledger, workers=1)
+    before = len(writes(written))
+    few = approval(plan, caps=Caps(per_run=1))
+    with pytest.raises(Locked, match="2 changes, the cap per run is 1"):
+        run(plan, client, ledger, later=LATER, approval=few)
+    assert len(writes(written)) == before
+
+
+def test_the_audit_keeps_how_often_a_line_was_sent_that_was_stopped_later(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    (row,) = some("update_memberships", client, 1, dice)
+    plan = plan_of(client, "update_memberships", [{"id": row["id"], "memo": "ours"}])
+    order(written, "update_memberships", "400", "before")
+    assert statuses(run(plan, client, ledger)) == [words.REFUSED]
+    edit = {"tenant": "acme", "feed": "memberships", "ids": [row["id"]]}
+    written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
+    results = run(plan, client, ledger)
+    unsent = unsent_rows(plan, results, who="tester", run_id="run", now=datetime.now(UTC))
+    (audit,) = audit_rows(ledger.entries(plan=plan.hash), unsent).to_pylist()
+    assert (audit["outcome"], audit["attempts"]) == (STOPPED, 1)
 
 
 def test_a_record_that_changed_since_the_plan_is_stopped(
@@ -274,6 +315,38 @@ def test_what_becomes_of_each_fault(
         assert result.trace_id
 
 
+def test_a_throttled_request_is_not_repeated_once_another_run_may_send_it(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 1, dice))
+    before = len(writes(written))
+    order(written, "sell_memberships", "429", "before", seconds=0)
+
+    def clock() -> datetime:
+        asleep = timedelta(minutes=9) if len(writes(written)) > before else timedelta(0)
+        return datetime.now(UTC) + asleep
+
+    (result,) = run(plan, client, ledger, clock=clock)
+    assert (result.status, len(writes(written))) == (words.NOT_SENT, before + 1)
+    assert "too late" in result.detail
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED]
+
+
+def test_a_change_that_could_not_be_read_back_is_no_success_yet(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 2, dice))
+    reads = {"on": "", "kind": "500", "method": "GET", "after": 1, "times": 99}
+    written.control("POST", "/_sandbox/faults", [reads])
+    results = run(plan, client, ledger)
+    assert statuses(results) == [NOT_READ_BACK] * 2
+    assert not any(result.is_good for result in results)
+    written.control("DELETE", "/_sandbox/faults")
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 2
+    with pytest.raises(ValueError, match="at least once"):
+        Patience(looks=())
+
+
 def test_a_token_that_is_not_granted_means_not_sent(
     written: RunningSandbox, ledger: Ledger, dice: random.Random, client: MembershipsClient
 ) -> None:
@@ -287,24 +360,98 @@ def test_a_token_that_is_not_granted_means_not_sent(
     assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 2
 
 
+@pytest.mark.parametrize("answer_is_lost", [False, True])
 def test_a_field_that_did_not_take_is_reported(
-    client: MembershipsClient, ledger: Ledger, dice: random.Random
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    answer_is_lost: bool,
 ) -> None:
     kinds = [t for t in client.list_membership_types() if t.location_target == "AllLocations"]
     offers = client.membership_type_duration_billing_items(kinds[0].id)
     (sale,) = some("sell_memberships", client, 1, dice)
     sale |= {"duration_billing_id": next(o.id for o in offers if o.active), "location_id": 77}
+    if answer_is_lost:
+        order(written, "sell_memberships", "reset", "after")
     (result,) = run(plan_of(client, "sell_memberships", [sale]), client, ledger)
     assert result.status == words.NOT_APPLIED
+    assert result.found_by == ("reconciliation" if answer_is_lost else "receipt")
     assert "location_id" in result.detail
     assert next(iter(result_lines([result])))[2] == words.NOT_APPLIED
+
+
+def test_a_refusal_counts_only_if_nothing_that_it_could_have_made_is_there(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    """One customer, the same plan sold for two locations; both answers were wrong or lost."""
+    plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
+    before = len(writes(written))
+    order(written, "sell_memberships", "400", "after")
+    order(written, "sell_memberships", "reset", "before")
+    assert statuses(run(plan, client, ledger, workers=1)) == [words.UNKNOWN] * 2
+    assert statuses(run(plan, client, ledger, later=LATER)) == [words.NEEDS_REVIEW] * 2
+    assert len(writes(written)) == before + 2
+
+
+def test_a_record_is_not_given_to_one_of_twins_while_the_other_is_under_review(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
+    order(written, "sell_memberships", "reset", "after")
+    order(written, "sell_memberships", "reset", "before")
+    assert statuses(run(plan, client, ledger, workers=1)) == [words.UNKNOWN] * 2
+    first = next(e for e in ledger.entries(plan=plan.hash) if e.line == 1)
+    now = datetime.now(UTC)
+    ledger.finish(first.key, first.claim, words.NEEDS_REVIEW, now=now, expected=(words.UNKNOWN,))
+    results = run(plan, client, ledger, later=LATER)
+    assert statuses(results) == [words.NEEDS_REVIEW] * 2, results
+
+
+def test_twins_whose_answers_were_lost_get_each_its_own_record(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    for _ in range(3):
+        plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
+        order(written, "sell_memberships", "reset", "after", times=2)
+        assert statuses(run(plan, client, ledger, workers=1)) == [words.SUCCEEDED] * 2
+        for entry in ledger.entries(plan=plan.hash):
+            made = client.get_membership(entry.result["customer_membership_id"])
+            assert made.location_id == entry.change["location_id"]
+            assert entry.verified
+
+
+def test_what_might_be_ours_in_another_form_is_not_sent_again(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    rows = some("sell_memberships", client, 1, dice)
+    sale = plan_of(client, "sell_memberships", rows)
+    order(written, "sell_memberships", "reset", "before")
+    assert statuses(run(sale, client, ledger)) == [words.UNKNOWN]
+    units = {m.business_unit_id for m in client.list_memberships()} - {rows[0]["business_unit_id"]}
+    other = rows[0] | {"business_unit_id": units.pop()}
+    client.sell_membership(MembershipSale.model_validate(other))
+    (result,) = run(sale, client, ledger, later=LATER)
+    assert result.status == words.NEEDS_REVIEW
+    assert "not as asked" in result.detail
+
+    line = {"sku_id": 7, "quantity": 1, "unit_price": "12.50", "is_add_on": False}
+    template = plan_of(client, "create_invoice_templates", [{"items": [line]}])
+    for others, expected in (({"sku_id": 8}, words.SUCCEEDED), ({"cost": 3}, words.NEEDS_REVIEW)):
+        again = replace(template, occasion=str(others))
+        order(written, "create_invoice_templates", "reset", "before")
+        assert statuses(run(again, client, ledger)) == [words.UNKNOWN]
+        client.create_invoice_template(
+            InvoiceTemplateCreate.model_validate({"items": [line | others | {"unit_price": 9}]})
+        )
+        assert statuses(run(again, client, ledger, later=LATER)) == [expected]
 
 
 def test_a_sale_is_not_made_by_a_second_plan(
     client: MembershipsClient, ledger: Ledger, dice: random.Random
 ) -> None:
     rows = some("sell_memberships", client, 2, dice)
-    both, one = plan_of(client, "sell_memberships", rows), None
+    both = plan_of(client, "sell_memberships", rows)
     one = plan_of(client, "sell_memberships", rows[1:])
     assert statuses(run(both, client, ledger)) == [words.SUCCEEDED] * 2
     (result,) = run(one, client, ledger)
@@ -346,8 +493,53 @@ def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
     now = datetime.now(UTC)
     entry = settle(ledger, result.key[:12], happened=True, who="boss", now=now)
     assert (entry.status, entry.found_by) == (words.SUCCEEDED, "person")
-    with pytest.raises(KeyError):
+    back = reversal(plan, client, ledger)
+    assert (back.rows, [left.why for left in back.left]) == ([], ["it was never read back"])
+    with pytest.raises(KeyError, match="no single open entry"):
         settle(ledger, result.key, happened=True, who="boss", now=now)
+
+
+def test_a_person_can_only_say_what_can_be_known(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    first, second = twin_sales(client, dice)
+    plan = plan_of(client, "sell_memberships", [first])
+    order(written, "sell_memberships", "reset", "before")
+    (result,) = run(plan, client, ledger)
+    now = datetime.now(UTC)
+    with pytest.raises(ValueError, match="may still be under way"):
+        settle(ledger, result.key, happened=False, who="boss", now=now)
+    with pytest.raises(ValueError, match="--record names"):
+        settle(ledger, result.key, happened=True, who="boss", now=now)
+    made = client.sell_membership(MembershipSale.model_validate(first)).customer_membership_id
+    entry = settle(ledger, result.key, happened=True, who="boss", now=now, record=made)
+    assert entry.result == {"customer_membership_id": made}
+    # That record is explained: a twin whose answer is lost cannot be given it.
+    twin = plan_of(client, "sell_memberships", [second])
+    order(written, "sell_memberships", "reset", "before")
+    (result,) = run(twin, client, ledger)
+    assert "no such record" in result.detail
+    entry = settle(ledger, result.key, happened=False, who="boss", now=now + LATER)
+    assert statuses(run(twin, client, ledger)) == [words.SUCCEEDED]
+    with pytest.raises(KeyError, match="no single open entry"):
+        settle(ledger, result.key, happened=False, who="boss", now=now + LATER)
+
+
+def test_a_settling_that_comes_too_late_is_refused(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 1, dice))
+    order(written, "mark_events_complete", "reset", "before")
+    (result,) = run(plan, client, ledger)
+    stale = ledger.entry(result.key)
+    assert statuses(run(plan, client, ledger, later=LATER)) == [words.SUCCEEDED]
+    monkeypatch.setattr(ledger, "entry", lambda key: stale)
+    with pytest.raises(KeyError, match="is not unknown any more"):
+        settle(ledger, result.key, happened=False, who="boss", now=datetime.now(UTC) + LATER)
 
 
 def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(
@@ -355,10 +547,13 @@ def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(
 ) -> None:
     plan = plan_of(client, "sell_memberships", some("sell_memberships", client, 1, dice))
     before = len(writes(written))
-    order(written, "sell_memberships", "reset", "during", seconds=0.5)
-    assert statuses(run(plan, client, ledger)) == [words.UNKNOWN]
-    time.sleep(0.6)
-    (result,) = run(plan, client, ledger)
+    order(written, "sell_memberships", "reset", "during", seconds=2)
+    (result,) = run(plan, client, ledger, patience=Patience(looks=(0,)))
+    assert result.status == words.UNKNOWN
+    deadline = time.monotonic() + 30
+    while result.status == words.UNKNOWN and time.monotonic() < deadline:
+        time.sleep(0.2)
+        (result,) = run(plan, client, ledger)
     assert (result.status, result.found_by) == (words.SUCCEEDED, "reconciliation")
     assert len(writes(written)) == before + 1
 
@@ -410,13 +605,15 @@ def test_two_processes_send_each_change_once(
 ) -> None:
     plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 60, dice))
     before = len(writes(written))
+    # So slow that neither can be through before the other has begun.
+    order(written, "mark_events_complete", "slow", "before", seconds=0.1, times=60)
     url = f"sqlite:///{tmp_path}/ledger.db"
     file = str(plan.save(tmp_path))
     together = processes.Barrier(2)
     crowd = [
         processes.Process(
             target=child,
-            args=(written.env, written.url, file, url, timedelta(0), "", 0, None, together),
+            args=(written.env, written.url, file, url, timedelta(0), "", 0, None, together, 60),
         )
         for _ in range(2)
     ]
@@ -511,6 +708,19 @@ def test_a_plan_can_be_undone_as_far_as_that_goes(
             if name not in derived and getattr(record, name) != getattr(was[id], name)
         }
         assert not differ or id in cannot, (id, differ)
+
+
+def test_lines_that_replace_another_get_ids_of_their_own(
+    client: MembershipsClient, ledger: Ledger
+) -> None:
+    line = {"sku_id": 5, "quantity": 1, "unit_price": "1", "is_add_on": False}
+    first = InvoiceTemplateCreate.model_validate({"items": [line]})
+    id = client.create_invoice_template(first).id
+    (old,) = client.get_invoice_template(id).items
+    items = [{"id": old.id, "remove": True}, line, line | {"unit_price": "2"}]
+    plan = plan_of(client, "update_invoice_templates", [{"id": id, "items": items}])
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED]
+    assert len({old.id, *(item.id for item in client.get_invoice_template(id).items)}) == 3
 
 
 def test_what_somebody_changed_since_is_not_undone(

@@ -80,6 +80,8 @@ def test_only_what_certainly_did_not_happen_can_be_claimed_again(ledger: Ledger)
     second = ledger.claim(INTENT, seen=claim, now=NOW, budget=FREE)
     assert second
     assert not ledger.finish(INTENT.key, claim, words.UNKNOWN, now=NOW)
+    with pytest.raises(KeyError, match="at least 8 characters"):
+        ledger.entry("")
     entry = ledger.entry(INTENT.key[:12])
     assert entry
     assert entry.attempts == 2

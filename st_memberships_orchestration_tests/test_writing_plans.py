@@ -1,11 +1,13 @@
 """Plans: from rows to a reviewed list of changes, with nothing sent."""
 
 import json
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +18,8 @@ from st_memberships_orchestration.servicetitan.models import OpportunityStatus
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import column_help, plan_lines, plan_totals
-from st_memberships_orchestration.writing.rows import BadRows, numbered, read_rows
-from st_memberships_orchestration_tests.torture_writes import access_of
+from st_memberships_orchestration.writing.rows import BadRows, cells, numbered, read_rows
+from st_memberships_orchestration_tests.torture_writes import access_of, some
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -108,6 +110,16 @@ def test_broken_files_are_refused_with_the_reason(
         plan_of(client, "update_memberships", tmp_path / name)
 
 
+def test_the_same_creation_twice_is_a_fault_however_it_is_written(
+    client: MembershipsClient,
+) -> None:
+    line = {"sku_id": 5, "quantity": 1, "unit_price": "3.50", "is_add_on": False}
+    same = {"sku_id": "5", "quantity": 1.0, "unit_price": 3.5, "is_add_on": "false"}
+    rows = [{"items": [line]}, {"items": [line | {"sku_id": 6}]}, {"items": json.dumps([same])}]
+    with pytest.raises(BadRows, match="line 3: the same content is in line 1 already"):
+        plan_of(client, "create_invoice_templates", rows)
+
+
 def test_texts_are_taken_as_they_are_written(client: MembershipsClient) -> None:
     id = an(client.list_memberships()).id
     row = {"id": f" {id} ", "memo": " ends in spaces  ", "to": " null ", "status": " Suspended "}
@@ -116,6 +128,32 @@ def test_texts_are_taken_as_they_are_written(client: MembershipsClient) -> None:
     row |= {"memo": '""', "to": "  "}
     (planned,) = plan_of(client, "update_memberships", [row]).changes
     assert planned.change == {"status": "Suspended", "memo": ""}
+
+
+@pytest.mark.parametrize("kind", ["update_memberships", "update_recurring_services"])
+def test_numbers_that_may_have_lost_digits_are_refused(
+    client: MembershipsClient, tmp_path: Path, kind: str
+) -> None:
+    big = 2**53 + 1
+    rows: list[dict[str, Any]] = [
+        {"id": float(big), "memo": "x"},
+        {"id": 5, "business_unit_id": float(big)},
+        {"id": 6, "memo": "x"},
+    ]
+    if kind == "update_recurring_services":
+        rows.append({"id": 7, "preferred_technician_ids": [1.0, float(big)]})
+    with pytest.raises(BadRows) as raised:
+        plan_of(client, kind, rows)
+    assert [fault.line for fault in raised.value.faults] == [1, 2, 4][: len(rows) - 1]
+    assert all("write it as a whole number" in str(fault) for fault in raised.value.faults)
+    # As pandas writes ids with gaps: as float64, and as nullable Int64.
+    exact = pd.DataFrame({"id": pd.array([big, 8], "Int64"), "business_unit_id": [None, 3.0]})
+    exact["sold_by_id"] = pd.array([None, big], "Int64")
+    exact["memo"] = "x"
+    exact.to_parquet(tmp_path / "a.parquet")
+    read = [cells(row, KINDS[kind].change) for row in read_rows(tmp_path / "a.parquet")]
+    assert read[0] == {"id": big, "memo": "x"}
+    assert read[1] == {"id": 8, "business_unit_id": 3.0, "sold_by_id": big, "memo": "x"}
 
 
 def test_all_formats_make_the_same_plan(client: MembershipsClient, tmp_path: Path) -> None:
@@ -189,11 +227,17 @@ def test_the_hash_follows_content_and_record_and_survives_the_file(
     other = plan_of(client, "update_memberships", [{"id": membership.id, "memo": "two"}])
     again = plan_of(client, "update_memberships", rows, occasion="once more")
     assert len({plan.hash, other.hash, again.hash}) == 3
+    revenue = str(membership.initial_deferred_revenue + 10)
+    rows = [{"id": membership.id, "memo": "one", "initial_deferred_revenue": revenue}]
+    plan = plan_of(client, "update_memberships", rows)
     file = plan.save(tmp_path)
     assert load_plan(file) == plan
-    file.write_text(file.read_text().replace('"one"', '"won"'))
-    with pytest.raises(ValueError, match="edited after it was made"):
-        load_plan(file)
+    text = file.read_text()
+    for made, edited in (('"one"', '"won"'), ('"money": "10"', '"money": "0"')):
+        assert made in text
+        file.write_text(text.replace(made, edited))
+        with pytest.raises(ValueError, match="edited after it was made"):
+            load_plan(file)
 
 
 def test_a_plan_holds_no_secret(client: MembershipsClient, shared_sandbox: RunningSandbox) -> None:
@@ -290,5 +334,9 @@ def test_named_lines_are_changed_and_all_others_kept(client: MembershipsClient) 
 
 
 def test_planning_sends_nothing(client: MembershipsClient, shared_sandbox: RunningSandbox) -> None:
-    log = shared_sandbox.control("GET", "/_sandbox/requests")
+    rows = {kind: some(kind, client, 2, random.Random(kind)) for kind in KINDS}
+    since = shared_sandbox.control("GET", "/_sandbox/requests")[-1]["n"] + 1
+    for kind in KINDS:
+        assert plan_of(client, kind, rows[kind]).changes
+    log = shared_sandbox.control("GET", f"/_sandbox/requests?since={since}")
     assert {entry["method"] for entry in log if "connect/token" not in entry["path"]} == {"GET"}

@@ -36,7 +36,15 @@ from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.models import OpportunityStatus
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.apply import Approval, Caps, Patience, Result, entry_key
+from st_memberships_orchestration.writing.apply import (
+    NO_OP,
+    STOPPED,
+    Approval,
+    Caps,
+    Patience,
+    Result,
+    entry_key,
+)
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
@@ -201,11 +209,13 @@ def applied(
     later: timedelta = timedelta(0),
     workers: int = 4,
     run_id: str = "run",
+    seconds: float = 100,
 ) -> list[Result]:
-    """Apply a plan as of a later time, without caps."""
+    """Apply a plan as of a later time, without caps; an answer is waited for so many seconds."""
     ledger = Ledger(ledger_url)
+    timeout = httpx.Timeout(seconds, connect=10, pool=10)
     try:
-        with MembershipsClient.open(access_of(env, url)) as client:
+        with MembershipsClient.open(access_of(env, url), timeout=timeout) as client:
             return apply_audited(
                 plan,
                 client,
@@ -234,13 +244,13 @@ def child(
     nth: int,
     started: Any = None,
     together: Any = None,
+    seconds: float = SLOW * 0.6,
 ) -> None:
     """Apply in this process, which may kill itself at the nth passing of a point.
 
     The audit goes into a lake beside the plan. `started` is an event to set just before,
-    `together` a barrier to wait at.
+    `together` a barrier to wait at, `seconds` what an answer is waited for.
     """
-    client_module.TIMEOUT = httpx.Timeout(SLOW * 0.6)
     client_module._exponential = lambda state: 0.01
     if point:
         _mine(point, nth)
@@ -251,7 +261,8 @@ def child(
     warnings.simplefilter("error")
     plan, lake = load_plan(Path(plan_file)), lake_of(plan_file)
     try:
-        applied(env, url, plan, ledger_url, lake, later=later, run_id=f"{os.getpid()}")
+        run_id = f"{os.getpid()}"
+        applied(env, url, plan, ledger_url, lake, later=later, run_id=run_id, seconds=seconds)
     except ServiceTitanError as error:
         print(error, file=sys.stderr)
 
@@ -359,7 +370,9 @@ def judge_audit(plan: Plan, entries: list[Entry], audit: list[dict[str, Any]]) -
         elif line in left:
             if entry or row["detail"] != left[line]:
                 wrong.append(f"the audit says of line {line} that it was left: {row}")
-        elif row["attempts"] == 0:
+        elif row["outcome"] in (NO_OP, STOPPED):
+            if (entry.attempts if entry else 0) != row["attempts"]:
+                wrong.append(f"the audit says {row} of line {line}: {entry}")
             if entry and entry.status not in words.FREE:
                 wrong.append(f"the audit says {row['outcome']} of line {line}: {entry.status}")
         elif entry is None:
@@ -425,8 +438,8 @@ def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: 
             occasion=name,
         )
     file = str(plan.save(yard.folder))
-    since = len(yard.control("GET", "requests"))
-    since = yard.control("GET", "requests")[-1]["n"] + 1 if since else 0
+    log = yard.control("GET", "requests")
+    since = log[-1]["n"] + 1 if log else 0
     faults = _faults(kind, dice)
     phases = {f["kind"]: f["phase"] for f in faults if f["on"] == _path(kind)}
     yard.control("POST", "faults", faults)
@@ -445,7 +458,7 @@ def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: 
     ledger = Ledger(ledger_url)
     keys = {entry_key(plan, planned) for planned in plan.changes}
     entries = [e for e in ledger.entries(tenant="acme", kind=kind) if e.key in keys]
-    if not issubclass(type(KINDS[kind]), Creation):
+    if not isinstance(KINDS[kind], Creation):
         entries = ledger.entries(plan=plan.hash)
     # What the last run left behind when it was killed comes with the next one, of any plan.
     bring_audit_up_to_date(lake_of(file), ledger, plan.environment, plan.tenant)

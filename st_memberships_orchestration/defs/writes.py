@@ -8,7 +8,7 @@ import getpass
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,10 @@ LOGGED_RESULTS = 500
 
 SETTLED_SECONDS = 5.0
 """A file that changed within the last seconds may still be written to."""
+
+AGAIN_SECONDS = 3600.0
+"""A file that still lies in the inbox after so long is tried again: its run was killed, or met an
+outage."""
 
 
 class WriteConfig(dg.Config):
@@ -108,7 +112,9 @@ class WritesResource(dg.ConfigurableResource):
     """
 
     read_back_after: list[float] = Field(
-        default=[0, 2, 10], description="Seconds after a write at which the record is read back."
+        default=[0, 2, 10],
+        min_length=1,
+        description="Seconds after a write at which the record is read back, until it shows.",
     )
 
     @contextmanager
@@ -197,8 +203,7 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
         try:
             work.apply() if config.approved_hash or not config.dry_run else work.plan()
         except (BadRows, Locked, KeyError, ValueError, OSError) as error:
-            said = error.args[0] if isinstance(error, KeyError) else str(error)
-            raise dg.Failure(said, allow_retries=False) from error
+            raise dg.Failure(_said(error), allow_retries=False) from error
         except ServiceTitanError as error:
             raise dg.Failure(str(error), metadata=error.facts(), allow_retries=False) from error
 
@@ -245,9 +250,9 @@ class _Work:
             return
         try:
             plan = self._planned()
-        except BadRows as error:
+        except (BadRows, KeyError, ValueError) as error:
             if self.config.from_inbox:
-                aside.broken(str(error))
+                aside.broken(_said(error))
             raise
         self.writes.ledger.save_plan(plan)
         table = markdown(PLAN_HEADINGS, plan_lines(plan))
@@ -269,7 +274,7 @@ class _Work:
     def _planned(self) -> Plan:
         rows, source = self._rows()
         settings = self.writes.settings
-        tenant = self.config.tenant or tenant_of(rows, self.kind, settings)
+        tenant = self.config.tenant or tenant_of(rows, settings)
         ledger, environment = self.writes.ledger, settings.environment
         return make_plan(
             self.servicetitan.client(tenant),
@@ -341,8 +346,8 @@ class _Work:
         bad = [result for result in results if not result.is_good]
         if bad:
             raise dg.Failure(
-                f"{len(bad)} of {len(results)} changes are not done: {tally(bad)}. What succeeded "
-                "stays done; run the job again to go on.",
+                f"{len(bad)} of {len(results)} changes are not done and read back: {tally(bad)}. "
+                "What succeeded stays done; run the job again to go on.",
                 metadata=facts,
                 allow_retries=False,
             )
@@ -354,10 +359,18 @@ class _Work:
         self.context.instance.add_run_tags(self.context.run_id, tags)
 
     def _log_audit(self, tenant: str) -> None:
-        metadata = table_metadata(self.lake, AUDIT_TABLE, [tenant])
+        try:
+            metadata = table_metadata(self.lake, AUDIT_TABLE, [tenant])
+        except Exception:  # must not hide what was sent
+            self.context.log.exception("%s cannot be read", AUDIT_TABLE)
+            return
         self.context.log_event(
             dg.AssetMaterialization(AUDIT_KEY, partition=tenant, metadata=metadata)
         )
+
+
+def _said(error: Exception) -> str:
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def how_to_apply(plan: Plan) -> str:
@@ -402,34 +415,35 @@ class _Aside:
         self._outbox = settings.inbox.parent / "outbox" / kind.name
 
     def was_planned(self) -> bool:
-        """Move the file aside if one with the same content came before."""
+        """Whether a run was here before: for this file, or for the same rows, then moved aside."""
+        if not self._file.exists():
+            return True
         earlier = [p for p in self._outbox.glob(f"{_content(self._file)}-*/plan-*.json")]
         if not earlier:
             return False
+        stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        folder = self._outbox / f"repeated-{stamp}-{self._file.name}"
         said = f"The same rows were planned before: {earlier[0].parent.name}"
-        self._moved("repeated", said)
+        self._moved(folder, "repeated.txt", said)
         return True
 
     def broken(self, reason: str) -> None:
         """Move the file aside with the reason."""
-        self._moved("broken", reason)
+        self._moved(self._folder(), "broken.txt", reason)
 
     def planned(self, plan: Plan, report: str) -> None:
         """Put file, plan and report into the outbox."""
-        folder = self._moved("planned", "")
+        folder = self._folder()
         plan.save(folder).rename(folder / f"plan-{plan.hash[:12]}.json")
-        (folder / "plan.md").write_text(f"Plan {plan.hash}\n\n{report}\n")
+        self._moved(folder, "plan.md", f"Plan {plan.hash}\n\n{report}")
 
-    def _moved(self, what: str, reason: str) -> Path:
-        folder = self._outbox / f"{_content(self._file)}-{self._file.name}"
-        if what == "repeated":
-            stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-            folder = self._outbox / f"repeated-{stamp}-{self._file.name}"
+    def _folder(self) -> Path:
+        return self._outbox / f"{_content(self._file)}-{self._file.name}"
+
+    def _moved(self, folder: Path, name: str, text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        os.replace(self._file, folder / self._file.name)
-        if reason:
-            (folder / f"{what}.txt").write_text(f"{reason}\n")
-        return folder
+        (folder / name).write_text(f"{text}\n")
+        os.replace(self._file, folder / self._file.name)  # last: what was killed is begun anew
 
 
 def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
@@ -447,9 +461,9 @@ def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
         ),
     )
     def write_plan_inbox() -> Iterator[dg.RunRequest]:
-        for kind, file in waiting_files(Settings().inbox, now=datetime.now(UTC)):
+        for kind, file, run_key in waiting_files(Settings().inbox, now=datetime.now(UTC)):
             yield dg.RunRequest(
-                run_key=f"{kind} {file.name} {file.stat().st_mtime_ns} {_content(file)}",
+                run_key=run_key,
                 job_name=kind,
                 run_config=run_config(kind, file=str(file), from_inbox=True),
             )
@@ -457,13 +471,17 @@ def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
     return write_plan_inbox
 
 
-def waiting_files(inbox: Path, *, now: datetime) -> Iterator[tuple[str, Path]]:
-    """Kind and file of each file in the inbox that is not being written any more."""
+def waiting_files(inbox: Path, *, now: datetime) -> Iterator[tuple[str, Path, str]]:
+    """Kind, file and run key of each file in the inbox that is not being written any more."""
     for kind in sorted(KINDS):
         for file in sorted((inbox / kind).glob("*")):
-            age = now.timestamp() - file.stat().st_mtime
-            if file.is_file() and file.suffix.lower() in FORMATS and age >= SETTLED_SECONDS:
-                yield kind, file.absolute()
+            with suppress(FileNotFoundError):  # a run may move it aside at this moment
+                changed = file.stat().st_mtime_ns
+                age = now.timestamp() - changed / 1e9
+                if file.is_file() and file.suffix.lower() in FORMATS and age >= SETTLED_SECONDS:
+                    turn = int(age // AGAIN_SECONDS)
+                    key = f"{kind} {file.name} {changed} {_content(file)} {turn}"
+                    yield kind, file.absolute(), key
 
 
 def _content(file: Path) -> str:

@@ -251,9 +251,11 @@ class FrontDesk:
             "cost": None,
             "hours": None,
         }
+        taken = set(known)
         template["items"] = []
         for n, item in enumerate(items):
-            key = item.get("id") or _unused(base + n, known)
+            key = item.get("id") or _unused(base + n, taken)
+            taken.add(key)
             template["items"].append({**blank, **known.get(key, {}), **item, "id": key})
         total = sum((i["quantity"] * i["unitPrice"] for i in template["items"]), Decimal(0))
         template["total"] = total.quantize(Decimal("0.01"))
@@ -383,7 +385,7 @@ def _day_of_month(date: int) -> int:
     return int((days - month_start(month_of(days)))[0]) + 1
 
 
-def _unused(key: int, known: dict[int, Any]) -> int:
-    while key in known:
+def _unused(key: int, taken: set[int]) -> int:
+    while key in taken:
         key += 1
     return key

@@ -1,8 +1,9 @@
 """Applying a plan: each change once, or a plain word on why not.
 
 Order of things for one change: read fresh and compare with the plan; note the intent in the
-ledger; send once; note the answer; read back. An answer that was lost is looked for, and only what
-is provably absent after `Patience.lag` may be sent again, by a later run of the same plan.
+ledger; send once; note the answer; read back. An answer that was lost is looked for (`outcomes`),
+and only what is provably absent after `Patience.lag` may be sent again, by a later run of the same
+plan.
 """
 
 import logging
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
@@ -22,16 +23,9 @@ from st_memberships_orchestration.servicetitan.errors import (
     ServiceTitanError,
     Transient,
 )
+from st_memberships_orchestration.servicetitan.models import Change
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.kinds import (
-    MODIFIED,
-    Creation,
-    Kind,
-    Rivals,
-    Seen,
-    Sighting,
-    Sought,
-)
+from st_memberships_orchestration.writing.kinds import MODIFIED, Creation, Kind
 from st_memberships_orchestration.writing.ledger import (
     ALL_KINDS,
     Budget,
@@ -41,6 +35,7 @@ from st_memberships_orchestration.writing.ledger import (
     OverBudget,
     ReadBack,
 )
+from st_memberships_orchestration.writing.outcomes import LAG, look, note_sighting
 from st_memberships_orchestration.writing.plans import CHUNK, Plan, PlannedChange, digest
 from st_memberships_orchestration.writing.values import Plain, same, state
 
@@ -51,6 +46,7 @@ AHEAD = 3
 
 NO_OP = "no_op"
 STOPPED = "stopped"
+NOT_READ_BACK = "not_read_back"
 
 Switch = Literal["off", "dry-run", "on"]
 Clock = Callable[[], datetime]
@@ -123,14 +119,16 @@ class Patience:
     """How long effects are waited for.
 
     Attributes:
-        looks: seconds after a write at which it is read back, until it shows.
-        lag: a request that shows no effect so long after it began has none. Longer than the
-            100 s that ServiceTitan works on a request, all waits of a throttled one, and the 15
-            minutes that an export may lag.
+        looks: seconds after a write at which it is read back, until it shows; at least one.
+        lag: a request that shows no effect so long after it began has none.
     """
 
     looks: tuple[float, ...] = (0, 2, 10)
-    lag: timedelta = timedelta(minutes=16)
+    lag: timedelta = LAG
+
+    def __post_init__(self) -> None:
+        if not self.looks:
+            raise ValueError("what was written has to be read back at least once")
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,8 @@ class Result:
     """What became of one planned change.
 
     Attributes:
-        status: a status of the ledger, `no_op`, or `stopped`: nothing was sent.
+        status: a status of the ledger; `no_op` or `stopped`: nothing was sent; `not_read_back`: it
+            succeeded, by its receipt alone.
         sent: whether this run sent it.
     """
 
@@ -206,12 +205,29 @@ def apply_plan(
     """
     approval.check(plan, clock())
     run = _Run(plan, client, ledger, approval, who, run_id, workers, patience or Patience(), clock)
-    run.check_caps()
     results: dict[int, Result] = {}
     for result in run.all():
         results[result.line] = result
         heard(result)
     return [results[line] for line in sorted(results)]
+
+
+class _TooLate(Exception):
+    """Another process may have begun to send it, so it is not sent any more."""
+
+
+@dataclass(frozen=True)
+class _Timely:
+    """A change with a body only until a moment: the client asks for it at each try of a request."""
+
+    change: Change
+    until: datetime
+    clock: Clock
+
+    def body_bytes(self) -> bytes:
+        if self.clock() > self.until:
+            raise _TooLate("its turn came too late, as for a machine that slept; run again")
+        return self.change.body_bytes()
 
 
 @dataclass
@@ -239,9 +255,8 @@ class _Run:
 
     # Locks
 
-    def check_caps(self) -> None:
+    def check_caps(self, to_send: Sequence[PlannedChange]) -> None:
         caps, plan = self.approval.caps, self.plan
-        to_send = [p for p in plan.changes if self._status(p) in (None, *words.FREE)]
         if caps.per_run is not None and len(to_send) > caps.per_run:
             raise Locked(f"{len(to_send)} changes, the cap per run is {caps.per_run}")
         day = self.clock().date().isoformat()
@@ -254,7 +269,7 @@ class _Run:
                     f"{len(to_send)} changes after {count} today, the cap per day for {what} "
                     f"is {most}"
                 )
-            if kind == "sell_memberships" and caps.sales_money is not None:
+            if kind != ALL_KINDS and self.kind.bills and caps.sales_money is not None:
                 asked = sum((Decimal(p.money or 0) for p in to_send), Decimal(0))
                 if money + asked > caps.sales_money:
                     raise Locked(
@@ -270,14 +285,14 @@ class _Run:
     def _budget(self) -> Budget:
         caps = self.approval.caps
         of_kind = caps.per_kind.get(self.plan.kind)
-        is_sale = self.plan.kind == "sell_memberships"
-        return Budget(caps.per_day, of_kind, caps.sales_money if is_sale else None)
+        return Budget(caps.per_day, of_kind, caps.sales_money if self.kind.bills else None)
 
     # The whole
 
     def all(self) -> Iterator[Result]:
         """Results as they become known."""
         open_, finished, elsewhere = self._first_look()
+        self.check_caps(open_)
         yield from finished
         late: list[tuple[PlannedChange, float]] = []
         with ThreadPoolExecutor(self.workers, thread_name_prefix="write") as pool, self._barring():
@@ -340,7 +355,8 @@ class _Run:
         if self.barred:
             return [], [self._stopped(planned, self.barred) for planned in chunk]
         try:
-            baselines = self.kind.baselines(self.client, [planned.wanted for planned in chunk])
+            wanted = [planned.wanted for planned in chunk]
+            baselines = self.kind.baselines(self.client, wanted, self.clock())
             if baselines is not None:
                 return list(zip(chunk, baselines, strict=True)), []
             records = self.kind.read(self.client, [p.target for p in chunk if p.target is not None])
@@ -370,7 +386,7 @@ class _Run:
         return ready, results
 
     def _is_so(self, planned: PlannedChange, now: Plain) -> bool:
-        readable = all(name in planned.wanted for name in planned.change if name != "job_id")
+        readable = all(name in planned.wanted for name in planned.change)
         return readable and all(
             same(then, now[name], planned.before[name]) for name, then in planned.wanted.items()
         )
@@ -398,17 +414,18 @@ class _Run:
             who=self.who,
             run_id=self.run_id,
         )
+        begun = self.clock()
         try:
             seen = self.standing.get(key)
             claim = self.ledger.claim(
-                intent, seen=seen and seen.claim, now=self.clock(), budget=self._budget
+                intent, seen=seen and seen.claim, now=begun, budget=self._budget
             )
         except OverBudget as error:
             return self._stopped(planned, str(error))
         if claim is None:
             return None
         self.sent.add(key)
-        status, facts = self._sent(planned)
+        status, facts = self._sent(planned, begun)
         noted = self.ledger.finish(
             key,
             claim,
@@ -427,11 +444,14 @@ class _Run:
             self.ledger.remark(key, said, now=self.clock())
         return self._result(planned)
 
-    def _sent(self, planned: PlannedChange) -> tuple[str, dict[str, Any]]:
+    def _sent(self, planned: PlannedChange, begun: datetime) -> tuple[str, dict[str, Any]]:
         """Send once; the status and what is known of it."""
         change = self.kind.change.model_validate(planned.change)
+        timely = _Timely(change, begun + self.patience.lag / 2, self.clock)
         try:
-            receipt = self.kind.send(self.client, planned.target, change)
+            receipt = self.kind.send(self.client, planned.target, cast(Change, timely))
+        except _TooLate as error:
+            return words.NOT_SENT, {"detail": str(error)}
         except OutcomeUnknown as error:
             return words.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
         except NotAuthorized as error:
@@ -467,9 +487,10 @@ class _Run:
                 yield result
             else:
                 mine.append(planned)
+        sent = time.monotonic()
+        time.sleep(self.patience.looks[0] if mine else 0)
         waiting = self._check(mine, last=len(self.patience.looks) == 1)
-        now = time.monotonic()
-        late += [(planned, now) for planned in waiting]
+        late += [(planned, sent) for planned in waiting]
         yield from (self._result(planned) for planned in mine if planned not in waiting)
 
     def _check(self, chunk: Sequence[PlannedChange], *, last: bool) -> list[PlannedChange]:
@@ -579,6 +600,9 @@ class _Run:
                 f"run {entry.run_id} sends it, or was killed while it did; "
                 f"run again after {until:%Y-%m-%d %H:%M:%S} UTC"
             )
+        elif self._unverified(planned):
+            status = NOT_READ_BACK
+            detail = "ServiceTitan says that it is done; reading it back failed: run again"
         return Result(
             line=planned.line,
             target=planned.target or self.kind.made(entry.result),
@@ -595,93 +619,6 @@ class _Run:
 
     def _stopped(self, planned: PlannedChange, why: str) -> Result:
         return Result(planned.line, planned.target, STOPPED, why, key=self.keys[planned.line])
-
-
-def look(
-    kind: Kind, client: MembershipsClient, ledger: Ledger, entries: Sequence[Entry]
-) -> dict[str, Sighting]:
-    """See whether requests have happened, by their keys.
-
-    Raises:
-        ServiceTitanError: a read failed.
-    """
-    if not entries:
-        return {}
-
-    def rivals() -> Rivals:
-        known = ledger.entries(
-            environment=entries[0].environment, tenant=entries[0].tenant, kind=kind.name
-        )
-        made = {kind.made(entry.result) for entry in known if entry.result}
-        return Rivals(
-            [_sought(e) for e in known if e.status in words.UNRESOLVED and not e.result],
-            frozenset(id for id in made if id is not None),
-        )
-
-    return kind.look(client, [_sought(entry) for entry in entries], rivals)
-
-
-def note_sighting(
-    ledger: Ledger, entry: Entry, sighting: Sighting, *, now: datetime, lag: timedelta
-) -> None:
-    """Note what looking has shown; what is absent may be sent again only after the lag."""
-    facts: dict[str, Any] = {"now": now, "expected": (entry.status,)}
-    is_over = now - entry.claimed_at >= lag
-    if sighting.seen is Seen.THERE:
-        said = f"found by reconciliation: {sighting.said}"
-        facts |= {"detail": said, "found_by": "reconciliation", "verified": True}
-        facts |= {"after": sighting.after, "result": sighting.result}
-        ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
-    elif entry.answer is not None:
-        ledger.finish(entry.key, entry.claim, words.REFUSED, detail=entry.answer, **facts)
-    elif not is_over:
-        until = entry.claimed_at + lag
-        said = f"{sighting.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC"
-        if entry.status == words.UNKNOWN:
-            ledger.finish(entry.key, entry.claim, words.UNKNOWN, detail=said, **facts)
-    elif sighting.seen is Seen.ABSENT:
-        said = f"it did not happen: {sighting.said}"
-        ledger.finish(entry.key, entry.claim, words.NOT_SENT, detail=said, **facts)
-    else:
-        said = (
-            f"{sighting.said}; when you know what happened, settle it: st-memberships settle "
-            f"{entry.key[:12]} happened|did-not-happen"
-        )
-        ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
-
-
-def settle(
-    ledger: Ledger, key: str, *, happened: bool, who: str, now: datetime, record: int | None = None
-) -> Entry:
-    """Note what a person found out about a change that `needs_review` or is unknown.
-
-    Args:
-        ledger: where it is noted.
-        key: of the entry, or how it begins.
-        happened: whether the change is there; if not, it may be sent again.
-        who: recorded.
-        now: recorded.
-        record: id of the record that it made, for creations.
-
-    Raises:
-        KeyError: no such entry, or it is not open.
-    """
-    entry = ledger.entry(key)
-    open_ = (words.NEEDS_REVIEW, words.UNKNOWN, words.SENDING)
-    if entry is None or entry.status not in open_:
-        raise KeyError(f"no single open entry of the ledger begins {key!r}")
-    facts: dict[str, Any] = {"detail": f"settled by {who}", "found_by": "person"}
-    if happened:
-        facts |= {"verified": True, "result": {} if record is None else {"id": record}}
-    status = words.SUCCEEDED if happened else words.NOT_SENT
-    ledger.finish(entry.key, entry.claim, status, now=now, expected=open_, **facts)
-    settled = ledger.entry(entry.key)
-    assert settled is not None
-    return settled
-
-
-def _sought(entry: Entry) -> Sought:
-    return Sought(entry.key, entry.target, entry.wanted, entry.before)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""The seven kinds of change: one class each, and nothing else in the room knows them apart.
+"""The seven kinds of change: one class each, and nothing else in the room knows one by name.
 
 A kind says what a row of its plans may hold, how its records are read fresh, how one change is
 sent, what cannot be allowed and why, and how to see whether a request whose answer was lost has
@@ -7,7 +7,7 @@ happened. Five kinds change a record that is there; two make one (`Creation`).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
@@ -44,13 +44,11 @@ class Sighting:
     Attributes:
         seen: whether the effect is there.
         said: why, for people.
-        after: what the record has now in the fields that were asked for.
         result: ids of what was made.
     """
 
     seen: Seen
     said: str
-    after: Plain = field(default_factory=dict)
     result: dict[str, int] = field(default_factory=dict)
 
 
@@ -131,7 +129,9 @@ class Kind:
         change: what is sent.
         record: what is read.
         target: column with the id of the record; empty for creations.
-        reverse: how it can be undone, or why not; in an operator's words.
+        reverse: how it can be undone, in an operator's words.
+        undone_by: name of the kind that undoes it; empty if none does.
+        bills: whether its money is billed at once, and so counts for the cap of the day.
         partial: columns that are completed from the record before they can be judged.
     """
 
@@ -141,6 +141,8 @@ class Kind:
     record: ClassVar[type[Record]]
     target: ClassVar[str] = "id"
     reverse: ClassVar[str]
+    undone_by: ClassVar[str]
+    bills: ClassVar[bool] = False
     partial: ClassVar[tuple[str, ...]] = ()
 
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -172,7 +174,7 @@ class Kind:
         return {**state(record, wanted), MODIFIED: plain(record.modified_on)}
 
     def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain]
+        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
     ) -> Sequence[Plain] | None:
         """For creations: what there is already, just before they are sent."""
         return None
@@ -195,7 +197,7 @@ class Kind:
         return {one.key: _compared(one, records.get(cast(int, one.target))) for one in sought}
 
     def made(self, result: Mapping[str, int]) -> int | None:
-        """Id of the record that a creation's receipt names."""
+        """Id of the record that a creation has made."""
         return None
 
     def takes_null(self, column: str) -> bool:
@@ -208,7 +210,7 @@ class Rivals:
     """Other requests that could explain a new record.
 
     Attributes:
-        unresolved: requests of the kind whose outcome is not known, the sought ones included.
+        unresolved: requests of the kind that may have happened, the sought ones included.
         explained: ids of records that the ledger already ascribes to a request.
     """
 
@@ -226,13 +228,13 @@ def _compared(sought: Sought, record: Any) -> Sighting:
     moving += [n for n, v in wanted.items() if isinstance(v, dict) and n not in moving]
     took = [name for name in moving if same(wanted[name], now[name], before.get(name))]
     if moving and len(took) == len(moving):
-        return Sighting(Seen.THERE, "the record is as it was asked to be", now)
+        return Sighting(Seen.THERE, "the record is as it was asked to be")
     if took:
         said = f"only some of the fields are as asked: {', '.join(took)}"
-        return Sighting(Seen.UNCLEAR, said, now)
+        return Sighting(Seen.UNCLEAR, said)
     if plain(record.modified_on) == before[MODIFIED]:
-        return Sighting(Seen.ABSENT, "the record has not changed since", now)
-    return Sighting(Seen.UNCLEAR, "the record has changed since, but not as asked", now)
+        return Sighting(Seen.ABSENT, "the record has not changed since")
+    return Sighting(Seen.UNCLEAR, "the record has changed since, but not as asked")
 
 
 # --- Visits ---------------------------------------------------------------------------------------
@@ -254,6 +256,7 @@ class MarkEventsComplete(_Visit):
     name = "mark_events_complete"
     title = "attach visits to jobs; copies their templates' items onto the jobs' invoices"
     reverse = "mark_events_incomplete with the same job; deletes the copied items"
+    undone_by = "mark_events_incomplete"
 
     @override
     def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
@@ -274,6 +277,7 @@ class MarkEventsIncomplete(_Visit):
     name = "mark_events_incomplete"
     title = "detach visits from jobs; deletes the copied items from the jobs' invoices"
     reverse = "mark_events_complete with the same job; copies the items again"
+    undone_by = "mark_events_complete"
 
     @override
     def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
@@ -305,6 +309,7 @@ class UpdateMemberships(Kind):
         "update_memberships with the values from before; visits that a cancellation dropped, and "
         "services that recurring_service_action changed, do not come back"
     )
+    undone_by = name
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -355,6 +360,7 @@ class UpdateRecurringServices(Kind):
         "update_recurring_services with the values from before; visits that deactivating dropped "
         "do not come back"
     )
+    undone_by = name
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -400,6 +406,7 @@ class UpdateInvoiceTemplates(Kind):
         "update_invoice_templates with the values and lines from before; a removed line comes "
         "back under a new id"
     )
+    undone_by = name
     partial = ("items",)
 
     @override
@@ -456,24 +463,30 @@ class UpdateInvoiceTemplates(Kind):
 
 
 class Creation(Kind):
-    """A kind of change that makes a record. Sent twice it makes two, so its key has no plan."""
+    """A kind of change that makes a record. Sent twice it makes two, so its key has no plan.
+
+    Attributes:
+        receipt: name of the made record's id in the receipt.
+    """
 
     target = ""
-    reverse = ""
+    receipt: ClassVar[str] = "id"
+
+    @override
+    def made(self, result: Mapping[str, int]) -> int | None:
+        return result.get(self.receipt)
 
     @override
     def before(self, record: Any, wanted: Plain) -> Plain:
         return {}
 
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
-        """Records that came after the baseline and are as was asked."""
+        """Records that came after the baseline and that the request may have made."""
         raise NotImplementedError
 
-    def _signature(self, wanted: Plain) -> Any:
-        return plain(wanted)
-
-    def _result(self, record: Any) -> dict[str, int]:
-        return {"id": record.id}
+    def _is_as(self, wanted: Plain, record: Any) -> bool:
+        """Whether a record is as was asked, in what ServiceTitan is not known to change."""
+        raise NotImplementedError
 
     @override
     def look(
@@ -487,19 +500,25 @@ class Creation(Kind):
         return {one.key: self._seen(one, candidates[one.key], others) for one in sought}
 
     def _seen(self, sought: Sought, candidates: Sequence[Any], rivals: Rivals) -> Sighting:
-        found = [record for record in candidates if record.id not in rivals.explained]
-        if not found:
-            return Sighting(Seen.ABSENT, "no such record has appeared since")
-        signature = self._signature(sought.wanted)
-        equals = [r.key for r in rivals.unresolved if self._signature(r.wanted) == signature]
-        keys = sorted({sought.key, *equals})
-        if len(found) != len(keys):
-            ids = ", ".join(str(record.id) for record in found)
-            said = f"{len(found)} new records for {len(keys)} requests: {ids}"
+        new = [record for record in candidates if record.id not in rivals.explained]
+        asked = {sought.key: sought, **{rival.key: rival for rival in rivals.unresolved}}
+        found = [record for record in new if self._is_as(sought.wanted, record)]
+        twins = [
+            asked[key]
+            for key in sorted(asked)
+            if any(self._is_as(asked[key].wanted, record) for record in found)
+        ]
+        if len(found) != len(twins):
+            said = f"{len(found)} new records for {len(twins)} requests: {_ids(found)}"
             return Sighting(Seen.UNCLEAR, said)
-        mine = sorted(found, key=lambda record: record.id)[keys.index(sought.key)]
-        after = state(mine, sought.wanted)
-        return Sighting(Seen.THERE, f"record {mine.id} is it", after, self._result(mine))
+        if found:
+            mine = _paired(twins, found)[sought.key]
+            return Sighting(Seen.THERE, f"record {mine.id} is it", {self.receipt: mine.id})
+        strange = [r for r in new if not any(self._is_as(a.wanted, r) for a in asked.values())]
+        if strange:  # ServiceTitan may have altered what was asked, or left some of it out
+            said = f"new records, but not as asked: {_ids(strange)}"
+            return Sighting(Seen.UNCLEAR, said)
+        return Sighting(Seen.ABSENT, "no such record has appeared since")
 
 
 class SellMemberships(Creation):
@@ -509,7 +528,10 @@ class SellMemberships(Creation):
     title = "sell memberships: each makes a real invoice and an active membership"
     change = models.MembershipSale
     record = models.Membership
-    reverse = "no: void the invoice and cancel the membership in ServiceTitan"
+    reverse = "hand, in ServiceTitan (void the invoice, cancel the membership)"
+    undone_by = ""
+    bills = True
+    receipt = "customer_membership_id"
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
@@ -543,7 +565,7 @@ class SellMemberships(Creation):
 
     @override
     def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain]
+        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
     ) -> Sequence[Plain] | None:
         """Ids of the memberships that each customer has already."""
         customers = sorted({one["customer_id"] for one in wanted})
@@ -553,30 +575,18 @@ class SellMemberships(Creation):
         return [{"baseline": sorted(held[one["customer_id"]])} for one in wanted]
 
     @override
-    def made(self, result: Mapping[str, int]) -> int | None:
-        return result.get("customer_membership_id")
-
-    @override
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        """All new memberships of the customer."""
         before = set(sought.before["baseline"])
         customer = sought.wanted["customer_id"]
-        signature = self._signature(sought.wanted)
-        return [
-            there
-            for there in client.list_memberships(
-                customer_ids=[customer], active=ActiveRequestArg.ANY
-            )
-            if there.id not in before and self._signature(plain(there)) == signature
-        ]
+        held = client.list_memberships(customer_ids=[customer], active=ActiveRequestArg.ANY)
+        return [there for there in held if there.id not in before]
 
     @override
-    def _signature(self, wanted: Plain) -> Any:
+    def _is_as(self, wanted: Plain, record: Any) -> bool:
         names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
-        return [wanted.get(name) for name in (*names, "billing_frequency")]
-
-    @override
-    def _result(self, record: Any) -> dict[str, int]:
-        return {"customer_membership_id": record.id}
+        there = plain(record)
+        return all(wanted.get(n) == there[n] for n in (*names, "billing_frequency"))
 
 
 class CreateInvoiceTemplates(Creation):
@@ -587,6 +597,7 @@ class CreateInvoiceTemplates(Creation):
     change = models.InvoiceTemplateCreate
     record = models.InvoiceTemplate
     reverse = "update_invoice_templates with active=false; a template cannot be deleted"
+    undone_by = UpdateInvoiceTemplates.name
 
     _feed = next(feed for feed in FEEDS if feed.name == "invoice_templates")
 
@@ -607,11 +618,11 @@ class CreateInvoiceTemplates(Creation):
 
     @override
     def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain]
+        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
     ) -> Sequence[Plain] | None:
         """Where the feed ends now, and the newest change that it shows, by ServiceTitan's clock."""
         for days in (1, 30, None):
-            start = None if days is None else (datetime.now(UTC) - timedelta(days=days)).isoformat()
+            start = None if days is None else (now - timedelta(days=days)).isoformat()
             rows, token = self._read_on(client, start)
             if rows:  # else our clock may be ahead of theirs, and the token of a time to come
                 break
@@ -619,18 +630,24 @@ class CreateInvoiceTemplates(Creation):
         return [{"baseline": token, "newest": newest}] * len(wanted)
 
     @override
-    def made(self, result: Mapping[str, int]) -> int | None:
-        return result.get("id")
-
-    @override
     def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
+        """New templates with none but the items asked for.
+
+        Others make templates all the time, so one with any other item counts as theirs.
+        """
         rows, _ = self._read_on(client, sought.before["baseline"])
-        new = sorted(id for id, modified in rows.items() if modified > sought.before["newest"])
+        newest = sought.before["newest"]
+        changed = sorted(id for id, modified in rows.items() if modified > newest)
+        skus = {line["sku_id"] for line in sought.wanted["items"]}
         return [
             there
-            for there in self.read(client, new).values()
-            if same(sought.wanted["items"], plain(there.items))
+            for there in self.read(client, changed).values()
+            if plain(there.created_on) > newest and skus.issuperset(i.sku_id for i in there.items)
         ]
+
+    @override
+    def _is_as(self, wanted: Plain, record: Any) -> bool:
+        return same(wanted["items"], plain(record.items))
 
     def _read_on(self, client: MembershipsClient, start: str | None) -> tuple[dict[int, str], str]:
         """Ids that the feed shows from `start` on with their modification, and where it ends."""
@@ -641,6 +658,28 @@ class CreateInvoiceTemplates(Creation):
             found |= dict(zip(page.rows["id"].to_pylist(), map(plain, times), strict=True))
             token = page.continue_from
         return found, token
+
+
+def _paired(requests: Sequence[Sought], records: Sequence[Any]) -> dict[str, Any]:
+    """By request the record that it made, as far as they can be told apart."""
+    left = sorted(records, key=lambda record: record.id)
+    pairs: dict[str, Any] = {}
+    for wholly in (True, False):
+        for one in requests:
+            match = next((r for r in left if not wholly or _is_wholly(one.wanted, r)), None)
+            if one.key not in pairs and match is not None:
+                pairs[one.key] = match
+                left.remove(match)
+    return pairs
+
+
+def _is_wholly(wanted: Plain, record: Any) -> bool:
+    now = state(record, wanted)
+    return all(same(then, now[name]) for name, then in wanted.items())
+
+
+def _ids(records: Iterable[Any]) -> str:
+    return ", ".join(str(record.id) for record in records)
 
 
 def _by_id(records: Iterable[Any]) -> dict[int, Any]:

@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
+from st_memberships_orchestration.writing.kinds import KINDS
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.values import Plain
 
@@ -44,6 +45,8 @@ NEEDS_REVIEW = "needs_review"
 FREE = (NOT_SENT, REFUSED)
 """What may be claimed: certainly nothing happened."""
 UNRESOLVED = (SENDING, UNKNOWN)
+OPEN = (*UNRESOLVED, NEEDS_REVIEW)
+"""What may have happened."""
 DONE = (SUCCEEDED, NOT_APPLIED)
 
 ALL_KINDS = "*"
@@ -158,7 +161,7 @@ class ReadBack:
     @property
     def said(self) -> str:
         """What is wrong, for people."""
-        return f"ServiceTitan answered 200, but not as asked: {', '.join(self.missed)}"
+        return f"it happened, but not as asked: {', '.join(self.missed)}"
 
 
 @dataclass(frozen=True)
@@ -367,7 +370,13 @@ class Ledger:
         return [_entry(row) for row in self._rows(query)]
 
     def entry(self, key: str) -> Entry | None:
-        """The row with this key, or whose key begins so."""
+        """The row whose key begins so; None if there is none, or more than one.
+
+        Raises:
+            KeyError: that is too short to name one.
+        """
+        if len(key) < SHORTEST_HASH:
+            raise KeyError(f"Name a change by at least {SHORTEST_HASH} characters of its key.")
         whole = len(key) == 64
         match = _entries.c.key == key if whole else _entries.c.key.startswith(key, autoescape=True)
         rows = self._rows(sa.select(_entries).where(match).limit(2))
@@ -421,7 +430,7 @@ class Ledger:
     def _spend(
         self, connection: sa.Connection, intent: Intent, now: datetime, budget: Budget
     ) -> None:
-        cents = _cents(intent.money) if intent.kind == "sell_memberships" else 0
+        cents = _cents(intent)
         money = None if budget.money is None else int(budget.money * 100)
         caps = ((ALL_KINDS, budget.changes, None), (intent.kind, budget.of_kind, money))
         for kind, most, most_cents in caps:
@@ -472,7 +481,7 @@ class Ledger:
         return _entry(noted)
 
     def _refund(self, connection: sa.Connection, there: sa.Row[Any]) -> None:
-        cents = _cents(there.money) if there.kind == "sell_memberships" else 0
+        cents = _cents(there)
         day = _day(datetime.fromisoformat(there.claimed_at))
         for kind in (ALL_KINDS, there.kind):
             connection.execute(
@@ -508,8 +517,8 @@ def _day(now: datetime) -> str:
     return now.astimezone(UTC).date().isoformat()
 
 
-def _cents(money: str | None) -> int:
-    return int(Decimal(money or 0) * 100)
+def _cents(change: Any) -> int:
+    return int(Decimal(change.money or 0) * 100) if KINDS[change.kind].bills else 0
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -1,8 +1,8 @@
 """Plans: what is to be changed, record by record, with what is there now.
 
 A plan is made from rows and a fresh read, never sends anything, and is a file with a hash over
-all that an approval is about: tenant, environment, kind, occasion, and each change with the values
-that it was planned against. The same rows over unchanged records give the same hash.
+all that an approval is about: tenant, environment, kind, occasion, and each change with its money
+and the values that it was planned against. The same rows over unchanged records give the same hash.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from st_memberships_orchestration.writing.kinds import KINDS, Case, Creation, Ki
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
 from st_memberships_orchestration.writing.values import Plain, plain, same
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 50
 """Records that one request reads."""
 READERS = 8
@@ -105,7 +105,9 @@ class Plan:
                 self.kind,
                 self.occasion,
                 sorted(self.confirmed),
-                sorted(digest([c.target, c.change, c.wanted, c.before]) for c in self.changes),
+                sorted(
+                    digest([c.target, c.change, c.wanted, c.before, c.money]) for c in self.changes
+                ),
             ]
         )
 
@@ -211,6 +213,7 @@ def make_plan(
     asked, faults = _understood(kind, rows, tenant)
     records = _read_all(kind, client, [target for _, target, _ in asked if target is not None])
     lookups = Lookups(client)
+    first: dict[str, int] = {}
     changes: list[PlannedChange] = []
     no_ops: list[Left] = []
     refused: list[Left] = []
@@ -223,7 +226,7 @@ def make_plan(
             change = kind.change.model_validate(
                 values if record is None else kind.completed(values, record)
             )
-        except (ValidationError, ValueError) as error:
+        except ValueError as error:
             faults += [Fault(line, said) for said in _said(error)]
             continue
         case = Case(change, record, kind.wanted(change))
@@ -243,8 +246,11 @@ def make_plan(
             warnings=case.warnings,
         )
         if isinstance(kind, Creation):
-            earlier = done(kind.name, planned.content_hash(occasion))
-            if earlier is not None:
+            content = planned.content_hash(occasion)
+            if first.setdefault(content, line) != line:
+                faults.append(Fault(line, f"the same content is in line {first[content]} already"))
+                continue
+            if (earlier := done(kind.name, content)) is not None:
                 refused.append(Left(line, None, _made_before(earlier)))
                 continue
         elif not list(planned.differences()):
@@ -280,7 +286,7 @@ def _understood(
     """Line, target and cells of each good row, and the faults of all others."""
     asked: list[tuple[int, int | None, dict[str, Any]]] = []
     faults: list[Fault] = []
-    first: dict[Any, int] = {}
+    first: dict[int, int] = {}
     for row in rows:
         try:
             values = cells(row, kind.change)
@@ -296,11 +302,8 @@ def _understood(
             target, fault = _whole(values.pop(kind.target, None))
             said += [f"{kind.target}: {fault}"] if fault else []
         said += _faults_of(kind, values)
-        identity = target if kind.target else digest(plain(values))
-        if identity is not None and identity in first:
-            what = f"{kind.target} {target}" if kind.target else "the same content"
-            said.append(f"{what} is in line {first[identity]} already")
-        first.setdefault(identity, row.line)
+        if target is not None and first.setdefault(target, row.line) != row.line:
+            said.append(f"{kind.target} {target} is in line {first[target]} already")
         faults += [Fault(row.line, text) for text in said]
         if not said:
             asked.append((row.line, target, values))

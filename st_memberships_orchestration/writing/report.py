@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from st_memberships_orchestration.writing.apply import NO_OP, STOPPED, Result
-from st_memberships_orchestration.writing.kinds import Kind
+from st_memberships_orchestration.writing.kinds import KINDS, Kind
 from st_memberships_orchestration.writing.ledger import FREE, Entry
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.rows import list_fields
@@ -149,15 +149,17 @@ def audit_rows(entries: Iterable[Entry], unsent: Iterable[Plain] = ()) -> pa.Tab
     Args:
         entries: of the ledger.
         unsent: see `unsent_rows`. Where a rival process sent the line all the same, the ledger
-            counts more.
+            counts more; how often a line was sent, the ledger alone knows.
     """
-    rows = {(row["plan"], row["line"]): row for row in unsent}
+    rows = {(row["plan"], row["line"]): dict(row) for row in unsent}
     for entry in entries:
         line = entry.plan, entry.line
-        if line not in rows or entry.status not in FREE:
+        if line in rows and entry.status in FREE:
+            rows[line] |= {"attempts": entry.attempts, "sent_at": entry.claimed_at}
+        else:
             rows[line] = {
                 **vars(entry),
-                "record_id": entry.target or next(reversed(entry.result.values()), None),
+                "record_id": entry.target or KINDS[entry.kind].made(entry.result),
                 "outcome": entry.status,
                 "sent_at": entry.claimed_at,
             }

@@ -18,6 +18,8 @@ from st_memberships_orchestration.servicetitan.models import Change
 FORMATS = (".csv", ".jsonl", ".parquet")
 EMPTY = '""'
 """Two quotation marks in a cell stand for the empty text, as an empty cell leaves alone."""
+FIRST_INEXACT = 2.0**53
+"""From here on a float may stand for another whole number than was meant."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
     Columns whose names begin with `_` are the user's own notes.
 
     Raises:
-        ValueError: a cell that holds a list is no JSON.
+        ValueError: a cell that holds a list is no JSON, or a number may have lost digits.
     """
     said: dict[str, Any] = {}
     for column, value in row.values.items():
@@ -92,6 +94,7 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
             value = ""
         elif isinstance(value, str) and name in list_fields(change):
             value = _json_cell(name, value)
+        _refuse_inexact(name, value)
         said[name] = value
     return said
 
@@ -124,6 +127,14 @@ def _json_cell(name: str, text: str) -> Any:
         return json.loads(text, parse_float=Decimal)
     except ValueError as error:
         raise ValueError(f'{name}: a list is written as JSON, such as ["May"]; {error}') from error
+
+
+def _refuse_inexact(name: str, value: Any) -> None:
+    if isinstance(value, float) and abs(value) >= FIRST_INEXACT:
+        raise ValueError(f"{name}: {value!r} may have lost digits; write it as a whole number")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in inside:
+        _refuse_inexact(name, item)
 
 
 def _csv_rows(content: bytes) -> list[Row]:
