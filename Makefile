@@ -27,14 +27,14 @@ demo: env  ## read a sandbox's whole history into tables, through Dagster
 ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenant is configured
 	@$(BIN)/st-memberships ui
 
-test: env  ## set up and run the whole test suite
+test: env  ## set up, check style and types, and run the tests
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
 	@$(BIN)/python -m pytest -n 2
 
 docs: env  ## build the documentation as a site into site/, warnings as errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-test-docs: env  ## run the commands of README and docs, as a reader would
+test-docs: env  ## run the commands of README and docs, as a reader would, and try the wheel
 	@$(BIN)/python -m pytest -n 2 -m documentation
 
 test-ui: env  ## walk the web UI in Chromium, as an operator would (skips without one)
@@ -60,6 +60,7 @@ audit: env  ## look for known vulnerabilities of what is locked (asks a service 
 
 sbom: env  ## write what is installed to sbom.json, as CycloneDX
 	@$(BIN)/uv tool run --from cyclonedx-bom cyclonedx-py environment --output-file sbom.json $(BIN)/python
+
 bench: env  ## measure reading beside its peers into docs/benchmarks.md (MEMBERSHIPS=n TAP=checkout)
 	@$(BIN)/python benchmarks/reading.py --memberships $(or $(MEMBERSHIPS),10000) $(if $(TAP),--tap $(TAP))
 

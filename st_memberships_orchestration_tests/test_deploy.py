@@ -84,6 +84,27 @@ def test_compose_sets_what_the_instance_asks_for(path: Path, instance: Path) -> 
         assert variables(yaml.safe_load(instance.read_text())) <= set(environment), name
 
 
+@pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.parent.name)
+def test_secrets_of_tenants_are_only_where_runs_and_sensors_are(path: Path) -> None:
+    services = yaml.safe_load(path.read_text())["services"]
+    assert {name for name, one in services.items() if "env_file" in one} <= {"code", "worker"}
+    ledgers = {name for name, one in services.items() if "ST_LEDGER_URL" in str(one)}
+    assert ledgers <= {"code", "worker"}
+
+
+def test_celery_runs_as_much_at_once_as_its_workers_take() -> None:
+    compose = (DEPLOY / "celery" / "compose.yaml").read_text()
+    workers = re.search(r"--scale worker=(\d+)", compose)
+    processes = re.search(
+        r"--concurrency (\d+)", yaml.safe_load(compose)["services"]["worker"]["command"]
+    )
+    assert workers
+    assert processes
+    limit = yaml.safe_load(INSTANCES[1].read_text())["concurrency"]["runs"]["max_concurrent_runs"]
+    assert int(workers[1]) * int(processes[1]) == limit
+    assert workers[0] in (ROOT / "docs" / "deploy.md").read_text()
+
+
 def test_the_sandbox_of_compose_is_the_one_that_is_configured() -> None:
     with running() as sandbox:
         lines = (DEPLOY / "sandbox.env").read_text().splitlines()
@@ -99,10 +120,23 @@ def test_kubernetes_runs_one_release_and_the_same_rules() -> None:
     text = (DEPLOY / "kubernetes.yaml").read_text()
     values = yaml.safe_load(text)
     alone = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    assert values["additionalInstanceConfig"]["run_retries"] == alone["run_retries"]
+    for rule in ("run_retries", "nux"):
+        assert values["additionalInstanceConfig"][rule] == alone[rule], rule
     coordinator = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
     (limit,) = alone["concurrency"]["runs"]["tag_concurrency_limits"]
     assert coordinator["tagConcurrencyLimits"] == [limit]
     release = re.search(r"^dagster==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert release
     assert f"--version {release[1]} " in text
+
+
+def test_a_run_in_kubernetes_has_the_secret_and_its_own_resources() -> None:
+    values = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())
+    (location,) = values["dagster-user-deployments"]["deployments"]
+    launcher = values["runLauncher"]["config"]["k8sRunLauncher"]
+    of_runs = launcher["runK8sConfig"]["containerConfig"]["resources"]
+    assert of_runs != location["resources"]
+    # Dagster merges the context of the code location over that of the launcher.
+    assert not location["includeConfigInLaunchedRuns"]["enabled"]
+    assert launcher["envSecrets"] == location["envSecrets"]
+    assert launcher["imagePullPolicy"] == location["image"]["pullPolicy"]
