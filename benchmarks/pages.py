@@ -6,11 +6,13 @@ The sandbox makes each page when it is asked for, on the two cores that are to b
 """
 
 import json
+import random
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -48,6 +50,24 @@ def record(sandbox: RunningSandbox, feeds: Sequence[str], folder: Path) -> None:
             query = "?" + urlencode({"from": envelope["continueFrom"]})
         end = {"hasMore": False, "continueFrom": f"page-{number}", "data": []}
         (folder / feed / f"page-{number}").write_text(json.dumps(end))
+
+
+def append_changes(folder: Path, count: int, *, now: datetime) -> None:
+    """Put behind a recorded feed of visits a page of some that were booked since.
+
+    As in a contractor's life, those are due within two weeks.
+    """
+    pages = sorted(folder.iterdir(), key=lambda page: int(page.name.removeprefix("page-")))
+    soon = (now + timedelta(days=14)).isoformat()
+    visits = (visit for page in pages for visit in json.loads(page.read_bytes())["data"])
+    due = [visit for visit in visits if now.isoformat() <= visit["date"] < soon]
+    changed = random.Random(7).sample(due, count)
+    booked = {"status": "Won", "modifiedOn": f"{now:%Y-%m-%dT%H:%M:%S.%f}1Z"}
+    following = f"page-{len(pages)}"
+    end = {"hasMore": False, "continueFrom": following, "data": []}
+    (folder / following).write_text(json.dumps(end))
+    page = end | {"data": [visit | booked for visit in changed]}
+    pages[-1].write_text(json.dumps(page))
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
     python benchmarks/reading.py --memberships 100000 --tap ../tap-service-titan
 
-All read the same sandbox on this machine, each as a process of its own, in turns; medians of
-several rounds. Peers get environments of their own below benchmarks/.cache. Quote ratios of one
-run, not seconds: they are of this machine.
+All read the same pages of a sandbox, recorded and served on this machine, each as a process of its
+own, in turns; medians of several rounds. Peers get environments of their own below
+benchmarks/.cache. Quote ratios of one run, not seconds: they are of this machine.
 """
 
 import json
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,9 +25,10 @@ from typing import Any
 
 import click
 from measure import Cost, cost
+from pages import append_changes, record, serving
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 
 HERE = Path(__file__).parent
 REPO = HERE.parent
@@ -51,6 +52,9 @@ PEERS = (
     Peer("dlt_delta", "dlt REST source, Delta upsert", ("dlt[deltalake,filesystem,parquet]",)),
     Peer("tap", "tap-service-titan, target-duckdb", ("target-duckdb",)),
 )
+ONCE = ("dlt_delta", "tap")
+"""Peers that take too long for more than one round."""
+
 PARTS = ("peers", "sync", "latency", "growth")
 
 
@@ -82,26 +86,26 @@ def _peers(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
     versions = {peer.script: _install(peer, tap) for peer in peers}
     costs: dict[str, list[list[float]]] = {}
     rows: dict[str, int] = {}
-    with _sandbox(memberships) as sandbox:
-        for _ in range(rounds):
+    with _pages(memberships, FEEDS) as (served, _):
+        for number in range(rounds):
             with _folder() as folder:
-                found, said = _ours(sandbox, folder)
+                found, said = _ours(served, folder)
                 costs.setdefault("ours", []).append([found.wall, found.cpu, found.peak_mb])
                 rows["ours"] = said["rows"]
             for peer in peers:
+                if number and peer.script in ONCE:
+                    continue
                 with _folder() as folder:
-                    found, rows[peer.script] = _peer(peer, sandbox, folder)
+                    found, rows[peer.script] = _peer(peer, served, folder)
                 costs.setdefault(peer.script, []).append([found.wall, found.cpu, found.peak_mb])
-    medians = {
-        name: [median(each) for each in zip(*runs, strict=True)] for name, runs in costs.items()
-    }
     return {
         "memberships": memberships,
-        "rounds": rounds,
         "versions": versions,
         "rows": rows,
-        "costs": medians,
-    }
+        "rounds": {name: len(runs) for name, runs in costs.items()},
+        "costs": {name: [median(each) for each in zip(*runs, strict=True)]
+                  for name, runs in costs.items()},
+    }  # fmt: skip
 
 
 def _sync(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
@@ -144,20 +148,43 @@ def _latency(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
 
 
 def _growth(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
-    """The events alone, of one size and of five times as many."""
+    """The visits alone, of one size and of five times as many; then 1,000 changes of them."""
     found = {}
+    visits = next(feed for feed in FEEDS if feed.name == "recurring_service_events")
     for size in (memberships, 5 * memberships):
-        runs = []
-        with _sandbox(size) as sandbox:
+        first, changed = [], []
+        with _pages(size, [visits]) as (served, pages):
             for _ in range(rounds):
                 with _folder() as folder:
-                    runs.append(_ours(sandbox, folder, *EVENTS))
-        said = _medians([said for _, said in runs])
-        found[str(size)] = {**said, "peak_mb": median(found.peak_mb for found, _ in runs)}
-    return found
+                    first.append(_ours(served, folder, *EVENTS))
+        with _folder() as folder, _pages(size, [visits]) as (served, pages):
+            _ours(served, folder, *EVENTS)
+            _run([sys.executable, "-W", "ignore", HERE / "sync.py", "--maintain"],
+                 served, folder, parse=json.loads)  # fmt: skip
+            for _ in range(rounds):
+                append_changes(pages / visits.path.removeprefix("export/"), 1_000,
+                               now=datetime.now(UTC))  # fmt: skip
+                changed.append(_ours(served, folder, *EVENTS)[1])
+        said = _medians([said for _, said in first])
+        found[str(size)] = {
+            **said,
+            "peak_mb": median(found.peak_mb for found, _ in first),
+            "changed": _medians(changed),
+        }
+    return {"rounds": rounds, "sizes": found}
 
 
 # How
+
+
+@contextmanager
+def _pages(memberships: int, feeds: Sequence[ExportFeed]) -> Iterator[tuple[RunningSandbox, Path]]:
+    """The pages of a sandbox that is gone, served; and the folder in which they are."""
+    with tempfile.TemporaryDirectory() as name:
+        with _sandbox(memberships) as sandbox:
+            record(sandbox, [feed.path.removeprefix("export/") for feed in feeds], Path(name))
+        with serving(Path(name), sandbox) as served:
+            yield served, Path(name)
 
 
 def _sandbox(memberships: int, **options: int):
@@ -180,6 +207,9 @@ def _folder(*, days: int = 0, requests_per_second: int = 10_000) -> Iterator[Pat
             f"ST_LAKE_URI={folder}/lake\nST_HISTORY_START={start}\n"
             f"ST_REQUESTS_PER_SECOND={requests_per_second}\n"
         )
+        made = "import dagster; dagster.DagsterInstance.get().get_runs_count()"
+        env = os.environ | {"DAGSTER_HOME": name}
+        subprocess.run([sys.executable, "-W", "ignore", "-c", made], check=True, env=env)
         yield folder
 
 
@@ -269,30 +299,29 @@ def _peers_text(found: dict[str, Any]) -> list[str]:
         "## A tenant's whole history, seven feeds",
         "",
         f"`make bench MEMBERSHIPS={found['memberships']}`: {found['memberships']:,} memberships, "
-        f"{found['rows']['ours']:,} rows from a sandbox on the same machine, pages of 5,000; whole "
-        f"processes from start to end, medians of rounds: {found['rounds']}. Ours is the job "
-        "`sync` with `raw/` and `current/`, Dagster and its event log included. Memory is the "
-        "process tree's.",
+        f"{found['rows']['ours']:,} rows, pages of 5,000 from a server on the same machine; whole "
+        "processes from start to end, medians of the rounds. Ours is the job `sync` with `raw/` "
+        "and `current/`, Dagster and its event log included. Memory is the process tree's.",
         "",
-        "| | rows | wall s | CPU s | peak MB | rows/s | ours is |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-        _row("**ours**", found["rows"]["ours"], ours, "1"),
+        "| | rounds | rows | wall s | CPU s | peak MB | rows/s | ours is |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        _row("**ours**", found["rounds"]["ours"], found["rows"]["ours"], ours, "1"),
     ]
     for name, costs in found["costs"].items():
         if name != "ours":
-            times = speed / (found["rows"][name] / costs[0])
-            lines.append(_row(titles[name], found["rows"][name], costs, f"{times:.1f} x"))
+            rows, rounds = found["rows"][name], found["rounds"][name]
+            times = f"{speed / (rows / costs[0]):.1f} x"
+            lines.append(_row(titles[name], rounds, rows, costs, times))
     lines += ["", "Versions of the peers: "]
     lines += [f"- {titles[name]}: {said}" for name, said in found["versions"].items()]
     return lines
 
 
-def _row(title: str, rows: int, costs: list[float], ratio: str) -> str:
+def _row(title: str, rounds: int, rows: int, costs: list[float], ratio: str) -> str:
     wall, cpu, peak = costs
-    return (
-        f"| {title} | {rows:,} | {wall:.1f} | {cpu:.1f} | {peak:,.0f} | {rows / wall:,.0f} "
-        f"| {ratio} |"
-    )
+    cells = (title, rounds, f"{rows:,}", f"{wall:.1f}", f"{cpu:.1f}", f"{peak:,.0f}",
+             f"{rows / wall:,.0f}", ratio)  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _sync_text(found: dict[str, Any]) -> list[str]:
@@ -336,14 +365,18 @@ def _growth_text(found: dict[str, Any]) -> list[str]:
     lines = [
         "## Five times as many",
         "",
-        "The visits alone, `raw/` and `current/`:",
+        f"The visits alone, `raw/` and `current/`, medians of rounds: {found['rounds']}. Then, "
+        "after `maintain_lake`, syncs with 1,000 visits that were booked for the next two weeks.",
         "",
-        "| rows | µs CPU a row | peak MB |",
-        "|--:|--:|--:|",
+        "| rows | µs CPU a row | peak MB | CPU s of a sync with 1,000 changes |",
+        "|--:|--:|--:|--:|",
     ]
-    for said in found.values():
+    for said in found["sizes"].values():
         per_row = said["cpu"] / said["rows"] * 1e6
-        lines.append(f"| {said['rows']:,.0f} | {per_row:.1f} | {said['peak_mb']:,.0f} |")
+        lines.append(
+            f"| {said['rows']:,.0f} | {per_row:.1f} | {said['peak_mb']:,.0f} "
+            f"| {said['changed']['cpu']:.2f} |"
+        )
     return lines
 
 

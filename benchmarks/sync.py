@@ -1,6 +1,7 @@
 """One run of `sync` as a user's, in this process; prints what it cost from its start to its end.
 
 python benchmarks/sync.py [--feed recurring_service_events] [--backfill [--one-chain]]
+python benchmarks/sync.py --maintain
 """
 
 import json
@@ -26,10 +27,16 @@ def cpu() -> float:
 @click.command()
 @click.option("--feed", "feeds", multiple=True, help="Only this one; may be repeated.")
 @click.option("--backfill", is_flag=True, help="All windows until yesterday instead of today's.")
+@click.option("--maintain", is_flag=True, help="Run `maintain_lake` instead.")
 @click.option("--one-chain", is_flag=True, help="Do not cut long windows into slices.")
-def main(feeds: tuple[str, ...], backfill: bool, one_chain: bool) -> None:
+def main(feeds: tuple[str, ...], backfill: bool, maintain: bool, one_chain: bool) -> None:
     if one_chain:
         reading.LONG = timedelta.max
+    if maintain:
+        with dg.DagsterInstance.get() as instance:
+            run = defs().resolve_job_def("maintain_lake").execute_in_process(instance=instance)
+        click.echo(json.dumps({"maintained": run.success}))
+        return
     job = of_feeds(defs().resolve_job_def("sync"), feeds)
     today = datetime.now(UTC).date()
     first, last = today, today

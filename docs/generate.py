@@ -262,7 +262,7 @@ def _columns(repository: dg.RepositoryDefinition, lake: Lake, name: str) -> str:
 
 def _example(lake: Lake, name: str) -> dict[str, Any]:
     """Of the first rows the one that says most."""
-    rows = lake.rows(name, tenant=EXAMPLE_TENANT, where="true limit 500").to_pylist()
+    rows = lake.rows(name, tenant=EXAMPLE_TENANT, limit=500).to_pylist()
     return max(rows, key=lambda row: sum(bool(value) for value in row.values()), default={})
 
 

@@ -432,16 +432,13 @@ def _news(line: Progress | None) -> tuple[object, ...] | None:
 
 def _in_commits(pages: Iterator[_Page]) -> Iterator[list[_Page]]:
     held: list[_Page] = []
-    since = time.monotonic()
+    rows, size, since = 0, 0, time.monotonic()
     for page in pages:
         held.append(page)
-        tables = [held_page.page.rows for held_page in held]
-        if (
-            sum(table.num_rows for table in tables) >= ROWS_PER_COMMIT
-            or sum(table.nbytes for table in tables) >= BYTES_PER_COMMIT
-            or time.monotonic() - since >= SECONDS_PER_COMMIT
-        ):
+        rows, size = rows + page.page.rows.num_rows, size + page.page.rows.nbytes
+        waited = time.monotonic() - since
+        if rows >= ROWS_PER_COMMIT or size >= BYTES_PER_COMMIT or waited >= SECONDS_PER_COMMIT:
             yield held
-            held, since = [], time.monotonic()
+            held, rows, size, since = [], 0, 0, time.monotonic()
     if held:
         yield held

@@ -120,11 +120,13 @@ def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _M
 
 def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
+    holding = 0
     for batch in batches:
         held.append(batch)
-        if sum(b.nbytes for b in held) >= size:
+        holding += batch.nbytes
+        if holding >= size:
             yield pa.Table.from_batches(held)
-            held = []
+            held, holding = [], 0
     if held:
         yield pa.Table.from_batches(held)
 

@@ -68,8 +68,10 @@ class Lake:
 
     def find(self, name: str) -> DeltaTable | None:
         """The table at its newest version, or None while nothing was written to it."""
-        address = self.address(name)
-        return DeltaTable(address) if DeltaTable.is_deltatable(address) else None
+        try:
+            return DeltaTable(self.address(name))
+        except TableNotFoundError:
+            return None
 
     def open_existing(self, name: str) -> DeltaTable:
         """The table at its newest version.
