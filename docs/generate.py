@@ -33,7 +33,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from st_memberships_orchestration import cli
+from st_memberships_orchestration import cli, terminal
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import jobs
 from st_memberships_orchestration.lake import progress, quarantine
@@ -491,7 +491,7 @@ def _setting_faults() -> Iterator[tuple[str, str]]:
             patch.dict(os.environ, {**others, **wrong}, clear=True),
         ):
             try:
-                cli.read_settings()
+                terminal.read_settings()
                 said = NO_TENANT
             except click.ClickException as error:
                 said = error.format_message()

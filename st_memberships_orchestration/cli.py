@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
-from rich.console import Console
+import duckdb
+import pandas as pd
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Column, Table
@@ -29,8 +28,12 @@ from st_memberships_orchestration import cli_writes
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
+from st_memberships_orchestration.sandbox.process import running
+from st_memberships_orchestration.servicetitan.checkup import examine
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, iso
-from st_memberships_orchestration.settings import NO_TENANT, Settings
+from st_memberships_orchestration.settings import NO_TENANT
+from st_memberships_orchestration.terminal import console, program, read_settings
 
 DATA = Path(".data")
 DEMO = DATA / "demo"
@@ -38,8 +41,6 @@ DEMO = DATA / "demo"
 
 DEMO_DAYS = 7
 """Windows that the demo shows in the UI; the first of them holds all earlier history."""
-
-console = Console()
 
 Day = click.DateTime(["%Y-%m-%d"])
 
@@ -69,14 +70,14 @@ def demo(memberships: int, seed: int) -> None:
     started = time.monotonic()
     _forget_last_demo()
     with _demo_sandbox(memberships, seed):
-        _sync(sorted(_settings().tenants), _today(), _today())
+        _sync(sorted(read_settings().tenants), _today(), _today())
         _show_headlines()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
     console.print(
-        f"  open {_settings().report_dir}/*.html    each tenant's report, in any browser",
+        f"  open {read_settings().report_dir}/*.html    each tenant's report, in any browser",
         soft_wrap=True,
     )
-    me = cli_writes.program()
+    me = program()
     console.print(f"  {me} ui    all of it in the Dagster web UI (these runs: Runs > All)")
     console.print(
         f'  {me} query "select status, count(*) from current.memberships group by all"',
@@ -88,7 +89,7 @@ def demo(memberships: int, seed: int) -> None:
 @click.option("--port", default=3000, show_default=True, help="Port of the web UI.")
 def ui(port: int) -> None:
     """Run the Dagster web UI and daemon; beside a sandbox while no tenant is configured."""
-    if _settings().tenants:
+    if read_settings().tenants:
         _refuse_beside_demo()
         _serve(port)
     else:
@@ -121,7 +122,7 @@ def backfill(
 
     Derived tables are brought up to date with what it added.
     """
-    start = _settings().history_start
+    start = read_settings().history_start
     if first.date() < start:
         raise click.BadParameter(
             f"history starts at {start} (ST_HISTORY_START); that window also holds all before it",
@@ -137,10 +138,7 @@ def backfill(
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 def query(sql: str, as_csv: bool) -> None:
     """Run SQL (DuckDB) over the lake; every table is a view such as current.memberships."""
-    import duckdb
-    import pandas as pd
-
-    lake = Lake(_settings().lake_uri)
+    lake = Lake(read_settings().lake_uri)
     with connect(lake) as connection:
         try:
             found = connection.sql(sql)
@@ -161,10 +159,7 @@ def query(sql: str, as_csv: bool) -> None:
 @click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
 def doctor(tenants: tuple[str, ...]) -> None:
     """Check settings, token, app key, reach and scopes of each tenant, with a remedy for each ✗."""
-    from st_memberships_orchestration.servicetitan.checkup import examine
-    from st_memberships_orchestration.servicetitan.client import MembershipsClient
-
-    settings = _settings()
+    settings = read_settings()
     table = Table("tenant", "check", "", Column("what to do", overflow="fold"))
     findings = []
     for tenant in _chosen(tenants):
@@ -181,27 +176,8 @@ def doctor(tenants: tuple[str, ...]) -> None:
 # Settings
 
 
-def read_settings() -> Settings:
-    """The settings; what is wrong with them becomes one message."""
-    return _settings()
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except SettingsError as error:
-        raise click.ClickException(f"The settings cannot be read: {error}") from error
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'ST_' + '__'.join(map(str, e['loc'])).upper() if e['loc'] else 'settings'}: "
-            f"{e['msg']}"
-            for e in error.errors()
-        )
-        raise click.ClickException(f"The settings do not hold: {faults}") from error
-
-
 def _chosen(tenants: tuple[str, ...]) -> list[str]:
-    configured = _settings().tenants
+    configured = read_settings().tenants
     if not configured:
         raise click.ClickException(NO_TENANT)
     _refuse_beside_demo()
@@ -215,7 +191,7 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
 
 
 def _refuse_beside_demo() -> None:
-    if DEMO.exists() and Path(_settings().lake_uri).absolute().is_relative_to(DATA.absolute()):
+    if DEMO.exists() and Path(read_settings().lake_uri).absolute().is_relative_to(DATA.absolute()):
         raise click.ClickException(
             f"The tables in {DATA} are the demo's, and yours would come among them. "
             f"Remove them first: rm -r {DATA}"
@@ -356,7 +332,7 @@ def _landed(run: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def _show_headlines() -> None:
-    with connect(Lake(_settings().lake_uri)) as connection:
+    with connect(Lake(read_settings().lake_uri)) as connection:
         found = connection.sql(
             """
             select tenant,
@@ -382,7 +358,7 @@ def _show_headlines() -> None:
 
 
 def _forget_last_demo() -> None:
-    if _settings().tenants:
+    if read_settings().tenants:
         raise click.ClickException(
             "Tenants are configured here, and the demo would write beside their data: "
             "run it in a folder without ST_TENANTS__… settings."
@@ -396,9 +372,7 @@ def _forget_last_demo() -> None:
 
 @contextmanager
 def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
-    """A sandbox whose tenants are configured within the block; the same each time until `demo`."""
-    from st_memberships_orchestration.sandbox.process import running
-
+    """A sandbox whose tenants are configured from here on; the same each time until `demo`."""
     DATA.mkdir(exist_ok=True)
     if DEMO.exists():
         options = json.loads(DEMO.read_text())

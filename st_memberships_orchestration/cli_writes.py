@@ -1,7 +1,6 @@
 """`st-memberships plan | apply | undo | settle`: changes from a terminal, with the same locks."""
 
 import getpass
-import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,12 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
+import duckdb
+import sqlalchemy.exc
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from st_memberships_orchestration.changes import (
+from st_memberships_orchestration.defs.changes import (
     AUDIT_TABLE,
     apply_audited,
     approval_of,
@@ -26,6 +26,7 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import NO_TENANT, Settings
+from st_memberships_orchestration.terminal import console, program, read_settings
 from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
@@ -45,7 +46,6 @@ from st_memberships_orchestration.writing.rows import BadRows, Row, numbered, re
 from st_memberships_orchestration.writing.undo import reversal
 
 PLANS = Path(".data/plans")
-console = Console()
 
 
 @click.group()
@@ -173,11 +173,6 @@ commands: tuple[click.Command, ...] = (plan, apply, undo, settle_)
 @contextmanager
 def _work() -> Iterator[tuple[Settings, Ledger]]:
     """Settings and ledger; what goes wrong becomes one message."""
-    import duckdb
-    import sqlalchemy.exc
-
-    from st_memberships_orchestration.cli import read_settings
-
     settings = read_settings()
     if not settings.tenants:
         raise click.ClickException(NO_TENANT)
@@ -226,11 +221,6 @@ def _make(
     send = f"{program()} apply {path} --send --hash {made.hash}"
     console.print(f"  ST_WRITES=on {send}", soft_wrap=True)
     console.print(f"or launch the job {made.kind} with approved_hash and dry_run: false.")
-
-
-def program() -> str:
-    """What the user typed to start us, so that a shown command can be pasted."""
-    return "st-memberships" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
 
 
 def _show_plan(shown: Plan) -> None:

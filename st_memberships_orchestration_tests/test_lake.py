@@ -2,7 +2,7 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +10,9 @@ import pyarrow as pa
 import pytest
 
 from st_memberships_orchestration.lake import latest as latest_module
+from st_memberships_orchestration.lake import maintenance as maintenance_module
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
+from st_memberships_orchestration.lake.maintenance import maintain
 from st_memberships_orchestration.lake.progress import (
     Progress,
     forget_superseded,
@@ -141,6 +143,14 @@ def test_what_is_in_order_and_what_is_repeated_land_in_the_order_in_which_they_c
     assert current(lake) == {3: "Active", 1: "Active", 2: "Active"}
 
 
+@pytest.fixture(params=["replaced", "merged"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few changes replace rows in their files, many are merged: the outcome is the same."""
+    if request.param == "merged":
+        monkeypatch.setattr(latest_module, "FEW", 0)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_only_what_is_new_is_applied_and_the_newest_wins(lake: Lake) -> None:
     insert(lake, record(1), record(2))
     assert apply(lake) == Applied(inserted=2, updated=0)
@@ -151,6 +161,7 @@ def test_only_what_is_new_is_applied_and_the_newest_wins(lake: Lake) -> None:
     assert current(lake) == {1: "Active", 2: "Expired", 3: "Active"}
 
 
+@pytest.mark.usefixtures("either_way")
 def test_an_older_version_that_arrives_late_changes_nothing(lake: Lake) -> None:
     insert(lake, record(1, 10, status="Canceled"))
     apply(lake)
@@ -159,6 +170,59 @@ def test_an_older_version_that_arrives_late_changes_nothing(lake: Lake) -> None:
     assert current(lake) == {1: "Canceled"}
 
 
+def test_a_version_that_is_older_by_less_than_a_millisecond_changes_nothing(lake: Lake) -> None:
+    # Delta's statistics, by which newer rows are told, cut moments to milliseconds.
+    insert(lake, record(1, 0.0007, status="Canceled"))
+    apply(lake)
+    insert(lake, record(1, 0.0004, status="Active"))
+    assert apply(lake) == Applied()
+    assert current(lake) == {1: "Canceled"}
+
+
+def test_an_application_that_died_between_its_commits_is_repeated_whole(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(lake, record(1))
+    apply(lake)
+    insert(lake, record(1, 5, status="Expired"), record(2))
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(latest_module, "_replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            apply(lake)
+    assert current(lake) == {1: "Active", 2: "Active"}, "the new row landed, the change did not"
+    apply(lake)
+    assert current(lake) == {1: "Expired", 2: "Active"}
+    assert lake.count("current/things") == 2
+
+
+def test_visits_are_laid_by_their_date_and_a_change_rewrites_one_file(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance_module, "CURRENT_FILE_BYTES", 100_000)
+    name = "current/recurring_service_events"
+    common = {"tenant": "acme", "modified": "modified_on"}
+
+    def visits(ids: range, second: int) -> pa.Table:
+        days = [date(2026, 1, 1) + timedelta(days=id % 365) for id in ids]
+        found = rows(*(record(id, second) for id in ids))
+        return found.append_column("date", pa.array(days))
+
+    insert_versions(lake, "raw/visits", visits(range(40_000), 0), loaded_at=NOW, **common)
+    apply_versions(lake, source="raw/visits", target=name, **common)
+    maintain(lake, name)
+    before = set(lake.open_existing(name).file_uris())
+    assert len(before) > 2
+    insert_versions(lake, "raw/visits", visits(range(100, 101), 9), loaded_at=NOW, **common)
+    assert apply_versions(lake, source="raw/visits", target=name, **common).updated == 1
+    assert len(before - set(lake.open_existing(name).file_uris())) == 1
+    assert lake.count(name) == 40_000
+
+
+@pytest.mark.usefixtures("either_way")
 def test_of_versions_with_one_time_the_last_loaded_counts(lake: Lake) -> None:
     insert(lake, record(1, status="Active"))
     insert(lake, record(1, status="Expired"), at=NOW + timedelta(minutes=1))
@@ -182,6 +246,7 @@ def test_versions_that_were_lost_and_read_anew_are_applied(lake: Lake, tmp_path:
     assert current(lake) == {1: "Expired", 2: "Active"}
 
 
+@pytest.mark.usefixtures("either_way")
 def test_chunks_of_a_long_history_are_one_application(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +260,7 @@ def test_chunks_of_a_long_history_are_one_application(
     assert apply(lake) == Applied()
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_chunked_application_that_died_is_repeated_whole(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,11 @@ from typing import Any
 
 import httpx
 
-from st_memberships_orchestration.changes import AUDIT_TABLE, apply_audited, bring_audit_up_to_date
+from st_memberships_orchestration.defs.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    bring_audit_up_to_date,
+)
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module

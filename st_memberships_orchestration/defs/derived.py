@@ -8,23 +8,24 @@ import inspect
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
 from pydantic import Field, create_model
 
-from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
+from st_memberships_orchestration.defs.metadata import (
+    OPERATIONS,
+    column_schema,
+    schema_of,
+    table_metadata,
+)
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.report import page_of
-from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
-from st_memberships_orchestration.lake.latest import IS_DELETED
-from st_memberships_orchestration.lake.store import TENANT, Lake, replace_tenant
+from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.tables import Table
-from st_memberships_orchestration.servicetitan.columns import table_schema
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 CLOCK = ("today", "zone")
@@ -103,7 +104,7 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
     """The settings of a table, pre-filled in the Launchpad with the defaults of its function."""
     fields: dict[str, Any] = {
         arg: (
-            list[get_origin(p.annotation) and p.annotation.__args__[0]]  # type: ignore[misc]
+            list[get_args(p.annotation)[0]]  # type: ignore[misc]
             if get_origin(p.annotation) is Sequence
             else p.annotation,
             Field(
@@ -126,27 +127,16 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
 
 
 def _frame(lake: Lake, source: str, tenant: str) -> pd.DataFrame:
-    columns = [name for name in _schema_of(source).names if not _is_spare(name)]
+    columns = [name for name in schema_of(source).names if not _is_spare(name)]
     rows = lake.rows(source, tenant=tenant, columns=[f'"{name}"' for name in columns])
     if not rows.num_columns:
-        rows = _schema_of(source).empty_table()
+        rows = schema_of(source).empty_table()
     return rows.to_pandas(types_mapper=pd.ArrowDtype)
 
 
 def _is_spare(column: str) -> bool:
     """Columns that no metric asks for, and that are the longest: the exact texts of times."""
     return column.endswith("_text") or column in ("extra", "job_summary")
-
-
-def _schema_of(source: str) -> pa.Schema:
-    """The columns of a table that was never written."""
-    layer, _, name = source.partition("/")
-    if layer == "derived":
-        return next(table.schema for table in TABLES if table.name == name)
-    if source == HISTORY["membership_status"]:
-        return pa.schema([TENANT, *STATUS_COLUMNS])
-    record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)
-    return pa.schema([TENANT, *record, *(VALIDITY if layer == "history" else [IS_DELETED])])
 
 
 def _rows(table: Table, frame: pd.DataFrame) -> pa.Table:

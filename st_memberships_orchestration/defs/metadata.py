@@ -6,7 +6,12 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
+from st_memberships_orchestration.lake.latest import IS_DELETED
+from st_memberships_orchestration.lake.store import TENANT, Lake
+from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
 
 DATA = "team:data"
 """Owner of what is read: whom to ask when it is missing or late."""
@@ -45,6 +50,17 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
             for field in schema
         ]
     )
+
+
+def schema_of(source: str) -> pa.Schema:
+    """The columns of a table that was never written."""
+    layer, _, name = source.partition("/")
+    if layer == "derived":
+        return next(table.schema for table in TABLES if table.name == name)
+    if source == "history/membership_status":
+        return pa.schema([TENANT, *STATUS_COLUMNS])
+    record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)
+    return pa.schema([TENANT, *record, *(VALIDITY if layer == "history" else [IS_DELETED])])
 
 
 def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumnLineage:

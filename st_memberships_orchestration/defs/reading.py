@@ -74,8 +74,8 @@ class Reading:
         bytes: size of the answers.
         seconds: duration.
         newest: newest modification seen, or None.
-        read_from: all changes from here on, None for the beginning of history,
-        read_through: to here were asked for, and are in the lake.
+        read_from: start of the span that was asked for; None for the beginning of history.
+        read_through: its end: all changes in between are in the lake.
     """
 
     rows: int = 0

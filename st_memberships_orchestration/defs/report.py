@@ -4,22 +4,24 @@ import os
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pyarrow as pa
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
-from st_memberships_orchestration.defs.metadata import OPERATIONS
+from st_memberships_orchestration.defs.metadata import OPERATIONS, schema_of
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.progress import load_progress
-from st_memberships_orchestration.lake.store import TENANT, Lake
+from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
 from st_memberships_orchestration.reporting.figures import NEEDS, Need
-from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
+
+if TYPE_CHECKING:  # Dagster does not show this type
+    from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
 SOURCES = sorted(
     {f"derived/{table.name}" for table in TABLES} | {need.table for need in NEEDS.values()}
@@ -90,16 +92,9 @@ def _rows(lake: Lake, need: Need, tenants: Sequence[str]) -> pa.Table:
     """The rows of some tenants; no rows, but all columns, while the table does not exist."""
     parts = [lake.rows(need.table, tenant=tenant, where=need.where) for tenant in tenants]
     return pa.concat_tables(
-        [_schema_of(need.table).empty_table(), *(part for part in parts if part.num_columns)],
+        [schema_of(need.table).empty_table(), *(part for part in parts if part.num_columns)],
         promote_options="permissive",
     )
-
-
-def _schema_of(source: str) -> pa.Schema:
-    layer, _, name = source.partition("/")
-    if layer == "derived":
-        return next(table.schema for table in TABLES if table.name == name)
-    return pa.schema([TENANT, *next(table_schema(f.model) for f in FEEDS if f.name == name)])
 
 
 def _days(instance: dg.DagsterInstance, tenant: str) -> dict[str, date]:
@@ -137,7 +132,7 @@ def _checks(
     return [_check(key, latest[key], zone) for key in sorted(latest)]
 
 
-def _check(key: dg.AssetCheckKey, record: AssetCheckExecutionRecord, zone: ZoneInfo) -> Check:
+def _check(key: dg.AssetCheckKey, record: "AssetCheckExecutionRecord", zone: ZoneInfo) -> Check:
     result = record.evaluation
     passed, finding = None, "It did not finish: see its run, and start the job again."
     if isinstance(result, dg.AssetCheckEvaluation):

@@ -18,7 +18,12 @@ import dagster as dg
 import duckdb
 from pydantic import Field, create_model
 
-from st_memberships_orchestration.changes import AUDIT_TABLE, apply_audited, approval_of, tenant_of
+from st_memberships_orchestration.defs.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    approval_of,
+    tenant_of,
+)
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan

@@ -82,7 +82,7 @@ STATUS_COLUMNS = pa.schema(
 )
 
 
-def rebuild_membership_status(lake: Lake, *, tenant: str, zone: ZoneInfo) -> pa.Table:
+def rebuild_membership_status(lake: Lake, *, tenant: str, zone: ZoneInfo) -> None:
     """Write `history/membership_status`: one row per membership and span in which it had a status.
 
     The spans of a membership follow each other without gap or overlap, the last one is open. The
@@ -109,7 +109,7 @@ def rebuild_membership_status(lake: Lake, *, tenant: str, zone: ZoneInfo) -> pa.
             }
         )
     if not memberships.num_rows:
-        return STATUS_COLUMNS.empty_table()
+        return
     with duckdb.connect() as connection:
         connection.sql("set timezone = 'UTC'")
         connection.register("memberships", memberships)
@@ -145,4 +145,3 @@ def rebuild_membership_status(lake: Lake, *, tenant: str, zone: ZoneInfo) -> pa.
         ).to_arrow_table()
     history = rows.cast(STATUS_COLUMNS)
     replace_tenant(lake, "history/membership_status", history, tenant=tenant)
-    return history

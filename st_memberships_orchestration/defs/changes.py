@@ -1,4 +1,7 @@
-"""What the terminal and the jobs do alike with changes: their locks, their tenant, their audit."""
+"""What the terminal and the jobs do alike with changes: their locks, their tenant, their audit.
+
+Nothing here knows Dagster.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,7 +11,14 @@ from typing import Any
 from st_memberships_orchestration.lake.store import Lake, upsert
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
-from st_memberships_orchestration.writing.apply import Approval, Caps, Result, apply_plan, utc_now
+from st_memberships_orchestration.writing.apply import (
+    Approval,
+    Caps,
+    Patience,
+    Result,
+    apply_plan,
+    utc_now,
+)
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.report import audit_rows, unsent_rows
@@ -62,11 +72,12 @@ def apply_audited(
     ledger: Ledger,
     lake: Lake,
     *,
+    approval: Approval,
     who: str,
     run_id: str,
+    patience: Patience | None = None,
     clock: Callable[[], datetime] = utc_now,
     heard: Callable[[Result], None] = lambda result: None,
-    **options: Any,
 ) -> list[Result]:
     """`apply_plan`, and its results in `derived/write_audit`, however it ends.
 
@@ -81,7 +92,15 @@ def apply_audited(
 
     try:
         return apply_plan(
-            plan, client, ledger, who=who, run_id=run_id, clock=clock, heard=hear, **options
+            plan,
+            client,
+            ledger,
+            approval=approval,
+            who=who,
+            run_id=run_id,
+            patience=patience,
+            clock=clock,
+            heard=hear,
         )
     finally:
         unsent: list[dict[str, Any]] = []

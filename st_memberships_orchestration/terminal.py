@@ -1,0 +1,32 @@
+"""What all commands share: the screen, the settings in words, and the name they were called by."""
+
+import sys
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from rich.console import Console
+
+from st_memberships_orchestration.settings import Settings
+
+console = Console()
+
+
+def read_settings() -> Settings:
+    """The settings; what is wrong with them becomes one message."""
+    try:
+        return Settings()
+    except SettingsError as error:
+        raise click.ClickException(f"The settings cannot be read: {error}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'ST_' + '__'.join(map(str, e['loc'])).upper() + ': ' if e['loc'] else ''}{e['msg']}"
+            for e in error.errors()
+        )
+        raise click.ClickException(f"The settings do not hold: {faults}") from error
+
+
+def program() -> str:
+    """What the user typed to start us, so that a shown command can be pasted."""
+    return "st-memberships" if Path(sys.argv[0]).is_absolute() else sys.argv[0]
