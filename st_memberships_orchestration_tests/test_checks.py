@@ -13,10 +13,15 @@ from deltalake import write_deltalake
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import checks
+from st_memberships_orchestration.defs.health import contradicted_checks, measure
+from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration_tests.doors import Location, today
 
 
@@ -150,3 +155,28 @@ def test_rows_of_which_some_have_no_id_are_shown_with_whole_ids() -> None:
     rows = pd.DataFrame([{"id": None}, {"id": 207_900_001}], dtype=object)
     assert "| 207900001" in checks._table(rows, 5)
     assert "| None" in checks._table(rows, 5)
+
+
+def test_a_check_names_every_tenant_however_many_rows_one_has(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    """Also where a feed brought broken records only, so that nothing of it could land."""
+    location.use(shared_sandbox)
+    fault = {"id": 1, "reason": "status: unknown", "record": "{}"}
+    lake, now = location.lake, datetime.now(UTC)
+    for tenant, count in (("acme", checks.SHOWN + 5), ("bravo", 1)):
+        records = [{**fault, "record": f'{{"n": {n}}}'} for n in range(count)]
+        quarantine(lake, "quarantine/memberships", records, tenant=tenant, read_at=now)
+        empty = table_schema(FEEDS[3].model).empty_table()
+        common = {"tenant": tenant, "modified": "modified_on", "loaded_at": now}
+        assert insert_versions(lake, "raw/memberships", empty, **common) == 0
+        apply_versions(lake, source="raw/memberships", target="current/memberships",
+                       tenant=tenant, modified="modified_on")  # fmt: skip
+    evaluate(location)
+    key = dg.AssetCheckKey(dg.AssetKey(["current", "memberships"]), "quarantine_is_empty")
+    known = Settings().tenants
+    assert contradicted_checks(location.instance, [key], known) == {key: ["acme", "bravo"]}
+    facts = measure(location.instance, lake, Settings(), check_keys=[key], now=now)
+    held = {(fact.tenant, fact.feed): fact.quarantined for fact in facts}
+    assert held["acme", "memberships"] == checks.SHOWN + 5
+    assert held["bravo", "memberships"] == 1

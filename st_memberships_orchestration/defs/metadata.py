@@ -30,9 +30,10 @@ PREVIEW_WIDTH = 32
 def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
     """Row count, address and preview of some tenants' part of a table."""
     parts = list(tenants)
+    counts = lake.counts(name)
     return {
-        "dagster/row_count": lake.count(name),
-        "dagster/partition_row_count": sum(lake.count(name, tenant=tenant) for tenant in parts),
+        "dagster/row_count": counts.total(),
+        "dagster/partition_row_count": sum(counts[tenant] for tenant in parts),
         "dagster/uri": lake.address(name),
         "preview": dg.MetadataValue.md(_preview(lake, name, parts)),
     }

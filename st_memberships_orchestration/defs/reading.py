@@ -51,6 +51,9 @@ BYTES_PER_COMMIT = 8_000_000
 SECONDS_PER_COMMIT = 5.0
 """Pages are committed together until one is reached; a killed run repeats at most that much."""
 
+SECONDS_PER_LINE = 2.0
+"""Between lines of progress: each is a commit to Dagster's storage."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -295,6 +298,7 @@ class FeedReader:
         reading = Reading()
         journal = {chain: chain.last for chain in chains}
         reached: dict[_Chain, datetime] = {}
+        told = started
         for pages in _in_commits(read_ahead(*map(self._pages, chains), threads=SLICES)):
             reading = self._commit([read.page for read in pages], reading)
             reading = replace(
@@ -311,8 +315,11 @@ class FeedReader:
                 save_progress(self._lake, self._tenant, *news.values())
                 journal |= news
             reached |= {read.chain: newest for read in pages if (newest := self._reached(read))}
-            progress = _progress(reading, chains, reached)
-            logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
+            if time.monotonic() - told >= SECONDS_PER_LINE:
+                told = time.monotonic()
+                progress = _progress(reading, chains, reached)
+                logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
+        logger.info("%s  %s: %s", self._tenant, self._feed.name, reading)
         return reading
 
     def _line_after(self, read: _Page) -> Progress:
