@@ -14,7 +14,6 @@ from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import (
     Approval,
     Caps,
-    Patience,
     Result,
     apply_plan,
     utc_now,
@@ -72,14 +71,13 @@ def apply_audited(
     ledger: Ledger,
     lake: Lake,
     *,
-    approval: Approval,
     who: str,
     run_id: str,
-    patience: Patience | None = None,
     clock: Callable[[], datetime] = utc_now,
     heard: Callable[[Result], None] = lambda result: None,
+    **options: Any,
 ) -> list[Result]:
-    """`apply_plan`, and its results in `derived/write_audit`, however it ends.
+    """`apply_plan` (with its options), and its results in `derived/write_audit`, however it ends.
 
     Raises:
         Locked: nothing was sent.
@@ -92,15 +90,7 @@ def apply_audited(
 
     try:
         return apply_plan(
-            plan,
-            client,
-            ledger,
-            approval=approval,
-            who=who,
-            run_id=run_id,
-            patience=patience,
-            clock=clock,
-            heard=hear,
+            plan, client, ledger, who=who, run_id=run_id, clock=clock, heard=hear, **options
         )
     finally:
         unsent: list[dict[str, Any]] = []
