@@ -1,14 +1,16 @@
 """What the UI shows of a table: size, address, a preview, and the meaning of its columns."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.latest import IS_DELETED
-from st_memberships_orchestration.lake.store import TENANT, Lake
+from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
@@ -22,6 +24,7 @@ OPERATIONS = "team:operations"
 CONTRADICTING_TENANTS = "contradicting_tenants"
 """Metadata of a check that does not hold: whose rows contradict it."""
 
+NO_ROWS = "No rows yet."
 PREVIEW_ROWS = 5
 PREVIEW_COLUMNS = 8
 PREVIEW_WIDTH = 32
@@ -30,12 +33,13 @@ PREVIEW_WIDTH = 32
 def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
     """Row count, address and preview of some tenants' part of a table."""
     parts = list(tenants)
-    counts = lake.counts(name)
+    table = lake.find(name)
+    rows = counts(table) if table else Counter()
     return {
-        "dagster/row_count": counts.total(),
-        "dagster/partition_row_count": sum(counts[tenant] for tenant in parts),
+        "dagster/row_count": rows.total(),
+        "dagster/partition_row_count": sum(rows[tenant] for tenant in parts),
         "dagster/uri": lake.address(name),
-        "preview": dg.MetadataValue.md(_preview(lake, name, parts)),
+        "preview": dg.MetadataValue.md(_preview(table, parts) if table else NO_ROWS),
     }
 
 
@@ -74,11 +78,11 @@ def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumn
     )
 
 
-def _preview(lake: Lake, name: str, tenants: Iterable[str]) -> str:
-    heads = [lake.rows(name, tenant=tenant, limit=PREVIEW_ROWS) for tenant in tenants]
+def _preview(table: DeltaTable, tenants: Iterable[str]) -> str:
+    heads = [scan(table, tenant, limit=PREVIEW_ROWS).read_all() for tenant in tenants]
     rows = pa.concat_tables(heads, promote_options="default")
     if not rows.num_rows:
-        return "No rows yet."
+        return NO_ROWS
     shown = [field.name for field in rows.schema if _is_short(field)][:PREVIEW_COLUMNS]
     cells = rows.select(shown).to_pandas().astype(object)
     return cells.map(_cell).to_markdown(index=False)

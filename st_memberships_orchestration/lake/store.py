@@ -128,20 +128,19 @@ class Lake:
 
     def count(self, name: str, *, tenant: str | None = None) -> int:
         """Number of rows, of one tenant or of all."""
-        if tenant is not None:
-            return self.counts(name)[tenant]
         table = self.find(name)
-        return 0 if table is None else table.count()
+        if table is None:
+            return 0
+        return table.count() if tenant is None else counts(table)[tenant]
 
-    def counts(self, name: str) -> Counter[str]:
-        """Number of rows by tenant, from the statistics of the table's files."""
-        table = self.find(name)
-        found: Counter[str] = Counter()
-        if table is not None:
-            files = pa.table(table.get_add_actions(flatten=True))
-            for tenant, rows in zip(files["partition.tenant"], files["num_records"], strict=True):
-                found[tenant.as_py()] += rows.as_py()
-        return found
+
+def counts(table: DeltaTable) -> Counter[str]:
+    """Number of rows by tenant, from the statistics of the table's files."""
+    files = pa.table(table.get_add_actions(flatten=True))
+    found: Counter[str] = Counter()
+    for tenant, rows in zip(files["partition.tenant"], files["num_records"], strict=True):
+        found[tenant.as_py()] += rows.as_py()
+    return found
 
 
 def scan(
