@@ -78,7 +78,9 @@ def demo(memberships: int, seed: int) -> None:
         soft_wrap=True,
     )
     me = program()
-    console.print(f"  {me} ui    all of it in the Dagster web UI (these runs: Runs > All)")
+    console.print(
+        f"  {me} ui    all of it in the Dagster web UI (these runs: Runs > All)", soft_wrap=True
+    )
     console.print(
         f'  {me} query "select status, count(*) from current.memberships group by all"',
         soft_wrap=True,
@@ -326,7 +328,7 @@ def _landed(run: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
             facts[tuple(event.asset_key.path)] = {
                 name: value.value for name, value in event.materialization.metadata.items()
             }
-    for layer, feed in facts:
+    for layer, feed in sorted(facts):
         if layer == "raw" and ("current", feed) in facts:
             yield feed, facts["raw", feed], facts["current", feed]
 
