@@ -170,6 +170,20 @@ def test_an_older_version_that_arrives_late_changes_nothing(lake: Lake) -> None:
     assert current(lake) == {1: "Canceled"}
 
 
+@pytest.mark.usefixtures("either_way")
+def test_an_older_version_in_a_later_chunk_changes_nothing(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latest_module, "BYTES_PER_MERGE", 1)
+    insert(lake, *[record(id, 0) for id in range(30)])
+    apply(lake)
+    for second in (9, 5, 7):
+        insert(lake, *[record(id, second) for id in range(30)])
+    apply(lake)
+    texts = lake.rows("current/things", tenant="acme")["modified_on_text"].to_pylist()
+    assert texts == [record(0, 9)["modified_on_text"]] * 30
+
+
 def test_a_version_that_is_older_by_less_than_a_millisecond_changes_nothing(lake: Lake) -> None:
     # Delta's statistics, by which newer rows are told, cut moments to milliseconds.
     insert(lake, record(1, 0.0007, status="Canceled"))

@@ -243,7 +243,9 @@ def _last_failures(
 
 def _quarantined(lake: Lake) -> dict[str, dict[str, int]]:
     """Feed -> tenant -> records in quarantine that did not come back whole since."""
-    kept = [feed.name for feed in FEEDS if lake.find(f"quarantine/{feed.name}")]
+    there = set(lake.names())
+    names = [feed.name for feed in FEEDS]
+    kept = [name for name in names if {f"quarantine/{name}", f"raw/{name}"} <= there]
     if not kept:
         return {}
     with connect(lake) as connection:
