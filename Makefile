@@ -3,6 +3,10 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
+# As in the Dockerfile: what is freed goes back to the machine soon.
+export ARROW_DEFAULT_MEMORY_POOL ?= system
+export MALLOC_ARENA_MAX ?= 1
+export _RJEM_MALLOC_CONF ?= narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0
 
 .PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation celery conformance bench audit sbom lock clean
 

@@ -33,6 +33,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def _commit_each_page_of_one_chain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading_module, "ROWS_PER_COMMIT", 1)
+    monkeypatch.setattr(reading_module, "SECONDS_PER_POSITION", 0.0)
     monkeypatch.setattr(reading_module, "LONG", timedelta.max)
 
 

@@ -79,13 +79,13 @@ def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumn
 
 
 def _preview(table: DeltaTable, tenants: Iterable[str]) -> str:
-    heads = [scan(table, tenant, limit=PREVIEW_ROWS).read_all() for tenant in tenants]
-    rows = pa.concat_tables(heads, promote_options="default")
+    shown = [f.name for f in pa.schema(table.schema()) if _is_short(f)][:PREVIEW_COLUMNS]
+    columns = [f'"{name}"' for name in shown]
+    heads = [scan(table, tenant, columns, limit=PREVIEW_ROWS).read_all() for tenant in tenants]
+    rows = pa.concat_tables(heads)
     if not rows.num_rows:
         return NO_ROWS
-    shown = [field.name for field in rows.schema if _is_short(field)][:PREVIEW_COLUMNS]
-    cells = rows.select(shown).to_pandas().astype(object)
-    return cells.map(_cell).to_markdown(index=False)
+    return rows.to_pandas().astype(object).map(_cell).to_markdown(index=False)
 
 
 def _is_short(field: pa.Field) -> bool:

@@ -21,6 +21,7 @@ from st_memberships_orchestration.lake.store import (
     append,
     duck,
     literal,
+    repeated,
     retry_conflicts,
     scan,
     with_ids,
@@ -34,7 +35,7 @@ IS_DELETED = pa.field(
 FEW = 2_000
 """Changes up to which they are named one by one in a condition; a longer one takes too long."""
 
-BYTES_PER_APPEND = 4_000_000
+BYTES_PER_APPEND = 8_000_000
 BYTES_PER_MERGE = 40_000_000
 """What is applied at a time: bounds memory, of which writing takes ten times as much. A merge
 rewrites files, so it takes more."""
@@ -112,10 +113,10 @@ class _Met:
 
 
 def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Met:
-    ids = np.sort(unseen.read_all()["id"].to_numpy())
-    span = f"id between {ids[0]} and {ids[-1]}" if len(ids) else "false"
+    ids = unseen.read_all()["id"].to_numpy()
+    span = f"id between {ids.min()} and {ids.max()}" if len(ids) else "false"
     there = scan(table, tenant, ["id"], span).read_all()["id"].to_numpy()
-    return _Met(there[np.isin(there, ids)], np.unique(ids[1:][ids[1:] == ids[:-1]]))
+    return _Met(there[np.isin(there, ids)], repeated(ids))
 
 
 def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -161,8 +162,11 @@ def _upsert(
     last: Transaction,
 ) -> Applied:
     is_met = met.among(rows["id"].to_numpy())
-    new, rows = rows.filter(~is_met), rows.filter(is_met)
-    changes = _newer(table, rows, tenant, modified) if rows.num_rows else rows
+    if not is_met.any():
+        append(table, rows, transaction=last)
+        return Applied(inserted=rows.num_rows)
+    new = rows.filter(~is_met)
+    changes = _newer(table, rows.filter(is_met), tenant, modified)
     ids = changes["id"].to_numpy()
     replaced = int(np.isin(ids, met.there).sum())
     met.there = np.union1d(met.there, ids)

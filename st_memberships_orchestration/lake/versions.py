@@ -18,6 +18,7 @@ from st_memberships_orchestration.lake.store import (
     append,
     duck,
     literal,
+    repeated,
     retry_conflicts,
     scan,
     with_ids,
@@ -74,8 +75,7 @@ def _new(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> pa.Ta
     within = f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}'
     known = scan(table, tenant, ["id", f'"{modified}"'], within).read_all()
     keys = _keys(rows, modified)
-    _, places, times = np.unique(keys, return_inverse=True, return_counts=True)
-    met = (times[places] > 1) | np.isin(keys, _keys(known, modified))
+    met = np.isin(keys, np.concatenate([repeated(keys), _keys(known, modified)]))
     if not met.any():
         return rows
     positions = np.flatnonzero(met)

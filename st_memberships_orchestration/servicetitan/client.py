@@ -169,17 +169,17 @@ class MembershipsClient:
         if include_recent_changes:
             params["includeRecentChanges"] = "true"
 
-        def decoded(response: httpx.Response) -> tuple[httpx.Response, DecodedPage]:
-            return response, decode_page(response.content, feed.model)
+        def decoded(body: bytes) -> tuple[DecodedPage, int, int]:
+            return decode_page(body, feed.model), hash(body), len(body)
 
-        (response, page), requests = self._read(feed.path, params, decoded)
+        (page, digest, size), requests = self._read(feed.path, params, decoded)
         return ExportPage(
             rows=page.rows,
             broken=page.broken,
             has_more=page.has_more,
             continue_from=page.continue_from,
-            digest=hash(response.content),
-            size=len(response.content),
+            digest=digest,
+            size=size,
             requests=requests,
         )
 
@@ -457,10 +457,7 @@ class MembershipsClient:
     def _json(
         self, path: str, params: dict[str, Any], members: Mapping[str, type] | None = None
     ) -> Any:
-        def parsed(response: httpx.Response) -> Any:
-            return parse_json(response.content, members or {})
-
-        answer, _ = self._read(path, params, parsed)
+        answer, _ = self._read(path, params, lambda body: parse_json(body, members or {}))
         return answer
 
     def _record(self, model: type[R], row: Any, path: str, method: str = "GET") -> R:
@@ -479,7 +476,7 @@ class MembershipsClient:
         self,
         path: str,
         params: dict[str, Any],
-        decode: Callable[[httpx.Response], Answer],
+        decode: Callable[[bytes], Answer],
     ) -> tuple[Answer, int]:
         """GET and decode, repeated while that can help; the answer and the number of requests."""
         retrying = self._retrying(Transient)
@@ -490,17 +487,21 @@ class MembershipsClient:
         self,
         path: str,
         params: dict[str, Any],
-        decode: Callable[[httpx.Response], Answer],
+        decode: Callable[[bytes], Answer],
     ) -> Answer:
         where: dict[str, Any] = {"tenant": self._tenant, "method": "GET", "path": path}
         try:
-            response = self._http.get(self._root + path, params=params)
+            with self._http.stream("GET", self._root + path, params=params) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._noted(error_for(response, tenant=self._tenant))
+                # httpx would keep the body in the response, which refers to itself: hundreds of
+                # megabytes until Python looks for such circles.
+                body = b"".join(response.iter_bytes())
         except httpx.RequestError as error:
             raise ConnectionLost(_said(error), **where) from error
-        if not response.is_success:
-            raise self._noted(error_for(response, tenant=self._tenant))
         try:
-            return decode(response)
+            return decode(body)
         except NotAPage as error:
             raise Unreadable(str(error), status=response.status_code, **where) from error
 

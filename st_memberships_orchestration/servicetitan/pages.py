@@ -214,13 +214,18 @@ def _typed(rows: pa.StructArray, columns: Iterable[Column], *, extra: pa.Array) 
 
 def _converted(values: pa.Array, column: Column) -> pa.Array:
     if column.type == INSTANT:
-        known = pc.if_else(_unset(values), None, values)
+        known = _without_unset(values)
         # Nanoseconds first: Arrow reads 7 digits into no coarser unit. Then cut, never rounded.
         return known.cast(pa.timestamp("ns", tz="UTC")).cast(INSTANT, safe=False)
     if pa.types.is_date(column.type):
-        day = pc.utf8_slice_codeunits(pc.if_else(_unset(values), None, values), 0, 10)
+        day = pc.utf8_slice_codeunits(_without_unset(values), 0, 10)
         return day.cast(pa.date32())
     return values.view(column.type) if column.members else values
+
+
+def _without_unset(values: pa.Array) -> pa.Array:
+    unset = _unset(values)
+    return pc.if_else(unset, None, values) if pc.any(unset).as_py() else values
 
 
 def _unset(values: pa.Array) -> pa.Array:
