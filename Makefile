@@ -3,10 +3,11 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 export DAGSTER_HOME ?= $(CURDIR)
-# As in the Dockerfile: what is freed goes back to the machine soon.
+# As in the Dockerfile: one heap for each library.
 export ARROW_DEFAULT_MEMORY_POOL ?= system
 export MALLOC_ARENA_MAX ?= 1
-export _RJEM_MALLOC_CONF ?= narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0
+export _RJEM_MALLOC_CONF ?= narenas:1
+export OPENBLAS_NUM_THREADS ?= 1
 
 .PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation celery conformance bench audit sbom lock clean
 

@@ -2,9 +2,10 @@
 
     python benchmarks/reading.py --memberships 100000 --tap ../tap-service-titan
 
-All read the same pages of a sandbox, recorded and served on this machine, each as a process of its
-own, in turns; medians of several rounds. Peers get environments of their own below
-benchmarks/.cache. Quote ratios of one run, not seconds: they are of this machine.
+All read the same pages of a sandbox (tap a tenth), recorded and served on this machine, each as a
+process of its own, in turns; medians of several rounds. Ours alone has the settings of the image,
+which `make bench` exports. Peers get environments of their own below benchmarks/.cache. Quote
+ratios of one run, not seconds: they are of this machine.
 """
 
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -44,18 +45,23 @@ class Peer:
     script: str
     title: str
     packages: tuple[str, ...]
+    share: int = 1
+    """Reads the history of this part of the memberships: the whole would take too long."""
 
 
 PEERS = (
     Peer("ceiling", "bare append of pages to Delta", ("requests", "pyarrow", "deltalake")),
     Peer("naive", "requests + pandas, Parquet, no safety", ("requests", "pandas", "pyarrow")),
     Peer("dlt_delta", "dlt REST source, Delta upsert", ("dlt[deltalake,filesystem,parquet]",)),
-    Peer("tap", "tap-service-titan, target-duckdb", ("target-duckdb",)),
+    Peer("tap", "tap-service-titan, target-duckdb, a tenth of it", ("target-duckdb",), share=10),
 )
-ONCE = ("dlt_delta", "tap")
-"""Peers that take too long for more than one round."""
-
-PARTS = ("peers", "sync", "latency", "growth")
+HEAPS = (
+    "ARROW_DEFAULT_MEMORY_POOL",
+    "MALLOC_ARENA_MAX",
+    "_RJEM_MALLOC_CONF",
+    "OPENBLAS_NUM_THREADS",
+)
+PARTS = ("peers", "stages", "sync", "latency", "growth")
 
 
 @click.command()
@@ -68,7 +74,13 @@ def main(memberships: int, rounds: int, tap: str | None, parts: tuple[str, ...])
     kept = CACHE / "results.json"
     results = json.loads(kept.read_text()) if kept.exists() else {}
     for part in parts:
-        measured = {"peers": _peers, "sync": _sync, "latency": _latency, "growth": _growth}[part]
+        measured = {
+            "peers": _peers,
+            "stages": _stages,
+            "sync": _sync,
+            "latency": _latency,
+            "growth": _growth,
+        }[part]
         results[part] = measured(memberships, rounds, tap)
         CACHE.mkdir(exist_ok=True)
         kept.write_text(json.dumps(results, indent=1))
@@ -81,22 +93,22 @@ def main(memberships: int, rounds: int, tap: str | None, parts: tuple[str, ...])
 
 
 def _peers(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
-    """The whole history, by each in turn."""
+    """The whole history, or its part, by each in turn."""
     peers = [peer for peer in PEERS if tap or peer.script != "tap"]
     versions = {peer.script: _install(peer, tap) for peer in peers}
     costs: dict[str, list[list[float]]] = {}
     rows: dict[str, int] = {}
-    with _pages(memberships, FEEDS) as (served, _):
-        for number in range(rounds):
+    with ExitStack() as opened:
+        sizes = sorted({1, *(peer.share for peer in peers)})
+        served = {n: opened.enter_context(_pages(memberships // n, FEEDS))[0] for n in sizes}
+        for _ in range(rounds):
             with _folder() as folder:
-                found, said = _ours(served, folder)
+                found, said = _ours(served[1], folder)
                 costs.setdefault("ours", []).append([found.wall, found.cpu, found.peak_mb])
                 rows["ours"] = said["rows"]
             for peer in peers:
-                if number and peer.script in ONCE:
-                    continue
                 with _folder() as folder:
-                    found, rows[peer.script] = _peer(peer, served, folder)
+                    found, rows[peer.script] = _peer(peer, served[peer.share], folder)
                 costs.setdefault(peer.script, []).append([found.wall, found.cpu, found.peak_mb])
     return {
         "memberships": memberships,
@@ -106,6 +118,25 @@ def _peers(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
         "costs": {name: [median(each) for each in zip(*runs, strict=True)]
                   for name, runs in costs.items()},
     }  # fmt: skip
+
+
+def _stages(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
+    """What the stages of a whole history cost, each alone, and the run that has them all."""
+    alone, whole = [], []
+    with _pages(memberships, FEEDS) as (served, _):
+        for _ in range(rounds):
+            with _folder() as folder:
+                _, said = _run([sys.executable, "-W", "ignore", HERE / "stages.py"],
+                               served, folder, parse=json.loads)  # fmt: skip
+                alone.append(said["spent"])
+            with _folder() as folder:
+                whole.append(_ours(served, folder)[0].cpu)
+    return {
+        "rows": said["rows"],
+        "rounds": rounds,
+        "spent": _medians(alone),
+        "whole": median(whole),
+    }
 
 
 def _sync(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
@@ -221,12 +252,13 @@ def _ours(sandbox: RunningSandbox, folder: Path, *options: str) -> tuple[Cost, d
 def _peer(peer: Peer, sandbox: RunningSandbox, folder: Path) -> tuple[Cost, int]:
     python = CACHE / peer.script / "bin" / "python"
     command = [python, "-W", "ignore", HERE / "peers" / f"{peer.script}.py"]
-    return _run(command, sandbox, folder, parse=int)
+    return _run(command, sandbox, folder, parse=int, without=HEAPS)
 
 
-def _run(command, sandbox, folder, *, parse):
+def _run(command, sandbox, folder, *, parse, without=()):
     paths = [feed.path.removeprefix("export/") for feed in FEEDS]
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    left_out = {"PYTHONDONTWRITEBYTECODE", *without}
+    env = {name: value for name, value in os.environ.items() if name not in left_out}
     env |= sandbox.env | {
         "DAGSTER_HOME": str(folder),
         "BENCH_FOLDER": str(folder),
@@ -282,6 +314,7 @@ def _page(results: dict[str, Any]) -> str:
             "Quote ratios, not seconds.", ""]  # fmt: skip
     for part, write in (
         ("peers", _peers_text),
+        ("stages", _stages_text),
         ("sync", _sync_text),
         ("latency", _latency_text),
         ("growth", _growth_text),
@@ -322,6 +355,35 @@ def _row(title: str, rounds: int, rows: int, costs: list[float], ratio: str) -> 
     cells = (title, rounds, f"{rows:,}", f"{wall:.1f}", f"{cpu:.1f}", f"{peak:,.0f}",
              f"{rows / wall:,.0f}", ratio)  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
+
+
+STAGES = {
+    "start": "Python, Dagster and the project start",
+    "fetch": "HTTP",
+    "decode": "JSON to columns, and all checks",
+    "insert": "comparing with `raw/`, Parquet, commits",
+    "apply": "reading `raw/` again, comparing, `current/`",
+}
+
+
+def _stages_text(found: dict[str, Any]) -> list[str]:
+    alone, whole = found["spent"], found["whole"]
+    spent = {STAGES[name]: alone[name] for name in STAGES}
+    spent["the rest: Dagster's events, threads, progress, the end"] = whole - sum(alone.values())
+    return [
+        "## Where a row's time goes",
+        "",
+        f"The same history, each stage alone in one thread, beside the CPU time of the whole run "
+        f"({whole:.1f} s); medians of rounds: {found['rounds']}.",
+        "",
+        "| stage | CPU s | µs a row | of the whole |",
+        "|---|--:|--:|--:|",
+        *(
+            f"| {stage} | {seconds:.1f} | {seconds / found['rows'] * 1e6:.2f} "
+            f"| {seconds / whole:.0%} |"
+            for stage, seconds in spent.items()
+        ),
+    ]
 
 
 def _sync_text(found: dict[str, Any]) -> list[str]:

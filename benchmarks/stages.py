@@ -1,89 +1,79 @@
-"""Where a row's time goes on its way from an answer to `current/`: CPU of each stage, one thread.
+"""Where the CPU time of a whole history goes: each stage alone, one after the other, in one thread.
 
-python benchmarks/stages.py
+    python benchmarks/reading.py --part stages
+
+Reads what `sync` reads, in commits of the same size, and prints the CPU seconds of each stage as
+JSON. A run does the same with several threads, and adds Dagster's own work.
 """
 
-import resource
-import tempfile
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
+import dagster as dg
 import pyarrow as pa
 
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.reading import BYTES_PER_COMMIT, ROWS_PER_COMMIT
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
-from st_memberships_orchestration.sandbox.process import running
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
-from st_memberships_orchestration.servicetitan.pages import decode_page
+from st_memberships_orchestration.servicetitan import client
+from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
+from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings
 
 Result = TypeVar("Result")
-PAGES = 9
+spent: dict[str, float] = {}
 
 
-def timed(work: Callable[[], Result]) -> tuple[float, Result]:
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    result = work()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, result
+def timed(stage: str, work: Callable[..., Result], *args: Any, **options: Any) -> Result:
+    before = time.process_time()
+    try:
+        return work(*args, **options)
+    finally:
+        spent[stage] = spent.get(stage, 0.0) + time.process_time() - before
 
 
 @click.command()
-@click.option("--memberships", default=50_000, show_default=True)
-def main(memberships: int) -> None:
-    """Print a Markdown table: microseconds a row."""
-    click.echo("| feed | bytes | fetch | decode, check | insert into raw | to current |")
-    click.echo("|---|--:|--:|--:|--:|--:|")
-    with (
-        running(memberships=memberships, tenants=("acme",), page_size=5_000, rate_limit=0) as box,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        settings = Settings(_env_file=None, **_settings(box.env))  # type: ignore[call-arg]
-        with MembershipsClient.open(settings.access("acme")) as client:
-            for name in ("recurring_service_events", "memberships"):
-                click.echo(_row(client, Lake(folder), name))
+def main() -> None:
+    """Print the CPU seconds of each stage, and the rows."""
+    defs().resolve_job_def("sync")
+    with dg.DagsterInstance.get():
+        spent["start"] = time.process_time()
+    settings = Settings()
+    decode = client.decode_page
+    client.decode_page = lambda body, model: timed("decode", decode, body, model)
+    with MembershipsClient.open(settings.access("acme")) as opened:
+        rows = sum(_feed(opened, Lake(settings.lake_uri), feed) for feed in FEEDS)
+    spent["fetch"] -= spent["decode"]
+    click.echo(json.dumps({"rows": rows, "spent": spent}))
 
 
-def _row(client: MembershipsClient, lake: Lake, name: str) -> str:
-    feed = next(feed for feed in FEEDS if feed.name == name)
-    bodies: list[bytes] = []
-
-    def fetch() -> None:
-        params: dict[str, str] = {}
-        for _ in range(PAGES):
-            answer = client._http.get(client._root + feed.path, params=params)
-            bodies.append(answer.content)
-            params = {"from": decode_page(answer.content, feed.model).continue_from}
-
-    fetched, _ = timed(fetch)
-    decoded, pages = timed(lambda: [decode_page(body, feed.model).rows for body in bodies])
-    rows = pa.concat_tables(pages)
-    names = {"source": f"raw/{name}", "target": f"current/{name}"}
-    common = {"tenant": "acme", "modified": feed.modified}
-    inserted, _ = timed(
-        lambda: insert_versions(lake, names["source"], rows, loaded_at=datetime.now(UTC), **common)
-    )
-    applied, _ = timed(lambda: apply_versions(lake, **names, **common))
-    count = rows.num_rows
-    stages = (fetched - decoded, decoded, inserted, applied)
-    cells = " | ".join(f"{seconds / count * 1e6:.1f}" for seconds in stages)
-    return f"| {name} | {sum(map(len, bodies)) / count:,.0f} | {cells} |"
+def _feed(opened: MembershipsClient, lake: Lake, feed: ExportFeed) -> int:
+    total = 0
+    raw, current = f"raw/{feed.name}", f"current/{feed.name}"
+    common: Any = {"tenant": "acme", "modified": feed.modified}
+    for rows in _in_commits(opened.export(feed, start=None)):
+        total += rows.num_rows
+        timed("insert", insert_versions, lake, raw, rows, loaded_at=datetime.now(UTC), **common)
+    timed("apply", apply_versions, lake, source=raw, target=current, **common)
+    return total
 
 
-def _settings(env: dict[str, str]) -> dict[str, object]:
-    prefix = "ST_TENANTS__ACME__"
-    tenant = {k.removeprefix(prefix).lower(): v for k, v in env.items() if k.startswith(prefix)}
-    return {
-        "tenants": {"acme": tenant},
-        "environment": "sandbox",
-        "api_url": env["ST_API_URL"],
-        "auth_url": env["ST_AUTH_URL"],
-        "requests_per_second": 10_000,
-    }
+def _in_commits(pages: Iterator[ExportPage]) -> Iterator[pa.Table]:
+    held: list[pa.Table] = []
+    while page := timed("fetch", next, pages, None):
+        held.append(page.rows)
+        rows = pa.concat_tables(held)
+        if rows.num_rows >= ROWS_PER_COMMIT or rows.nbytes >= BYTES_PER_COMMIT:
+            yield rows
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 if __name__ == "__main__":

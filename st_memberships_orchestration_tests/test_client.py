@@ -4,12 +4,14 @@ What the client sends is taken from the sandbox's own record of what it received
 ServiceTitan's official document where that is at hand.
 """
 
+import gc
 import json
 import logging
 import multiprocessing
 import re
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, date, datetime
@@ -54,6 +56,7 @@ from st_memberships_orchestration.servicetitan.models import (
 
 DOCUMENT = Path(__file__).parents[2] / "shared/reference/servicetitan-memberships-v2.openapi.json"
 MEMBERSHIPS = next(feed for feed in FEEDS if feed.name == "memberships")
+EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 OPTIONS: dict[str, Any] = {
@@ -396,6 +399,22 @@ def test_an_empty_page_does_not_end_a_feed(
     again = [page.rows.num_rows for page in client.export(MEMBERSHIPS, start=None)]
     assert 0 in again
     assert sum(again) == whole
+
+
+def test_a_page_is_let_go_at_once(reader: MembershipsClient) -> None:
+    """Not when Python next looks for circles: a long history would fill the memory meanwhile."""
+    pages = reader.export(EVENTS, start=None)
+    next(pages)
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        size = sum(page.size for page in pages)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert kept < size / 2
 
 
 def test_a_feed_that_repeats_itself_ends_in_an_error(

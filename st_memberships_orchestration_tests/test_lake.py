@@ -4,6 +4,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -331,6 +332,16 @@ def test_processes_that_insert_the_same_rows_insert_them_once(lake: Lake) -> Non
         inserted = list(pool.map(_insert_same, [lake.uri] * 4))
     assert sum(inserted) == 300
     assert lake.count("raw/things", tenant="acme") == 301
+
+
+def test_a_table_with_checkpoints_knows_its_batches(lake: Lake) -> None:
+    for number in range(25):
+        insert(lake, record(number, number))
+    assert list(Path(lake.uri, "raw/things/_delta_log").glob("*.checkpoint.parquet"))
+    assert apply(lake).inserted == 25
+    insert(lake, record(25, 25))
+    assert apply(lake).inserted == 1
+    assert set(lake.rows("raw/things", tenant="acme")["batch"].to_pylist()) == set(range(1, 27))
 
 
 def test_the_newest_line_of_each_reading_counts_and_environments_are_apart(lake: Lake) -> None:

@@ -81,7 +81,8 @@ def sync(
     """One run, of today's window or of some days; it dies before the nth position is saved."""
     first, last = days or (today(), today())
     reading.ROWS_PER_COMMIT = 1
-    reading.SECONDS_PER_POSITION = 0.0
+    if kill_before_saving:
+        reading.SECONDS_PER_POSITION = 0.0
     client._exponential = lambda state: 0.01  # type: ignore[assignment]
     save = reading.save_progress
     saved = 0

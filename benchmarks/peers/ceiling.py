@@ -12,7 +12,7 @@ import requests
 from access import API, FEEDS, FOLDER, headers
 from deltalake import write_deltalake
 
-ROWS_PER_COMMIT = 50_000
+ROWS_PER_COMMIT = 75_000
 
 
 def land(feed: str) -> int:

@@ -42,7 +42,8 @@ CHAINS_AT_ONCE = 12
 
 A chain of tokens waits for each page before it can ask for the next; several chains wait together.
 There are more slices than chains at once, and the newest are read first, because the rows are not
-spread evenly: the one who is done takes the next. Each slice reads a page or two of its neighbour.
+spread evenly: the one who is done takes the next. Each slice reads a page or two of its neighbour,
+so a history of few pages is read two or three times over.
 """
 
 OVERLAP = timedelta(hours=1)
@@ -195,7 +196,7 @@ class FeedReader:
 
         Raises:
             ServiceTitanError: the feed could not be read to the end; what was committed stays, and
-                the next reading goes on from there.
+                the next reading goes on from the last position.
         """
         lines = load_progress(
             self._lake, self._tenant, environment=self._environment, feed=self._feed.name
@@ -306,9 +307,9 @@ class FeedReader:
         reached: dict[_Chain, datetime] = {}
         unsaved: dict[_Chain, Progress] = {}
         told = saved = started
-        for pages in _in_commits(
-            read_ahead(*map(self._pages, reversed(chains)), threads=CHAINS_AT_ONCE)
-        ):
+        newest_first = map(self._pages, reversed(chains))
+        ahead = read_ahead(*newest_first, threads=CHAINS_AT_ONCE, depth=1)
+        for pages in _in_commits(ahead):
             reading = self._commit([read.page for read in pages], reading)
             reading = replace(
                 reading,

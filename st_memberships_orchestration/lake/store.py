@@ -45,9 +45,13 @@ PLAIN = WriterProperties(
 """For rows that are mostly ids, times and amounts: dictionaries of them take a third of the time
 of an append, and no less space (measured with deltalake 1.6)."""
 
-COMMITS_PER_CHECKPOINT = "10"
+LOG: dict[str, str | None] = {
+    "delta.checkpointInterval": "10",
+    "delta.logRetentionDuration": "interval 7 days",
+}
 """Whoever opens a table reads its newest checkpoint and the commits since. Many commits here are
-small, and of deltalake's own 100 the last ones would take 60 ms of CPU each instead of 13."""
+small, and of deltalake's own 100 the last ones would take 60 ms of CPU each instead of 13. Old
+ones go when the files do that they speak of (`maintenance.RETENTION_HOURS`)."""
 
 retry_conflicts = retry(
     retry=retry_if_exception_type(CommitFailedError),
@@ -97,7 +101,7 @@ class Lake:
             schema,
             mode="ignore",
             partition_by=["tenant"],
-            configuration={"delta.checkpointInterval": COMMITS_PER_CHECKPOINT},
+            configuration=LOG,
         )
 
     def names(self) -> list[str]:

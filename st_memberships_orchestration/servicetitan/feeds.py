@@ -82,7 +82,7 @@ def iso(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def read_ahead(*streams: Iterator[Item], threads: int, depth: int = 1) -> Iterator[Item]:
+def read_ahead(*streams: Iterator[Item], threads: int, depth: int = 2) -> Iterator[Item]:
     """Yield the items of all `streams` as they come, each stream's in its own order.
 
     Threads produce them: fetching and decoding so overlap with what the caller does, and with each
