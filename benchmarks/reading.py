@@ -140,14 +140,14 @@ def _stages(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
 
 
 def _sync(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
-    """A quiet sync, and one after some hours of a contractor's life."""
+    """A quiet sync, and one after a day of a contractor's life."""
     quiet, changed = [], []
     with _sandbox(memberships) as sandbox, _folder() as folder:
         _ours(sandbox, folder)
         for _ in range(rounds):
             quiet.append(_ours(sandbox, folder)[1])
         for _ in range(rounds):
-            sandbox.control("POST", "/_sandbox/clock", {"advance": "2h"})
+            sandbox.control("POST", "/_sandbox/clock", {"advance": "24h"})
             changed.append(_ours(sandbox, folder)[1])
     return {
         "quiet": _medians(quiet),
@@ -397,7 +397,7 @@ def _sync_text(found: dict[str, Any]) -> list[str]:
         "| | new versions | CPU s | wall s |",
         "|---|--:|--:|--:|",
         f"| nothing new | {quiet['versions']:.0f} | {quiet['cpu']:.2f} | {quiet['wall']:.2f} |",
-        f"| two hours later | {changed['versions']:.0f} | {changed['cpu']:.2f} "
+        f"| a day later | {changed['versions']:.0f} | {changed['cpu']:.2f} "
         f"| {changed['wall']:.2f} |",
     ]
 
