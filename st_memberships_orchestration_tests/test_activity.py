@@ -106,21 +106,6 @@ def test_only_a_new_tenant_is_started_unseen(
     assert wanted(look(location, 6)) == expected
 
 
-def test_nobody_is_looked_at_while_many_runs_wait(
-    location: Location, sandbox: RunningSandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(automation, "LONG_QUEUE", 2)
-    location.use(sandbox)
-    for tenant in ("acme", "bravo"):
-        synced(location, sandbox, tenant)
-    change(sandbox, "acme")
-    for _ in range(2):
-        synced(location, sandbox, "else", "NOT_STARTED")
-    assert wanted(look(location, 6)) == ["acme"]
-    synced(location, sandbox, "else", "NOT_STARTED")
-    assert "nobody, for 3 runs wait" in str(look(location, 6).skip_message)
-
-
 @pytest.mark.parametrize("trouble", ["key", "slow"])
 def test_one_tenants_trouble_holds_nobody_else_back(
     location: Location, sandbox: RunningSandbox, trouble: str
