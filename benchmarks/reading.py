@@ -334,7 +334,8 @@ def _peers_text(found: dict[str, Any]) -> list[str]:
         f"`make bench MEMBERSHIPS={found['memberships']}`: {found['memberships']:,} memberships, "
         f"{found['rows']['ours']:,} rows, pages of 5,000 from a server on the same machine; whole "
         "processes from start to end, medians of the rounds. Ours is the job `sync` with `raw/` "
-        "and `current/`, Dagster and its event log included. Memory is the process tree's.",
+        "and `current/`, Dagster and its event log included, and has the memory settings of the "
+        "image (`Dockerfile`). Memory is the process tree's. Empty pages are left out.",
         "",
         "| | rounds | rows | wall s | CPU s | peak MB | rows/s | ours is |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
