@@ -7,7 +7,7 @@ import sys
 def test_killed_runs_lose_double_and_invent_nothing() -> None:
     command = [sys.executable, "-m", "st_memberships_orchestration_tests.torture"]
     ran = subprocess.run(
-        [*command, "--schedules", "6", "--first-seed", "1000"],
+        [*command, "--schedules", "10", "--first-seed", "1000"],
         capture_output=True,
         text=True,
         check=False,
