@@ -2,6 +2,7 @@
 
 from datetime import date
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
@@ -26,8 +27,11 @@ NO_TENANT = (
 )
 
 
+_timezones = cache(available_timezones)  # looks through a folder: milliseconds for each tenant
+
+
 def _known_timezone(name: str) -> str:
-    if name not in available_timezones():
+    if name not in _timezones():
         raise ValueError(f"{name!r} is no time zone; use a name such as America/Chicago")
     return name
 
