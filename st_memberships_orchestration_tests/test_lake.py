@@ -344,6 +344,16 @@ def test_a_table_with_checkpoints_knows_its_batches(lake: Lake) -> None:
     assert set(lake.rows("raw/things", tenant="acme")["batch"].to_pylist()) == set(range(1, 27))
 
 
+def test_the_log_holds_ranges_of_what_rows_are_looked_up_by(lake: Lake) -> None:
+    insert(lake, record(1, 1), record(2, 2))
+    apply(lake)
+    ranges = {"max.id", "max.modified_on", "max.loaded_at"}
+    for name, expected in (("raw/things", ranges | {"max.batch"}), ("current/things", ranges)):
+        files = pa.table(lake.open_existing(name).get_add_actions(flatten=True))
+        assert {name for name in files.column_names if name.startswith("max.")} == expected
+        assert files["num_records"].to_pylist() == [2]
+
+
 def test_the_newest_line_of_each_reading_counts_and_environments_are_apart(lake: Lake) -> None:
     live = Progress("sandbox", "memberships", None, None, False, "a", False, None, NOW)
     window = Progress("sandbox", "memberships", NOW, NOW + timedelta(1), False, "w", True, NOW, NOW)
