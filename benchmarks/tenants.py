@@ -258,6 +258,7 @@ def measured(tenants: int) -> str:
 @click.option("--daemon", is_flag=True, help="Watch one tick of the real daemon instead.")
 def main(sizes: tuple[int, ...], daemon: bool) -> None:
     """Measure each number of tenants."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all modules
     if not daemon:
         click.echo(
             "| tenants | load, CPU s | memory MB | tick, CPU s | partition health s | UI's MB "
