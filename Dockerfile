@@ -13,7 +13,7 @@ RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache --no-deps . \
     && .venv/bin/uv pip uninstall --python .venv/bin/python uv
 
 FROM python:3.11-slim
-RUN python -m compileall -q -x 'lib2to3|test' /usr/local/lib/python3.11
+RUN python -m compileall -q -x '/(lib2to3|test)/' /usr/local/lib/python3.11
 # Writable: what a run leaves beside its tables, and the folder in which Dagster's tools make theirs.
 RUN useradd --create-home --uid 10001 dagster && mkdir -p /app/.data && chown dagster /app /app/.data
 WORKDIR /app

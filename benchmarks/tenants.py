@@ -268,6 +268,7 @@ def main(sizes: tuple[int, ...], daemon: bool) -> None:
     for size in sizes:
         names = [f"t{number:04}" for number in range(size)]
         with (
+            # A run that outlives the daemon still writes there.
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             running(
                 memberships=50, tenants=names, page_size=5_000, rate_limit=0, timeout=300

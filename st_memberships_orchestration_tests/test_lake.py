@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from st_memberships_orchestration.defs.metadata import table_metadata
 from st_memberships_orchestration.lake import latest as latest_module
 from st_memberships_orchestration.lake import maintenance as maintenance_module
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
@@ -350,8 +351,17 @@ def test_the_log_holds_ranges_of_what_rows_are_looked_up_by(lake: Lake) -> None:
     ranges = {"max.id", "max.modified_on", "max.loaded_at"}
     for name, expected in (("raw/things", ranges | {"max.batch"}), ("current/things", ranges)):
         files = pa.table(lake.open_existing(name).get_add_actions(flatten=True))
-        assert {name for name in files.column_names if name.startswith("max.")} == expected
+        assert {c for c in files.column_names if c.startswith("max.")} == expected
         assert files["num_records"].to_pylist() == [2]
+
+
+def test_a_preview_shows_few_tenants_however_many_a_run_is_about(lake: Lake) -> None:
+    tenants = [f"tenant{number}" for number in range(6)]
+    for tenant in tenants:
+        insert(lake, record(1, 1), tenant=tenant)
+    metadata = table_metadata(lake, "raw/things", tenants)
+    assert metadata["dagster/partition_row_count"] == 6
+    assert [tenant for tenant in tenants if tenant in metadata["preview"].value] == tenants[:4]
 
 
 def test_the_newest_line_of_each_reading_counts_and_environments_are_apart(lake: Lake) -> None:

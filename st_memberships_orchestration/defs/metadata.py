@@ -27,7 +27,7 @@ CONTRADICTING_TENANTS = "contradicting_tenants"
 NO_ROWS = "No rows yet."
 PREVIEW_ROWS = 5
 PREVIEW_TENANTS = 4
-"""Dagster keeps the preview of a run over many tenants once for each of them."""
+"""At most so many are shown: Dagster keeps what a run over 200 says once for each of the 200."""
 
 PREVIEW_COLUMNS = 8
 PREVIEW_WIDTH = 32
@@ -82,10 +82,12 @@ def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumn
 
 
 def _preview(table: DeltaTable, tenants: Sequence[str]) -> str:
-    some = tenants[:PREVIEW_TENANTS]
     shown = [f.name for f in pa.schema(table.schema()) if _is_short(f)][:PREVIEW_COLUMNS]
     columns = [f'"{name}"' for name in shown]
-    heads = [scan(table, tenant, columns, limit=PREVIEW_ROWS).read_all() for tenant in some]
+    heads = [
+        scan(table, tenant, columns, limit=PREVIEW_ROWS).read_all()
+        for tenant in tenants[:PREVIEW_TENANTS]
+    ]
     rows = pa.concat_tables(heads)
     if not rows.num_rows:
         return NO_ROWS
