@@ -363,7 +363,7 @@ STAGES = {
     "fetch": "HTTP",
     "decode": "JSON to columns, and all checks",
     "insert": "comparing with `raw/`, Parquet, commits",
-    "apply": "reading `raw/` again, comparing, `current/`",
+    "apply": "comparing ids, `current/`",
 }
 
 

@@ -181,8 +181,8 @@ def read_page(repository: dg.RepositoryDefinition, lake: Lake) -> str:
         "# Tables as read\n",
         MADE_BY,
         "`raw/`, `current/` and, where there is one, `history/` of a feed have the same columns, "
-        "so they are listed once. Raw rows also carry `loaded_at` and `batch`, "
-        "current rows `is_deleted`, history rows `valid_from` and `valid_to`.\n",
+        "so they are listed once. Raw rows also carry `loaded_at`, `is_deleted` and `batch`, "
+        "current rows the first two, history rows `valid_from` and `valid_to`.\n",
         "## Exported\n",
     ]
     known = _tables(repository, "history")

@@ -148,7 +148,7 @@ def differences(record: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 def contents(raw: pa.Table) -> set[str]:
     """What each version holds, as text; no version may be there twice."""
-    versions = raw.drop_columns(["loaded_at", "batch"]).to_pylist()
+    versions = raw.drop_columns(["loaded_at", "batch", "is_deleted"]).to_pylist()
     found = {repr(version) for version in versions}
     assert len(found) == len(versions), "no version twice"
     return found

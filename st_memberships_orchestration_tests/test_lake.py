@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, Transaction
 
 from st_memberships_orchestration.defs.metadata import table_metadata
 from st_memberships_orchestration.lake import latest as latest_module
@@ -23,7 +24,7 @@ from st_memberships_orchestration.lake.progress import (
 )
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.query import connect
-from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.store import Lake, append, with_tenant
 from st_memberships_orchestration.lake.versions import insert_versions
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -310,6 +311,106 @@ def test_a_removed_table_of_newest_versions_is_rebuilt(lake: Lake, tmp_path: Any
     assert current(lake) == {1: "Expired", 2: "Active"}
 
 
+def files(lake: Lake, name: str) -> list[str]:
+    return [Path(uri).name for uri in lake.open_existing(name).file_uris()]
+
+
+def test_files_of_new_rows_only_become_files_of_the_newest_versions(lake: Lake) -> None:
+    insert(lake, record(1), record(2))
+    insert(lake, record(3), record(4, active=False))
+    insert(lake, record(1, 9, status="Expired"), record(5))
+    assert apply(lake) == Applied(inserted=5)
+    assert current(lake) == dict.fromkeys((2, 3, 4, 5), "Active") | {1: "Expired"}
+    deleted = lake.rows("current/things", tenant="acme", where="is_deleted")
+    assert deleted["id"].to_pylist() == [4]
+    assert "batch" not in deleted.column_names
+    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 1
+    insert(lake, record(6))
+    assert apply(lake) == Applied(inserted=1)
+    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 2
+
+
+def test_what_is_said_of_an_adopted_file_leads_to_its_rows(lake: Lake) -> None:
+    insert(lake, record(1, 0.0007), record(9, 3600))
+    apply(lake)
+    raw, newest = (
+        pa.table(lake.open_existing(name).get_add_actions(flatten=True)).to_pylist()[0]
+        for name in ("raw/things", "current/things")
+    )
+    assert {name: raw[name] for name in newest} == newest
+    for where in ("id = 9", f"modified_on > timestamp '{NOW + timedelta(minutes=5)}'"):
+        assert lake.rows("current/things", tenant="acme", where=where)["id"].to_pylist() == [9]
+
+
+def test_a_table_keeps_the_files_that_it_adopted(lake: Lake) -> None:
+    insert(lake, record(1), record(2))
+    apply(lake)
+    raw = lake.open_existing("raw/things")
+    raw.delete()
+    raw.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    assert list(Path(lake.uri, "raw/things/tenant=acme").iterdir()) == []
+    assert current(lake) == {1: "Active", 2: "Active"}
+
+
+def test_of_two_who_adopt_the_same_files_one_reads_again(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(lake, record(1), record(2))
+    adopt, others = latest_module.adopt, []
+
+    def late(*args: Any, **options: Any) -> None:
+        if not others:
+            others.append("in between")
+            assert apply(lake) == Applied(inserted=2)
+        adopt(*args, **options)
+
+    monkeypatch.setattr(latest_module, "adopt", late)
+    assert apply(lake) == Applied()
+    assert lake.count("current/things") == 2
+
+
+@pytest.mark.parametrize("tenant", ["o'neil", "north & south", "a=b%20c"])
+def test_files_are_found_whatever_the_tenant_is_called(lake: Lake, tenant: str) -> None:
+    insert(lake, record(1), tenant=tenant)
+    assert apply(lake, tenant) == Applied(inserted=1)
+    assert current(lake, tenant) == {1: "Active"}
+
+
+def test_versions_of_several_commits_in_one_file_are_applied(lake: Lake) -> None:
+    for id in (1, 2, 3):
+        insert(lake, record(id))
+    maintain(lake, "raw/things")
+    insert(lake, record(4))
+    assert apply(lake) == Applied(inserted=4)
+    assert current(lake) == dict.fromkeys((1, 2, 3, 4), "Active")
+
+
+def test_versions_written_before_their_files_could_be_adopted_are_applied(lake: Lake) -> None:
+    old = with_tenant(rows(record(1), record(2, active=False)), "acme")
+    for name, value in (("loaded_at", pa.scalar(NOW, pa.timestamp("us", "UTC"))),
+                        ("batch", pa.scalar(1, pa.int64()))):  # fmt: skip
+        old = old.append_column(name, pa.repeat(value, 2))
+    raw = DeltaTable.create(lake.address("raw/things"), old.schema, partition_by=["tenant"])
+    append(raw, old, transaction=Transaction("acme", 1))
+    insert(lake, record(3))
+    assert apply(lake) == Applied(inserted=3)
+    deleted = lake.rows("current/things", tenant="acme", columns=["id", "is_deleted"]).to_pylist()
+    assert {row["id"]: row["is_deleted"] for row in deleted} == {1: False, 2: True, 3: False}
+
+
+def test_a_column_of_a_later_release_reaches_the_newest_versions(lake: Lake) -> None:
+    insert(lake, record(1))
+    apply(lake)
+    common = {"tenant": "acme", "modified": "modified_on", "loaded_at": NOW}
+    for id in (2, 3):
+        wider = rows(record(id)).append_column("loyalty", pa.array(["gold"]))
+        insert_versions(lake, "raw/things", wider, **common)
+        assert apply(lake) == Applied(inserted=1)
+    found = lake.rows("current/things", tenant="acme", columns=["id", "loyalty"]).to_pylist()
+    assert {row["id"]: row["loyalty"] for row in found} == {1: None, 2: "gold", 3: "gold"}
+    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 2
+
+
 @pytest.mark.parametrize(
     ("values", "is_deleted"),
     [({"active": False}, True), ({"status": "Deleted"}, True), ({"status": "Canceled"}, False)],
@@ -348,7 +449,7 @@ def test_a_table_with_checkpoints_knows_its_batches(lake: Lake) -> None:
 def test_the_log_holds_ranges_of_what_rows_are_looked_up_by(lake: Lake) -> None:
     insert(lake, record(1, 1), record(2, 2))
     apply(lake)
-    ranges = {"max.id", "max.modified_on", "max.loaded_at"}
+    ranges = {"max.id", "max.modified_on", "max.loaded_at", "max.is_deleted"}
     for name, expected in (("raw/things", ranges | {"max.batch"}), ("current/things", ranges)):
         files = pa.table(lake.open_existing(name).get_add_actions(flatten=True))
         assert {c for c in files.column_names if c.startswith("max.")} == expected

@@ -9,8 +9,8 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
-from st_memberships_orchestration.lake.latest import IS_DELETED
 from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
+from st_memberships_orchestration.lake.versions import IS_DELETED
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS

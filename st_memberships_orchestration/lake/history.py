@@ -40,7 +40,8 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
     table = lake.find(f"raw/{feed}")
     if table is None:
         return
-    schema = pa.schema(f for f in pa.schema(table.schema()) if f.name not in ("tenant", "batch"))
+    left_out = ("tenant", "batch", "is_deleted")
+    schema = pa.schema(f for f in pa.schema(table.schema()) if f.name not in left_out)
     versions = scan(table, tenant, [f'"{name}"' for name in schema.names])
     age = f'"{modified}", rtrim("{modified}_text", \'Z\')'
     with duckdb.connect() as connection:

@@ -8,6 +8,7 @@ without harm, and a deleted table is rebuilt from the first batch on.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from st_memberships_orchestration.lake.store import (
     CURRENT_FILE_BYTES,
     PLAIN,
     Lake,
+    adopt,
     append,
     duck,
     literal,
@@ -26,12 +28,8 @@ from st_memberships_orchestration.lake.store import (
     scan,
     with_ids,
 )
+from st_memberships_orchestration.lake.versions import IS_DELETED, with_is_deleted
 
-IS_DELETED = pa.field(
-    "is_deleted",
-    pa.bool_(),
-    metadata={"comment": "ServiceTitan shows the record as inactive or Deleted."},
-)
 FEW = 2_000
 """Changes up to which they are named one by one in a condition; a longer one takes too long."""
 
@@ -69,7 +67,7 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     versions = lake.find(source)
     if versions is None:
         return Applied()
-    columns = [field for field in pa.schema(versions.schema()) if field.name != "batch"]
+    columns = [f for f in pa.schema(versions.schema()) if f.name not in ("batch", "is_deleted")]
     table = lake.open(target, pa.schema([*columns, IS_DELETED]))
     newest = versions.transaction_version(tenant)
     if newest is None:
@@ -79,17 +77,28 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
         return Applied()
     if seen > newest:  # the versions were lost and read anew: their batches count from 1 again
         seen = 0
-    names = [f'"{field.name}"' for field in columns]
     where = f"batch > {seen} and batch <= {newest}"
-    met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
+    keys = scan(versions, tenant, ["id", "batch"], where).read_all()
+    ids, batches = keys["id"].to_numpy(), keys["batch"].to_numpy()
+    met = _ids_met(ids, table, tenant)
+    files = _adoptable(versions, table, tenant, seen, batches[met.among(ids)])
+    rest = np.setdiff1d(pc.unique(keys["batch"]), [file["max.batch"] for file in files])
+    # Only the last commit says that the batches were seen: a crash in between repeats them all.
+    step, last = Transaction(tenant, seen), Transaction(tenant, newest)
     applied = Applied()
-    unseen = scan(versions, tenant, names, where)
-    size = BYTES_PER_MERGE if met.any() else BYTES_PER_APPEND
-    for chunk, is_last in _with_last(_chunks(unseen, size)):
-        # Only the last commit says that the batch was seen: a crash in between repeats them all.
-        step, last = Transaction(tenant, seen), Transaction(tenant, newest if is_last else seen)
-        rows = _with_is_deleted(chunk)
-        applied += _upsert(table, rows, met, tenant, modified, step, last)
+    if len(rest):
+        names = [f'"{field.name}"' for field in columns]
+        where = f"batch between {rest.min()} and {rest.max()}"
+        unseen = scan(versions, tenant, [*names, "batch"], where)
+        wanted = (rows.filter(pc.is_in(rows["batch"], pa.array(rest))) for rows in unseen)
+        size = BYTES_PER_MERGE if met.any() else BYTES_PER_APPEND
+        for chunk, is_last in _with_last(_chunks(wanted, size)):
+            rows = with_is_deleted(chunk.drop_columns("batch"))
+            ending = last if is_last and not files else step
+            applied += _upsert(table, rows, met, tenant, modified, step, ending)
+    if files:
+        adopt(lake, files, table, source=source, target=target, transaction=last)
+        applied += Applied(inserted=sum(file["num_records"] for file in files))
     return applied
 
 
@@ -112,11 +121,31 @@ class _Met:
         return np.isin(ids, self.there) | np.isin(ids, self.repeated)
 
 
-def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Met:
-    ids = unseen.read_all()["id"].to_numpy()
+def _ids_met(ids: np.ndarray, table: DeltaTable, tenant: str) -> _Met:
     span = f"id between {ids.min()} and {ids.max()}" if len(ids) else "false"
     there = scan(table, tenant, ["id"], span).read_all()["id"].to_numpy()
     return _Met(there[np.isin(there, ids)], repeated(ids))
+
+
+def _adoptable(
+    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int, met: np.ndarray
+) -> list[dict[str, Any]]:
+    """Files of versions that can be the newest ones as they are: all of their rows are simply new.
+
+    Each holds one batch, as its commit wrote it, and none of those that are `met`.
+    """
+    files = pa.table(versions.get_add_actions(flatten=True))
+    if not set(pa.schema(versions.schema()).names) <= {*pa.schema(table.schema()).names, "batch"}:
+        return []
+    files = files.filter(pc.equal(files["partition.tenant"], tenant))
+    if "max.batch" not in files.column_names or files["max.batch"].null_count:
+        return []  # written before the log held what is looked up
+    unseen = files.filter(pc.greater(files["max.batch"], seen)).to_pylist()
+    unfit = set(met.tolist())
+    for file in unseen:
+        if file["min.batch"] != file["max.batch"] or file.get("null_count.is_deleted") != 0:
+            unfit.update(range(file["min.batch"], file["max.batch"] + 1))
+    return [file for file in unseen if file["max.batch"] not in unfit]
 
 
 def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
@@ -141,15 +170,6 @@ def _with_last(tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, bool]]:
         previous = table
     if previous is not None:
         yield previous, True
-
-
-def _with_is_deleted(rows: pa.Table) -> pa.Table:
-    deleted = pa.repeat(pa.scalar(False), rows.num_rows)
-    if "active" in rows.column_names:
-        deleted = pc.invert(rows["active"])
-    if "status" in rows.column_names:
-        deleted = pc.or_(deleted, pc.equal(rows["status"], "Deleted"))
-    return rows.append_column(IS_DELETED, deleted)
 
 
 def _upsert(

@@ -8,11 +8,14 @@ On object storage a commit is a conditional put, which fails where another write
 `deltalake` itself reads the cloud's usual environment variables, or asks for the machine's role.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from typing import Any
+from urllib.parse import unquote
 
 import duckdb
 import numpy as np
@@ -30,6 +33,7 @@ from deltalake import (
 )
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
+from deltalake.transaction import AddAction
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 TENANT = pa.field("tenant", pa.string(), metadata={"comment": "Key of the tenant in the settings."})
@@ -60,6 +64,14 @@ retry_conflicts = retry(
     reraise=True,
 )
 """Decorates a whole read-decide-commit; another writer's commit in between starts it anew."""
+
+
+class _Files(DeltaStorageHandler):
+    """A lake's files, by the same means as its tables: one set of credentials reaches both."""
+
+    def copy_file(self, src: str, dst: str) -> None:
+        # deltalake 1.6 itself calls this with names that its Rust side does not know.
+        self._handler.copy_file(src, dst)
 
 
 @dataclass(frozen=True)
@@ -107,8 +119,7 @@ class Lake:
     def names(self) -> list[str]:
         """Names of all tables that exist, sorted."""
         try:
-            # By the same means as the tables: one set of credentials reaches both.
-            filesystem = pafs.PyFileSystem(DeltaStorageHandler(self.uri))
+            filesystem = pafs.PyFileSystem(_Files(self.uri))
         except TableNotFoundError:  # a folder that is not there yet
             return []
         found: list[str] = []
@@ -152,7 +163,8 @@ def _configuration(schema: pa.Schema) -> dict[str, str | None]:
     """
     if "id" not in schema.names:
         return LOG
-    found = [f.name for f in schema if f.name in ("id", "batch") or pa.types.is_temporal(f.type)]
+    sought = {"id", "batch", "is_deleted"}
+    found = [f.name for f in schema if f.name in sought or pa.types.is_temporal(f.type)]
     return LOG | {"delta.dataSkippingStatsColumns": ",".join(found)}
 
 
@@ -222,6 +234,69 @@ def append(table: DeltaTable, rows: pa.Table, *, transaction: Transaction | None
         writer_properties=PLAIN,
         commit_properties=CommitProperties(app_transactions=[transaction] if transaction else None),
     )
+
+
+def adopt(
+    lake: Lake,
+    files: Sequence[Mapping[str, Any]],
+    table: DeltaTable,
+    *,
+    source: str,
+    target: str,
+    transaction: Transaction,
+) -> None:
+    """Make files of one table files of another too, in one commit and without reading them.
+
+    On a disk both have the same bytes, object storage makes a copy by itself. Each table removes
+    its own when it needs it no longer.
+
+    Args:
+        lake: where both tables lie.
+        files: what the log of `source` says of them, flattened (`min.id`).
+        table: `target`, at the version that is to be changed; it has all columns of the files that
+            anyone is to see.
+        source: name of the table that has the files.
+        target: name of the table that gets them.
+        transaction: as of `append`.
+
+    Raises:
+        CommitFailedError: another writer committed the same `transaction.app_id` since then.
+    """
+    store, schema, added = _Files(lake.uri), table.schema(), []
+    for file in files:
+        path = unquote(file["path"])  # the log has it encoded
+        store.copy_file(f"{source}/{path}", f"{target}/{path}")
+        action = AddAction(
+            path=path,
+            size=file["size_bytes"],
+            partition_values={"tenant": file["partition.tenant"]},
+            modification_time=file["modification_time"],
+            data_change=True,
+            stats=_statistics(file, [field.name for field in schema.fields]),
+        )
+        added.append(action)
+    table.create_write_transaction(
+        added,
+        "append",
+        schema,
+        ["tenant"],
+        commit_properties=CommitProperties(app_transactions=[transaction]),
+    )
+
+
+def _statistics(file: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Number of rows and ranges of a file, in the words of Delta's log."""
+    known = {
+        word: {c: file[f"{name}.{c}"] for c in columns if file.get(f"{name}.{c}") is not None}
+        for word, name in (("minValues", "min"), ("maxValues", "max"), ("nullCount", "null_count"))
+    }
+    return json.dumps({"numRecords": file["num_records"], **known}, default=_moment)
+
+
+def _moment(value: date) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return value.isoformat()
 
 
 def with_ids(stream: pa.RecordBatchReader, ids: pa.ChunkedArray) -> pa.Table:

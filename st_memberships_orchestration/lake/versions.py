@@ -33,6 +33,11 @@ LOADED_AT = pa.field(
 BATCH = pa.field(
     "batch", pa.int64(), metadata={"comment": "Number of the tenant's commit that brought it."}
 )
+IS_DELETED = pa.field(
+    "is_deleted",
+    pa.bool_(),
+    metadata={"comment": "ServiceTitan shows the record as inactive or Deleted."},
+)
 SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd and large, so that products of neighbouring ids lie far apart."""
 
@@ -54,7 +59,7 @@ def insert_versions(
         modified: column of the modification time.
         loaded_at: recorded as the time of the insertion.
     """
-    table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH]))
+    table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH, IS_DELETED]))
     if not rows.num_rows:
         return 0
     new = _new(table, rows, tenant, modified)
@@ -65,8 +70,18 @@ def insert_versions(
     for field, value in ((LOADED_AT, loaded_at), (BATCH, batch)):
         constant = pa.repeat(pa.scalar(value, field.type), new.num_rows)
         versions = versions.append_column(field, constant)
-    append(table, versions, transaction=Transaction(tenant, batch))
+    append(table, with_is_deleted(versions), transaction=Transaction(tenant, batch))
     return new.num_rows
+
+
+def with_is_deleted(rows: pa.Table) -> pa.Table:
+    """`rows`, and of each whether ServiceTitan shows it as inactive or Deleted, as last column."""
+    deleted = pa.repeat(pa.scalar(False), rows.num_rows)
+    if "active" in rows.column_names:
+        deleted = pc.invert(rows["active"])
+    if "status" in rows.column_names:
+        deleted = pc.or_(deleted, pc.equal(rows["status"], "Deleted"))
+    return rows.append_column(IS_DELETED, deleted)
 
 
 def _new(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> pa.Table:
