@@ -78,11 +78,10 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     if seen > newest:  # the versions were lost and read anew: their batches count from 1 again
         seen = 0
     where = f"batch > {seen} and batch <= {newest}"
-    keys = scan(versions, tenant, ["id", "batch"], where).read_all()
-    ids, batches = keys["id"].to_numpy(), keys["batch"].to_numpy()
-    met = _ids_met(ids, table, tenant)
-    files = _adoptable(versions, table, tenant, seen, batches[met.among(ids)])
-    rest = np.setdiff1d(pc.unique(keys["batch"]), [file["max.batch"] for file in files])
+    met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
+    holding = met.batches(scan(versions, tenant, ["id", "batch"], where)) if met.any() else set()
+    files = _adoptable(versions, table, tenant, seen, holding)
+    rest = np.setdiff1d(range(seen + 1, newest + 1), [file["max.batch"] for file in files])
     # Only the last commit says that the batches were seen: a crash in between repeats them all.
     step, last = Transaction(tenant, seen), Transaction(tenant, newest)
     applied = Applied()
@@ -120,19 +119,27 @@ class _Met:
     def among(self, ids: np.ndarray) -> np.ndarray:
         return np.isin(ids, self.there) | np.isin(ids, self.repeated)
 
+    def batches(self, versions: pa.RecordBatchReader) -> set[int]:
+        """Those that hold one of these ids."""
+        found: set[int] = set()
+        for rows in versions:
+            found.update(rows["batch"].to_numpy()[self.among(rows["id"].to_numpy())].tolist())
+        return found
 
-def _ids_met(ids: np.ndarray, table: DeltaTable, tenant: str) -> _Met:
+
+def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Met:
+    ids = unseen.read_all()["id"].to_numpy()
     span = f"id between {ids.min()} and {ids.max()}" if len(ids) else "false"
     there = scan(table, tenant, ["id"], span).read_all()["id"].to_numpy()
     return _Met(there[np.isin(there, ids)], repeated(ids))
 
 
 def _adoptable(
-    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int, met: np.ndarray
+    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int, met: set[int]
 ) -> list[dict[str, Any]]:
     """Files of versions that can be the newest ones as they are: all of their rows are simply new.
 
-    Each holds one batch, as its commit wrote it, and none of those that are `met`.
+    Each holds one batch, as its commit wrote it, and none of the batches of ids that are `met`.
     """
     files = pa.table(versions.get_add_actions(flatten=True))
     if not set(pa.schema(versions.schema()).names) <= {*pa.schema(table.schema()).names, "batch"}:
@@ -141,7 +148,7 @@ def _adoptable(
     if "max.batch" not in files.column_names or files["max.batch"].null_count:
         return []  # written before the log held what is looked up
     unseen = files.filter(pc.greater(files["max.batch"], seen)).to_pylist()
-    unfit = set(met.tolist())
+    unfit = set(met)
     for file in unseen:
         if file["min.batch"] != file["max.batch"] or file.get("null_count.is_deleted") != 0:
             unfit.update(range(file["min.batch"], file["max.batch"] + 1))
