@@ -20,7 +20,7 @@ WORKDIR /app
 COPY --from=build /app/.venv /app/.venv
 COPY dagster.yaml workspace.yaml ./
 ENV PATH="/app/.venv/bin:$PATH" DAGSTER_HOME=/app PYTHONUNBUFFERED=1
-# Four libraries, one heap each: a fifth less memory for a long history, at the same speed (docs/benchmarks.md).
+# Four libraries, one heap each: a sixth less memory for a long history, at nearly the same speed (docs/benchmarks.md).
 ENV ARROW_DEFAULT_MEMORY_POOL=system MALLOC_ARENA_MAX=1 _RJEM_MALLOC_CONF=narenas:1 OPENBLAS_NUM_THREADS=1
 USER 10001
 VOLUME /app/.data

@@ -369,6 +369,23 @@ def test_of_two_who_adopt_the_same_files_one_reads_again(
     assert lake.count("current/things") == 2
 
 
+def test_an_adoption_that_died_before_its_commit_is_repeated(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(lake, record(1), record(2))
+
+    def die(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaTable, "create_write_transaction", die)
+        with pytest.raises(KeyboardInterrupt):
+            apply(lake)
+    assert current(lake) == {}
+    assert apply(lake) == Applied(inserted=2)
+    assert current(lake) == {1: "Active", 2: "Active"}
+
+
 @pytest.mark.parametrize("tenant", ["o'neil", "north & south", "a=b%20c"])
 def test_files_are_found_whatever_the_tenant_is_called(lake: Lake, tenant: str) -> None:
     insert(lake, record(1), tenant=tenant)
