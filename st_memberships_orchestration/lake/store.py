@@ -248,7 +248,8 @@ def adopt(
     """Make files of one table files of another too, in one commit and without reading them.
 
     On a disk both have the same bytes, object storage makes a copy by itself. Each table removes
-    its own when it needs it no longer.
+    its own when it needs it no longer. A link is as old as its file, so only a full vacuum, which
+    removes what is old and in no log, may not run meanwhile (`maintenance` runs none).
 
     Args:
         lake: where both tables lie.
