@@ -86,6 +86,11 @@ def test_from_sync_to_report(
 ) -> None:
     location.use(shared_sandbox)
     assert location.sync(feeds=FEEDS).success
+    raw, current = (
+        {uri.rpartition("/")[2] for uri in lake.open_existing(f"{layer}/{FEEDS[0]}").file_uris()}
+        for layer in ("raw", "current")
+    )
+    assert raw == current, "the storage copied them by itself"
     assert location.derive(assets=ASSETS).success
     maintain = defs().resolve_job_def("maintain_lake")
     assert maintain.execute_in_process(instance=location.instance).success
