@@ -392,6 +392,8 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
 def _serve(port: int) -> None:
     """Run web server and daemon until one of them ends or the user stops us."""
     _set_dagster_home()
+    if "ui_url" not in read_settings().model_fields_set:
+        os.environ["ST_UI_URL"] = f"http://localhost:{port}"  # what links in alerts lead to
     location = ["-m", "st_memberships_orchestration.definitions"]
     if Path("workspace.yaml").exists():
         location = ["--workspace", "workspace.yaml"]

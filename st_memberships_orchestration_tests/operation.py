@@ -46,7 +46,7 @@ Message = dict[str, Any]
 
 
 @contextmanager
-def receiver() -> Iterator[tuple[str, list[Message]]]:
+def receiver(port: int = 0) -> Iterator[tuple[str, list[Message]]]:
     """An HTTP server that people are told through: its apprise address, and what it was sent."""
     messages: list[Message] = []
 
@@ -60,7 +60,7 @@ def receiver() -> Iterator[tuple[str, list[Message]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -1,8 +1,12 @@
 """What people are told, through a real HTTP receiver: once, grouped, with what to do."""
 
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import dagster as dg
@@ -10,8 +14,10 @@ import pyarrow as pa
 import pytest
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs import alerts
+from st_memberships_orchestration.defs.alerts import nearly_full
 from st_memberships_orchestration.defs.partitions import partition_key
-from st_memberships_orchestration.health.notices import Problem, message, tell
+from st_memberships_orchestration.health.notices import LONGEST_RETRY, Problem, Told, message, tell
 from st_memberships_orchestration.health.states import SCHEMA, Facts, row_of
 from st_memberships_orchestration.lake.store import replace_all
 from st_memberships_orchestration.sandbox.process import RunningSandbox
@@ -41,17 +47,21 @@ def problem(tenant: str, what: str = "the job sync fails") -> Problem:
 
 def test_the_same_problem_is_said_once_and_its_end_once(people: tuple[str, list[Message]]) -> None:
     address, messages = people
-    said = tell([problem("acme")], {}, [address])
-    said = tell([problem("acme")], said, [address])
+    told = tell([problem("acme")], Told(), [address], now=NOW)
+    told = tell([problem("acme")], told, [address], now=NOW)
     assert len(messages) == 1
     for line in ("What: the job sync fails", "Tenant: acme", "Since: 2026-11-01 06:00 UTC",
                  "Likely cause: 401.", "What to do: Check the key.", "See: http://ui"):  # fmt: skip
         assert line in messages[0]["message"]
-    said = tell([], said, [address])
+    assert messages[0]["type"] == "failure"
+    told = tell([], told, [address], now=NOW)
     assert len(messages) == 2
     assert "Recovered: acme: the job sync fails" in messages[1]["title"]
-    assert tell([], said, [address]) == said
+    assert messages[1]["type"] == "success"
+    assert tell([], told, [address], now=NOW) == told
     assert len(messages) == 2
+    tell([replace(problem("acme"), severity="warning")], Told(), [address], now=NOW)
+    assert messages[2]["type"] == "warning"
 
 
 def test_many_tenants_with_one_problem_are_one_paragraph() -> None:
@@ -62,6 +72,51 @@ def test_many_tenants_with_one_problem_are_one_paragraph() -> None:
     assert "and 180 more" in text
 
 
+def test_a_message_is_bounded_whatever_goes_wrong_and_failures_come_first() -> None:
+    mild = [replace(problem(f"t{n}", f"fault {n}"), severity="warning") for n in range(500)]
+    title, text = message([*mild, problem("acme")], [f"over {n}" for n in range(500)])
+    assert title == "ServiceTitan memberships: 501 problems, 500 recovered"
+    assert text.startswith("What: the job sync fails\nTenant: acme")
+    assert "And 491 more problems, all of them in Dagster: http://ui" in text
+    assert "and 480 more" in text
+    assert len(text) < 5_000
+
+
+@contextmanager
+def chat(limit: int) -> Iterator[tuple[str, list[str]]]:
+    """A chat server that turns down a text longer than it takes, as Discord and others do."""
+    texts: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            text = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"]
+            texts.extend([text] if len(text) <= limit else [])
+            self.send_response(200 if len(text) <= limit else 400)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"mmost://127.0.0.1:{server.server_port}/3ccdd113474722377935511fc85d3dd4", texts
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_message_longer_than_a_channel_takes_arrives_in_parts() -> None:
+    long = [replace(problem(f"t{n}", f"fault {n}"), cause="x" * 800) for n in range(8)]
+    with chat(limit=4_000) as (address, texts):
+        told = tell(long, Told(), [address], now=NOW)
+    assert not told.unreached
+    assert len(texts) > 1
+    assert all(f"fault {n}" in "".join(texts) for n in range(8))
+
+
 def test_an_address_that_fails_is_told_later_and_the_others_once(
     people: tuple[str, list[Message]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -69,11 +124,35 @@ def test_an_address_that_fails_is_told_later_and_the_others_once(
     with receiver() as (dead, _):
         pass  # nobody listens there any more
     dead = dead.replace("json://", "json://user:hush-hush@")
-    said = tell([problem("acme")], {}, [address, dead])
-    said = tell([problem("acme")], said, [address, dead])
+    told = tell([problem("acme")], Told(), [address, dead], now=NOW)
+    told = tell([problem("acme")], told, [address, dead], now=NOW + timedelta(seconds=61))
+    assert [message["title"] for message in messages] == [
+        "ServiceTitan memberships: acme: the job sync fails",
+        "ServiceTitan memberships: all tenants: alerts do not reach json://…",
+    ]
+    assert sorted(len(known) for known in told.said.values()) == [0, 2]
+    (unreached,) = told.unreached.values()
+    assert "alerts do not reach json://… (2 tries since 2026-11-01 06:00 UTC" in unreached.title
+    assert "hush-hush" not in caplog.text + repr(told) + json.dumps(messages)
+
+
+def test_a_channel_is_tried_less_and_less_often_until_it_takes_the_message() -> None:
+    with receiver() as (address, messages):
+        pass  # it is down
+    told, now, tries = Told(), NOW, []
+    while now < NOW + timedelta(hours=6):
+        told = tell([problem("acme")], told, [address], now=now)
+        (unreached,) = told.unreached.values()
+        tries.append(unreached.tries)
+        now += timedelta(minutes=1)
+    assert tries[-1] in range(10, 15), "a dead channel is tried some dozen times in six hours"
+    assert unreached.again_at - now <= LONGEST_RETRY
+    port = int(address.rpartition(":")[2].partition("/")[0])
+    with receiver(port) as (address, messages):
+        assert tell([problem("acme")], told, [address], now=now) == told, "it waits its turn"
+        told = tell([problem("acme")], told, [address], now=unreached.again_at)
     assert len(messages) == 1
-    assert sorted(len(known) for known in said.values()) == [0, 1]
-    assert "hush-hush" not in caplog.text + json.dumps(said)
+    assert not told.unreached
 
 
 class Sensors:
@@ -161,6 +240,43 @@ def test_a_run_that_dagster_starts_again_is_waited_for(
         assert len(people[1]) == told
     assert "The worker was killed." in people[1][0]["message"]
     assert "Tenant: all" in people[1][0]["message"]
+
+
+def test_a_run_that_never_began_is_not_explained_by_memory(
+    location: Location, sensors: Sensors, people: tuple[str, list[Message]]
+) -> None:
+    run = location.instance.create_run_for_job(defs().resolve_job_def("maintain_lake"))
+    location.instance.report_run_failed(run, "It took longer than 180 seconds to start.")
+    sensors.tick("run_failure_alerts")
+    assert "code location loads" in people[1][0]["message"]
+    assert "memory" not in people[1][0]["message"]
+
+
+def test_a_channel_that_is_not_reached_is_shown_with_the_sensor(
+    location: Location, sensors: Sensors, people: tuple[str, list[Message]]
+) -> None:
+    location.monkeypatch.setenv("ST_ALERT_URLS", "json://127.0.0.1:9/nobody")
+    run = location.instance.create_run_for_job(defs().resolve_job_def("maintain_lake"))
+    location.instance.report_run_failed(run, "The worker was killed.")
+    assert "alerts do not reach json://… (1 tries" in sensors.tick("run_failure_alerts")
+    location.monkeypatch.setenv("ST_ALERT_URLS", people[0])
+    assert "Attention" not in sensors.tick("run_failure_alerts")
+    assert len(people[1]) == 1
+
+
+def test_a_disk_is_told_of_before_it_is_full(
+    location: Location, sensors: Sensors, people: tuple[str, list[Message]]
+) -> None:
+    assert nearly_full(50_000_000, 1_000_000_000, 9, 10) == "0.1 of 1.0 GB are"
+    assert nearly_full(150_000_000, 1_000_000_000, 9, 10) == ""
+    assert nearly_full(6_000_000_000, 4_000_000_000_000, 0, 0) == "", "much is left of a large disk"
+    assert nearly_full(10**12, 10**13, 3, 100) == "3 of 100 files are"
+    location.monkeypatch.setattr(alerts, "DISK_SHARE", 1.0)
+    location.monkeypatch.setattr(alerts, "DISK_BYTES", 1e18)
+    sensors.tick("health_alerts")
+    (alert,) = people[1]
+    assert "is nearly full" in alert["title"]
+    assert alert["type"] == "warning"
 
 
 def test_checks_that_do_not_hold_are_told_with_their_tenants(

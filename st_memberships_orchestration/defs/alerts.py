@@ -6,12 +6,16 @@ again, for once too often is better than never.
 """
 
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
 from st_memberships_orchestration.defs.failures import Failed, failures_of
 from st_memberships_orchestration.defs.health import (
@@ -20,18 +24,24 @@ from st_memberships_orchestration.defs.health import (
     contradicted_checks,
 )
 from st_memberships_orchestration.defs.partitions import tenants_of_run
-from st_memberships_orchestration.health.notices import Problem, Said, tell
+from st_memberships_orchestration.health.notices import Problem, Told, tell
 from st_memberships_orchestration.health.states import facts_of, issues_of
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.ledger import NEEDS_REVIEW, Ledger
 
-NOBODY = "ST_ALERT_URLS is not set, so nobody is told: give it apprise addresses."
+NOBODY = "ST_ALERT_URLS is not set, so nobody is told: give it apprise addresses. Now:"
+
+PROBLEM, TOLD = TypeAdapter(Problem), TypeAdapter(Told)
+"""As they are kept in cursors."""
 
 TOLD_OF_HEALTH = ("stale", "quarantine")
 """Issues that no run and no check tells of; the others stand in `health/tenants` alone."""
 
 HEALTH_TOO_OLD = timedelta(hours=1)
+
+DISK_SHARE, DISK_BYTES = 0.1, 5e9
+"""A disk is nearly full when less than both is free."""
 
 LOOK_BACK = timedelta(days=1)
 """How far back the first evaluation looks for failed runs."""
@@ -64,7 +74,7 @@ def build_sensors(
         now = datetime.now(UTC)
         since = datetime.fromisoformat(state.get("seen", (now - LOOK_BACK).isoformat()))
         failing = _after_runs(context.instance, settings, state.get("failing", {}), since)
-        problems = [Problem(**{**p, "since": _moment(p["since"])}) for p, _ in failing.values()]
+        problems = [PROBLEM.validate_python(problem) for problem, _ in failing.values()]
         seen = (now - OVERLAP).isoformat()
         return _told(settings, urls, problems, state, seen=seen, failing=failing)
 
@@ -83,16 +93,20 @@ def build_sensors(
     @dg.sensor(
         **every_minute,
         description=(
-            "Tells ST_ALERT_URLS of feeds that are not read any more, records in quarantine, and "
-            "changes to ServiceTitan of which nobody knows whether they happened. Says the same "
-            "thing once, and once that it is over."
+            "Tells ST_ALERT_URLS of feeds that are not read any more, records in quarantine, "
+            "changes to ServiceTitan of which nobody knows whether they happened, and disks that "
+            "are nearly full. Says the same thing once, and once that it is over."
         ),
     )
     def health_alerts(
         context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake]
     ) -> dg.SensorResult:
         now = datetime.now(UTC)
-        problems = [*_of_health(lake, settings, now), *_of_writes(settings, now)]
+        problems = [
+            *_of_health(lake, settings, now),
+            *_of_writes(settings, now),
+            *_of_disks(context.instance, settings, now),
+        ]
         return _told(settings, urls, problems, _state(context))
 
     return [run_failure_alerts, check_failure_alerts, health_alerts]
@@ -110,20 +124,17 @@ def _told(
     **remember: Any,
 ) -> dg.SensorResult:
     """Tell what is new, and keep what was told."""
-    clean = [Problem(**{**vars(p), "cause": settings.without_secrets(p.cause)}) for p in problems]
-    before: Said = state.get("said", {})
-    said = tell(clean, before, urls)
+    clean = [replace(p, cause=settings.without_secrets(p.cause)) for p in problems]
+    before = TOLD.validate_python({name: state.get(name, {}) for name in ("said", "unreached")})
+    told = tell(clean, before, urls, now=datetime.now(UTC))
     summary = f"{len(problems)} problems; " + (
-        "told what changed." if said != before else "nothing changed since it was told."
+        "told what changed." if told.said != before.said else "nothing changed since it was told."
     )
+    silent = [f"Attention: {one.title}." for one in told.unreached.values()]
     return dg.SensorResult(
-        skip_reason=summary if urls else f"{NOBODY} Problems now: {len(problems)}.",
-        cursor=json.dumps({**remember, "said": said}),
+        skip_reason=" ".join([summary, *silent]) if urls else f"{NOBODY} {summary}",
+        cursor=json.dumps({**remember, **TOLD.dump_python(told, mode="json")}),
     )
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 # Runs
@@ -216,19 +227,24 @@ def _of_checks(
         record = latest[key]
         result = record.evaluation
         table = key.asset_key.to_user_string()
-        said = result.metadata if isinstance(result, dg.AssetCheckEvaluation) else {}
-        rows, remedy = said.get("failing_rows"), said.get("what_to_do")
-        found.append(
-            Problem(
-                key=f"check {table} {key.name}",
-                what=f"the check {key.name} of {table} does not hold",
-                tenant=", ".join(tenants),
-                since=datetime.fromtimestamp(record.create_timestamp, UTC),
-                cause=f"Rows that contradict it: {rows.value if rows else 'see the check'}.",
-                remedy=str(remedy.value) if remedy else "See the check's rows in Dagster.",
-                link=f"{settings.ui_url.rstrip('/')}/assets/{table}?view=checks",
+        assert isinstance(result, dg.AssetCheckEvaluation)
+        remedy = result.metadata.get("what_to_do")
+        is_error = result.severity == dg.AssetCheckSeverity.ERROR
+        for tenant, rows in tenants.items():
+            found.append(
+                Problem(
+                    key=f"check {table} {key.name} {tenant}",
+                    what=f"the check {key.name} of {table} does not hold",
+                    tenant=tenant,
+                    since=datetime.fromtimestamp(record.create_timestamp, UTC),
+                    cause="Rows of this tenant contradict it."
+                    if rows is None
+                    else f"Rows that contradict it: {rows:,}.",
+                    remedy=str(remedy.value) if remedy else "See the check's rows in Dagster.",
+                    link=f"{settings.ui_url.rstrip('/')}/assets/{table}?view=checks",
+                    severity="failure" if is_error else "warning",
+                )
             )
-        )
     return found
 
 
@@ -305,3 +321,53 @@ def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
         )
         for entry in entries
     ]
+
+
+# Disks
+
+
+def _of_disks(instance: dg.DagsterInstance, settings: Settings, now: datetime) -> list[Problem]:
+    """Disks of this machine that hold Dagster's storage, the lake or reports, and are near full."""
+    places = {"Dagster's storage": instance.storage_directory()}
+    if "://" not in settings.lake_uri:
+        places |= {"The lake": settings.lake_uri}
+    places |= {"The folder of reports": settings.report_dir}
+    found: dict[int, Problem] = {}
+    for holds, place in places.items():
+        folder = next(
+            p for p in (Path(place).absolute(), *Path(place).absolute().parents) if p.exists()
+        )
+        disk = os.statvfs(folder)
+        free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        said = nearly_full(free, total, disk.f_favail, disk.f_files)
+        if said:
+            found.setdefault(
+                folder.stat().st_dev,
+                Problem(
+                    key=f"disk {holds}",
+                    what=f"the disk with {folder} is nearly full",
+                    tenant="",
+                    since=now,
+                    cause=f"{holds} lies there; {said} left. Full, it stops syncs and writes.",
+                    remedy="Make room: docs/operations.md says what may be deleted.",
+                    link=settings.ui_url,
+                    severity="warning",
+                ),
+            )
+    return list(found.values())
+
+
+def nearly_full(free: int, total: int, free_files: int, files: int) -> str:
+    """How little of a disk is left, in words; empty if it is enough.
+
+    Args:
+        free: bytes that are free.
+        total: bytes in all.
+        free_files: files that can still be made; 0 of 0 where the disk does not count them.
+        files: files in all.
+    """
+    if free < min(total * DISK_SHARE, DISK_BYTES):
+        return f"{free / 1e9:,.1f} of {total / 1e9:,.1f} GB are"
+    if free_files < files * DISK_SHARE / 2:
+        return f"{free_files:,} of {files:,} files are"
+    return ""

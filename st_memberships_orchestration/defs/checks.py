@@ -12,7 +12,10 @@ import dagster as dg
 import pandas as pd
 
 from st_memberships_orchestration.defs.claims import DERIVED, Claim, claims_of
-from st_memberships_orchestration.defs.metadata import CONTRADICTING_TENANTS
+from st_memberships_orchestration.defs.metadata import (
+    CONTRADICTING_TENANTS,
+    NOT_COMPARED_TENANTS,
+)
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.reconciliation import (
     LISTED,
@@ -188,11 +191,16 @@ def _result(
     metadata: dict[str, Any] = {"failing_rows": len(rows)}
     description = None
     if len(rows):
-        compared = rows[rows["what"] != NOT_COMPARED] if "what" in rows else rows
+        is_compared = rows["what"] != NOT_COMPARED if "what" in rows else rows["tenant"].notna()
         metadata |= {
             "rows": dg.MetadataValue.md(_table(rows, SHOWN)),
             "what_to_do": remedy,
-            CONTRADICTING_TENANTS: dg.MetadataValue.json(sorted(set(compared["tenant"]))),
+            CONTRADICTING_TENANTS: dg.MetadataValue.json(
+                rows.loc[is_compared, "tenant"].value_counts().sort_index().to_dict()
+            ),
+            NOT_COMPARED_TENANTS: dg.MetadataValue.json(
+                sorted(set(rows.loc[~is_compared, "tenant"]))
+            ),
         }
         first = _table(rows, FIRST)
         description = f"Rows that contradict it: {len(rows):,}. The first:\n\n{first}\n\n{remedy}"

@@ -9,6 +9,16 @@ from st_memberships_orchestration.servicetitan import errors
 
 LONGEST = 500
 
+KILLED = (
+    "Its process was killed: look at the machine's memory and disk. What was stored stays, and the "
+    "next run goes on from there."
+)
+NEVER_STARTED = (
+    "It never began, so nothing was read or sent. Look in Dagster under Deployment whether the "
+    "code location loads, and whether what starts runs (image, Kubernetes, Celery workers) has "
+    "room for it; then launch it again."
+)
+
 FAILED_FEEDS = "failed_feeds"
 """Metadata of a failure: names of the feeds that it stopped, for they share a step."""
 
@@ -79,13 +89,14 @@ def _of_step(event: dg.DagsterEvent) -> Failed:
 def _of_run(instance: dg.DagsterInstance, run_id: str) -> Failed:
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
     event = records[-1].event_log_entry.get_dagster_event() if records else None
+    record = instance.get_run_record_by_id(run_id)
+    has_started = record is not None and record.start_time is not None
     return Failed(
         None,
-        "RunEnded",
+        "RunEnded" if has_started else "RunNeverStarted",
         "",
         _short(event.message if event and event.message else "It ended."),
-        "Its process was killed or could not start: look at the machine's memory and disk. What "
-        "was stored stays, and the next run goes on from there.",
+        KILLED if has_started else NEVER_STARTED,
     )
 
 

@@ -171,21 +171,28 @@ def contradicted_checks(
     instance: dg.DagsterInstance,
     keys: Sequence[dg.AssetCheckKey],
     tenants: Mapping[str, Any],
-) -> dict[dg.AssetCheckKey, list[str]]:
-    """Checks whose latest result does not hold -> the tenants whose rows contradict it.
+) -> dict[dg.AssetCheckKey, dict[str, int | None]]:
+    """Checks whose latest result does not hold -> tenant -> how many of its rows contradict it.
 
-    What could not be compared, because ServiceTitan could not be asked, contradicts nothing.
+    What could not be compared, because ServiceTitan could not be asked, contradicts nothing. None
+    where the result is of an earlier release, which did not count them.
     """
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     found = {}
     for key, record in sorted(latest.items()):
         result = record.evaluation
         if isinstance(result, dg.AssetCheckEvaluation) and not result.passed:
-            named = result.metadata.get(CONTRADICTING_TENANTS)
-            known = named.value if isinstance(named, dg.JsonMetadataValue) else None
-            if concerned := [tenant for tenant in sorted(tenants) if tenant in (known or ())]:
+            rows = contradicting_rows(result)
+            if concerned := {tenant: rows[tenant] for tenant in sorted(tenants) if tenant in rows}:
                 found[key] = concerned
     return found
+
+
+def contradicting_rows(result: dg.AssetCheckEvaluation) -> dict[str, int | None]:
+    """Tenant -> how many of its rows contradict a check; see `contradicted_checks`."""
+    named = result.metadata.get(CONTRADICTING_TENANTS)
+    known = named.value if isinstance(named, dg.JsonMetadataValue) else None
+    return dict(known) if isinstance(known, dict) else dict.fromkeys(known or ())
 
 
 def _successes(

@@ -4,16 +4,65 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
 
 logger = logging.getLogger(__name__)
 
 LINKS_SHOWN = 3
 TENANTS_SHOWN = 20
+PARAGRAPHS_SHOWN = 10
+"""Kinds of problem that one message describes; of the others it says how many there are."""
+
+SHORT = 500
+"""A channel that takes fewer characters (SMS, pagers) gets one shortened message, not many."""
+
+LONGEST_SEND = 30
+"""Seconds after which a channel that trickles counts as unreached."""
+
+FIRST_RETRY = timedelta(minutes=1)
+LONGEST_RETRY = timedelta(hours=1)
+"""A channel that could not be reached is tried again after so long, doubled each time."""
+
+Severity = Literal["failure", "warning"]
 
 Said = Mapping[str, Mapping[str, str]]
 """Channel -> key of a problem -> what it was called when it was said."""
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """A channel that did not take its last message.
+
+    Attributes:
+        service: which one, such as `discord`; its address may hold a password.
+        since: when it first failed.
+        tries: how often it failed since.
+        again_at: when it is tried next.
+    """
+
+    service: str
+    since: datetime
+    tries: int
+    again_at: datetime
+
+    @property
+    def title(self) -> str:
+        """What is wrong, in a sentence."""
+        return (
+            f"alerts do not reach {self.service}://… ({self.tries} tries since "
+            f"{self.since:%Y-%m-%d %H:%M} UTC, the next at {self.again_at:%H:%M})"
+        )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What each channel knows, and which channels could not be reached."""
+
+    said: Said = field(default_factory=dict)
+    unreached: Mapping[str, Unreached] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,6 +77,7 @@ class Problem:
         cause: the likely cause.
         remedy: what to do.
         link: page in Dagster's UI.
+        severity: `failure`: something does not work; `warning`: it works, and wants a look.
     """
 
     key: str
@@ -37,6 +87,7 @@ class Problem:
     cause: str
     remedy: str
     link: str
+    severity: Severity = "failure"
 
     @property
     def title(self) -> str:
@@ -44,34 +95,73 @@ class Problem:
         return f"{self.tenant or 'all tenants'}: {self.what}"
 
 
-def tell(problems: Sequence[Problem], said: Said, urls: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Send each channel one message of what is new to it, and what is over; what each now knows.
+def tell(problems: Sequence[Problem], told: Told, urls: Sequence[str], *, now: datetime) -> Told:
+    """Send each channel one message of what is new to it, and what is over.
 
-    A channel that cannot be reached keeps what it knew, and is so told by the next call: rather
-    once too often than never. Nothing is sent where nothing changed.
+    Nothing is sent where nothing changed. Channels are told at the same time, so that a slow one
+    holds no other back. One that cannot be reached keeps what it knew and is tried again, less and
+    less often; the others are told of it.
 
     Args:
         problems: all that there are now.
-        said: what the last call returned.
+        told: what the last call returned.
         urls: apprise addresses.
+        now: the present moment.
     """
-    current = {problem.key: problem.title for problem in problems}
-    known = {}
-    for url in urls:
-        channel = _channel(url)
-        before = dict(said.get(channel, {}))
-        new = [problem for problem in problems if problem.key not in before]
-        over = [title for key, title in before.items() if key not in current]
-        reached = not (new or over) or _send(url, *message(new, over))
-        known[channel] = current if reached else before
-    return known
+    channels = {_channel(url): url for url in urls}
+    unreached = {name: one for name, one in told.unreached.items() if name in channels}
+
+    def after(channel: str, url: str) -> tuple[Mapping[str, str], Unreached | None]:
+        silent = [_of_channel(name, one) for name, one in unreached.items() if name != channel]
+        current = [*problems, *silent]
+        known = told.said.get(channel, {})
+        new = [problem for problem in current if problem.key not in known]
+        titles = {problem.key: problem.title for problem in current}
+        over = [title for key, title in known.items() if key not in titles]
+        before = unreached.get(channel)
+        if not (new or over) or (before and now < before.again_at):
+            return known, before
+        if _send(url, new, over):
+            return titles, None
+        tries = before.tries + 1 if before else 1
+        pause = min(FIRST_RETRY * 2 ** min(tries - 1, 10), LONGEST_RETRY)
+        since = before.since if before else now
+        return known, Unreached(url.partition("://")[0], since, tries, now + pause)
+
+    with ThreadPoolExecutor(len(channels) or 1) as pool:
+        results = [*pool.map(after, channels, channels.values())]
+    return Told(
+        {name: known for name, (known, _) in zip(channels, results, strict=True)},
+        {name: failed for name, (_, failed) in zip(channels, results, strict=True) if failed},
+    )
+
+
+def _of_channel(channel: str, unreached: Unreached) -> Problem:
+    return Problem(
+        key=f"channel {channel}",
+        what=f"alerts do not reach {unreached.service}://…",
+        tenant="",
+        since=unreached.since,
+        cause="The service turned the message down, or could not be reached.",
+        remedy="Look at this address in ST_ALERT_URLS. It is tried again by itself.",
+        link="",
+    )
 
 
 def message(new: Sequence[Problem], over: Sequence[str]) -> tuple[str, str]:
-    """Title and text; problems of the same kind are one paragraph."""
-    paragraphs = [_paragraph(alike) for alike in _alike(new)]
+    """Title and text; problems of the same kind are one paragraph, failures come first."""
+    kinds = _alike(sorted(new, key=lambda problem: problem.severity != "failure"))
+    paragraphs = [_paragraph(alike) for alike in kinds[:PARAGRAPHS_SHOWN]]
+    if rest := kinds[PARAGRAPHS_SHOWN:]:
+        left_out = sum(len(alike) for alike in rest)
+        paragraphs.append(
+            f"And {left_out} more problems, all of them in Dagster: {rest[0][0].link}"
+        )
     if over:
-        paragraphs.append("\n".join(["Recovered:", *(f"  {title}" for title in over)]))
+        shown = [f"  {title}" for title in over[:TENANTS_SHOWN]]
+        if len(over) > TENANTS_SHOWN:
+            shown.append(f"  and {len(over) - TENANTS_SHOWN} more")
+        paragraphs.append("\n".join(["Recovered:", *shown]))
     if len(new) + len(over) == 1:
         title = new[0].title if new else f"Recovered: {over[0]}"
     else:
@@ -96,7 +186,7 @@ def _paragraph(alike: Sequence[Problem]) -> str:
     tenants = [problem.tenant or "all" for problem in alike]
     more = len(tenants) - TENANTS_SHOWN
     shown = ", ".join(tenants[:TENANTS_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    links = list(dict.fromkeys(problem.link for problem in alike))[:LINKS_SHOWN]
+    links = list(dict.fromkeys(problem.link for problem in alike if problem.link))[:LINKS_SHOWN]
     return "\n".join(
         [
             f"What: {first.what}",
@@ -114,13 +204,29 @@ def _channel(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()[:12]
 
 
-def _send(url: str, title: str, text: str) -> bool:
+def _send(url: str, new: Sequence[Problem], over: Sequence[str]) -> bool:
     # A second to import, and only needed where there is something to say.
     import apprise
 
-    channel = apprise.Apprise()
-    if channel.add(url) and channel.notify(title=title, body=text):
-        return True
-    scheme = url.partition("://")[0]
-    logger.error("An address of ST_ALERT_URLS (%s://…) cannot be used or reached.", scheme)
+    title, text = message(new, over)
+    kind = apprise.NotifyType.SUCCESS
+    if new:
+        is_failure = any(problem.severity == "failure" for problem in new)
+        kind = apprise.NotifyType.FAILURE if is_failure else apprise.NotifyType.WARNING
+    channel = apprise.Apprise.instantiate(url)
+    if isinstance(channel, apprise.NotifyBase):
+        if "overflow=" not in url:  # sent as it is, a service turns down what is too long for it
+            fits_parts = channel.body_maxlen >= SHORT
+            mode = apprise.OverflowMode
+            channel.overflow_mode = mode.SPLIT if fits_parts else mode.TRUNCATE
+        if apprise.Apprise([channel]).notify(
+            title=title,
+            body=text,
+            notify_type=kind,
+            body_format=apprise.NotifyFormat.TEXT,
+            timeout=LONGEST_SEND,
+        ):
+            return True
+    service = url.partition("://")[0]
+    logger.error("An address of ST_ALERT_URLS (%s://…) cannot be used or reached.", service)
     return False
