@@ -320,6 +320,31 @@ def test_what_a_reader_has_to_know_stands_at_the_top(
     assert said in html.split("<main>")[0]
 
 
+def test_a_page_shows_what_checks_found_of_its_tenant_and_nothing_of_another(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    secret = "a word of acme's | nobody else's"
+    extra = {"feed": "memberships", "do": "add", "field": secret, "value": "gold"}
+    location.use(sandbox).sync("bravo", feeds=("memberships",))
+    sandbox.control("POST", "/_sandbox/schema", [extra])
+    location.sync("acme", feeds=("memberships",))
+    key = dg.AssetCheckKey(dg.AssetKey(["current", "memberships"]), "no_unknown_fields")
+    job = dg.define_asset_job("look", selection=dg.AssetSelection.checks(key))
+    dg.Definitions.merge(defs(), dg.Definitions(jobs=[job])).resolve_job_def(
+        "look"
+    ).execute_in_process(
+        instance=location.instance,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+    pages = {}
+    for tenant in ("acme", "bravo"):
+        report_only(location, tenant)
+        pages[tenant] = page(tenant)
+        assert "nobody else" not in pages[tenant]
+    assert "Rows that contradict it: 1. Nothing is lost" in unescape(pages["acme"])
+    assert "All 1 checks passed" in pages["bravo"]
+
+
 def test_without_any_check_the_page_says_what_to_start(lake: Lake) -> None:
     html = make_report(tables_of(lake), facts(), tenants=["acme"]).html
     assert "No check has run yet" in html

@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pyarrow as pa
 
-from st_memberships_orchestration.defs.metadata import OPERATIONS, schema_of
+from st_memberships_orchestration.defs.health import contradicting_rows
+from st_memberships_orchestration.defs.metadata import NOT_COMPARED_TENANTS, OPERATIONS, schema_of
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.store import Lake
@@ -64,7 +65,7 @@ def build_assets(
             as_of=_days(context.instance, tenant),
             made_at=datetime.now(zone),
             feeds=_feeds(lake, settings.environment, tenant, zone),
-            checks=_checks(context.instance, check_keys, zone),
+            checks=_checks(context.instance, check_keys, tenant, zone),
             definitions={table.name: table.description for table in TABLES},
         )
         tables = {
@@ -126,18 +127,34 @@ def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Fe
 
 
 def _checks(
-    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], zone: ZoneInfo
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], tenant: str, zone: ZoneInfo
 ) -> list[Check]:
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    return [_check(key, latest[key], zone) for key in sorted(latest)]
+    return [_check(key, latest[key], tenant, zone) for key in sorted(latest)]
 
 
-def _check(key: dg.AssetCheckKey, record: "AssetCheckExecutionRecord", zone: ZoneInfo) -> Check:
+def _check(
+    key: dg.AssetCheckKey, record: "AssetCheckExecutionRecord", tenant: str, zone: ZoneInfo
+) -> Check:
+    """What a check found of this tenant; what it found of others is none of this page's readers."""
     result = record.evaluation
     passed, finding = None, "It did not finish: see its run, and start the job again."
     if isinstance(result, dg.AssetCheckEvaluation):
-        passed = result.passed
-        finding = "" if passed else result.description or "See the check in Dagster."
+        rows = contradicting_rows(result)
+        asked = result.metadata.get(NOT_COMPARED_TENANTS)
+        not_compared = asked.value if isinstance(asked, dg.JsonMetadataValue) else None
+        passed, finding = True, ""
+        if tenant in rows:
+            count = rows[tenant]
+            number = (
+                "Some rows contradict it"
+                if count is None
+                else f"Rows that contradict it: {count:,}"
+            )
+            remedy = result.metadata.get("what_to_do")
+            passed, finding = False, f"{number}. {remedy.value if remedy else ''}"
+        elif tenant in (not_compared or ()):
+            passed, finding = None, "ServiceTitan could not be asked: run the job reconcile again."
     at = datetime.fromtimestamp(record.create_timestamp, UTC).astimezone(zone)
     return Check(key.asset_key.to_user_string(), key.name, passed, at, finding)
 

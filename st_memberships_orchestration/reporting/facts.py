@@ -26,12 +26,12 @@ class Feed:
 
 @dataclass(frozen=True)
 class Check:
-    """The latest result of an asset check, over all tenants.
+    """The latest result of an asset check, as far as it concerns the tenant.
 
     Attributes:
         table: what it looks at.
         claim: what must hold.
-        passed: whether it does; None if the check itself did not finish.
+        passed: whether it does; None if the check did not finish, or could not ask ServiceTitan.
         at: when it ran.
         finding: what is wrong and what to do; empty if it passed.
     """
