@@ -14,7 +14,7 @@ import pytest
 
 from st_memberships_orchestration import metrics
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.metrics.frames import pick
+from st_memberships_orchestration.metrics.frames import locate, pick
 from st_memberships_orchestration.metrics.tables import Table
 
 ZONE = ZoneInfo("America/New_York")
@@ -259,6 +259,15 @@ def test_arrow_backed_and_plain_frames_are_the_same_to_a_metric() -> None:
     plain_table = pa.Table.from_pandas(rows.drop(columns="custom_fields"))
     arrow = plain_table.to_pandas(types_mapper=pd.ArrowDtype)
     pd.testing.assert_frame_equal(pick(rows, *names, amounts), pick(arrow, *names, amounts))
+
+
+def test_a_record_without_an_id_takes_no_other_ones_place() -> None:
+    rows = pick(frame(*({"tenant": "acme", "id": id} for id in (1, 2, 3, None))), "id")
+    others = (("acme", 3), ("acme", None), (None, 1), (None, 3), ("acme", 3))
+    other = pick(frame(*({"tenant": tenant, "id": id} for tenant, id in others)), "id")
+    assert locate(rows, other, "id").tolist() == [-1, -1, 0, -1]
+    assert locate(rows, other[:0], "id").tolist() == [-1] * 4
+    assert locate(rows[:0], other, "id").tolist() == []
 
 
 def test_money_stays_exact() -> None:

@@ -4,6 +4,7 @@ from datetime import date
 from decimal import Decimal as D
 
 import pandas as pd
+import pytest
 
 from st_memberships_orchestration.metrics.revenue import (
     membership_prices,
@@ -196,4 +197,26 @@ def test_a_change_from_monthly_to_upfront_takes_the_money_out_of_mrr() -> None:
     assert plain(rows, *columns)[1:3] == [
         (D(0), D(20), D(0), 1),
         (D(20), D(0), D("20.833333"), 0),
+    ]
+
+
+@pytest.mark.parametrize("ids", [(1, 2, 3), (1,), (7, 3), (2, 2**62)])
+def test_members_whose_versions_are_all_known_pay_from_their_first_day(ids: tuple[int]) -> None:
+    members = [membership(id, from_="2026-01-01") for id in ids]
+    versions = [{**member, "valid_from": moment("2026-03-05")} for member in members]
+    rows = recurring_revenue_monthly(
+        frame(*members),
+        active(*members),
+        frame(*versions),
+        TYPES,
+        pd.DataFrame(),
+        today=TODAY,
+        zone=ZONE,
+    )
+    mrr = D(20 * len(ids))
+    # The first known version is of March, and applies to January and February too.
+    assert plain(rows, "month", "mrr_end", "new_mrr", "expansion_mrr") == [
+        (date(2026, 1, 1), mrr, mrr, D(0)),
+        (date(2026, 2, 1), mrr, D(0), D(0)),
+        (date(2026, 3, 1), mrr, D(0), D(0)),
     ]

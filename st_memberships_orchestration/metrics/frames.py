@@ -180,10 +180,12 @@ def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
     tenant = pd.factorize(tenants)[0]
     ids = pd.concat([rows[on], other[id]], ignore_index=True)
     number = pd.factorize(ids)[0].astype(np.int64)  # NA is -1
-    key = np.where(number < 0, -1, number * (tenant.max(initial=0) + 1) + tenant)
+    unnamed = (number < 0) | (tenant < 0)
+    key = np.where(unnamed, -1, number * (tenant.max(initial=0) + 1) + tenant)
     place = np.full(key.max(initial=0) + 1, -1)
     mine, theirs = key[: len(rows)], key[len(rows) :]
-    place[theirs[::-1]] = np.arange(len(other))[::-1]  # of doubled records the first counts
+    named = np.flatnonzero(theirs >= 0)[::-1]  # of doubled records the first counts
+    place[theirs[named]] = named
     return np.where(mine < 0, -1, place[mine])
 
 

@@ -286,10 +286,8 @@ def _terms(
     """Priced versions of every membership; one without versions has its newest state."""
     known = pick(versions, "id", "valid_from", *PRICING)
     newest = pick(memberships, "id", *PRICING)
-    bare = newest[locate(newest, known, "id") < 0].assign(
-        valid_from=pd.Series(pd.NaT, dtype=known["valid_from"].dtype)
-    )
-    rows = pd.concat([known, bare], ignore_index=True)
+    bare = newest[locate(newest, known, "id") < 0].reindex(columns=known.columns)
+    rows = pd.concat([known, bare.astype(known.dtypes)], ignore_index=True)
     rows = rows.sort_values(
         ["tenant", "id", "valid_from", *PRICING], na_position="first", ignore_index=True
     )
