@@ -34,11 +34,17 @@ class Book:
         tenant: The tenant's key; with the seed it decides everything that looks random.
         seed: The sandbox's seed.
         now: The moment the contractor's history ends, in ticks.
+        timezone: Where the contractor is.
+        unkind: Whether the contractor's records have the quirks of `unkind`.
     """
 
-    def __init__(self, tenant: str, *, seed: int, now: int) -> None:
+    def __init__(
+        self, tenant: str, *, seed: int, now: int, timezone: str, unkind: bool = False
+    ) -> None:
         self._key = [seed, zlib.crc32(tenant.encode())]
         self.now = now
+        self.timezone = timezone
+        self.unkind = unkind
         self.today = now // DAY
         self.opening = now - HISTORY_DAYS * DAY
         rng = self.random("book")

@@ -70,6 +70,7 @@ class _Names(click.ParamType):
     type=_Names(),
     help="Names of the tenants, separated by commas.",
 )
+@click.option("--unkind", is_flag=True, help="Give the contractors the quirks of real accounts.")
 @click.option("--env-file", type=click.Path(path_type=Path), help="Where to write the ST_* block.")
 @click.option("--now", type=_Moment(), help="What the clock says at start. [default: this hour]")
 @click.option(
@@ -95,6 +96,7 @@ def sandbox(
     seed: int,
     memberships: int,
     tenants: list[str],
+    unkind: bool,
     env_file: Path | None,
     now: int | None,
     page_size: int,
@@ -110,7 +112,7 @@ def sandbox(
     url = f"http://{host}:{listener.getsockname()[1]}"
     start = _this_hour() if now is None else now
     opened = {
-        name: open_tenant(name, place, seed=seed, now=start, memberships=memberships)
+        name: open_tenant(name, place, seed=seed, now=start, memberships=memberships, unkind=unkind)
         for place, name in enumerate(tenants)
     }
     office = TokenOffice(hashlib.sha256(b"%d" % seed).digest(), lifetime=token_lifetime)

@@ -46,6 +46,7 @@ from st_memberships_orchestration.sandbox.members import (
     next_bills,
 )
 from st_memberships_orchestration.sandbox.records import encode, modified_at
+from st_memberships_orchestration.sandbox.unkind import spoil
 from st_memberships_orchestration.sandbox.visits import (
     NO_MEMBER,
     NOT_ATTEMPTED,
@@ -66,7 +67,7 @@ from st_memberships_orchestration.sandbox.vocabulary import (
     WEEKDAYS,
     WEEKS,
 )
-from st_memberships_orchestration.sandbox.wire import dumps
+from st_memberships_orchestration.sandbox.wire import dumps, loads
 
 NOTES = (
     None,
@@ -120,10 +121,15 @@ def build_feeds(book: Book, memberships: int) -> dict[str, Feed]:
         "membership_types": book.membership_types(),
         "recurring_service_types": book.recurring_service_types(),
     }
-    return {
+    feeds = {
         name: _feed(book, name, tables.get(name), records.get(name, []))
         for name in (*FEEDS, "custom_fields")
     }
+    if not book.unkind:
+        return feeds
+    spoilt = {name: [loads(row) for row in feed.alive()] for name, feed in feeds.items()}
+    spoil(book, spoilt)
+    return {name: _feed(book, name, None, rows) for name, rows in spoilt.items()}
 
 
 def _feed(book: Book, name: str, table: Table | None, records: list[dict[str, Any]]) -> Feed:

@@ -124,7 +124,7 @@ class FrontDesk:
         }
         self.save("memberships", membership, now)
         note = "Renewal sold" if sale.parent else "Membership sold"
-        self._note_change(membership, "Active", note, now)
+        self.note_change(membership, "Active", note, now)
         for location in sale.locations:
             self.add_services(membership, location, now)
         return invoice, key
@@ -152,9 +152,23 @@ class FrontDesk:
         membership["active"] = status != "Deleted"
         membership["cancellationDate"] = day_text(now // DAY) if status == "Canceled" else None
         self.save("memberships", membership, now)
-        self._note_change(membership, old, note, now)
+        self.note_change(membership, old, note, now)
         if status in ("Canceled", "Deleted"):
             self.stop_services(membership["id"], now)
+
+    def note_change(self, membership: Record, old: str, note: str | None, now: int) -> None:
+        """Record that a membership came from a status to the one it has."""
+        feed = self._feeds["membership_status_changes"]
+        change = {
+            "id": feed.new_id(),
+            "oldStatus": old,
+            "newStatus": membership["status"],
+            "note": note,
+            "createdOn": moment_text(now),
+            "createdById": self._book.user_ids[0],
+            "membershipId": membership["id"],
+        }
+        feed.put(change, now)
 
     def stop_services(self, membership: int, now: int) -> None:
         """End the recurring services of a membership; later visits that are not booked go."""
@@ -332,19 +346,6 @@ class FrontDesk:
             ):
                 return place
         return 0
-
-    def _note_change(self, membership: Record, old: str, note: str | None, now: int) -> None:
-        feed = self._feeds["membership_status_changes"]
-        change = {
-            "id": feed.new_id(),
-            "oldStatus": old,
-            "newStatus": membership["status"],
-            "note": note,
-            "createdOn": moment_text(now),
-            "createdById": self._book.user_ids[0],
-            "membershipId": membership["id"],
-        }
-        feed.put(change, now)
 
     def _fee(self, price: int) -> Record:
         return {

@@ -4,7 +4,7 @@ Time is lived hour by hour. What happens in an hour depends on the seed, the ten
 the records, so three days at once and three times one day end the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from st_memberships_orchestration.sandbox.frontdesk import (
     months_later,
 )
 from st_memberships_orchestration.sandbox.records import day
+from st_memberships_orchestration.sandbox.unkind import Deed, Mischief
 from st_memberships_orchestration.sandbox.visits import DAYS_AHEAD, next_visits
 from st_memberships_orchestration.sandbox.vocabulary import (
     MONTHS_BETWEEN_BILLS,
@@ -34,8 +35,6 @@ _HOURS_A_DAY = CLOSES - OPENS
 _CANCELS, _PAUSES, _RESUMES, _RETURNS, _RENEWS = 0.11 / 365, 0.06 / 365, 1 / 30, 0.004, 0.06
 _BOOKS, _REBOOKS, _DISMISSES, _CALLS = 0.12, 0.01, 0.004, 0.02
 _FAR_OFF = 10**6  # days
-
-Deed = Callable[[int], object]
 
 
 class Life:
@@ -54,12 +53,16 @@ class Life:
         self._services = feeds["recurring_services"]
         self._events = feeds["recurring_service_events"]
         self._lived = book.now // HOUR
+        self._mischief = Mischief(book, feeds, desk) if book.unkind else None
 
     def live_until(self, now: int) -> None:
         """Live through every whole hour that has passed."""
         for hour in range(self._lived, now // HOUR):
             rng = self._book.random("life", hour)
-            for moment, deed in sorted(self._hour(rng, hour), key=lambda pair: pair[0]):
+            deeds = self._hour(rng, hour)
+            if self._mischief is not None:
+                deeds += self._mischief.hour(hour)
+            for moment, deed in sorted(deeds, key=lambda pair: pair[0]):
                 deed(moment)
         self._lived = max(self._lived, now // HOUR)
 

@@ -42,6 +42,7 @@ def running(
     seed: int = 7,
     memberships: int = 2_000,
     tenants: Sequence[str] = ("acme", "bravo"),
+    unkind: bool = False,
     now: str | None = None,
     page_size: int = 1_000,
     latency_ms: int = 0,
@@ -56,6 +57,7 @@ def running(
         seed: Same seed, same data.
         memberships: Memberships of the first tenant.
         tenants: Names of the tenants.
+        unkind: Whether the contractors have the quirks of real accounts.
         now: What its clock says at start; this hour if left out.
         page_size: Rows on an export page.
         latency_ms: Delay of each API answer.
@@ -84,6 +86,7 @@ def running(
         errors = Path(folder, "stderr")
         command = [sys.executable, "-m", "st_memberships_orchestration.sandbox"]
         command += [str(word) for pair in options.items() for word in pair]
+        command += ["--unkind"] if unkind else []
         command += ["--env-file", str(env_file), "--exit-with-parent", "--quiet"]
         with errors.open("wb") as stderr:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)

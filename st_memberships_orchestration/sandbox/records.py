@@ -41,9 +41,11 @@ SEARCHABLE: dict[str, dict[str, Encoder]] = {
     "memberships": {
         "active": whole,
         "billingFrequency": one_of(FREQUENCIES),
+        "cancellationDate": day,
         "createdOn": parse_moment,
         "customerId": whole,
         "duration": whole,
+        "from": day,
         "nextScheduledBillDate": day,
         "renewedById": whole,
         "status": one_of(STATUSES),

@@ -19,7 +19,18 @@ from st_memberships_orchestration.sandbox.frontdesk import FrontDesk
 from st_memberships_orchestration.sandbox.life import Life
 from st_memberships_orchestration.sandbox.problems import Problem
 
-TIMEZONES = ("America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles")
+TIMEZONES = (
+    "America/New_York",
+    "America/Chicago",
+    "America/Denver",
+    "America/Los_Angeles",
+    "America/Phoenix",
+    "Pacific/Honolulu",
+    "America/Anchorage",
+    "America/Halifax",
+    "America/St_Johns",
+    "Australia/Lord_Howe",
+)
 SMALLER = 0.4  # share of the first tenant's memberships that each further tenant has
 _SCOPES = [
     f"tn.mem.{resource}:{right}"
@@ -44,7 +55,6 @@ class Tenant:
     client_id: str
     client_secret: str
     app_key: str
-    timezone: str
     book: Book
     feeds: dict[str, Feed]
     tokens: Tokens
@@ -60,7 +70,7 @@ class Tenant:
             f"{prefix}CLIENT_ID": self.client_id,
             f"{prefix}CLIENT_SECRET": self.client_secret,
             f"{prefix}APP_KEY": self.app_key,
-            f"{prefix}TIMEZONE": self.timezone,
+            f"{prefix}TIMEZONE": self.book.timezone,
         }
 
     def admit(self, limit: int) -> None:
@@ -142,9 +152,12 @@ class TokenOffice:
         return _base64(hmac.digest(self._secret, text.encode(), hashlib.sha256))
 
 
-def open_tenant(name: str, place: int, *, seed: int, now: int, memberships: int) -> Tenant:
+def open_tenant(
+    name: str, place: int, *, seed: int, now: int, memberships: int, unkind: bool = False
+) -> Tenant:
     """A tenant with its data and credentials; ``place`` is its place among the tenants."""
-    book = Book(name, seed=seed, now=now)
+    timezone = TIMEZONES[place % len(TIMEZONES)]
+    book = Book(name, seed=seed, now=now, timezone=timezone, unkind=unkind)
     size = memberships if place == 0 else max(1, round(memberships * SMALLER))
     feeds = build_feeds(book, size)
     desk = FrontDesk(book, feeds)
@@ -155,7 +168,6 @@ def open_tenant(name: str, place: int, *, seed: int, now: int, memberships: int)
         client_secret=f"cs1.{_secret(seed, name, 'secret')[:48]}",
         # One app key serves every tenant of an app.
         app_key=f"ak1.{_secret(seed, 'app', 'key')[:28]}",
-        timezone=TIMEZONES[place % len(TIMEZONES)],
         book=book,
         feeds=feeds,
         tokens=Tokens(_secret(seed, name, f"tokens {now} {size}").encode()),
