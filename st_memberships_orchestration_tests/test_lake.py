@@ -24,7 +24,13 @@ from st_memberships_orchestration.lake.progress import (
 )
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.query import connect
-from st_memberships_orchestration.lake.store import Lake, append, with_tenant
+from st_memberships_orchestration.lake.store import (
+    Lake,
+    append,
+    replace_tenant,
+    upsert,
+    with_tenant,
+)
 from st_memberships_orchestration.lake.versions import insert_versions
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -425,7 +431,101 @@ def test_a_column_of_a_later_release_reaches_the_newest_versions(lake: Lake) -> 
         assert apply(lake) == Applied(inserted=1)
     found = lake.rows("current/things", tenant="acme", columns=["id", "loyalty"]).to_pylist()
     assert {row["id"]: row["loyalty"] for row in found} == {1: None, 2: "gold", 3: "gold"}
-    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 2
+    assert {*files(lake, "raw/things")} == {*files(lake, "current/things")}
+
+
+def reworded(table: pa.Table, comment: str) -> pa.Table:
+    """The rows as a release hands them over that documents its columns with other words."""
+    fields = [field.with_metadata({"comment": comment}) for field in table.schema]
+    return table.cast(pa.schema(fields))
+
+
+def comments(lake: Lake, name: str) -> set[str]:
+    schema = pa.schema(lake.open_existing(name).schema())
+    return {(schema.field(n).metadata or {}).get(b"comment", b"").decode() for n in SCHEMA.names}
+
+
+@pytest.mark.usefixtures("either_way")
+def test_comments_may_change_and_those_of_the_newest_release_are_kept(lake: Lake) -> None:
+    common = {"tenant": "acme", "modified": "modified_on", "loaded_at": NOW}
+    for number, comment in enumerate(("first", "second", "", "fourth")):
+        changed = reworded(rows(record(1, number), record(2 + number)), comment)
+        assert insert_versions(lake, "raw/things", changed, **common) == 2
+        assert apply(lake) == Applied(inserted=2 if number == 0 else 1, updated=min(number, 1))
+        replace_tenant(lake, "derived/things", changed, tenant="acme")
+        upsert(lake, "derived/log", changed, tenant="acme", key=("id",), newer="modified_on")
+        for name in ("raw/things", "current/things", "derived/things", "derived/log"):
+            assert comments(lake, name) == {comment}, name
+    assert lake.count("current/things") == lake.count("derived/log") == 5
+    assert lake.count("derived/things") == 2
+    before = lake.open_existing("raw/things").version()
+    insert_versions(lake, "raw/things", changed, **common)
+    assert lake.open_existing("raw/things").version() == before, "nothing is written for nothing"
+
+
+def test_a_comment_on_a_nested_member_may_change(lake: Lake) -> None:
+    for comment in ("one", "two"):
+        member = pa.field("x", pa.int64(), metadata={"comment": comment})
+        schema = pa.schema([("id", pa.int64()), ("items", pa.list_(pa.struct([member])))])
+        nested = pa.Table.from_pylist([{"id": 1, "items": [{"x": 1}]}], schema=schema)
+        replace_tenant(lake, "derived/nested", nested, tenant="acme")
+    assert '"two"' in lake.open_existing("derived/nested").schema().to_json()
+
+
+def test_columns_become_wider_and_rows_of_other_tenants_keep_their_values(lake: Lake) -> None:
+    narrow = [("id", pa.int32()), ("price", pa.decimal128(18, 6)), ("old", pa.string())]
+    held = {"id": 1, "price": Decimal("1.5"), "old": "kept", "items": [{"x": 1}]}
+    items = ("items", pa.list_(pa.struct([("x", pa.int32())])))
+    for tenant in ("acme", "bravo"):
+        rows = pa.Table.from_pylist([held], schema=pa.schema([*narrow, items]))
+        replace_tenant(lake, "derived/widened", rows, tenant=tenant)
+    configured = lake.open_existing("derived/widened").metadata().configuration
+    items = ("items", pa.list_(pa.struct([("x", pa.int64()), ("y", pa.string())])))
+    wide = [("id", pa.int64()), ("new", pa.bool_()), ("price", pa.decimal128(38, 12)), items]
+    large = {"id": 2**40, "new": True, "price": Decimal("1e20"), "items": [{"x": 2**40, "y": "y"}]}
+    rows = pa.Table.from_pylist([large], schema=pa.schema(wide))
+    replace_tenant(lake, "derived/widened", rows, tenant="acme")
+    (bravo,) = lake.rows("derived/widened", tenant="bravo").to_pylist()
+    assert bravo == {**held, "tenant": "bravo", "new": None, "items": [{"x": 1, "y": None}]}
+    (acme,) = lake.rows("derived/widened", tenant="acme").to_pylist()
+    assert acme == {**large, "tenant": "acme", "old": None}
+    assert lake.open_existing("derived/widened").metadata().configuration == configured
+
+
+def test_wider_versions_are_applied_and_the_position_of_the_newest_is_kept(lake: Lake) -> None:
+    insert(lake, record(1), record(2))
+    apply(lake)
+    insert(lake, record(1, 5, status="Expired"))
+    price = SCHEMA.get_field_index("price")
+    wider = pa.Table.from_pylist(
+        [record(2, 9, price=Decimal("1e15")), record(3)],
+        schema=SCHEMA.set(price, pa.field("price", pa.decimal128(38, 12))),
+    )
+    common = {"tenant": "acme", "modified": "modified_on", "loaded_at": NOW}
+    assert insert_versions(lake, "raw/things", wider, **common) == 2
+    assert apply(lake) == Applied(inserted=1, updated=2)
+    assert apply(lake) == Applied()
+    assert current(lake) == {1: "Expired", 2: "Active", 3: "Active"}
+
+
+def test_a_column_that_cannot_be_carried_over_is_named(lake: Lake) -> None:
+    replace_tenant(lake, "derived/other", pa.table({"day": ["x"]}), tenant="acme")
+    with pytest.raises(TypeError, match=r"derived/other .* day .*Move its folder away"):
+        replace_tenant(lake, "derived/other", pa.table({"day": [1]}), tenant="acme")
+
+
+def _write_reworded(uri: str, comment: str) -> None:
+    for id in range(10):
+        versions = reworded(rows(record(id, id)), comment)
+        common = {"tenant": comment, "modified": "modified_on", "loaded_at": NOW}
+        insert_versions(Lake(uri), "raw/things", versions, **common)
+
+
+def test_processes_of_two_releases_write_to_one_table(lake: Lake) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool:
+        list(pool.map(_write_reworded, [lake.uri] * 2, ["old", "new"]))
+    assert lake.count("raw/things", tenant="old") == lake.count("raw/things", tenant="new") == 10
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from st_memberships_orchestration.lake.store import (
     adopt,
     append,
     duck,
+    fitting,
     literal,
     repeated,
     retry_conflicts,
@@ -142,8 +143,9 @@ def _adoptable(
     Each holds one batch, as its commit wrote it, and none of the batches of ids that are `met`.
     """
     files = pa.table(versions.get_add_actions(flatten=True))
-    if not set(pa.schema(versions.schema()).names) <= {*pa.schema(table.schema()).names, "batch"}:
-        return []
+    there = pa.schema(table.schema())
+    if any(f.name != "batch" and f not in there for f in pa.schema(versions.schema())):
+        return []  # restored from a release that had other columns
     files = files.filter(pc.equal(files["partition.tenant"], tenant))
     if "max.batch" not in files.column_names or files["max.batch"].null_count:
         return []  # written before the log held what is looked up
@@ -258,7 +260,7 @@ def _replace(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transa
     ids = ", ".join(map(str, rows["id"].to_pylist()))
     write_deltalake(
         table,
-        rows,
+        fitting(table, rows),
         mode="overwrite",
         predicate=f"tenant = {literal(tenant)} and id in ({ids})",
         schema_mode="merge",
@@ -270,7 +272,7 @@ def _replace(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transa
 
 def _merge(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transaction) -> None:
     merger = table.merge(
-        rows,
+        fitting(table, rows),
         predicate=f"t.tenant = {literal(tenant)} and t.tenant = s.tenant and t.id = s.id",
         source_alias="s",
         target_alias="t",

@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
-from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
+from st_memberships_orchestration.lake.store import (
+    TENANT,
+    Lake,
+    append,
+    fitting,
+    literal,
+    retry_conflicts,
+)
 
 TABLE = "state/feed_progress"
 
@@ -120,13 +127,16 @@ def forget_superseded(lake: Lake, *, before: datetime) -> None:
     kept = newest.filter(pc.less(newest["saved_at"], pa.scalar(before, INSTANT)))
     # Only old lines are replaced: one that is added meanwhile is none of them.
     old = f"saved_at < '{before.isoformat()}'"
-    write_deltalake(table, kept, mode="overwrite", predicate=old)
+    write_deltalake(table, fitting(table, kept), mode="overwrite", predicate=old)
 
 
 def _newest(table: DeltaTable, where: str) -> pa.Table:
+    """The newest line of each reading; an earlier release's table lacks columns that came later."""
     reading = "environment, tenant, feed, window_start, window_end"
+    there = {field.name for field in table.schema().fields}
+    columns = (name if name in there else f"null as {name}" for name in SCHEMA.names)
     query = (
-        f"select {', '.join(SCHEMA.names)} from (select *, row_number() over "
+        f"select {', '.join(columns)} from (select *, row_number() over "
         f"(partition by {reading} order by saved_at desc) as place from journal "
         f"where {where}) where place = 1 order by {reading}"
     )

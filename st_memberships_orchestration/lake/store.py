@@ -9,12 +9,13 @@ On object storage a commit is a conditional put, which fails where another write
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import duckdb
@@ -33,8 +34,13 @@ from deltalake import (
 )
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
+from deltalake.schema import Schema as DeltaSchema
 from deltalake.transaction import AddAction
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+logger = logging.getLogger(__name__)
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatchReader)
 
 TENANT = pa.field("tenant", pa.string(), metadata={"comment": "Key of the tenant in the settings."})
 LAYERS = ("raw", "current", "reference", "history", "derived", "quarantine", "state", "health")
@@ -107,14 +113,27 @@ class Lake:
         return table
 
     def open(self, name: str, schema: pa.Schema) -> DeltaTable:
-        """The table at its newest version, created empty with `schema` if it is not there."""
-        return self.find(name) or DeltaTable.create(
-            self.address(name),
-            schema,
-            mode="ignore",
-            partition_by=["tenant"],
-            configuration=_configuration(schema),
-        )
+        """The table at its newest version, created empty with `schema` if it is not there.
+
+        A table that an earlier release made is given the columns that it lacks, wider types, and
+        the comments of `schema`; it keeps what this release does not know.
+
+        Raises:
+            TypeError: a column's type can hold nothing of what is in the table.
+            CommitFailedError: another writer changed the table meanwhile.
+        """
+        table = self.find(name)
+        if table is None:
+            return DeltaTable.create(
+                self.address(name),
+                schema,
+                mode="ignore",
+                partition_by=["tenant"],
+                configuration=_configuration(schema),
+            )
+        while _carry_over(name, table, schema):
+            table.update_incremental()
+        return table
 
     def names(self) -> list[str]:
         """Names of all tables that exist, sorted."""
@@ -166,6 +185,43 @@ def _configuration(schema: pa.Schema) -> dict[str, str | None]:
     sought = {"id", "batch", "is_deleted"}
     found = [f.name for f in schema if f.name in sought or pa.types.is_temporal(f.type)]
     return LOG | {"delta.dataSkippingStatsColumns": ",".join(found)}
+
+
+def _carry_over(name: str, table: DeltaTable, schema: pa.Schema) -> bool:
+    """Take a step towards the columns, types and comments of `schema`; False if all are there."""
+    there, asked = pa.schema(table.schema()), pa.schema(DeltaSchema.from_arrow(schema))
+    try:
+        unified = pa.unify_schemas([asked, there], promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise TypeError(
+            f"The table {name} was made by another release, and its columns do not fit: {error} "
+            "Move its folder away: the next run makes it anew."
+        ) from error
+    carried = pa.schema([unified.field(column) for column in there.names])
+    wanted = pa.schema([*carried, *(field for field in unified if field.name not in there.names)])
+    if wanted.equals(there, check_metadata=True):
+        return False
+    logger.info("%s is carried over to the columns and comments of this release.", name)
+    if carried.equals(there):
+        # In one commit that neither adds rows nor removes any, for nobody is such a tenant.
+        nobody = [("tenant", "in", list[str]())]
+        table.create_write_transaction([], "overwrite", wanted, ["tenant"], nobody)
+    else:
+        held = QueryBuilder().register("held", table).execute("select * from held")
+        write_deltalake(
+            table,
+            pa.RecordBatchReader.from_stream(held).cast(carried),
+            mode="overwrite",
+            schema_mode="overwrite",
+            writer_properties=PLAIN,
+        )
+    return True
+
+
+def fitting(table: DeltaTable, rows: Rows) -> Rows:
+    """`rows` with the types and comments of the table: Delta takes no others."""
+    known = {field.name: field for field in pa.schema(table.schema())}
+    return rows.cast(pa.schema([known.get(field.name, field) for field in rows.schema]))
 
 
 def counts(table: DeltaTable) -> Counter[str]:
@@ -228,7 +284,7 @@ def append(table: DeltaTable, rows: pa.Table, *, transaction: Transaction | None
     """
     write_deltalake(
         table,
-        rows,
+        fitting(table, rows),
         mode="append",
         schema_mode="merge",
         writer_properties=PLAIN,
@@ -347,8 +403,9 @@ def upsert(
         return
     rows = with_tenant(rows, tenant)
     same = " and ".join(f"t.{column} = s.{column}" for column in ("tenant", *key))
-    merger = lake.open(name, rows.schema).merge(
-        rows,
+    table = lake.open(name, rows.schema)
+    merger = table.merge(
+        fitting(table, rows),
         predicate=f"t.tenant = {literal(tenant)} and {same}",
         source_alias="s",
         target_alias="t",
@@ -373,7 +430,7 @@ def overwrite_tenant(lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenan
     )
     write_deltalake(
         table,
-        pa.RecordBatchReader.from_batches(schema, batches),
+        fitting(table, pa.RecordBatchReader.from_batches(schema, batches)),
         mode="overwrite",
         predicate=f"tenant = {literal(tenant)}",
         schema_mode="merge",
