@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from st_memberships_orchestration import cli_writes
-from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
 from st_memberships_orchestration.sandbox.process import running
@@ -139,19 +139,22 @@ def backfill(
 @click.argument("sql")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
 def query(sql: str, as_csv: bool) -> None:
-    """Run SQL (DuckDB) over the lake; every table is a view such as current.memberships."""
+    """Run one query (DuckDB) over the lake; every table is a view such as current.memberships.
+
+    It reads the lake and nothing else: no files, no network, no statement that changes anything.
+    """
     lake = Lake(read_settings().lake_uri)
     with connect(lake) as connection:
         try:
-            found = connection.sql(sql)
-            if found is None:
-                return
+            found = select(connection, sql)
             if as_csv:
                 # Arrow's types: with pandas' own, a null would make floats of ids.
                 rows = found.to_arrow_table().to_pandas(types_mapper=pd.ArrowDtype)
                 click.echo(rows.to_csv(index=False), nl=False)
             else:
                 found.show(max_width=console.width)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
         except duckdb.Error as error:
             tables = ", ".join(lake.names()) or "none yet: run `st-memberships sync`"
             raise click.ClickException(f"{error}\nTables of {lake.uri}: {tables}") from error

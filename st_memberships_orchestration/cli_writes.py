@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-import duckdb
 import sqlalchemy.exc
 from rich.markup import escape
 from rich.progress import Progress
@@ -19,9 +18,9 @@ from st_memberships_orchestration.defs.changes import (
     apply_audited,
     approval_of,
     bring_audit_up_to_date,
+    rows_of_query,
     tenant_of,
 )
-from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
@@ -42,7 +41,7 @@ from st_memberships_orchestration.writing.report import (
     result_lines,
     tally,
 )
-from st_memberships_orchestration.writing.rows import BadRows, Row, numbered, read_rows
+from st_memberships_orchestration.writing.rows import BadRows, Row, read_rows
 from st_memberships_orchestration.writing.undo import reversal
 
 PLANS = Path(".data/plans")
@@ -72,9 +71,7 @@ def _plan_command(kind: Kind) -> click.Command:
             if file is not None:
                 rows, source = read_rows(file), str(file)
             else:
-                with connect(Lake(settings.lake_uri)) as connection:
-                    found = connection.sql(str(sql)).to_arrow_table()
-                    rows, source = numbered(found.to_pylist()), str(sql)
+                rows, source = rows_of_query(Lake(settings.lake_uri), str(sql)), str(sql)
             tenant = tenant or tenant_of(rows, settings)
             _make(settings, ledger, kind, rows, tenant, source, occasion, confirm)
 
@@ -182,7 +179,7 @@ def _work() -> Iterator[tuple[Settings, Ledger]]:
             yield settings, ledger
         finally:
             ledger.close()
-    except (BadRows, Locked, ValueError, OSError, ServiceTitanError, duckdb.Error) as error:
+    except (BadRows, Locked, ValueError, OSError, ServiceTitanError) as error:
         raise click.ClickException(str(error)) from error
     except KeyError as error:
         raise click.ClickException(str(error.args[0])) from error

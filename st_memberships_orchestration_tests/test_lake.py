@@ -2,11 +2,13 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, Transaction
@@ -23,7 +25,7 @@ from st_memberships_orchestration.lake.progress import (
     save_progress,
 )
 from st_memberships_orchestration.lake.quarantine import quarantine
-from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import (
     Lake,
     append,
@@ -609,6 +611,84 @@ def test_a_broken_record_is_kept_once(lake: Lake) -> None:
     for _ in range(2):
         quarantine(lake, "quarantine/things", broken, tenant="acme", read_at=NOW)
     assert lake.count("quarantine/things", tenant="acme") == 1
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select content from read_text('secret.env')",
+        "select * from read_blob(['secret.env'])",
+        "from 'secret.env'",
+        "from read_csv('secret.env', header = false)",
+        "from glob('*')",
+        "from sniff_csv('secret.env')",
+        "from parquet_metadata('secret.env')",
+        "from query('from read_text(''secret.env'')')",
+        "select getenv('SECRET')",
+        "from duckdb_secrets()",
+        "from read_csv('http://127.0.0.1:9/a.csv')",
+        "from read_parquet('s3://bucket/a')",
+        "from sqlite_scan('secret.env', 'a')",
+        "pivot (from read_text('secret.env')) on filename using first(content)",
+        "from settings",  # a variable of the caller's
+        "copy (select 1) to 'written.csv'",
+        "copy (pivot (select 1 a) on a using sum(a)) to 'written.csv'",
+        "export database 'written'",
+        "attach 'written.db'",
+        "install httpfs",
+        "load httpfs",
+        "set enable_external_access = true",
+        "reset lock_configuration",
+        "pragma enable_profiling = 'json'",
+        "call enable_logging()",
+        "create view raw.others as select 1",
+        "drop view raw.things",
+        "select 1; select 2",
+        "explain analyze copy (select 1) to 'written.csv'",
+        "prepare a as select 1",
+        "",
+        "-- nothing",
+    ],
+)
+def test_a_query_reads_the_lake_and_nothing_else(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str
+) -> None:
+    insert(lake, record(1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECRET", SECRET)
+    Path("secret.env").write_text(SECRET)
+    settings = pa.table({"secret": [SECRET]})
+    before = sorted(tmp_path.rglob("*"))
+    with connect(lake) as connection:
+        with pytest.raises((ValueError, duckdb.Error)) as raised:
+            select(connection, sql).fetchall()
+        # Neither does a statement of our own that was never meant to be run.
+        with suppress(duckdb.Error):
+            connection.sql(sql)
+    assert SECRET not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert settings.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "from raw.things",
+        "with a as (select * from raw.things) select * from a;",
+        "describe raw.things",
+        "summarize raw.things",
+        "show all tables",
+        "pivot raw.things on id using count(*)",
+        "select * from (values (1)) -- a remark",
+    ],
+)
+def test_a_query_may_be_written_in_all_ways(lake: Lake, sql: str) -> None:
+    insert(lake, record(1))
+    with connect(lake) as connection:
+        assert select(connection, sql).fetchall()
 
 
 def test_every_table_is_a_view(lake: Lake) -> None:

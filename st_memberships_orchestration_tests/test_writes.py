@@ -218,6 +218,9 @@ def test_rows_come_from_a_file_a_query_or_the_config(
     for config, said in (
         ({}, "exactly one of"),
         ({"sql": "select 1 from nowhere"}, "the query fails"),
+        ({"sql": "select 1 as id, 2 as id, 'x' as memo"}, "column twice: id"),
+        ({"sql": "select 1 as id, content as memo from read_text('.env')"}, "the query fails"),
+        ({"sql": "copy (select 1) to 'a.csv'"}, "Give one query"),
         ({"file": str(tmp_path / "none.csv")}, "No such file"),
         ({"rows": [{"id": 1, "colour": "red"}]}, "line 1: colour"),
     ):

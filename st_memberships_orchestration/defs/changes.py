@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import duckdb
+
+from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake, upsert
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
@@ -21,7 +24,7 @@ from st_memberships_orchestration.writing.apply import (
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.report import audit_rows, unsent_rows
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row
+from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table_rows
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,20 @@ def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> App
         ),
         max_age=timedelta(hours=settings.write_plan_max_age_hours),
     )
+
+
+def rows_of_query(lake: Lake, sql: str) -> list[Row]:
+    """The rows of one query over the lake.
+
+    Raises:
+        BadRows: two columns have the same name.
+        ValueError: it is no query, or it fails.
+    """
+    with connect(lake) as connection:
+        try:
+            return table_rows(select(connection, sql).to_arrow_table())
+        except duckdb.Error as error:
+            raise ValueError(f"the query fails: {error}") from error
 
 
 def tenant_of(rows: Sequence[Row], settings: Settings) -> str:

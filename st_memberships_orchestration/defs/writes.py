@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import duckdb
 from pydantic import Field, create_model
 
 from st_memberships_orchestration.defs.changes import (
     AUDIT_TABLE,
     apply_audited,
     approval_of,
+    rows_of_query,
     tenant_of,
 )
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
-from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings
@@ -306,11 +305,7 @@ class _Work:
             return read_rows(Path(config.file)), config.file
         if config.rows:
             return numbered(config.rows), f"run {self.context.run_id}"
-        try:
-            with connect(self.lake) as connection:
-                return numbered(connection.sql(config.sql).to_arrow_table().to_pylist()), config.sql
-        except duckdb.Error as error:
-            raise ValueError(f"the query fails: {error}") from error
+        return rows_of_query(self.lake, config.sql), config.sql
 
     # Applying
 

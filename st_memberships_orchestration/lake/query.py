@@ -2,6 +2,9 @@
 
 Every table holds all tenants' rows. `all_tenants.<table>` sums a monthly table over tenants, types
 and business units: one row per month, without shares, which cannot be added.
+
+Whoever may give a query reads the lake with it and nothing else: DuckDB is shut off from files,
+network, extensions and its own settings, and `select` takes nothing but one query.
 """
 
 import duckdb
@@ -25,7 +28,25 @@ def connect(lake: Lake) -> duckdb.DuckDBPyConnection:
         connection.sql(f'create view "{layer}"."{short}" as select * from "{files}"')
         if layer == "derived" and short.endswith("_monthly"):
             _create_total(connection, short, pa.schema(table.schema()))
+    connection.sql("set enable_external_access = false")
+    connection.sql("set lock_configuration = true")
     return connection
+
+
+def select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """The result of one query, as `connect` lets it read.
+
+    Raises:
+        ValueError: it is no query, or several statements.
+        duckdb.Error: the query fails.
+    """
+    kinds = [statement.type for statement in connection.extract_statements(sql)]
+    if kinds == [duckdb.StatementType.MULTI]:  # a pivot, or what holds one: only a query can be in
+        connection.extract_statements(f"from (\n{sql.strip().rstrip(';')}\n)")
+    elif kinds != [duckdb.StatementType.SELECT]:
+        found = ", ".join(kind.name.lower() for kind in kinds) or "nothing"
+        raise ValueError(f"Give one query (select, from, describe, …); this is: {found}.")
+    return connection.sql(sql)
 
 
 def _create_total(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:

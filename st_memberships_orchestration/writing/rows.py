@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -67,8 +67,18 @@ def read_rows(path: Path) -> list[Row]:
     return readers[path.suffix.lower()](path.read_bytes())
 
 
+def table_rows(table: pa.Table) -> list[Row]:
+    """The rows of a table, such as the result of a query.
+
+    Raises:
+        BadRows: two columns have the same name.
+    """
+    _refuse_doubled(table.column_names)
+    return numbered(table.to_pylist())
+
+
 def numbered(rows: Iterable[Mapping[str, Any]], *, first: int = 1) -> list[Row]:
-    """Rows of a query or of run config."""
+    """Rows of run config."""
     return [Row(line, values) for line, values in enumerate(rows, first)]
 
 
@@ -122,6 +132,13 @@ def text_fields(change: type[Change]) -> frozenset[str]:
     )
 
 
+def _refuse_doubled(columns: Sequence[str]) -> None:
+    names = [name.strip() for name in columns]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        said = ", ".join(sorted(doubled))
+        raise BadRows([Fault(1, f"column twice: {said}; which one is meant, cannot be told")])
+
+
 def _json_cell(name: str, text: str) -> Any:
     try:
         return json.loads(text, parse_float=Decimal)
@@ -141,9 +158,7 @@ def _csv_rows(content: bytes) -> list[Row]:
     try:
         reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         rows, faults = [], []
-        columns = list(reader.fieldnames or ())
-        if doubled := {name for name in columns if columns.count(name) > 1}:
-            raise BadRows([Fault(1, f"column twice: {', '.join(sorted(doubled))}")])
+        _refuse_doubled(reader.fieldnames or ())
         for values in reader:
             if None in values:
                 faults.append(Fault(reader.line_num, "more cells than the header has columns"))
@@ -181,6 +196,6 @@ def _jsonl_rows(content: bytes) -> list[Row]:
 
 def _parquet_rows(content: bytes) -> list[Row]:
     try:
-        return numbered(pq.read_table(pa.BufferReader(content)).to_pylist())
+        return table_rows(pq.read_table(pa.BufferReader(content)))
     except (pa.ArrowException, OSError) as error:
         raise BadRows([Fault(1, f"no Parquet: {error}")]) from error
