@@ -50,6 +50,8 @@ DERIVED = {
         "recurring_revenue_monthly",
         "renewal_rate_monthly",
         "renewals",
+        "visit_entitlements",
+        "visit_forecast",
         "visits",
         "visits_monthly",
     )

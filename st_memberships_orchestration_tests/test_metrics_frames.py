@@ -129,6 +129,18 @@ def service(id: int, membership_id: int | None, **fields: Any) -> dict[str, Any]
         "recurring_service_type_id": 1,
         "location_id": 500 + id,
         "business_unit_id": 7,
+        "from": day(fields.pop("from_", None)),
+        "to": day(fields.pop("to", None)),
+        "recurrence_type": "Monthly",
+        "recurrence_interval": 12,
+        "recurrence_months": [],
+        "recurrence_days_of_week": [],
+        "recurrence_week": "None",
+        "recurrence_day_of_nth_week": None,
+        "recurrence_days_of_month": [],
+        "duration_type": "Continuous",
+        "duration_length": 0,
+        "first_visit_complete": False,
         "is_deleted": False,
         **fields,
     }
@@ -193,6 +205,7 @@ INPUTS = (
     "membership_types",
     "invoice_templates",
     "recurring_services",
+    "recurring_service_types",
     "recurring_service_events",
 )
 
@@ -238,6 +251,7 @@ def test_a_tenant_with_one_membership_and_nothing_else(
         "members_without_future_visit": 1,
         "attention": 2,  # no billing template, and no price without one
         "cohort_retention": 4,
+        "visit_entitlements": 1,
     }
     assert len(rows) == expected.get(table.name, 0)
 

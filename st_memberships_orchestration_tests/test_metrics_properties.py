@@ -103,6 +103,7 @@ def books(draw: st.DrawFn) -> dict[str, Any]:
         "membership_types": frame(*plans),
         "invoice_templates": frame(*templates),
         "recurring_services": frame(*services),
+        "recurring_service_types": pd.DataFrame(),
         "recurring_service_events": frame(*events),
         "today": TODAY,
         "zone": ZONE,

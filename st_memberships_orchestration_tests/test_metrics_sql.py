@@ -156,6 +156,18 @@ def generate(seed: int) -> dict[str, pa.Table]:
             "recurring_service_type_id": rng.integers(1, 3, COUNT),
             "location_id": ids,
             "business_unit_id": rng.integers(1, 3, COUNT),
+            "from": begins[owner - 1],
+            "to": some(ends[owner - 1], term[owner - 1] == 0),
+            "recurrence_type": rng.choice(["Monthly", "Weekly", "Daily", "Seasonal"], COUNT),
+            "recurrence_interval": rng.integers(1, 13, COUNT),
+            "recurrence_months": pa.array([["May", "October"]] * COUNT),
+            "recurrence_days_of_week": pa.array([["Monday"]] * COUNT),
+            "recurrence_week": ["None"] * COUNT,
+            "recurrence_day_of_nth_week": pa.nulls(COUNT, pa.string()),
+            "recurrence_days_of_month": pa.array([[31]] * COUNT),
+            "duration_type": rng.choice(["Continuous", "NumberOfVisits"], COUNT),
+            "duration_length": rng.integers(0, 9, COUNT),
+            "first_visit_complete": rng.random(COUNT) < 0.5,
             "is_deleted": rng.random(COUNT) < 0.1,
         }
     )
@@ -188,6 +200,9 @@ def generate(seed: int) -> dict[str, pa.Table]:
         "membership_types": types,
         "invoice_templates": templates,
         "recurring_services": services,
+        "recurring_service_types": pa.table(
+            {"tenant": ["acme", "bravo"], "id": [1, 1], "name": ["Tune-up", "Tune-up"]}
+        ),
         "recurring_service_events": events,
     }
 

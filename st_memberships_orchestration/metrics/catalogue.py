@@ -19,6 +19,7 @@ from st_memberships_orchestration.metrics.visits import (
     VISITS,
     VISITS_MONTHLY,
 )
+from st_memberships_orchestration.metrics.workload import VISIT_ENTITLEMENTS, VISIT_FORECAST
 
 TABLES = (
     MEMBERS_MONTHLY,
@@ -29,6 +30,8 @@ TABLES = (
     VISITS,
     VISITS_MONTHLY,
     MEMBERS_WITHOUT_FUTURE_VISIT,
+    VISIT_FORECAST,
+    VISIT_ENTITLEMENTS,
     ATTENTION,
     BILLING_DUE,
     COHORT_RETENTION,

@@ -56,10 +56,19 @@ KINDS: Mapping[str, pa.DataType] = {
             "price_basis",
             "flags",
             "service_name",
+            "recurrence_type",
+            "recurrence_week",
+            "recurrence_day_of_nth_week",
+            "duration_type",
+            "new_status",
+            "note",
         ),
         TEXT,
     ),
-    **dict.fromkeys(("is_deleted", "is_add_on", "is_settings_template", "is_owed"), TRUTH),
+    **dict.fromkeys(
+        ("is_deleted", "is_add_on", "is_settings_template", "is_owed", "first_visit_complete"),
+        TRUTH,
+    ),
     **dict.fromkeys(
         (
             "from",

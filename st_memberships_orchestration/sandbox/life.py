@@ -149,11 +149,12 @@ class Life:
         rows = np.flatnonzero(here)[np.argsort(self._services.column("id")[here])]
         keys = self._services.column("id")[rows]
         kinds = self._visit_kinds(rows)
-        following = next_visits(kinds, self._last_visits(keys))
+        last, planned = self._planned_visits(keys)
+        following = next_visits(kinds, last)
         end = self._services.column("to")[rows]
-        endless = np.array([visit.length == 0 for visit in VISITS])[kinds]
+        wanted = np.array([visit.length or _FAR_OFF for visit in VISITS])[kinds]
         covered = (end == NULL) | (following <= end)
-        due = endless & covered & (following <= today + DAYS_AHEAD)
+        due = (planned < wanted) & covered & (following <= today + DAYS_AHEAD)
         for key, date in zip(keys[due].tolist(), following[due].tolist(), strict=True):
             yield partial(self._plan_visit, key, date)
 
@@ -163,15 +164,15 @@ class Life:
             self._book.visit_ids, self._services.column("recurringServiceTypeId")[rows]
         ).clip(max=len(VISITS) - 1)
 
-    def _last_visits(self, keys: np.ndarray) -> np.ndarray:
-        """The day of the last visit of each service, far off for one that has none."""
+    def _planned_visits(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The last visit's day of each service, far off if it has none; and how many it has."""
         alive = self._events.living()
         owner = self._events.column("locationRecurringServiceId")[alive]
         place = np.searchsorted(keys, owner).clip(max=max(len(keys) - 1, 0))
         ours = keys[place] == owner if len(keys) else np.zeros(len(owner), dtype=bool)
         last = np.full(len(keys), -1)
         np.maximum.at(last, place[ours], self._events.column("date")[alive][ours])
-        return np.where(last < 0, _FAR_OFF, last)
+        return np.where(last < 0, _FAR_OFF, last), np.bincount(place[ours], minlength=len(keys))
 
     def _drawn(
         self, rng: np.random.Generator, feed: Feed, mask: np.ndarray, chance: float

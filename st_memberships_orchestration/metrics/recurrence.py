@@ -1,0 +1,258 @@
+"""When the visits of a recurring service come, by its recurrence rule.
+
+The rule is ServiceTitan's own (OpenAPI document of the recurring services). `recurrence_interval`
+counts days, weeks, months or, where the rule is seasonal, years; seasonal rules may hold 0.
+
+| recurrence_type   | comes on                                                              |
+|-------------------|-----------------------------------------------------------------------|
+| Daily             | every so many days                                                    |
+| Weekly            | `recurrence_days_of_week` of every so many weeks, which begin Sundays |
+| Monthly           | `recurrence_days_of_month` of every so many months                    |
+| NthWeekdayOfMonth | the first to fourth, or last, such weekday of every so many months    |
+| Seasonal          | `recurrence_months` of every year                                     |
+
+Not documented, and taken thus: a day that a month lacks is its last day; a rule goes on from the
+newest visit on ServiceTitan's list, or begins with the first day that fits it from the service's
+`from` on; a seasonal service comes again in those months in which it came in its newest year (the
+document does not say whether once in each listed month or once in a season), and, if it never came
+yet, in each listed month.
+"""
+
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from st_memberships_orchestration.metrics.frames import Column, Frame, day_numbers, locate, pick
+
+WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
+WEEKS = ("First", "Second", "Third", "Fourth", "Last")
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+NEVER = np.iinfo(np.int32).min
+"""Stands for no day: earlier than any."""
+
+
+def projected(
+    recurring_services: Frame, visits: Frame, until: np.ndarray, today: date
+) -> tuple[Frame, np.ndarray]:
+    """Visits from today on that the rules will bring, and ServiceTitan's list does not hold yet.
+
+    A service with a number of visits stops with it, the ones on the list included. A visit whose
+    day someone removed from the list does not come back, nor does the first visit of a service that
+    calls it complete and has none on the list.
+
+    Args:
+        recurring_services: services, with their rules.
+        visits: rows with `recurring_service_id`, `due_on` and `is_removed`: the list.
+        until: last day of each service's visits, as a day number.
+        today: the contractor's day.
+
+    Returns:
+        `service` (position in `recurring_services`) and `due_on`, one row per visit; and which
+        services have a rule that says nothing.
+    """
+    rules = _rules(recurring_services)
+    service = locate(visits, rules, "recurring_service_id")
+    days = np.where(visits["due_on"].isna(), NEVER, day_numbers(visits["due_on"].fillna(EPOCH)))
+    listed = (service >= 0) & (days != NEVER)
+    removed = visits["is_removed"].to_numpy(bool)
+    kept, gone = listed & ~removed, listed & removed
+
+    last = np.full(len(rules), NEVER, np.int64)
+    np.maximum.at(last, service[kept], days[kept])
+    rules["last"] = np.where(last >= rules["start"], last, NEVER)  # a new `from` begins anew
+    rules["count"] = np.bincount(service[kept], minlength=len(rules))
+    anchors = _anchors(rules, recurring_services, service[kept], days[kept])
+    rows = _expanded(anchors, until, today)
+    rows = rows[rows["day"] > rules["last"].to_numpy()[rows["service"]]]
+    unmade = (rules["count"] == 0).to_numpy()[rows["service"]]
+    complete = rules["first_visit_complete"].to_numpy()[rows["service"]]
+    rows = rows[~(unmade & complete & (rows["day"] == rows["first"]))]
+    rows = rows[rows["day"] <= until[rows["service"]]]
+    rows = rows[["service", "day"]].drop_duplicates().sort_values(["service", "day"])
+    there = pd.MultiIndex.from_arrays([service[gone], days[gone]])
+    rows = rows[~pd.MultiIndex.from_frame(rows).isin(there)]
+    limit = rules["visits_left"].to_numpy() - rules["count"].to_numpy()
+    number = rows.groupby("service").cumcount().to_numpy() + 1
+    rows = rows[number <= limit[rows["service"]]]
+    rows = rows[rows["day"] >= day_numbers(np.array([today], "datetime64[D]"))[0]]
+    due_on = rows["day"].to_numpy(np.int64).astype("datetime64[D]").astype("datetime64[s]")
+    unclear = np.ones(len(rules), bool)
+    unclear[anchors["service"].unique()] = False
+    return pd.DataFrame({"service": rows["service"].to_numpy(), "due_on": due_on}), unclear
+
+
+EPOCH = pd.Timestamp(0)
+ENDLESS = np.iinfo(np.int32).max
+
+
+def _rules(recurring_services: Frame) -> Frame:
+    rules = pick(
+        recurring_services,
+        "id",
+        "recurrence_type",
+        "recurrence_interval",
+        "recurrence_week",
+        "recurrence_day_of_nth_week",
+        "duration_type",
+        "duration_length",
+        "from",
+        "first_visit_complete",
+    )
+    start = np.where(rules["from"].isna(), NEVER, day_numbers(rules["from"].fillna(EPOCH)))
+    limited = rules["duration_type"] == "NumberOfVisits"
+    interval = rules["recurrence_interval"].fillna(0).to_numpy(np.int64)
+    seasonal = (rules["recurrence_type"] == "Seasonal").to_numpy()
+    return rules.assign(
+        start=start,
+        step=np.where(seasonal, 12 * np.maximum(interval, 1), interval),
+        visits_left=rules["duration_length"].where(limited, ENDLESS).fillna(ENDLESS).astype(int),
+        nth=rules["recurrence_week"].map({word: n for n, word in enumerate(WEEKS)}),
+        weekday=rules["recurrence_day_of_nth_week"].map({w: n for n, w in enumerate(WEEKDAYS)}),
+    )
+
+
+def _anchors(rules: Frame, services: Frame, service: np.ndarray, days: np.ndarray) -> Frame:
+    """Where each rule goes on from: `service`, `kind`, `step`, `period`, `slot`, `nth`, `first`.
+
+    A period is a day, a week or a month, `slot` a place in it: a weekday or a day of the month.
+    """
+    begins = np.maximum(rules["last"], rules["start"]).to_numpy(np.int64)
+    kind = rules["recurrence_type"].to_numpy()
+    made = (rules["last"] != NEVER).to_numpy()
+    usable = (begins != NEVER) & (rules["step"] > 0).to_numpy()
+    weekly = _slots(services, "recurrence_days_of_week", WEEKDAYS, kind == "Weekly")
+    monthly = _slots(services, "recurrence_days_of_month", None, kind == "Monthly")
+    monthly = monthly[monthly["slot"].between(1, 31)]
+    seasons = _slots(services, "recurrence_months", MONTHS, kind == "Seasonal")
+    nth = (kind == "NthWeekdayOfMonth") & rules[["nth", "weekday"]].notna().all(axis=1).to_numpy()
+
+    def of(which: np.ndarray, slot: np.ndarray, unit: str) -> Frame:
+        return pd.DataFrame({"service": which, "slot": slot, "from": begins[which], "unit": unit})
+
+    def or_own(slots: Frame, mine: np.ndarray, own: np.ndarray, unit: str) -> Frame:
+        """The slots of the rule; the place of the first day itself where the rule names none."""
+        bare = np.flatnonzero(mine & usable & ~np.isin(np.arange(len(rules)), slots["service"]))
+        named = slots[usable[slots["service"]]]
+        rows = of(named["service"].to_numpy(), named["slot"].to_numpy(), unit)
+        return pd.concat([rows, of(bare, own[bare], unit)])
+
+    daily = np.flatnonzero(usable & (kind == "Daily"))
+    nth_rows = np.flatnonzero(usable & nth)
+    # Of a seasonal service that came already, each visit of its newest year comes again.
+    month, newest = _month(days), _month(rules["last"].to_numpy(np.int64))
+    span = rules["step"].to_numpy()[service]
+    again = (kind == "Seasonal")[service] & made[service] & (month > newest[service] - span)
+    repeats = of(service[again], days[again] - _first_day(month[again]) + 1, "month")
+    repeats["from"] = days[again]
+    new = seasons[usable[seasons["service"]] & ~made[seasons["service"]]]
+    later = of(new["service"].to_numpy(), np.ones(len(new), np.int64), "month")
+    start = later["from"].to_numpy(np.int64)
+    ahead = (new["slot"].to_numpy() - _month(start) % 12) % 12
+    later["from"] = np.where(ahead == 0, start, _first_day(_month(start) + ahead))
+    later["slot"] = later["from"] - _first_day(_month(later["from"].to_numpy(np.int64))) + 1
+    found = pd.concat(
+        [
+            of(daily, daily * 0, "day"),
+            or_own(weekly, kind == "Weekly", _weekday(begins), "week"),
+            or_own(monthly, kind == "Monthly", begins - _first_day(_month(begins)) + 1, "month"),
+            of(nth_rows, nth_rows * 0, "nth"),
+            repeats,
+            later,
+        ],
+        ignore_index=True,
+    )
+    found = found.assign(
+        step=rules["step"].to_numpy()[found["service"]],
+        nth=rules["nth"].fillna(0).to_numpy(np.int64)[found["service"]],
+        weekday=rules["weekday"].fillna(0).to_numpy(np.int64)[found["service"]],
+    )
+    first = found["from"].to_numpy(np.int64)
+    unit = found["unit"].to_numpy()
+    found["period"] = np.select(
+        [unit == "day", unit == "week"], [first, _week(first)], _month(first)
+    )
+    # A new service begins in the first period whose days are not all before its first day.
+    reach = found.assign(day=_day(found, found["period"])).groupby("service")["day"]
+    late = (reach.transform("max") < found["from"]) & ~made[found["service"]]
+    found["period"] += late.astype(int)
+    found["first"] = _day(found, found["period"])
+    early = found["first"].where(found["first"] >= found["from"], ENDLESS)
+    found["first"] = early.groupby(found["service"]).transform("min")
+    return found
+
+
+def _slots(services: Frame, column: str, words: tuple[str, ...] | None, mine: np.ndarray) -> Frame:
+    """One row per value of a list: `service` (position) and `slot`; words by their place."""
+    lists = pa.array([] if services.empty else services[column], from_pandas=True)
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    if pa.types.is_null(lists.type):
+        lists = lists.cast(pa.list_(pa.null()))
+    values = pc.list_flatten(lists)
+    if words:
+        values = pc.index_in(values.cast(pa.string()), pa.array(words))
+    service = pc.list_parent_indices(lists).to_numpy()
+    rows = pd.DataFrame({"service": service, "slot": values.cast(pa.float64()).to_numpy(False)})
+    rows = rows[rows["slot"].notna() & mine[service]].drop_duplicates()
+    return rows.astype(np.int64)
+
+
+def _expanded(anchors: Frame, until: np.ndarray, today: date) -> Frame:
+    """`service`, `day` and `first` for every period from today's on up to `until`."""
+    now = np.full(len(anchors), day_numbers(np.array([today], "datetime64[D]"))[0])
+    ends = until[anchors["service"]]
+    unit = anchors["unit"].to_numpy()
+
+    def period(day: np.ndarray) -> np.ndarray:
+        return np.select([unit == "day", unit == "week"], [day, _week(day)], _month(day))
+
+    begin, step = anchors["period"].to_numpy(np.int64), anchors["step"].to_numpy(np.int64)
+    skip = np.maximum((period(now) - begin) // step, 0)
+    counts = np.maximum((period(ends) - begin) // step - skip + 1, 0)
+    row = np.repeat(np.arange(len(anchors)), counts)
+    nth = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = anchors.take(row).reset_index(drop=True)
+    rows["day"] = _day(rows, begin[row] + (skip[row] + nth) * step[row])
+    return rows
+
+
+def _day(anchors: Frame, period: Column) -> np.ndarray:
+    """The day of each anchor's slot in a period."""
+    period = np.asarray(period, np.int64)
+    slot, unit = anchors["slot"].to_numpy(np.int64), anchors["unit"].to_numpy()
+    month = np.where((unit == "month") | (unit == "nth"), period, 0)
+    first, length = _first_day(month), _first_day(month + 1) - _first_day(month)
+    offset = (anchors["weekday"].to_numpy(np.int64) - _weekday(first)) % 7
+    nth = anchors["nth"].to_numpy(np.int64)
+    nth = np.where(nth == WEEKS.index("Last"), (length - 1 - offset) // 7, nth)
+    return np.select(
+        [unit == "day", unit == "week", unit == "nth"],
+        [period, period * 7 - WEEK_SHIFT + slot, first + offset + 7 * nth],
+        first + np.minimum(slot, length) - 1,
+    )
+
+
+WEEK_SHIFT = 4
+"""Days from a Sunday to 1 January 1970, a Thursday."""
+
+
+def _week(day: np.ndarray) -> np.ndarray:
+    return (day + WEEK_SHIFT) // 7
+
+
+def _weekday(day: np.ndarray) -> np.ndarray:
+    return (day + WEEK_SHIFT) % 7
+
+
+def _month(day: np.ndarray) -> np.ndarray:
+    return day.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
+
+
+def _first_day(month: np.ndarray) -> np.ndarray:
+    return month.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
