@@ -83,6 +83,10 @@ class Settings(BaseSettings):
     history_start: date = Field(
         default=date(2024, 1, 1), description="First daily window; it also holds everything older."
     )
+    earliest_date: date = Field(
+        default=date(1980, 1, 1),
+        description="Earlier days of memberships and visits are mistakes, and count as not known.",
+    )
     lake_uri: str = Field(default=".data/lake", description="Folder or object-storage address.")
     report_dir: str = Field(default=".data/reports", description="Folder of the tenants' reports.")
     ledger_url: SecretStr = Field(

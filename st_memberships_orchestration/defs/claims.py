@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from st_memberships_orchestration.lake.history import BEYOND_MICROSECONDS
 from st_memberships_orchestration.lake.quarantine import not_come_back
 from st_memberships_orchestration.servicetitan.feeds import ExportFeed
 
@@ -50,24 +51,28 @@ REFERENCES = {
 }
 """Columns that name a record of another feed."""
 
-STATUS_CHAIN = """
-    with steps as (
-        select tenant, membership_id, id, old_status, new_status, created_on,
-            lag(new_status) over (partition by tenant, membership_id order by created_on, id)
-                as status_before,
-            row_number() over (
-                partition by tenant, membership_id order by created_on desc, id desc
-            ) as from_last
-        from current.membership_status_changes
+STATUS_CHAIN = f"""
+    with instants as (
+        -- Which of several changes of one instant came first, only their statuses can tell.
+        select tenant, membership_id, created_on, {BEYOND_MICROSECONDS} as digits,
+            list(new_status) as ends
+        from current.membership_status_changes group by all
+    ), steps as (
+        select *, lag(ends) over life as ends_before, lead(created_on) over life is null as is_last
+        from instants
+        window life as (partition by tenant, membership_id order by created_on, digits)
     )
-    select tenant, membership_id, id as change_id, created_on,
-        'starts from ' || old_status || ', but the status was ' || status_before as fault
-    from steps where status_before <> old_status
+    select tenant, membership_id, c.id as change_id, c.created_on,
+        'starts from ' || old_status || ', but the status was ' || ends_before[1] as fault
+    from current.membership_status_changes c join steps using (tenant, membership_id, created_on)
+    where digits = {BEYOND_MICROSECONDS} and len(ends_before) > 0
+        and not list_contains(ends_before, old_status)
+        and not (len(ends) > 1 and list_contains(ends, old_status))
     union all
-    select s.tenant, membership_id, s.id, s.created_on,
-        'ends at ' || new_status || ', but the membership is ' || m.status
+    select s.tenant, membership_id, null, s.created_on,
+        'ends at ' || ends[1] || ', but the membership is ' || m.status
     from steps s join current.memberships m on m.tenant = s.tenant and m.id = s.membership_id
-    where from_last = 1 and new_status <> m.status
+    where is_last and not list_contains(ends, m.status)
         -- A change shows in either feed up to 15 minutes before it does in the other.
         and greatest(s.created_on, m.modified_on) < (
             select max(modified_on) - interval 1 hour from current.memberships l
@@ -148,9 +153,9 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
                 "Each status change starts where the one before it ended, and the last ends at the "
                 "membership's status.",
                 STATUS_CHAIN,
-                "A status change is missing or was made without a record, so counts of past "
-                "members may be off for these memberships. Compare with their history on the "
-                "screen.",
+                "A status change is missing or was made without a record. Today's count is "
+                "ServiceTitan's; what came before is inferred for these memberships (`basis` in "
+                "history/membership_status). Compare with their history on the screen.",
                 dg.AssetCheckSeverity.WARN,
                 ("current/memberships",),
             )

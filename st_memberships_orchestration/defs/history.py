@@ -1,5 +1,7 @@
 """Assets that say what was true when, so that any past day can be asked about."""
 
+import inspect
+
 import dagster as dg
 import pyarrow as pa
 
@@ -62,11 +64,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
             dg.AssetKey(["current", "memberships"]),
             dg.AssetKey(["current", "membership_status_changes"]),
         ],
-        description=(
-            "One row per membership and span of time in which it had a status, without gap or "
-            "overlap: who was a member on any past day. `basis` says whether the status was "
-            "recorded or concluded; how far back ServiceTitan records changes is not known."
-        ),
+        description=(inspect.getdoc(rebuild_membership_status) or "").partition("\nArgs:")[0],
         group_name="history",
         owners=[DATA],
         kinds={"deltalake", "duckdb"},
@@ -77,7 +75,12 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
-        rebuild_membership_status(lake, tenant=tenant, zone=settings.tenants[tenant].zone)
+        rebuild_membership_status(
+            lake,
+            tenant=tenant,
+            zone=settings.tenants[tenant].zone,
+            earliest=settings.earliest_date,
+        )
         name = "history/membership_status"
         return dg.MaterializeResult(metadata=table_metadata(lake, name, [tenant]))
 

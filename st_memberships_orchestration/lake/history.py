@@ -1,5 +1,11 @@
 """`history/<name>`: what was true when. Built from `raw/` and `current/`, one tenant at a time."""
 
+from collections.abc import Sequence
+from datetime import date
+from functools import partial
+from itertools import groupby, permutations
+from operator import attrgetter, ne
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -7,6 +13,7 @@ import pyarrow as pa
 
 from st_memberships_orchestration.lake.store import (
     Lake,
+    duck,
     overwrite_tenant,
     replace_tenant,
     retry_conflicts,
@@ -76,73 +83,213 @@ STATUS_COLUMNS = pa.schema(
             pa.string(),
             metadata={
                 "comment": "change: after a recorded change; before_first_change: what that "
-                "change started from; unchanged: today's status, no change is recorded."
+                "change started from; unchanged: today's status, no change is recorded. Inferred "
+                "where a change is missing: cancellation_date, to (the day after the last), "
+                "modified_on (the first version that shows the status), and "
+                "before_inferred_change, the time before one of these."
             },
         ),
     ]
 )
+CHANGES = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("membership_id", pa.int64()),
+        ("old_status", pa.string()),
+        ("new_status", pa.string()),
+        ("created_on", pa.timestamp("us", tz="UTC")),
+        ("created_on_text", pa.string()),
+    ]
+)
+MOST_TIED = 6
+"""Changes of one instant that are tried in every order. More were never seen."""
 
 
-def rebuild_membership_status(lake: Lake, *, tenant: str, zone: ZoneInfo) -> None:
+def rebuild_membership_status(
+    lake: Lake, *, tenant: str, zone: ZoneInfo, earliest: date = date(1980, 1, 1)
+) -> None:
     """Write `history/membership_status`: one row per membership and span in which it had a status.
 
-    The spans of a membership follow each other without gap or overlap, the last one is open. The
-    status before the first recorded change is the one that this change started from, and holds
-    from the membership's first day (`from`, midnight in the contractor's zone; where there is
-    none, from its creation). How far back ServiceTitan records changes is not known.
+    The spans of a membership follow each other without gap or overlap. The last one is open and
+    has the status of `current/memberships`, where a record that is not `active` is Deleted. The
+    first one begins on the membership's first day (`from`, midnight in the contractor's zone;
+    without a plausible one, with its creation or its first change): before, nobody is a member.
+
+    Changes come in the order of their instants, to the last digit that was sent. Those of one
+    instant are put so that each starts where the one before it ended, and by id where that does
+    not tell. Before the first change the status is what that change started from.
+
+    ServiceTitan records changes since 2025, and not all of them. What is missing is inferred: a
+    membership is sold as Active, and one whose last recorded status is not today's changed on its
+    cancellation date (Canceled), on the day after its last (Expired), or with the first version
+    that shows today's status; never before its last recorded change. A Deleted one without any
+    change was a mistake from the start. `basis` says what each span rests on.
+
+    Args:
+        lake: where the tables lie.
+        tenant: whose memberships.
+        zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = lake.rows(
-        "current/memberships", tenant=tenant, columns=["id", "status", '"from"', "created_on"]
-    )
-    changes = lake.rows(
-        "current/membership_status_changes",
+        "current/memberships",
         tenant=tenant,
-        columns=["id", "membership_id", "old_status", "new_status", "created_on"],
+        columns=[
+            *("id", "status", "is_deleted", "created_on", "modified_on", "loaded_at"),
+            *('"from"', '"to"', "cancellation_date"),
+        ],
     )
-    if not changes.num_rows:
-        changes = pa.table(
-            {
-                "id": pa.array([], pa.int64()),
-                "membership_id": pa.array([], pa.int64()),
-                "old_status": pa.array([], pa.string()),
-                "new_status": pa.array([], pa.string()),
-                "created_on": pa.array([], pa.timestamp("us", tz="UTC")),
-            }
-        )
     if not memberships.num_rows:
         return
-    with duckdb.connect() as connection:
+    changes = lake.rows("current/membership_status_changes", tenant=tenant, columns=CHANGES.names)
+    versions = lake.rows(
+        "raw/memberships", tenant=tenant, columns=["id", "status", "active", "modified_on"]
+    )
+    if not changes.num_columns:
+        changes = CHANGES.empty_table()
+    with duck(memberships=memberships, changes=changes, versions=versions) as connection:
         connection.sql("set timezone = 'UTC'")
-        connection.register("memberships", memberships)
-        connection.register("changes", changes)
-        rows = connection.sql(
-            f"""
-            with begun as (
-                select id as membership_id, status, coalesce(
-                    timezone('{zone.key}', "from"::timestamp), created_on
-                ) as since
-                from memberships
-            ), first as (
-                from changes
-                qualify row_number() over (partition by membership_id order by created_on, id) = 1
-            ), spans as (
-                select membership_id, new_status as status, created_on as {VALID_FROM},
-                    1 as step, id, 'change' as basis
-                from changes
-                union all
-                select membership_id, old_status, since, 0, 0, 'before_first_change'
-                from first join begun using (membership_id) where since < first.created_on
-                union all
-                select membership_id, status, since, 0, 0, 'unchanged'
-                from begun anti join first using (membership_id)
-            )
-            select membership_id, status, {VALID_FROM}, lead({VALID_FROM}) over (
-                partition by membership_id order by {VALID_FROM}, step, id
-            ) as {VALID_TO}, basis
-            from spans
-            qualify {VALID_TO} is null or {VALID_TO} > {VALID_FROM}
-            order by membership_id, {VALID_FROM}
-            """
-        ).to_arrow_table()
-    history = rows.cast(STATUS_COLUMNS)
+        connection.sql(f"create macro midnight(day) as timezone('{zone.key}', day::timestamp)")
+        connection.sql(f"create macro known(day) as if(day >= date '{earliest}', day, null)")
+        connection.sql(IN_ORDER)
+        connection.register("moved", _chained(connection))
+        history = connection.sql(SPANS).to_arrow_table().cast(STATUS_COLUMNS)
     replace_tenant(lake, "history/membership_status", history, tenant=tenant)
+
+
+BEYOND_MICROSECONDS = r"rpad(regexp_extract(created_on_text, '\.(\d+)', 1), 9, '0')[7:9]"
+"""SQL: the digits of a change's exact text after the sixth."""
+
+IN_ORDER = f"""
+    create temp table in_order as
+    select *, count(*) over (partition by membership_id, created_on, digits) as tied,
+        row_number() over (partition by membership_id order by created_on, digits, id) as place
+    from (select *, {BEYOND_MICROSECONDS} as digits from changes)
+"""
+
+SPANS = f"""
+    with newest as (
+        select greatest(max(loaded_at), max(modified_on), max(latest)) as moment
+        from memberships, (select max(created_on) as latest from changes)
+    ), recorded as (
+        select membership_id, old_status, new_status, created_on,
+            count(*) over (partition by membership_id) as steps, row_number() over (
+                partition by membership_id order by coalesce(moved.place, in_order.place)
+            ) as step
+        from in_order left join moved using (id)
+    ), first as (
+        select membership_id, created_on as first_at,
+            if(coalesce(old_status, 'None') = 'None', new_status, old_status) as old_status
+        from recorded where step = 1
+    ), last as (
+        select membership_id, created_on as last_at, new_status from recorded where step = steps
+    ), stated as (
+        select id as membership_id, if(is_deleted, 'Deleted', status) as status, modified_on,
+            coalesce(
+                midnight(if("from" <= moment + interval 20 year, known("from"), null)),
+                least(created_on, first_at)
+            ) as since,
+            if(midnight(cancellation_date) <= moment, midnight(known(cancellation_date)), null)
+                as cancelled_at,
+            if(midnight("to" + 1) <= moment, midnight(known("to") + 1), null) as over_at,
+            first_at, last_at, new_status as last_status, old_status
+        from memberships cross join newest
+        left join first on first.membership_id = id left join last on last.membership_id = id
+    ), begun as (
+        -- What a membership was before its first change, or all the time.
+        select *, coalesce(old_status,
+            if(status in ('Canceled', 'Expired', 'Suspended'), 'Active', status)) as first_status,
+            case old_status when 'Canceled' then cancelled_at when 'Expired' then over_at end
+                as ended_at
+        from stated
+    ), ended as (
+        select *, coalesce(last_status, first_status) <> status as is_missing
+        from begun
+    ), versions_since as (
+        select membership_id, v.modified_on, if(active, v.status, 'Deleted') = e.status as same
+        from versions v join ended e on e.membership_id = v.id where is_missing
+    ), seen as (
+        -- The first version that shows today's status, with no other status after it.
+        select membership_id, min(modified_on) as seen_at from (
+            select *, max(if(same, null, modified_on)) over (partition by membership_id) as other_at
+            from versions_since
+        ) where same and coalesce(modified_on > other_at, true) group by membership_id
+    ), missing as (
+        select membership_id, status, last_at, coalesce(seen_at, modified_on) as seen_at, case
+                when status = 'Canceled' then coalesce(cancelled_at, over_at)
+                when status = 'Expired' then over_at end as dated_at,
+            if(status = 'Canceled' and cancelled_at is not null, 'cancellation_date', 'to') as basis
+        from ended left join seen using (membership_id) where is_missing
+    ), spans as (
+        select membership_id, new_status as status, created_on as began, step, 'change' as basis
+        from recorded
+        union all
+        select membership_id, first_status, since, 0, case
+            when old_status is not null then 'before_first_change'
+            when is_missing then 'before_inferred_change' else 'unchanged' end
+        from ended where coalesce(ended_at not between since and first_at, true)
+        union all
+        select membership_id, 'Active', since, -1, 'before_inferred_change'
+        from ended where ended_at between since and first_at
+        union all
+        select membership_id, old_status, ended_at, 0,
+            if(old_status = 'Canceled', 'cancellation_date', 'to')
+        from ended where ended_at between since and first_at
+        union all
+        select membership_id, status, greatest(coalesce(dated_at, seen_at), last_at), 1000000,
+            if(dated_at is null, 'modified_on', basis)
+        from missing
+    )
+    select membership_id, spans.status, greatest(began, since) as {VALID_FROM},
+        lead(greatest(began, since)) over (
+            partition by membership_id order by greatest(began, since), step
+        ) as {VALID_TO}, basis
+    from spans left join ended using (membership_id)
+    qualify {VALID_TO} is null or {VALID_TO} > {VALID_FROM}
+    order by membership_id, {VALID_FROM}
+"""
+
+
+class _Step(NamedTuple):
+    """A recorded change; `tied` is how many the membership has of this instant."""
+
+    membership_id: int
+    place: int
+    tied: int
+    id: int
+    old_status: str
+    new_status: str
+    status_today: str
+
+
+def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    """New places for the changes of one instant: each starts where the one before it ended."""
+    found = connection.sql(
+        """
+        select o.membership_id, place, tied, o.id, old_status, new_status, m.status
+        from in_order o left join memberships m on m.id = o.membership_id
+        where o.membership_id in (select membership_id from in_order where tied > 1)
+        order by o.membership_id, place
+        """
+    ).fetchall()
+    moved: dict[int, int] = {}
+    for _, steps in groupby(map(_Step._make, found), key=attrgetter("membership_id")):
+        left, before = list(steps), None
+        while left:
+            tied, left = left[: left[0].tied], left[left[0].tied :]
+            after = left[0].old_status if left else tied[0].status_today
+            if 1 < len(tied) <= MOST_TIED:
+                fits = partial(_breaks, before, after)
+                order = min(permutations(tied), key=fits)  # of equal ones the first: by id
+                moved |= {step.id: tied[at].place for at, step in enumerate(order)}
+                tied = list(order)
+            before = tied[-1].new_status
+    columns = [pa.array(list(column), pa.int64()) for column in (moved.keys(), moved.values())]
+    return pa.table(columns, names=["id", "place"])
+
+
+def _breaks(before: str | None, after: str | None, order: Sequence[_Step]) -> tuple[int, bool]:
+    """How often a change does not start where the last one ended, and whether the end fits."""
+    starts = [step.old_status for step in order]
+    ends = [before or starts[0], *(step.new_status for step in order)]
+    return sum(map(ne, starts, ends)), ends[-1] != after
