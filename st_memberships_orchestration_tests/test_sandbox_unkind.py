@@ -43,11 +43,19 @@ def test_members_have_every_quirk(lives: tuple[Records, Records], which: int) ->
     found, now = lives[which], (BEFORE, AFTER)[which]
     members = {m["id"]: m for m in found["memberships"]}
     active = [m for m in members.values() if m["status"] == "Active"]
-    assert any(m["from"] > now and m["createdOn"] < now for m in active), "sold ahead"
+    assert any((m["from"] or "") > now and m["createdOn"] < now for m in active), "sold ahead"
     assert any(not m["active"] for m in active), "hidden"
     assert any((m["cancellationDate"] or "") > now for m in active), "scheduled"
-    assert {"0021", "1900"} <= {m["from"][:4] for m in active}
+    assert {"0021", "1900"} <= {(m["from"] or "")[:4] for m in active}
     assert "2999" in {(m["to"] or "")[:4] for m in members.values()}
+    assert any(m["from"] is None for m in active), "blank"
+    canceled = [m for m in members.values() if m["status"] == "Canceled"]
+    assert any(m["cancellationDate"] is None for m in canceled)
+    assert which == 1 or any((m["cancellationDate"] or "") > now for m in canceled)
+    assert which == 1 or any(
+        m["status"] == "Expired" and (m["to"] or "") > now for m in members.values()
+    )
+    assert any(c["membershipId"] not in members for c in found["membership_status_changes"])
     links = [(m, members.get(m["renewedById"])) for m in members.values() if m["renewedById"]]
     assert any(s is None for _, s in links), "a link to nowhere"
     assert any(s is m for m, s in links), "a link to itself"

@@ -75,6 +75,8 @@ class _Past:
         self._hide()
         self._slide_bills()
         self._mistype_days()
+        self._leave_blanks()
+        self._lose_records()
         self._empty_templates()
         self._delete_services()
         self._records["membership_status_changes"] = [
@@ -286,6 +288,33 @@ class _Past:
         ):
             event["date"] = f"{year:04d}{event['date'][4:]}".replace("-02-29", "-02-28")
 
+    def _leave_blanks(self) -> None:
+        """Days that nobody filled in, and ends that are known by nothing but the status."""
+        for member in self._some("blank begin", self._untouched("Active"), 0):
+            member["from"] = None
+        for n, member in enumerate(self._some("blank end", self._untouched("Canceled"), 0.06)):
+            moved = self._book.today + 20 + n
+            member["cancellationDate"] = (None, day_text(moved))[n % 2]
+        for status in ("Suspended", "Deleted"):
+            for member in self._some(f"silent {status}", self._untouched("Active"), 0.008):
+                member["status"], member["active"] = status, status != "Deleted"
+                member["modifiedOn"] = moment_text(self._book.now - 40 * DAY + member["id"] % DAY)
+                self._taken.add(member["id"])
+        for member in self._some("early end", self._untouched("Expired"), 0.03):
+            member["to"] = day_text(self._book.today + 60)
+
+    def _lose_records(self) -> None:
+        """Memberships of which only the status changes are left."""
+        alone = (m for m in self._untouched("Active") if self._lives[m["id"]])
+        lost = {member["id"] for member in self._some("lost", alone, 0)}
+        for feed, field in (
+            ("memberships", "id"),
+            ("recurring_services", "membershipId"),
+            ("recurring_service_events", "membershipId"),
+        ):
+            rows = self._records[feed]
+            rows[:] = [row for row in rows if row[field] not in lost]
+
     def _empty_templates(self) -> None:
         """Billing templates without a line, and memberships whose template nobody knows."""
         billed = [m for m in self._of("Active") if m["billingTemplateId"] in self._templates]
@@ -314,6 +343,15 @@ class _Past:
 
     def _of(self, status: str) -> Iterator[Record]:
         return (m for m in list(self._members.values()) if m["status"] == status)
+
+    def _untouched(self, status: str) -> Iterator[Record]:
+        """Memberships with a status that no quirk has touched, and that renew nothing."""
+        linked = {m["renewedById"] for m in self._members.values()}
+        return (
+            m
+            for m in self._of(status)
+            if m["id"] not in self._taken | linked and not m["renewedById"]
+        )
 
     def _links(self) -> Iterator[tuple[Record, Record]]:
         """Memberships with the one that renews them, as long as no quirk has touched either."""
