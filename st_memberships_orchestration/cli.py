@@ -45,7 +45,22 @@ DEMO_DAYS = 7
 Day = click.DateTime(["%Y-%m-%d"])
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Says in a sentence what this machine refuses; everything else of ours has its own words."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            from st_memberships_orchestration.defs.failures import storage_remedy
+
+            remedy = storage_remedy(str(error))
+            if remedy is None:
+                raise
+            raise click.ClickException(f"{error}. {remedy}") from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="st-memberships-orchestration")
 def main() -> None:
     """Own and act on your ServiceTitan memberships."""
@@ -265,6 +280,7 @@ def _run(job: str, tenant: str, *, feeds: tuple[str, ...] = (), **options: Any) 
     import dagster as dg
 
     from st_memberships_orchestration.definitions import defs
+    from st_memberships_orchestration.defs.failures import failures_of
     from st_memberships_orchestration.defs.jobs import of_feeds
 
     _set_dagster_home()
@@ -277,14 +293,14 @@ def _run(job: str, tenant: str, *, feeds: tuple[str, ...] = (), **options: Any) 
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )
-    for event in run.all_events:
-        if event.is_step_failure:
-            error = event.step_failure_data.error
-            while error and error.cause:
-                error = error.cause
-            if error and error.cls_name == "DagsterExecutionInterruptedError":
-                raise click.Abort
-            console.print(f"[red]{event.step_key}[/] {escape(error.message) if error else ''}")
+        failures = [] if run.success else failures_of(instance, run.run_id)
+    if any(failed.error == "DagsterExecutionInterruptedError" for failed in failures):
+        raise click.Abort
+    steps: dict[tuple[str, str], list[str]] = {}  # the feeds of a sync often fail for one reason
+    for failed in failures:
+        steps.setdefault((failed.message, failed.remedy), []).append(failed.step or job)
+    for (message, remedy), names in steps.items():
+        console.print(f"[red]{', '.join(names)}[/] {escape(message)}\n  {escape(remedy)}")
     return run
 
 

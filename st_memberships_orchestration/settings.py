@@ -1,13 +1,18 @@
 """The environment, or `.env`, as typed settings. Nothing else in the project reads either."""
 
+import codecs
+from contextlib import suppress
 from datetime import date
 from decimal import Decimal
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from st_memberships_orchestration.servicetitan.auth import Access
@@ -27,13 +32,47 @@ NO_TENANT = (
 )
 
 
+ENV_FILE = Path(".env")
+
+CREDENTIALS = ("tenant_id", "client_id", "client_secret", "app_key")
+
 _timezones = cache(available_timezones)  # looks through a folder: milliseconds for each tenant
+
+
+def _wrong(said: str) -> PydanticCustomError:
+    """A fault in one sentence; pydantic would keep a ValueError, and with it every frame below."""
+    return PydanticCustomError("setting", "{said}", {"said": said})
 
 
 def _known_timezone(name: str) -> str:
     if name not in _timezones():
-        raise ValueError(f"{name!r} is no time zone; use a name such as America/Chicago")
+        raise _wrong(f"{name!r} is no time zone; use a name such as America/Chicago")
     return name
+
+
+def _encoding(path: Path) -> str:
+    """How a file is written: Windows' tools like UTF-16; without a mark UTF-8 is likeliest."""
+    content = path.read_bytes() if path.is_file() else b""
+    encoding = "utf-8-sig"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in content[:2]:
+        encoding = "utf-16-be" if content.startswith(b"\0") else "utf-16-le"
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return "latin-1"  # it takes any byte, and what is not a comment is ASCII
+    return encoding
+
+
+def _is_here(host: str) -> bool:
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _is_given(tenant: dict[str, Any]) -> bool:
+    return any(tenant.get(name) not in (None, "") for name in CREDENTIALS)
 
 
 class Tenant(BaseModel):
@@ -62,7 +101,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="ST_",
         env_nested_delimiter="__",
-        env_file=".env",
+        env_file=ENV_FILE,
+        env_ignore_empty=True,  # a line of `.env.example` that was not filled in
         extra="ignore",
         hide_input_in_errors=True,
     )
@@ -124,17 +164,52 @@ class Settings(BaseSettings):
         default="http://localhost:3000", description="Dagster's web UI, for links in alerts."
     )
 
+    allow_plain_http: bool = Field(
+        default=False,
+        description="Send secrets to an http:// address that is not this machine; never needed for "
+        "ServiceTitan itself.",
+    )
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(_env_file_encoding=_encoding(ENV_FILE), **values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Leave out tenants of which no credential is given: `.env.example`, copied as it is."""
+        tenants = values.get("tenants")
+        if isinstance(tenants, dict):
+            given = {n: t for n, t in tenants.items() if not isinstance(t, dict) or _is_given(t)}
+            values = values | {"tenants": given}
+        return values
+
     @model_validator(mode="after")
     def _addresses(self) -> "Settings":
         if self.environment == "sandbox" and not (self.api_url and self.auth_url):
-            raise ValueError(
+            raise _wrong(
                 "ST_ENVIRONMENT=sandbox needs ST_API_URL and ST_AUTH_URL; "
                 "`st-memberships sandbox --env-file sandbox.env` writes them"
             )
         api_url, auth_url = ADDRESSES.get(self.environment, ("", ""))
         self.api_url = self.api_url or api_url
         self.auth_url = self.auth_url or auth_url
+        for name, url in (("ST_API_URL", self.api_url), ("ST_AUTH_URL", self.auth_url)):
+            self._check_address(name, url)
         return self
+
+    def _check_address(self, name: str, url: str) -> None:
+        try:
+            scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+        except ValueError:
+            scheme = host = None
+        if scheme not in ("http", "https") or not host:
+            raise _wrong(f"{name} must be an address that begins with https://")
+        harmless = _is_here(host) or self.environment == "sandbox" or self.allow_plain_http
+        if scheme == "http" and not harmless:
+            raise _wrong(
+                f"{name} is http://, which everybody on the way can read, the secrets too: use "
+                "https://, or set ST_ALLOW_PLAIN_HTTP=true if the way is safe"
+            )
 
     @property
     def alert_addresses(self) -> list[str]:

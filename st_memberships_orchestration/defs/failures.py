@@ -19,6 +19,27 @@ NEVER_STARTED = (
     "room for it; then launch it again."
 )
 
+STORAGE = (
+    (
+        r"No space left on device|os error 28\b|disk is full|[Qq]uota exceeded|os error 122\b",
+        "The disk is full. Make room, then run it again: docs/operations.md says what may be "
+        "deleted. What was stored stays.",
+    ),
+    (
+        r"Read-only file system|os error 30\b|readonly database|Permission denied|os error 13\b"
+        r"|unable to open database file|Not a directory|Could not create local directory",
+        "It may be read, but not written. Look at the mount and the permissions of the folders of "
+        "ST_LAKE_URI, ST_REPORT_DIR, ST_LEDGER_URL and DAGSTER_HOME, and as which user this runs.",
+    ),
+    (
+        r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|NoSuchBucket"
+        r"|AuthenticationFailed|403 Forbidden",
+        "The object storage of ST_LAKE_URI lets us not in: look at its usual variables (keys, "
+        "region, endpoint) and at the rights of that key on the bucket.",
+    ),
+)
+"""What storage says -> what to do about it; the libraries below raise it as text only."""
+
 FAILED_FEEDS = "failed_feeds"
 """Metadata of a failure: names of the feeds that it stopped, for they share a step."""
 
@@ -77,13 +98,20 @@ def _of_step(event: dg.DagsterEvent) -> Failed:
             said = re.sub(r"^.*?Tenant (\S+): ", r"\1 ", error.message.partition(kind.remedy)[0])
             tenant, _, message = said.partition(" ")
             return Failed(event.step_key, kind.__name__, tenant, _short(message), kind.remedy)
+    message = chain[-1].message if chain else "It says nothing."
     return Failed(
         event.step_key,
         (chain[-1].cls_name if chain else None) or "Failure",
         "",
-        _short(chain[-1].message) if chain else "It says nothing.",
-        "Read the run's log; the next run goes on from what was stored.",
+        _short(message),
+        storage_remedy(message) or "Read the run's log; the next run goes on from what was stored.",
     )
+
+
+def storage_remedy(message: str) -> str | None:
+    """What to do about an error of disk, folder or object storage; None if it is no such error."""
+    known = (remedy for pattern, remedy in STORAGE if re.search(pattern, message))
+    return next(known, None)
 
 
 def _of_run(instance: dg.DagsterInstance, run_id: str) -> Failed:

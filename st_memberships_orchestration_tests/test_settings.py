@@ -1,0 +1,140 @@
+"""The settings, from files as people's editors write them, and what is said of bad ones."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from st_memberships_orchestration.defs.failures import storage_remedy
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.settings import Settings
+
+EXAMPLE = Path(__file__).parents[1] / ".env.example"
+BLOCK = """# the café's account
+ST_TENANTS__ACME__TENANT_ID=12
+ST_TENANTS__ACME__CLIENT_ID=cid.1
+ST_TENANTS__ACME__CLIENT_SECRET=cs1.hush
+ST_TENANTS__ACME__APP_KEY=ak1.hush
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(folder: Path, *arguments: str) -> tuple[int, str]:
+    """What `st-memberships` answers in a folder, and what it prints."""
+    program = Path(sys.executable).parent / "st-memberships"
+    done = subprocess.run(
+        [program, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_an_env_file_is_read_however_it_was_saved(
+    folder: Path, encoding: str, line_end: str
+) -> None:
+    (folder / ".env").write_bytes(BLOCK.replace("\n", line_end).encode(encoding))
+    tenant = Settings().tenants["acme"]
+    assert (tenant.tenant_id, tenant.client_secret.get_secret_value()) == (12, "cs1.hush")
+
+
+def test_a_broken_env_file_raises_nothing(folder: Path) -> None:
+    (folder / ".env").write_bytes(b"\xff\xfeodd")
+    assert Settings().tenants == {}
+
+
+def test_the_example_copied_as_it_is_means_no_tenant(folder: Path) -> None:
+    (folder / ".env").write_text(EXAMPLE.read_text())
+    assert Settings().tenants == {}
+    status, printed = command(folder, "doctor")
+    assert status == 1
+    assert "No tenant is configured" in printed
+
+
+def test_blank_lines_of_the_example_are_named_once_one_is_filled_in(folder: Path) -> None:
+    (folder / ".env").write_text(EXAMPLE.read_text().replace("TENANT_ID=", "TENANT_ID=12", 1))
+    status, printed = command(folder, "doctor")
+    assert status == 1
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "APP_KEY"):
+        assert f"ST_TENANTS__ACME__{name}: Field required" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("ST_AUTH_URL=http://auth.example.com", "ST_AUTH_URL is http://"),
+        ("ST_API_URL=HTTP://10.0.0.1", "ST_API_URL is http://"),
+        ("ST_AUTH_URL=http://127.0.0.1.example.com", "ST_AUTH_URL is http://"),
+        ("ST_API_URL=ftp://x", "ST_API_URL must be an address"),
+        ("ST_API_URL=api.servicetitan.io", "ST_API_URL must be an address"),
+        ("ST_API_URL=https://[::bad", "ST_API_URL must be an address"),
+        ("ST_ENVIRONMENT=sandbox", "needs ST_API_URL and ST_AUTH_URL"),
+    ],
+)
+def test_an_address_that_would_show_secrets_or_lead_nowhere_is_refused(
+    folder: Path, lines: str, said: str
+) -> None:
+    (folder / ".env").write_text(f"{BLOCK}{lines}\n")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert said in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "ST_AUTH_URL=http://localhost:8700",
+        "ST_AUTH_URL=http://[::1]:8700",
+        "ST_AUTH_URL=http://auth.example.com\nST_ALLOW_PLAIN_HTTP=true",
+        "ST_ENVIRONMENT=sandbox\nST_API_URL=http://sandbox:8700\nST_AUTH_URL=http://sandbox:8700",
+    ],
+)
+def test_plain_http_is_for_this_machine_the_sandbox_and_who_asks_for_it(
+    folder: Path, lines: str
+) -> None:
+    (folder / ".env").write_text(f"{BLOCK}{lines}\n")
+    assert Settings().auth_url.startswith("http://")
+
+
+def test_a_lake_that_cannot_be_written_is_said_once_in_a_sentence(
+    folder: Path, shared_sandbox: RunningSandbox
+) -> None:
+    (folder / "file").touch()
+    lines = [f"{name}={value}" for name, value in shared_sandbox.env.items()]
+    (folder / ".env").write_text("\n".join([*lines, "ST_LAKE_URI=file/lake"]))
+    status, printed = command(folder, "sync", "--tenant", "acme")
+    assert status == 1
+    assert " ".join(printed.split()).count("Look at the mount and the permissions") == 1
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Generic LocalFileSystem error: Unable to open file x: os error 28)", "The disk is full"),
+        ("[Errno 28] No space left on device: 'x'", "The disk is full"),
+        ("(sqlite3.OperationalError) database or disk is full", "The disk is full"),
+        ("[Errno 122] Disk quota exceeded: 'x'", "The disk is full"),
+        ("Unable to open file x#1: Read-only file system (os error 30)", "not written"),
+        ("(sqlite3.OperationalError) attempt to write a readonly database", "not written"),
+        ("[Errno 13] Permission denied: '/lake'", "not written"),
+        ("S3 error: 403 Forbidden AccessDenied", "object storage"),
+    ],
+)
+def test_what_storage_refuses_has_a_remedy(message: str, said: str) -> None:
+    assert said in (storage_remedy(message) or "")
+
+
+def test_other_errors_are_not_explained_by_storage() -> None:
+    assert storage_remedy("Tenant acme: GET export/memberships: 500, os error 280") is None
