@@ -3,6 +3,7 @@
 Dagster takes a second to import, so only the commands that run something import it.
 """
 
+import io
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from typing import Any
 import click
 import duckdb
 import pandas as pd
+import pyarrow as pa
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Column, Table
 
 from st_memberships_orchestration import cli_writes
+from st_memberships_orchestration.escaping import csv_cell, visible_drawing
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
@@ -163,16 +166,25 @@ def query(sql: str, as_csv: bool) -> None:
         try:
             found = select(connection, sql)
             if as_csv:
-                # Arrow's types: with pandas' own, a null would make floats of ids.
-                rows = found.to_arrow_table().to_pandas(types_mapper=pd.ArrowDtype)
-                click.echo(rows.to_csv(index=False), nl=False)
+                click.echo(_csv(found.to_arrow_table()), nl=False)
             else:
-                found.show(max_width=console.width)
+                with redirect_stdout(io.StringIO()) as screen:
+                    found.show(max_width=console.width)
+                click.echo(visible_drawing(screen.getvalue()), nl=False)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         except duckdb.Error as error:
             tables = ", ".join(lake.names()) or "none yet: run `st-memberships sync`"
             raise click.ClickException(f"{error}\nTables of {lake.uri}: {tables}") from error
+
+
+def _csv(table: pa.Table) -> str:
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            cells = [text and csv_cell(text) for text in table.column(place).to_pylist()]
+            table = table.set_column(place, csv_cell(field.name), pa.array(cells, pa.string()))
+    # Arrow's types: with pandas' own, a null would make floats of ids.
+    return table.to_pandas(types_mapper=pd.ArrowDtype).to_csv(index=False)
 
 
 @main.command()

@@ -12,6 +12,7 @@ import sqlalchemy.exc
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from st_memberships_orchestration.defs.changes import (
     AUDIT_TABLE,
@@ -21,6 +22,7 @@ from st_memberships_orchestration.defs.changes import (
     rows_of_query,
     tenant_of,
 )
+from st_memberships_orchestration.escaping import visible, visible_lines
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
@@ -32,10 +34,11 @@ from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import (
+    LONGEST_CELL,
     PLAN_HEADINGS,
     RESULT_HEADINGS,
-    SHOWN_LINES,
     column_help,
+    cut,
     plan_lines,
     plan_totals,
     result_lines,
@@ -134,7 +137,7 @@ def undo(plan_or_hash: str) -> None:
         with MembershipsClient.open(settings.access(done.tenant)) as client:
             back = reversal(done, client, ledger)
         for left in back.left:
-            console.print(f"line {left.line}, record {left.target}: {escape(left.why)}")
+            console.print(f"line {left.line}, record {left.target}: {escape(visible(left.why))}")
         if back.kind is None or not back.rows:
             raise click.ClickException("There is nothing that can be undone.")
         kind, source = KINDS[back.kind], f"undo of {done.hash[:12]}"
@@ -180,9 +183,9 @@ def _work() -> Iterator[tuple[Settings, Ledger]]:
         finally:
             ledger.close()
     except (BadRows, Locked, ValueError, OSError, ServiceTitanError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(visible_lines(str(error))) from error
     except KeyError as error:
-        raise click.ClickException(str(error.args[0])) from error
+        raise click.ClickException(visible_lines(str(error.args[0]))) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
         raise click.ClickException(f"The ledger (ST_LEDGER_URL) fails: {error}") from error
 
@@ -223,14 +226,11 @@ def _make(
 def _show_plan(shown: Plan) -> None:
     _show(PLAN_HEADINGS, plan_lines(shown))
     for name, value in plan_totals(shown).items():
-        console.print(f"{name.replace('_', ' ')}: {escape(str(value))}", soft_wrap=True)
+        console.print(f"{name.replace('_', ' ')}: {escape(visible(str(value)))}", soft_wrap=True)
 
 
 def _show(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> None:
-    rows = list(lines)
     table = Table(*headings)
-    for row in rows[:SHOWN_LINES]:
-        table.add_row(*map(escape, row))
+    for row in cut(lines):
+        table.add_row(*(Text(visible(cell, LONGEST_CELL)) for cell in row))
     console.print(table)
-    if len(rows) > SHOWN_LINES:
-        console.print(f"… and {len(rows) - SHOWN_LINES} more.")

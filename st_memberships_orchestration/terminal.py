@@ -10,7 +10,7 @@ from rich.console import Console
 
 from st_memberships_orchestration.settings import Settings
 
-console = Console()
+console = Console(emoji=False)  # no text of anybody's is made into pictures
 
 
 def read_settings() -> Settings:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from st_memberships_orchestration.cli import main
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.writes import op_name, waiting_files
+from st_memberships_orchestration.escaping import markdown
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.writing.kinds import KINDS
@@ -71,6 +72,10 @@ def facts(run: dg.ExecuteInProcessResult, job: str) -> dict[str, Any]:
     return found
 
 
+def cells(table: dg.TableMetadataValue, *headings: str) -> list[tuple[Any, ...]]:
+    return [tuple(record.data[name] for name in headings) for record in table.records]
+
+
 def writes_of(sandbox: RunningSandbox) -> list[dict[str, Any]]:
     log = sandbox.control("GET", "/_sandbox/requests")
     return [e for e in log if e["method"] != "GET" and "connect/token" not in e["path"]]
@@ -90,7 +95,7 @@ def test_plan_approve_apply_audit(
     assert planned.success
     plan = facts(planned, job)
     assert plan["changes"] == 3
-    assert "| job_id | null | 501 |" in plan["differences"]
+    assert ("job_id", "null", "501") in cells(plan["differences"], "field", "now", "then")
     locked = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
     assert not locked.success
     assert "ST_WRITES is 'dry-run'" in facts(locked, job)["said"]
@@ -145,7 +150,7 @@ def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
     found = facts(run, job)
     assert "1 of 3 changes are not done and read back: 1 refused" in found["said"]
     assert found["outcomes"] == "1 refused, 2 succeeded"
-    assert "trace id" in found["results"]
+    assert "trace id" in cells(found["results"], "remark")[0][0]
     assert len(here.lake.rows("derived/write_audit", tenant="acme")) == 3
     assert not any(event.is_step_up_for_retry for event in run.all_events)
     assert launch(here, job, approved_hash=plan["plan_hash"], dry_run=False).success
@@ -289,6 +294,43 @@ def test_a_file_that_met_an_outage_is_tried_again(
     assert len(list(tmp_path.glob("outbox/update_memberships/*-a.csv/plan-*.json"))) == 1
     # The sensor may have asked for it once more before the run took it.
     assert launch(here, "update_memberships", file=str(file), from_inbox=True).success
+
+
+def test_a_hostile_memo_is_shown_as_it_is(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("COLUMNS", "300")
+    memo = "old \\| harmless \\| ok ![](http://a.example/p.png)\n\x1b[2K\u202e"
+    shown = "old \\| harmless \\| ok ![](http://a.example/p.png)⏎⟨U+001B⟩[2K⟨U+202E⟩"
+    id = next(iter(client.list_memberships())).id
+    edit = {"tenant": "acme", "feed": "memberships", "ids": [id], "set": {"memo": memo}}
+    sandbox.control("POST", "/_sandbox/edit", edit)
+    row = {"id": id, "memo": "a" * 500, "next_scheduled_bill_date": "2027-01-01"}
+    plan = facts(launch(here, "update_memberships", rows=[row]), "update_memberships")
+    lines = cells(plan["differences"], "field", "now", "remark")
+    assert ("memo", shown, "") in lines
+    assert [remark for field, _, remark in lines if remark] == [
+        "moving the next bill can skip or double one"
+    ]
+    assert "⟨100 more characters⟩" in cells(plan["differences"], "then")[1][0]
+    file = Path(".data/inbox/update_memberships/a.jsonl")
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(row))
+    assert launch(here, "update_memberships", file=str(file), from_inbox=True).success
+    (report,) = Path(".data/outbox").glob("*/*/plan.md")
+    assert f"| memo | {markdown(memo)} |" in report.read_text()
+    Path("a.jsonl").write_text(json.dumps(row))
+    said = command("plan", "update-memberships", "a.jsonl")
+    assert shown in said
+    assert "\x1b" not in said
+    edit["set"] = {"memo": "=1+1"}
+    sandbox.control("POST", "/_sandbox/edit", edit)
+    sandbox.control("POST", "/_sandbox/clock", {"advance": "20m"})
+    here.sync(feeds=("memberships",))
+    sql = f"select id, memo from current.memberships where id = {id}"
+    Path("a.csv").write_text(command("query", sql, "--csv"))
+    assert Path("a.csv").read_text() == f"id,memo\n{id},'=1+1\n"
+    assert "is so already" in command("plan", "update-memberships", "a.csv")
 
 
 def test_a_lake_that_fails_does_not_hide_what_was_sent(

@@ -25,6 +25,7 @@ from st_memberships_orchestration.defs.reconciliation import (
     settled_through,
 )
 from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
@@ -215,5 +216,4 @@ def _result(
 
 
 def _table(rows: pd.DataFrame, most: int) -> str:
-    shown = rows.head(most).map(lambda cell: str(cell)[:WIDEST])
-    return shown.to_markdown(index=False, disable_numparse=True)
+    return markdown_table(list(rows.columns), rows.head(most).to_numpy().tolist(), WIDEST)

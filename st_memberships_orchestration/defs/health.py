@@ -7,7 +7,6 @@ from statistics import mean
 from typing import Any
 
 import dagster as dg
-import pandas as pd
 import pyarrow as pa
 
 from st_memberships_orchestration.defs.failures import Failed, failures_of
@@ -17,6 +16,7 @@ from st_memberships_orchestration.defs.metadata import (
     column_schema,
 )
 from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.health.states import (
     HEALTHY,
     SCHEMA,
@@ -272,5 +272,5 @@ def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
     if not bad:
         return "All feeds of all tenants are healthy."
     columns = ["tenant", "feed", "state", "reason", "remedy", "lag_minutes", "last_success_at"]
-    table = pd.DataFrame(bad[:SHOWN])[columns].astype(str).to_markdown(index=False)
+    table = markdown_table(columns, ([row[name] for name in columns] for row in bad[:SHOWN]))
     return table if len(bad) <= SHOWN else f"{table}\n\nand {len(bad) - SHOWN} more."

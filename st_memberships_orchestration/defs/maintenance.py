@@ -1,11 +1,13 @@
 """The job that keeps the lake quick. It changes no row."""
 
+from dataclasses import astuple, fields
+
 import dagster as dg
-import pandas as pd
 from deltalake.exceptions import CommitFailedError
 from pydantic import Field
 
-from st_memberships_orchestration.lake.maintenance import RETENTION_HOURS, maintain
+from st_memberships_orchestration.escaping import markdown_table
+from st_memberships_orchestration.lake.maintenance import RETENTION_HOURS, Maintained, maintain
 from st_memberships_orchestration.lake.store import Lake
 
 
@@ -34,8 +36,9 @@ def maintain_tables(
             continue
         context.log.info("%s: %s files are now %s", name, result.files_before, result.files_after)
         done.append(result)
-    rows = pd.DataFrame([result.__dict__ for result in done]).to_markdown(index=False)
-    context.add_output_metadata({"tables": dg.MetadataValue.md(rows)})
+    headings = [field.name for field in fields(Maintained)]
+    table = markdown_table(headings, map(astuple, done))
+    context.add_output_metadata({"tables": dg.MetadataValue.md(table)})
     if in_use:
         raise dg.Failure(f"Others wrote to these all the time; run again: {', '.join(in_use)}.")
 

@@ -8,6 +8,7 @@ import dagster as dg
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
 from st_memberships_orchestration.lake.versions import IS_DELETED
@@ -94,13 +95,9 @@ def _preview(table: DeltaTable, tenants: Sequence[str]) -> str:
     rows = pa.concat_tables(heads)
     if not rows.num_rows:
         return NO_ROWS
-    return rows.to_pandas().astype(object).map(_cell).to_markdown(index=False)
+    lines = zip(*(column.to_pylist() for column in rows.columns), strict=True)
+    return markdown_table(shown, lines, PREVIEW_WIDTH)
 
 
 def _is_short(field: pa.Field) -> bool:
     return not (pa.types.is_nested(field.type) or field.name.endswith("_text"))
-
-
-def _cell(value: object) -> str:
-    text = "" if value is None or value != value else " ".join(str(value).split())
-    return text if len(text) <= PREVIEW_WIDTH else f"{text[: PREVIEW_WIDTH - 1]}…"

@@ -5,6 +5,7 @@ import time
 import dagster as dg
 
 from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.publish import publish
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
@@ -46,12 +47,12 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             tenant=context.partition_key,
             descriptions=descriptions,
         )
-        lines = [f"| {name} | {count:,} |" for name, count in rows.items()]
+        counts = [(name, f"{count:,}") for name, count in rows.items()]
         return dg.MaterializeResult(
             metadata={
                 "rows": sum(rows.values()),
                 "seconds": round(time.monotonic() - started, 3),
-                "tables": dg.MetadataValue.md("\n".join(["| table | rows |", "|:--|--:|", *lines])),
+                "tables": dg.MetadataValue.md(markdown_table(["table", "rows"], counts)),
             }
         )
 

@@ -7,7 +7,7 @@ plan. Nothing here is ever repeated by itself: running a job again goes on where
 import getpass
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from st_memberships_orchestration.defs.changes import (
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.escaping import markdown_table, visible, visible_lines
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings
@@ -36,10 +37,11 @@ from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import (
     AUDIT,
+    LONGEST_CELL,
     PLAN_HEADINGS,
     RESULT_HEADINGS,
     column_help,
-    markdown,
+    cut,
     plan_lines,
     plan_totals,
     result_lines,
@@ -259,20 +261,18 @@ class _Work:
                 aside.broken(_said(error))
             raise
         self.writes.ledger.save_plan(plan)
-        table = markdown(PLAN_HEADINGS, plan_lines(plan))
-        totals = plan_totals(plan)
-        said = "\n".join(f"{name}: {value}" for name, value in totals.items())
-        self.context.log.info("%s\n\n%s", table, said)
+        lines = cut(plan_lines(plan))
         to_apply = how_to_apply(plan)
         self._tag(plan, "planned")
         self.context.add_output_metadata(
             {
-                "differences": dg.MetadataValue.md(table),
+                "differences": _table(PLAN_HEADINGS, lines),
                 "to_apply": dg.MetadataValue.md(to_apply),
-                **totals,
+                **_totals(plan),
             }
         )
         if self.config.from_inbox:
+            table = markdown_table(PLAN_HEADINGS, lines, LONGEST_CELL)
             aside.planned(plan, f"{table}\n\n{to_apply}")
 
     def _planned(self) -> Plan:
@@ -336,12 +336,11 @@ class _Work:
             )
         finally:
             self._log_audit(plan.tenant)
-        table = markdown(RESULT_HEADINGS, result_lines(results))
         facts = {
             "outcomes": tally(results),
-            "results": dg.MetadataValue.md(table),
+            "results": _table(RESULT_HEADINGS, cut(result_lines(results))),
             "sent_now": sum(result.sent for result in results),
-            **plan_totals(plan),
+            **_totals(plan),
         }
         bad = [result for result in results if not result.is_good]
         if bad:
@@ -370,7 +369,27 @@ class _Work:
 
 
 def _said(error: Exception) -> str:
-    return str(error.args[0] if isinstance(error, KeyError) else error)
+    return visible_lines(str(error.args[0] if isinstance(error, KeyError) else error))
+
+
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> dg.TableMetadataValue:
+    """A table that the UI shows as it is: nothing in it is markup."""
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord(
+                {h: visible(c, LONGEST_CELL) for h, c in zip(headings, line, strict=True)}
+            )
+            for line in lines
+        ],
+        schema=dg.TableSchema([dg.TableColumn(heading) for heading in headings]),
+    )
+
+
+def _totals(plan: Plan) -> dict[str, Any]:
+    return {
+        name: visible(value) if isinstance(value, str) else value
+        for name, value in plan_totals(plan).items()
+    }
 
 
 def how_to_apply(plan: Plan) -> str:
@@ -396,7 +415,8 @@ class _Heard:
         self._count += 1
         say = self._log.info if result.is_good else self._log.error
         if self._total <= LOGGED_RESULTS or not result.is_good:
-            say("line %s: %s %s %s", result.line, result.target, result.status, result.detail)
+            detail = visible(result.detail)
+            say("line %s: %s %s %s", result.line, result.target, result.status, detail)
         elif self._count % LOGGED_RESULTS == 0:
             say("%s of %s", self._count, self._total)
 

@@ -31,6 +31,13 @@ READERS = 8
 """Requests under way at once; the client's ceiling still holds."""
 
 
+class _NotReadable(dict[str, Any]):
+    """What a record has in a field that ServiceTitan does not show."""
+
+
+NOT_READABLE = _NotReadable()
+
+
 @dataclass(frozen=True)
 class PlannedChange:
     """One change that would be made.
@@ -67,7 +74,7 @@ class PlannedChange:
                 yield name, self.before.get(name), then
         for name, then in self.change.items():
             if name not in self.wanted:
-                yield name, "(not readable)", then
+                yield name, NOT_READABLE, then
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,45 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from st_memberships_orchestration.writing.apply import NO_OP, STOPPED, Result
 from st_memberships_orchestration.writing.kinds import KINDS, Kind
 from st_memberships_orchestration.writing.ledger import FREE, Entry
-from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.writing.plans import NOT_READABLE, Plan
 from st_memberships_orchestration.writing.rows import list_fields
 from st_memberships_orchestration.writing.values import COPY_OF, Plain
 
-PLAN_HEADINGS = ("line", "record", "field", "now", "then", "remark")
+PLAN_HEADINGS = ("line", "record", "field", "now", "then", "money", "remark")
 RESULT_HEADINGS = ("line", "record", "outcome", "before", "after", "remark")
-LONGEST_CELL = 120
+LONGEST_CELL = 400
+"""Characters of a cell on a screen; how many more there are is said."""
+
+ALIKE = 40
+"""Of long texts that begin alike, what is alike is left out but for so many characters."""
+
 SHOWN_LINES = 1_000
 """Rows of a table on a screen; the whole is in the plan's file and in `derived/write_audit`."""
 
 
-def plan_lines(plan: Plan) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Cells of `PLAN_HEADINGS`, one line for each field that would change."""
+def plan_lines(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Cells of `PLAN_HEADINGS`, one line for each field that would change.
+
+    Values are as they came: whoever shows them escapes them (`escaping`).
+    """
     for planned in plan.changes:
         record = str(planned.target or "new")
-        remarks = "; ".join(planned.warnings)
+        first = (planned.money or "", "; ".join(planned.warnings))
         for name, now, then in planned.differences():
-            now, then = _lines_that_differ(now, then)
-            yield (str(planned.line), record, name, shown(now), shown(then), remarks)
-            remarks = ""
+            texts = map(shown, _where_they_differ(*_lines_that_differ(now, then)))
+            yield (str(planned.line), record, name, *texts, *first)
+            first = ("", "")
     for what, rows in (("no change", plan.no_ops), ("refused", plan.refused)):
         for left in rows:
-            yield (str(left.line), str(left.target or "new"), "", "", what, left.why)
+            yield (str(left.line), str(left.target or "new"), "", "", what, "", left.why)
 
 
 def plan_totals(plan: Plan) -> dict[str, Any]:
@@ -53,7 +62,10 @@ def plan_totals(plan: Plan) -> dict[str, Any]:
 
 
 def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str, str, str]]:
-    """Cells of `RESULT_HEADINGS`, one line for each result; what went wrong first."""
+    """Cells of `RESULT_HEADINGS`, one line for each result; what went wrong first.
+
+    Values are as they came: whoever shows them escapes them (`escaping`).
+    """
     for result in sorted(results, key=lambda one: (one.is_good, one.line)):
         remark = result.detail
         if result.trace_id and result.trace_id not in remark:
@@ -74,26 +86,27 @@ def tally(results: Iterable[Result]) -> str:
     return ", ".join(f"{number} {status}" for status, number in counted)
 
 
-def markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, cut after `SHOWN_LINES`."""
+def cut(lines: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """What a screen shows of a table: `SHOWN_LINES`, and how many more there are."""
     rows = list(lines)
-    out = [" | ".join(headings), " | ".join("---" for _ in headings)]
-    out += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows[:SHOWN_LINES]]
-    table = "\n".join(f"| {row} |" for row in out)
     more = len(rows) - SHOWN_LINES
-    return f"{table}\n\n… and {more} more" if more > 0 else table
+    if more <= 0:
+        return rows
+    last = ["…", *[""] * (len(rows[0]) - 2), f"and {more:,} more lines, which are not shown here"]
+    return [*rows[:SHOWN_LINES], tuple(last)]
 
 
 def shown(value: Any) -> str:
-    """A value in a cell of a table."""
+    """A value as text; a text that could pose as another value stands in quotation marks."""
     if isinstance(value, dict) and COPY_OF in value:
-        return f"a copy of {value[COPY_OF]}"
-    if isinstance(value, str) and value:
-        text = value
-    else:
-        text = "null" if value is None else json.dumps(value, ensure_ascii=False)
-    text = " ".join(text.split())
-    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+        return f"(a copy of {value[COPY_OF]})"
+    if value is NOT_READABLE:
+        return "(not readable)"
+    if isinstance(value, _Cut):
+        return f"(the same {value.alike:,} characters, then:) {value.rest}"
+    if isinstance(value, str) and value and value[0] not in '"[{(' and value not in _WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def column_help(kind: Kind) -> list[tuple[str, str, str]]:
@@ -209,6 +222,27 @@ def _audit_row(row: Plain) -> Plain:
     texts = {n: json.dumps(row.get(n) or {}, ensure_ascii=False) for n in _JSON_COLUMNS}
     money = None if row.get("money") is None else Decimal(row["money"])
     return {name: row.get(name) for name in AUDIT.names} | texts | {"money": money}
+
+
+_WORDS = ("null", "true", "false")
+
+
+class _Cut(NamedTuple):
+    """The end of a long text, which begins like another one."""
+
+    alike: int
+    rest: str
+
+
+def _where_they_differ(now: Any, then: Any) -> tuple[Any, Any]:
+    """Of two long texts what comes after their like beginnings."""
+    if not (isinstance(now, str) and isinstance(then, str)):
+        return now, then
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(now, then, strict=False))
+    alike = sum(1 for _ in pairs) - ALIKE
+    if alike < ALIKE or max(len(now), len(then)) <= LONGEST_CELL:
+        return now, then
+    return _Cut(alike, now[alike:]), _Cut(alike, then[alike:])
 
 
 def _lines_that_differ(now: Any, then: Any) -> tuple[Any, Any]:

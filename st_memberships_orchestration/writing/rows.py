@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from st_memberships_orchestration.escaping import from_csv_cell
 from st_memberships_orchestration.servicetitan.models import Change
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -165,7 +166,7 @@ def _csv_rows(content: bytes) -> list[Row]:
             elif any(value is None for value in values.values()):
                 faults.append(Fault(reader.line_num, "fewer cells than the header has columns"))
             elif any(value and value.strip() for value in values.values()):
-                rows.append(Row(reader.line_num, values))
+                rows.append(Row(reader.line_num, {n: from_csv_cell(v) for n, v in values.items()}))
     except UnicodeDecodeError as error:
         raise BadRows([Fault(1, f"not UTF-8 text: {error}")]) from error
     except csv.Error as error:
