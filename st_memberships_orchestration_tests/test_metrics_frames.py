@@ -53,6 +53,8 @@ def membership(id: int, **fields: Any) -> dict[str, Any]:
         "payment_type_id": None,
         "location_id": None,
         "sold_by_id": None,
+        "activated_from_id": None,
+        "import_id": None,
         "renewed_by_id": None,
         "initial_deferred_revenue": Decimal(0),
         "cancellation_balance_invoice_id": None,
@@ -201,6 +203,7 @@ DERIVED = {table.name: table for table in TABLES}
 INPUTS = (
     "memberships",
     "membership_status",
+    "membership_status_changes",
     "membership_versions",
     "membership_types",
     "invoice_templates",
@@ -251,6 +254,9 @@ def test_a_tenant_with_one_membership_and_nothing_else(
         "members_without_future_visit": 1,
         "attention": 2,  # no billing template, and no price without one
         "cohort_retention": 4,
+        "customers_monthly": 4,
+        "mrr_outlook": 1,
+        "sales_monthly": 1,
         "visit_entitlements": 1,
     }
     assert len(rows) == expected.get(table.name, 0)

@@ -99,6 +99,7 @@ def books(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "memberships": frame(*members),
         "membership_status": frame(*status),
+        "membership_status_changes": pd.DataFrame(),
         "membership_versions": frame(*versions),
         "membership_types": frame(*plans),
         "invoice_templates": frame(*templates),

@@ -95,7 +95,9 @@ def generate(seed: int) -> dict[str, pa.Table]:
             "payment_method_id": some(ids, rng.random(COUNT) < 0.4),
             "payment_type_id": some(ids, rng.random(COUNT) < 0.6),
             "renewed_by_id": some(successor, rng.random(COUNT) < 0.7),
-            "sold_by_id": ids,
+            "sold_by_id": ids % 7,
+            "activated_from_id": some(ids, rng.random(COUNT) < 0.2),
+            "import_id": some(ids.astype(str), rng.random(COUNT) < 0.8),
             "initial_deferred_revenue": money(rng.integers(0, 3, COUNT)),
             "cancellation_balance_invoice_id": pa.nulls(COUNT, pa.int64()),
             "custom_fields": pa.array([[]] * COUNT, pa.list_(pa.struct([("name", pa.string())]))),
@@ -200,6 +202,16 @@ def generate(seed: int) -> dict[str, pa.Table]:
         "membership_types": types,
         "invoice_templates": templates,
         "recurring_services": services,
+        "membership_status_changes": pa.table(
+            {
+                "tenant": tenant[member - 1],
+                "id": np.arange(len(member)),
+                "membership_id": member,
+                "new_status": status,
+                "note": rng.choice(["Moving", "moving.", "Too dear", ""], len(member)),
+                "created_on": pa.array(valid_from).cast(utc),
+            }
+        ),
         "recurring_service_types": pa.table(
             {"tenant": ["acme", "bravo"], "id": [1, 1], "name": ["Tune-up", "Tune-up"]}
         ),

@@ -186,5 +186,62 @@ DERIVED = {
         """,
         "Report it to this project, with these rows.",
     ),
+    "derived/customers_monthly": Claim(
+        "customers_add_up",
+        "Customers at a month's start, with all who came and went, are those at its end, and "
+        "their memberships are the members of members_monthly.",
+        """
+        select tenant, month, customers_start, customers_end, memberships_end, members
+        from derived.customers_monthly join (
+            select tenant, month, sum(active_end) as members
+            from derived.members_monthly group by all
+        ) using (tenant, month)
+        where customers_start + new_customers + returned_customers - lost_customers
+                <> customers_end
+            or (is_complete and memberships_end <> members)
+        """,
+        "If the two tables were derived at different times, run the job derive; else report it to "
+        "this project, with these rows.",
+        needs=("derived/members_monthly",),
+    ),
+    "derived/cancellation_reasons_monthly": Claim(
+        "reasons_add_up",
+        "Over its reasons, a month has as many cancellations as members_monthly.",
+        """
+        select tenant, month, m.cancelled, coalesce(r.cancelled, 0) as with_a_reason
+        from (
+            select tenant, month, sum(cancelled) as cancelled from derived.members_monthly
+            where is_complete group by all
+        ) m left join (
+            select tenant, month, sum(cancelled) as cancelled
+            from derived.cancellation_reasons_monthly group by all
+        ) r using (tenant, month)
+        where m.cancelled <> coalesce(r.cancelled, 0)
+            and tenant in (select tenant from derived.cancellation_reasons_monthly)
+        """,
+        "If the two tables were derived at different times, or with another renewal_grace_days, "
+        "run the job derive; else report it to this project, with these rows.",
+        needs=("derived/members_monthly",),
+    ),
+    "derived/prepaid_unearned": Claim(
+        "unearned_is_part_of_paid",
+        "What is unearned is never more than what was paid, nor less than nothing.",
+        """
+        select tenant, membership_id, paid, unearned_by_time, unearned_by_visits
+        from derived.prepaid_unearned
+        where unearned_by_time not between 0 and paid or unearned_by_visits not between 0 and paid
+        """,
+        "Report it to this project, with these rows.",
+    ),
+    "derived/visit_entitlements": Claim(
+        "visits_used_are_entitled",
+        "Used, dismissed and unused visits are together those that a member is entitled to.",
+        """
+        select tenant, membership_id, entitled, used, dismissed, unused
+        from derived.visit_entitlements
+        where used + dismissed + unused <> entitled or unused < 0 or projected + overdue > unused
+        """,
+        "Report it to this project, with these rows.",
+    ),
 }
 """What must hold of derived tables."""

@@ -3,17 +3,25 @@
 from st_memberships_orchestration.metrics.attention import ATTENTION
 from st_memberships_orchestration.metrics.billing import BILLING_DUE
 from st_memberships_orchestration.metrics.cohorts import COHORT_RETENTION
+from st_memberships_orchestration.metrics.customers import CUSTOMERS_MONTHLY
 from st_memberships_orchestration.metrics.deferred import DEFERRED_REVENUE_OPENING
 from st_memberships_orchestration.metrics.details import (
     INVOICE_TEMPLATE_ITEMS,
     MEMBERSHIP_CUSTOM_FIELDS,
 )
+from st_memberships_orchestration.metrics.leaving import (
+    CANCELLATION_REASONS_MONTHLY,
+    PLAN_SWITCHES_MONTHLY,
+)
 from st_memberships_orchestration.metrics.members import MEMBERS_MONTHLY
+from st_memberships_orchestration.metrics.outlook import MRR_OUTLOOK
+from st_memberships_orchestration.metrics.prepaid import PREPAID_UNEARNED
 from st_memberships_orchestration.metrics.renewals import RENEWAL_RATE_MONTHLY, RENEWALS
 from st_memberships_orchestration.metrics.revenue import (
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
 )
+from st_memberships_orchestration.metrics.sales import SALES_MONTHLY
 from st_memberships_orchestration.metrics.visits import (
     MEMBERS_WITHOUT_FUTURE_VISIT,
     VISITS,
@@ -23,8 +31,13 @@ from st_memberships_orchestration.metrics.workload import VISIT_ENTITLEMENTS, VI
 
 TABLES = (
     MEMBERS_MONTHLY,
+    CUSTOMERS_MONTHLY,
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
+    MRR_OUTLOOK,
+    CANCELLATION_REASONS_MONTHLY,
+    PLAN_SWITCHES_MONTHLY,
+    SALES_MONTHLY,
     RENEWALS,
     RENEWAL_RATE_MONTHLY,
     VISITS,
@@ -32,6 +45,7 @@ TABLES = (
     MEMBERS_WITHOUT_FUTURE_VISIT,
     VISIT_FORECAST,
     VISIT_ENTITLEMENTS,
+    PREPAID_UNEARNED,
     ATTENTION,
     BILLING_DUE,
     COHORT_RETENTION,

@@ -219,9 +219,9 @@ def periods(memberships: Frame, today: date) -> Frame:
     term = rows["to"].notna()
     months = month_of(rows["from"]).to_numpy(np.int64)
     years = (month_number(today) - months) // 12
-    years -= (_on_day(rows["from"], months + 12 * years) > _day(today)).astype(int)
-    begins = _on_day(rows["from"], months + 12 * years)
-    ends = _on_day(rows["from"], months + 12 * (years + 1)) - np.timedelta64(1, "D")
+    years -= (on_day(rows["from"], months + 12 * years) > _day(today)).astype(int)
+    begins = on_day(rows["from"], months + 12 * years)
+    ends = on_day(rows["from"], months + 12 * (years + 1)) - np.timedelta64(1, "D")
     return rows.assign(
         period_from=rows["from"].where(term, begins),
         period_to=rows["to"].where(term, ends),
@@ -229,7 +229,7 @@ def periods(memberships: Frame, today: date) -> Frame:
     )
 
 
-def _on_day(days: Column, months: np.ndarray) -> np.ndarray:
+def on_day(days: Column, months: np.ndarray) -> np.ndarray:
     """The same day of other months; a day that the month lacks becomes its last."""
     day = days.to_numpy() - month_start(month_of(days))
     length = month_start(months + 1) - month_start(months)

@@ -1,0 +1,155 @@
+"""What members have paid ahead, and how much of it is not yet earned."""
+
+from datetime import date
+
+import numpy as np
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import Column, attach, flags, month_of, pick
+from st_memberships_orchestration.metrics.history import share
+from st_memberships_orchestration.metrics.revenue import ONE_TIME
+from st_memberships_orchestration.metrics.tables import (
+    BUSINESS_UNIT_ID,
+    COUNT,
+    DAY,
+    FLAGS,
+    ID,
+    MEMBERSHIP_TYPE_ID,
+    MONEY,
+    SHARE,
+    TENANT,
+    TEXT,
+    Table,
+)
+from st_memberships_orchestration.metrics.workload import RUNNING, on_day
+
+CENT = 10_000
+"""Millionths."""
+
+
+def prepaid_unearned(
+    memberships: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    membership_prices: pd.DataFrame,
+    visit_entitlements: pd.DataFrame,
+    *,
+    today: date,
+) -> pd.DataFrame:
+    """The part of each prepaid membership that is not yet earned, by time and by visits.
+
+    One row per Active or Suspended membership whose present payment covers more than a month and
+    is not used up. `period_basis` says which payment: `term`, paid upfront (OneTime) for the whole
+    term; `bill`, the last bill, which is inferred to cover the months up to the next scheduled
+    bill date, or, if there is none, the last months of the term. `paid` is its price (see
+    `membership_prices`, `price_basis`), in the account's currency: whether it was paid is not in
+    this API.
+
+    `unearned_by_time` is `paid` times the share of the period's days after today, rounded half up
+    to a cent. `unearned_by_visits`, only for a term, is `paid` times the share of the entitled
+    visits that are unused (`visit_entitlements`), as ServiceTitan's deferred revenue goes by
+    visits; null without visits. The two are two methods: never add them up.
+
+    Example: 365.00 were paid upfront for 1 January to 31 December, with 2 visits. On 31 March one
+    visit is used: 275 of 365 days are left, so 275.00 are unearned by time, 182.50 by visits.
+
+    Source: `current/memberships`, `derived/membership_prices`, `derived/visit_entitlements`. Known
+    gaps: this is no ledger: refunds, discounts and what ServiceTitan deferred are not in this API;
+    visits of unlike worth count alike.
+
+    Args:
+        memberships: newest version of each membership, also deleted ones.
+        membership_types: newest version of each type.
+        membership_prices: the derived table.
+        visit_entitlements: the derived table.
+        today: the contractor's day.
+    """
+    rows = pick(
+        memberships,
+        "id",
+        "customer_id",
+        "membership_type_id",
+        "business_unit_id",
+        "status",
+        "is_deleted",
+        "from",
+        "to",
+        "duration",
+        "billing_frequency",
+        "next_scheduled_bill_date",
+    ).rename(columns={"id": "membership_id"})
+    names = ("months_per_bill", "bill_amount", "amortised_monthly_price", "price_basis")
+    prices = pick(membership_prices, "membership_id", *names)
+    prices = prices.rename(columns={"membership_id": "id"})
+    rows = attach(rows, prices, "membership_id", **{name: name for name in names})
+    types = pick(membership_types, "id", "revenue_recognition_mode")
+    mode = "revenue_recognition_mode"
+    rows = attach(rows, types, "membership_type_id", revenue_recognition_mode=mode)
+    now = pd.Timestamp(today)
+    upfront = rows["billing_frequency"] == ONE_TIME
+    ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
+    running = rows["status"].isin(RUNNING) & ~rows["is_deleted"]
+    next_bill = rows["next_scheduled_bill_date"].fillna(rows["to"] + pd.Timedelta(days=1))
+    rows["period_to"] = rows["to"].where(upfront, next_bill - pd.Timedelta(days=1))
+    rows = rows[ahead & running & (rows["period_to"] > now)].reset_index(drop=True)
+
+    upfront = rows["billing_frequency"] == ONE_TIME
+    after = rows["period_to"] + pd.Timedelta(days=1)
+    months = month_of(after) - rows["months_per_bill"].fillna(0)
+    billed_on = pd.Series(on_day(after, months.to_numpy(np.int64)), rows.index)
+    rows["period_from"] = rows["from"].where(upfront, billed_on)
+    rows["period_basis"] = np.where(upfront, "term", "bill")
+    # The amortised price was rounded to a millionth; the whole price is known to the cent.
+    whole = (rows["amortised_monthly_price"] * rows["duration"] + CENT // 2) // CENT * CENT
+    rows["paid"] = whole.where(upfront, rows["bill_amount"]).astype("Int64")
+    days = (after - rows["period_from"]).dt.days.astype("Int64")
+    left = (rows["period_to"] - now.to_datetime64()).dt.days.astype("Int64")
+    rows["days_left"] = left = left.where(left < days, days)
+    rows["unearned_share_by_time"] = share(left, days)
+    rows["unearned_by_time"] = _part(rows["paid"], left, days)
+    visits = pick(visit_entitlements, "membership_id", "entitled", "unused")
+    visits = visits.rename(columns={"membership_id": "id"})
+    rows = attach(rows, visits, "membership_id", entitled="entitled", unused="unused")
+    entitled, unused = rows["entitled"].where(upfront), rows["unused"].where(upfront)
+    rows["unearned_share_by_visits"] = share(unused, entitled)
+    rows["unearned_by_visits"] = _part(rows["paid"], unused, entitled)
+    rows["flags"] = flags(
+        price_unknown=rows["paid"].isna(),
+        period_unknown=rows["period_from"].isna(),
+        not_begun=rows["period_from"] > now,
+        no_visits=upfront & ~(rows["entitled"] > 0).fillna(False),
+    )
+    return PREPAID_UNEARNED.frame(rows)
+
+
+def _part(amount: Column, part: Column, whole: Column) -> Column:
+    """`amount` x `part` / `whole`, rounded half up to a cent; null if the whole is nothing."""
+    whole = whole.where(whole > 0)
+    cents = (2 * amount * part + whole * CENT) // (2 * whole * CENT)
+    return cents * CENT
+
+
+PREPAID_UNEARNED = Table(
+    of=prepaid_unearned,
+    grain=("tenant", "membership_id"),
+    columns={
+        "tenant": TENANT,
+        "membership_id": (ID, "Membership that is paid ahead."),
+        "customer_id": (ID, "Customer who holds it."),
+        "status": (TEXT, "Its status: Active or Suspended."),
+        "membership_type_id": MEMBERSHIP_TYPE_ID,
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "revenue_recognition_mode": (TEXT, "PointOfSale or Deferred, by its type."),
+        "billing_frequency": (TEXT, "How often it is billed; OneTime is paid upfront."),
+        "period_from": (DAY, "First day that the payment covers."),
+        "period_to": (DAY, "Last day that it covers."),
+        "period_basis": (TEXT, "term, paid upfront; or bill, inferred from the next bill date."),
+        "days_left": (COUNT, "Days of the period after today."),
+        "paid": (MONEY, "Price of the payment; null if unknown."),
+        "price_basis": (TEXT, "What that rests on, as in membership_prices."),
+        "unearned_share_by_time": (SHARE, "Share of the period's days after today."),
+        "unearned_by_time": (MONEY, "paid x that share, to the cent."),
+        "unearned_share_by_visits": (SHARE, "Share of the entitled visits that are unused."),
+        "unearned_by_visits": (MONEY, "paid x that share, to the cent; null without visits."),
+        "flags": FLAGS,
+    },
+)

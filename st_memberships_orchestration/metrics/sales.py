@@ -1,0 +1,140 @@
+"""Who sold memberships, in which way, and how many of them were lost soon after."""
+
+from datetime import date
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import (
+    attach,
+    flags,
+    month_number,
+    month_of,
+    month_start,
+    pick,
+)
+from st_memberships_orchestration.metrics.history import before, movements, renewal_links, share
+from st_memberships_orchestration.metrics.tables import (
+    BUSINESS_UNIT_ID,
+    COUNT,
+    FLAGS,
+    ID,
+    IS_COMPLETE,
+    MONEY,
+    MONTH,
+    SHARE,
+    TENANT,
+    TEXT,
+    Table,
+)
+
+
+def sales_monthly(
+    memberships: pd.DataFrame,
+    membership_status: pd.DataFrame,
+    membership_prices: pd.DataFrame,
+    *,
+    today: date,
+    zone: ZoneInfo,
+    renewal_grace_days: int = 30,
+    early_days: int = 90,
+) -> pd.DataFrame:
+    """Memberships sold and renewed by seller and by way of sale, and how many were lost early.
+
+    One row per month of sale, business unit, seller and activation method. The month is that of
+    the day of sale: the creation of the membership, or its first day if that is earlier. Deleted
+    memberships are left out. `activation_method` has ServiceTitan's words but is inferred, as this
+    API does not have it: `renewal`, another membership was renewed by this one; `imported`, it
+    carries an import id; `new_sale`, an invoice item activated it; `manual`, none of these.
+
+    `monthly_value` is what they pay per month, amortised where paid upfront, in the account's
+    currency. `lost_early` were cancelled or expired, and not renewed, no more than `early_days`
+    after they began; only `matured` ones, which began at least so long ago, can be among them.
+    `early_loss_rate` is the share.
+
+    Example: user 7 sold three memberships in May; one begins in June, one was cancelled after 40
+    days, the third runs. Seen on 20 August: sold 3, matured 2, lost_early 1, early_loss_rate 0.5.
+
+    Source: `current/memberships`, `history/membership_status`, `derived/membership_prices`;
+    reference section 9.1. Known gaps: the seller is the user credited in ServiceTitan
+    (`sold_by_id`), null if nobody was; campaign and invoice of the sale are not in this API.
+
+    Args:
+        memberships: newest version of each membership, also deleted ones.
+        membership_status: spells of status, without gap or overlap per membership.
+        membership_prices: the derived table.
+        today: the contractor's day; the last that counts.
+        zone: the contractor's time zone.
+        renewal_grace_days: as in `members_monthly`.
+        early_days: days after its beginning within which a loss counts as early.
+    """
+    rows = pick(
+        memberships,
+        "id",
+        "business_unit_id",
+        "sold_by_id",
+        "status",
+        "is_deleted",
+        "activated_from_id",
+        "import_id",
+    )
+    rows = rows.join(renewal_links(memberships, zone)[["sold_on", "is_successor"]])
+    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    began = moves[moves["is_entry"]].rename(columns={"membership_id": "id"})
+    lost = moves[moves["kind"].isin(("cancelled", "expired"))].rename(
+        columns={"membership_id": "id"}
+    )
+    rows = attach(rows, began, "id", began="began")
+    rows = attach(rows, lost, "id", lost="began")
+    prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")
+    prices["value"] = prices["monthly_price"].fillna(prices["amortised_monthly_price"])
+    rows = attach(rows, prices.rename(columns={"membership_id": "id"}), "id", value="value")
+    gone = rows["is_deleted"] | (rows["status"] == "Deleted")
+    rows = rows[~gone & (rows["sold_on"] < before(today))].reset_index(drop=True)
+
+    early = rows["began"] + pd.Timedelta(days=early_days)
+    rows["activation_method"] = np.select(
+        [rows["is_successor"], rows["import_id"].notna(), rows["activated_from_id"].notna()],
+        ["renewal", "imported", "new_sale"],
+        "manual",
+    )
+    rows["month"] = month_of(rows["sold_on"])
+    measures = {
+        "sold": 1,
+        "monthly_value": rows["value"].fillna(0),
+        "unpriced": rows["value"].isna(),
+        "matured": early < before(today),
+        "lost_early": (early < before(today)) & (rows["lost"] <= early),
+    }
+    rows = rows.assign(**measures).astype(dict.fromkeys(measures, "int64"))
+    grain = list(SALES_MONTHLY.grain)
+    rows = rows.groupby(grain, dropna=False, as_index=False)[[*measures]].sum()
+    rows["early_loss_rate"] = share(rows["lost_early"], rows["matured"])
+    rows["is_complete"] = rows["month"] < month_number(today)
+    rows["month"] = month_start(rows["month"])
+    rows["flags"] = flags(
+        seller_unknown=rows["sold_by_id"].isna(), prices_missing=rows["unpriced"] > 0
+    )
+    return SALES_MONTHLY.frame(rows)
+
+
+SALES_MONTHLY = Table(
+    of=sales_monthly,
+    grain=("tenant", "month", "business_unit_id", "sold_by_id", "activation_method"),
+    columns={
+        "tenant": TENANT,
+        "month": MONTH,
+        "is_complete": IS_COMPLETE,
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "sold_by_id": (ID, "User credited with the sale; null if nobody is."),
+        "activation_method": (TEXT, "new_sale, renewal, imported or manual; inferred."),
+        "sold": (COUNT, "Memberships sold in the month."),
+        "monthly_value": (MONEY, "What they pay per month, amortised where paid upfront."),
+        "unpriced": (COUNT, "Of these, without a known price: they add nothing to the value."),
+        "matured": (COUNT, "Of these, those that began long enough ago to tell early losses."),
+        "lost_early": (COUNT, "Of the matured ones, cancelled or expired early, not renewed."),
+        "early_loss_rate": (SHARE, "lost_early / matured; null if none matured."),
+        "flags": FLAGS,
+    },
+)

@@ -1,0 +1,126 @@
+"""What was paid ahead and what is at risk, on paper."""
+
+from datetime import date
+from decimal import Decimal as D
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from st_memberships_orchestration.metrics.outlook import mrr_outlook
+from st_memberships_orchestration.metrics.prepaid import prepaid_unearned
+from st_memberships_orchestration.metrics.revenue import membership_prices
+from st_memberships_orchestration.metrics.visits import visits
+from st_memberships_orchestration.metrics.workload import visit_entitlements
+from st_memberships_orchestration_tests.test_metrics_frames import (
+    TODAY,
+    ZONE,
+    active,
+    by_id,
+    event,
+    frame,
+    membership,
+    membership_type,
+    option,
+    plain,
+    service,
+)
+
+TYPES = frame(
+    membership_type(
+        1,
+        option(None, "Monthly", 20),
+        option(None, "Annual", 365),
+        option(12, "Quarterly", 60),
+        option(12, "OneTime", 0, 365),
+        option(7, "OneTime", 0, 100),
+    )
+)
+NO_TEMPLATES = pd.DataFrame()
+
+
+def test_what_is_unearned_of_what_was_paid_ahead() -> None:
+    upfront = {"billing_frequency": "OneTime", "duration": 12}
+    annual = {"billing_frequency": "Annual"}
+    members = frame(
+        membership(1, **upfront, from_="2025-04-01", to="2026-03-31"),  # 11 of 365 days are left
+        membership(2, **{**upfront, "duration": 7}, from_="2026-03-01", to="2026-09-30"),
+        membership(3, **annual, next_bill="2026-12-01"),
+        membership(4, **annual, next_bill="2026-03-20"),  # due today: used up
+        membership(
+            5, billing_frequency="Quarterly", duration=12, from_="2025-04-15", to="2026-04-14"
+        ),
+        membership(6, next_bill="2026-04-01"),  # monthly: nothing is paid ahead
+        membership(7, **upfront, from_="2026-01-01", to="2026-12-31", status="Canceled"),
+        membership(8, **upfront, from_="2026-04-01", to="2027-03-31", status="Suspended"),
+        membership(9, **upfront, from_="2026-01-01", to="2026-12-31", membership_type_id=9),
+        membership(10, **annual, next_bill="2028-02-29"),  # two years ahead: at most the whole
+        membership(11, **upfront, from_="2025-03-20", to="2026-03-20"),  # ends today: used up
+        membership(12, **upfront),  # no last day
+    )
+    services = frame(service(1, 1), service(2, 2))
+    events = frame(
+        event(1, 1, 1, "2025-06-01", status="Won"),
+        event(2, 1, 1, "2025-12-01"),
+        event(3, 1, 1, "2026-03-25"),
+        event(4, 2, 2, "2026-04-01"),
+    )
+    status = active(*members.to_dict("records"))
+    listed = visits(events, services, members, status, today=TODAY, zone=ZONE)
+    entitled = visit_entitlements(services, members, listed, today=TODAY)
+    prices = membership_prices(members, TYPES, NO_TEMPLATES)
+    rows = prepaid_unearned(members, TYPES, prices, entitled, today=TODAY)
+    columns = ("paid", "days_left", "unearned_by_time", "unearned_by_visits", "flags")
+    assert by_id(rows, "membership_id", *columns) == {
+        1: (D(365), 11, D(11), D("243.33"), None),  # 2 of 3 visits are unused
+        2: (D(100), 194, D("90.65"), D(100), None),  # 194 of 214 days
+        3: (D(365), 255, D(255), None, None),  # since 1 December
+        5: (D(60), 25, D("16.67"), None, None),  # 25 of the 90 days since 15 January
+        8: (D(365), 365, D(365), None, "not_begun, no_visits"),
+        9: (None, 286, None, None, "price_unknown, no_visits"),
+        10: (D(365), 366, D(365), None, "not_begun"),
+    }
+    period = by_id(rows, "membership_id", "period_from", "period_to", "period_basis")
+    assert period[3] == (date(2025, 12, 1), date(2026, 11, 30), "bill")
+    assert period[5] == (date(2026, 1, 15), date(2026, 4, 14), "bill")
+    assert period[1] == (date(2025, 4, 1), date(2026, 3, 31), "term")
+    shares = by_id(rows, "membership_id", "unearned_share_by_time", "unearned_share_by_visits")
+    assert shares[1] == (pytest.approx(11 / 365), pytest.approx(2 / 3))
+    assert shares[10][0] == 1.0
+
+
+def test_mrr_at_risk_and_committed() -> None:
+    upfront = {"billing_frequency": "OneTime", "duration": 12}
+    members = frame(
+        membership(1),
+        membership(2, cancellation_date="2026-04-01", payment_method_id=None),
+        membership(3, to="2026-06-18", payment_method_id=None),  # in 90 days
+        membership(4, to="2026-06-19"),  # in 91 days
+        membership(5, to="2026-03-31", renewed_by_id=6),
+        membership(6, from_="2026-04-01"),
+        membership(7, from_="2026-03-21"),
+        membership(8, payment_method_id=None),
+        membership(9, payment_method_id=None, payment_type_id=3),
+        membership(10, status="Suspended", payment_method_id=None),
+        membership(11, status="Canceled"),
+        membership(12, is_deleted=True),
+        membership(13, **upfront, to="2026-11-30", payment_method_id=None),
+        membership(14, membership_type_id=2),
+        membership(15, from_="2026-03-20"),  # begins today
+    )
+    prices = membership_prices(members, TYPES, NO_TEMPLATES)
+    options: Any = {"today": TODAY, "zone": ZONE}
+    rows = mrr_outlook(members, prices, **options)
+    columns = ("outlook", "is_in_mrr", "members", "mrr", "members_any", "mrr_any", "unpriced")
+    assert plain(rows, "membership_type_id", *columns, "prepaid") == [
+        (1, "committed", False, 1, D(20), 1, D(20), 0, D(0)),
+        (1, "committed_renewal", False, 1, D(20), 1, D(20), 0, D(0)),
+        (1, "expiring", True, 1, D(20), 1, D(20), 0, D(0)),
+        (1, "no_payment_method", True, 1, D(20), 3, D(60), 0, D(0)),
+        (1, "scheduled_to_end", True, 1, D(20), 1, D(20), 0, D(0)),
+        (1, "secure", True, 6, D(100), 6, D(100), 0, D("30.416667")),
+        (1, "suspended", False, 1, D(20), 1, D(20), 0, D(0)),
+        (2, "secure", True, 1, D(0), 1, D(0), 1, D(0)),
+    ]
+    soon = mrr_outlook(members, prices, **options, expiring_days=91)
+    assert by_id(soon[soon["membership_type_id"] == 1], "outlook", "members")["expiring"] == 2
