@@ -1,5 +1,6 @@
 # One image for web server, daemon, code location and workers; the command says which.
-FROM python:3.11-slim AS build
+# By digest: a tag can be moved. Renew both lines together, for the fixes of Debian and Python.
+FROM python:3.11-slim@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93 AS build
 WORKDIR /app
 # Compiled once: who runs the image may not write there, so each run would compile all of Dagster, twice its own cost.
 ENV UV_COMPILE_BYTECODE=1
@@ -12,7 +13,7 @@ COPY st_memberships_orchestration ./st_memberships_orchestration
 RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache --no-deps . \
     && .venv/bin/uv pip uninstall --python .venv/bin/python uv
 
-FROM python:3.11-slim
+FROM python:3.11-slim@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93
 RUN python -m compileall -q -x '/(lib2to3|test)/' /usr/local/lib/python3.11
 # Writable: what a run leaves beside its tables, and the folder in which Dagster's tools make theirs.
 RUN useradd --create-home --uid 10001 dagster && mkdir -p /app/.data && chown dagster /app /app/.data
