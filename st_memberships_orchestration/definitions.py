@@ -17,6 +17,7 @@ from st_memberships_orchestration.defs import (
     reference,
     report,
     resources,
+    retention,
     vanished,
     writes,
 )
@@ -31,6 +32,7 @@ def defs() -> dg.Definitions:
     shared = resources.from_settings(settings) | writes.resource_defs()
     write_jobs = writes.build_jobs(shared)
     all_checks = checks.build_checks(settings)
+    prune_runs = retention.build_job(settings, all_checks)
     return dg.Definitions(
         assets=[
             *health.with_freshness(exports.build_assets(windows)),
@@ -52,9 +54,10 @@ def defs() -> dg.Definitions:
             jobs.deep_check,
             jobs.assess_health,
             maintenance.maintain_lake,
+            prune_runs,
             *write_jobs,
         ],
-        schedules=automation.build_schedules(settings),
+        schedules=[*automation.build_schedules(settings), retention.nightly(prune_runs)],
         sensors=[
             *automation.build_sensors(settings),
             *alerts.build_sensors(settings, all_checks),

@@ -164,6 +164,13 @@ class Settings(BaseSettings):
         default="http://localhost:3000", description="Dagster's web UI, for links in alerts."
     )
 
+    keep_runs_days: int = Field(
+        default=30, ge=1, description="Days for which Dagster's record of runs is kept."
+    )
+    keep_failed_runs_days: int = Field(
+        default=90, ge=1, description="The same for runs that failed."
+    )
+
     allow_plain_http: bool = Field(
         default=False,
         description="Send secrets to an http:// address that is not this machine; never needed for "

@@ -88,6 +88,7 @@ def test_inventory(location: Location) -> None:
         "deep_check",
         "assess_health",
         "maintain_lake",
+        "prune_runs",
         *KINDS,
     }
     assert {s.name for s in repository.schedule_defs} == {
@@ -98,6 +99,7 @@ def test_inventory(location: Location) -> None:
         "reconcile_nightly",
         "deep_check_weekly",
         "maintain_lake_weekly",
+        "prune_runs_nightly",
     }
     assert {s.name for s in repository.sensor_defs} == {
         "changes_brought_by_sync",

@@ -1,0 +1,151 @@
+"""The job that deletes Dagster's old runs: what it still has to know of the past is kept."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+from dagster import DagsterEventType
+
+from st_memberships_orchestration.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+REPOSITORY = ".dagster/repository"
+"""Tag by which Dagster says whose job a run is: others may share the instance."""
+
+AT_ONCE = 500
+"""Runs that are looked at together."""
+
+WENT_WELL = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
+FAILED = [dg.DagsterRunStatus.FAILURE]
+
+
+def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) -> dg.JobDefinition:
+    """`prune_runs`; the newest results of `checks` are kept."""
+    check_keys = [key for check in checks for key in check.check_keys]
+
+    @dg.op(
+        description=(
+            f"Deletes runs that ended well {settings.keep_runs_days} days ago "
+            f"(`ST_KEEP_RUNS_DAYS`), failed ones after {settings.keep_failed_runs_days} "
+            "(`ST_KEEP_FAILED_RUNS_DAYS`)."
+        )
+    )
+    def delete_old_runs(context: dg.OpExecutionContext) -> None:
+        """Delete what is old and no longer needed, and say how much that was."""
+        now = datetime.now(UTC)
+        deleted = kept = 0
+        for statuses, days in (
+            (WENT_WELL, settings.keep_runs_days),
+            (FAILED, settings.keep_failed_runs_days),
+        ):
+            before = now - timedelta(days=days)
+            old = _old_runs(context.instance, statuses, before, context.run)
+            for start in range(0, len(old), AT_ONCE):
+                runs = old[start : start + AT_ONCE]
+                needed = needed_runs(context.instance, runs, check_keys)
+                for run_id in runs:
+                    if run_id not in needed:
+                        delete_run(context.instance, run_id)
+                deleted, kept = deleted + len(runs) - len(needed), kept + len(needed)
+                logger.info("Old runs: %s deleted, %s still needed", deleted, kept)
+        context.add_output_metadata({"deleted": deleted, "kept_though_old": kept})
+
+    @dg.job(
+        description=(
+            "Deletes Dagster's record of old runs, which else grows for ever: with their events, "
+            "logs and files. A run that a table's partition was last brought up to date by, or "
+            "that holds the newest result of a check, is kept. Touches neither the lake nor the "
+            "write ledger."
+        )
+    )
+    def prune_runs() -> None:
+        """Clean-up of Dagster's own storage."""
+        delete_old_runs()
+
+    return prune_runs
+
+
+def nightly(prune_runs: dg.JobDefinition) -> dg.ScheduleDefinition:
+    """The schedule of `prune_runs`."""
+    return dg.ScheduleDefinition(
+        name="prune_runs_nightly",
+        job=prune_runs,
+        cron_schedule="50 8 * * *",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Deletes Dagster's record of old runs, 08:50 UTC.",
+    )
+
+
+def _is_ours(run: dg.DagsterRun, this: dg.DagsterRun) -> bool:
+    """Whether a run is of this code location; runs from a terminal are of none."""
+    return run.tags.get(REPOSITORY) in (None, this.tags.get(REPOSITORY))
+
+
+def _old_runs(
+    instance: dg.DagsterInstance,
+    statuses: list[dg.DagsterRunStatus],
+    before: datetime,
+    this: dg.DagsterRun,
+) -> list[str]:
+    """Ids of our runs that ended so before a moment, oldest first; all of them before one goes."""
+    filters, found = dg.RunsFilter(statuses=statuses, updated_before=before), list[str]()
+    cursor = None
+    while records := instance.get_run_records(
+        filters, limit=AT_ONCE, cursor=cursor, ascending=True
+    ):
+        runs = [record.dagster_run for record in records]
+        found += [run.run_id for run in runs if _is_ours(run, this)]
+        cursor = runs[-1].run_id
+    return found
+
+
+def needed_runs(
+    instance: dg.DagsterInstance, runs: Collection[str], check_keys: Sequence[dg.AssetCheckKey]
+) -> set[str]:
+    """Of some runs those that the UI's partitions, freshness, health or alerts still rest on."""
+    partitions: dict[dg.AssetKey, set[str]] = defaultdict(set)
+    needed: set[str] = set()
+    for run_id in runs:
+        found = instance.get_records_for_run(
+            run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION
+        ).records
+        for record in found:
+            event = record.event_log_entry.get_dagster_event()
+            if event.asset_key:
+                partitions[event.asset_key].update([event.partition] if event.partition else ())
+    storage = instance.event_log_storage
+    for key, there in partitions.items():
+        newest = instance.get_latest_materialization_event(key)
+        needed |= {newest.run_id} if newest else set()
+        ids = (
+            storage.get_latest_storage_id_by_partition(
+                key, DagsterEventType.ASSET_MATERIALIZATION, there
+            )
+            if there
+            else {}
+        )
+        if ids:
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(asset_key=key, storage_ids=list(ids.values())),
+                limit=len(ids),
+            ).records
+            needed |= {record.run_id for record in records}
+    results = storage.get_latest_asset_check_execution_by_key(check_keys)
+    needed |= {record.run_id for record in results.values()}
+    return needed & set(runs)
+
+
+def delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Delete a run with its events, its logs, and the files that SQLite has for each run."""
+    from dagster._core.storage.event_log import SqliteEventLogStorage
+
+    instance.delete_run(run_id)
+    instance.compute_log_manager.delete_logs(prefix=[run_id])
+    if isinstance(instance.event_log_storage, SqliteEventLogStorage):
+        shard = Path(instance.event_log_storage.path_for_shard(run_id))
+        for file in (shard, *(shard.with_name(f"{shard.name}{end}") for end in ("-wal", "-shm"))):
+            file.unlink(missing_ok=True)
