@@ -1,14 +1,30 @@
 """`st-memberships doctor`: says what is wrong with a tenant, and what to do, without a secret."""
 
+import ssl
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import time_machine
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.checkup import examine
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.client import (
+    MembershipsClient,
+    _trusted_certificates,
+)
+from st_memberships_orchestration.servicetitan.errors import ConnectionLost, ServerFailed
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import Location
 from st_memberships_orchestration_tests.test_client import access
@@ -23,13 +39,105 @@ def test_a_sound_tenant_passes_everything(shared_sandbox: RunningSandbox) -> Non
     with MembershipsClient.open(access(shared_sandbox)) as client:
         findings = list(examine(client))
     assert all(finding.passed for finding in findings)
-    assert len(findings) == 3 + len(FEEDS)
+    assert len(findings) == 4 + len(FEEDS)
 
 
 def test_what_fails_is_named(shared_sandbox: RunningSandbox) -> None:
     assert failed(shared_sandbox, client_secret="wrong") == ["get a token"]
     assert failed(shared_sandbox, api_url="http://127.0.0.1:9") == ["reach the address"]
     assert failed(shared_sandbox, app_key="wrong") == ["app key and tenant id"]
+
+
+@pytest.mark.parametrize(
+    ("shift", "said"), [(timedelta(days=2), "ahead of"), (timedelta(hours=-1), "behind")]
+)
+def test_a_clock_that_is_wrong_is_named(
+    shared_sandbox: RunningSandbox, shift: timedelta, said: str
+) -> None:
+    with time_machine.travel(datetime.now(UTC) + shift, tick=True):
+        assert failed(shared_sandbox) == ["clock"]
+        with MembershipsClient.open(access(shared_sandbox)) as client:
+            (finding,) = [f for f in examine(client) if not f.passed]
+    assert said in finding.remedy
+
+
+def test_a_certificate_that_nobody_trusts_is_explained_and_a_private_ca_can_be_given(
+    shared_sandbox: RunningSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with https(tmp_path) as (address, authority):
+        with (
+            MembershipsClient.open(access(shared_sandbox, auth_url=address), attempts=1) as client,
+            pytest.raises(ConnectionLost, match="SSL_CERT_FILE"),
+        ):
+            client.export_page(FEEDS[0], start=None)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        _trusted_certificates.cache_clear()
+        with (
+            MembershipsClient.open(access(shared_sandbox, auth_url=address), attempts=1) as client,
+            pytest.raises(ServerFailed),
+        ):
+            client.export_page(FEEDS[0], start=None)
+    _trusted_certificates.cache_clear()
+
+
+def test_a_proxy_on_the_way_is_named_without_its_password(
+    shared_sandbox: RunningSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:hush@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with (
+        MembershipsClient.open(
+            access(shared_sandbox, auth_url="https://auth.example.com"), attempts=1
+        ) as client,
+        pytest.raises(ConnectionLost) as caught,
+    ):
+        client.export_page(FEEDS[0], start=None)
+    assert "through the proxy 127.0.0.1:9" in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@contextmanager
+def https(folder: Path) -> Iterator[tuple[str, Path]]:
+    """A server with a certificate of a CA of its own, which answers 503; and the CA's file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    authority, secret = folder / "ca.pem", folder / "key.pem"
+    authority.write_bytes(certificate.public_bytes(Encoding.PEM))
+    secret.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, secret)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"https://localhost:{server.server_port}", authority
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_the_command_exits_with_an_error_and_prints_no_secret(

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.client import MembershipsClient, clock_remedy
 from st_memberships_orchestration.servicetitan.errors import (
+    TOKEN_PATH,
     ServiceTitanError,
     Transient,
 )
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, iso
-
-TOKEN_PATH = "/connect/token"
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ def examine(client: MembershipsClient) -> Iterator[Finding]:
             yield Finding(step, passed=False, remedy=str(first))
             return
         yield Finding(step, passed=True)
+    ahead = client.clock_ahead or timedelta()
+    yield Finding("clock", not client.clock_is_wrong, clock_remedy(ahead))
     for name, failure in failures.items():
         yield Finding(f"read {name}", failure is None, str(failure) if failure else "")
 

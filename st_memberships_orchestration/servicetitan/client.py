@@ -7,14 +7,17 @@ export), and deleting anything.
 
 import json
 import logging
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
+import certifi
 import httpx
 import pyarrow as pa
 from pydantic import ValidationError
@@ -25,7 +28,6 @@ from st_memberships_orchestration.servicetitan import models
 from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling, shared_ceiling
 from st_memberships_orchestration.servicetitan.errors import (
-    ConnectionLost,
     ContractBroken,
     FeedStuck,
     OutcomeUnknown,
@@ -34,6 +36,8 @@ from st_memberships_orchestration.servicetitan.errors import (
     Throttled,
     Transient,
     Unreadable,
+    connection_lost,
+    described,
     error_for,
 )
 from st_memberships_orchestration.servicetitan.feeds import ExportFeed
@@ -56,7 +60,14 @@ from st_memberships_orchestration.servicetitan.pages import (
 
 logger = logging.getLogger(__name__)
 
-_trusted_certificates = cache(httpx.create_ssl_context)  # 20 ms of CPU each time
+
+@cache  # 20 ms of CPU each time
+def _trusted_certificates() -> ssl.SSLContext:
+    """What this machine trusts (or SSL_CERT_FILE instead), and the public authorities."""
+    trusted = ssl.create_default_context()
+    trusted.load_verify_locations(certifi.where())
+    return trusted
+
 
 TIMEOUT = httpx.Timeout(100.0, connect=10.0)
 """ServiceTitan gives up after 100 s and advises clients to do the same (reference section 2)."""
@@ -64,6 +75,19 @@ TIMEOUT = httpx.Timeout(100.0, connect=10.0)
 ATTEMPTS = 7
 LONGEST_WAIT = 60.0
 """A request is tried 7 times at most; waits grow to 60 s, also when the API asks for more."""
+
+CLOCKS_DIFFER = timedelta(minutes=5)
+
+
+def clock_remedy(ahead: timedelta) -> str:
+    """What to do about a clock that is wrong by so much."""
+    minutes = int(abs(ahead).total_seconds() // 60)
+    way = "ahead of" if ahead > timedelta() else "behind"
+    return (
+        f"it is {minutes:,} minutes {way} ServiceTitan's. Set it (NTP): windows, today, and the "
+        "age of plans follow it."
+    )
+
 
 Answer = TypeVar("Answer")
 R = TypeVar("R", bound=models.Record)
@@ -114,6 +138,8 @@ class MembershipsClient:
 
     Attributes:
         throttled: how often it was answered 429.
+        clock_ahead: how far this machine's clock is before that of the last answer; None if that
+            said no time. Only ever told to people: nothing is decided by it.
 
     Raises:
         ServiceTitanError: every failure is one; of those only writes raise `OutcomeUnknown`.
@@ -128,6 +154,7 @@ class MembershipsClient:
         attempts: int = ATTEMPTS,
     ) -> None:
         self.throttled = 0
+        self.clock_ahead: timedelta | None = None
         self._http = http
         self._attempts = attempts
         self._tenant = access.tenant
@@ -154,7 +181,9 @@ class MembershipsClient:
             timeout=timeout,
             event_hooks={"request": [lambda _: ceiling.wait()]},
         ) as http:
-            yield cls(http, access=access, ceiling=ceiling, attempts=attempts)
+            client = cls(http, access=access, ceiling=ceiling, attempts=attempts)
+            http.event_hooks["response"].append(client._compare_clocks)
+            yield client
 
     # Exports
 
@@ -503,7 +532,7 @@ class MembershipsClient:
                 # megabytes until Python looks for such circles.
                 body = b"".join(response.iter_bytes())
         except httpx.RequestError as error:
-            raise ConnectionLost(_said(error), **where) from error
+            raise connection_lost(error, **where) from error
         try:
             return decode(body)
         except NotAPage as error:
@@ -525,8 +554,8 @@ class MembershipsClient:
             response = self._http.send(request)
         except httpx.RequestError as error:
             if _was_never_sent(error, request):
-                raise ConnectionLost(_said(error), **where) from error
-            raise OutcomeUnknown(_said(error), **where) from error
+                raise connection_lost(error, **where) from error
+            raise OutcomeUnknown(described(error), **where) from error
         if not response.is_success:
             failure = self._noted(error_for(response, tenant=self._tenant))
             if isinstance(failure, ServerFailed):
@@ -548,6 +577,19 @@ class MembershipsClient:
             reraise=True,
         )
 
+    def _compare_clocks(self, response: httpx.Response) -> None:
+        with suppress(KeyError, ValueError, TypeError):  # no date, or none that can be understood
+            said = parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
+            was_wrong = self.clock_is_wrong
+            self.clock_ahead = datetime.now(UTC) - said
+            if self.clock_is_wrong and not was_wrong:
+                logger.warning("This machine's clock differs: %s", clock_remedy(self.clock_ahead))
+
+    @property
+    def clock_is_wrong(self) -> bool:
+        """Whether this machine's clock is minutes away from that of the last answer."""
+        return abs(self.clock_ahead or timedelta()) > CLOCKS_DIFFER
+
     def _noted(self, error: ServiceTitanError) -> ServiceTitanError:
         if isinstance(error, Throttled):
             self.throttled += 1
@@ -567,10 +609,6 @@ def _wait_as_asked(state: RetryCallState) -> float:
 def _log_retry(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     logger.warning("Trying again in %.1f s: %s", state.upcoming_sleep, error)
-
-
-def _said(error: httpx.RequestError) -> str:
-    return f"{type(error).__name__}{f': {error}' if str(error) else ''}."
 
 
 def _was_never_sent(error: httpx.RequestError, request: httpx.Request) -> bool:

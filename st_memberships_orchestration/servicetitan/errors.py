@@ -21,6 +21,8 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -207,6 +209,40 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     if status == 408 or status >= 500:
         return ServerFailed(message, retry_after=_header_seconds(response), **where)
     return RequestRefused(message, field_errors=_field_errors(body), **where)
+
+
+CERTIFICATE = (
+    "The other end shows a certificate that this machine does not trust. If your company opens "
+    "encrypted connections, give SSL_CERT_FILE the file with its CA. If the message says that it "
+    "is expired or not yet valid, look at this machine's clock. Nothing was sent."
+)
+
+
+def connection_lost(error: httpx.RequestError, **where: Any) -> ConnectionLost:
+    """What became of a request without an answer; a proxy on the way is named.
+
+    Args:
+        error: what httpx says.
+        where: tenant, method and path of the request.
+    """
+    message = described(error)
+    if "CERTIFICATE_VERIFY_FAILED" in message:
+        return ConnectionLost(message, remedy=CERTIFICATE, **where)
+    return ConnectionLost(message, **where)
+
+
+def described(error: httpx.RequestError) -> str:
+    """What httpx says of a failed request, and through which proxy it went."""
+    url = error.request.url
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    through = ""
+    if proxy and not proxy_bypass(url.host):
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        through = (
+            f" (through the proxy {address.hostname}:{address.port or 80}, by the environment)"
+        )
+    return f"{type(error).__name__}{f': {error}' if str(error) else ''}{through}."
 
 
 def _json_object(response: httpx.Response) -> dict[str, Any]:
