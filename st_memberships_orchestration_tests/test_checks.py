@@ -76,6 +76,11 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     change(lake, "current/membership_types", lambda t: with_value(t, "extra", '{"new": 1}'))
     change(
         lake,
+        "current/recurring_service_types",
+        lambda t: with_value(t, "flags", "new_word priority"),
+    )
+    change(
+        lake,
         "current/recurring_services",
         lambda t: with_value(with_value(t, "recurring_service_type_id", 1), "name", "other", 400),
     )
@@ -105,6 +110,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "memberships.quarantine_is_empty",
         "memberships.counts_match",
         "membership_types.no_unknown_fields",
+        "recurring_service_types.words_are_known",
         "recurring_services.recurring_service_type_id_resolves",
         "recurring_services.sample_matches",
         "recurring_service_events.counts_match",

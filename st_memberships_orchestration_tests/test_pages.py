@@ -12,6 +12,7 @@ from st_memberships_orchestration.servicetitan.columns import columns_of, table_
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.servicetitan.models import (
     ExportedRecurringServiceEvent,
+    InvoiceTemplate,
     MembershipType,
 )
 from st_memberships_orchestration.servicetitan.pages import DecodedPage, NotAPage, decode_page
@@ -114,7 +115,7 @@ def test_unset_times_are_null_and_their_text_is_kept() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"status": "Booked"}, "status"),
+        ({"status": 5}, "status"),
         ({"id": "7"}, "id"),
         ({"id": None}, "id"),
         ({"active": None}, "active"),
@@ -169,10 +170,36 @@ def test_a_day_with_a_time_keeps_both() -> None:
     assert json.loads(row["extra"]) == {"date": "2026-05-04T23:30:00Z"}
 
 
-def test_a_number_finer_than_the_column_is_not_rounded() -> None:
-    result = decode_page(page({**TYPE, "discount": 0.12345678}, TYPE), MembershipType)
-    assert result.rows.num_rows == 1
-    assert "discount" in json.loads(result.broken[0].record)
+def test_a_word_that_is_new_is_kept_and_flagged() -> None:
+    (row,) = decoded({**EVENT, "status": "Booked"}).rows.to_pylist()
+    assert (row["status"], row["flags"], row["extra"]) == ("Booked", "new_word status", None)
+
+
+def test_decimals_of_dotnet_are_held_to_six_places_and_kept_to_the_last_digit() -> None:
+    template = """{"id": 1, "name": null, "createdOn": "2026-01-01T00:00:00Z", "createdById": null,
+        "modifiedOn": "2026-01-01T00:00:00Z", "active": true, "total": "66.6600000000000000000",
+        "isSettingsTemplate": false, "importId": null, "items": [{"id": 1, "skuId": 2,
+        "skuType": "Service", "quantity": 0.3333333333333333333, "unitPrice": %s,
+        "isAddOn": false, "importId": null, "workflowActionItemId": null, "description": null,
+        "cost": 1.0000000000000000000, "hours": 1.5e-1}]}"""
+    body = f'{{"hasMore": true, "continueFrom": "t", "data": [{template % "2e2"}]}}'
+    (row,) = decode_page(body.encode(), InvoiceTemplate).rows.to_pylist()
+    (item,) = row["items"]
+    assert row["total"] == Decimal("66.66")
+    assert (item["quantity"], item["unit_price"]) == (Decimal("0.333333"), 200)
+    assert (item["cost"], item["hours"]) == (1, Decimal("0.15"))
+    assert row["flags"] == "rounded items.quantity"
+    assert '"quantity": 0.3333333333333333333, "unitPrice": 2e2' in row["extra"]
+    too_large = body.replace("2e2", "1000000000000")
+    (broken,) = decode_page(too_large.encode(), InvoiceTemplate).broken
+    assert broken.reason == "items.unitPrice: is more than the column holds"
+
+
+def test_numbers_of_unknown_fields_keep_their_digits() -> None:
+    body = page(EVENT).replace(b'"active"', b'"newAmount": 12345678901234.123456000, "active"')
+    (row,) = decode_page(body, ExportedRecurringServiceEvent).rows.to_pylist()
+    assert row["extra"] == '{"newAmount": 12345678901234.123456000}'
+    assert row["flags"] == "unknown newAmount"
 
 
 def test_decimals_stay_exact_beside_a_broken_record() -> None:
@@ -193,7 +220,6 @@ def test_decimals_stay_exact_beside_a_broken_record() -> None:
         page(EVENT, hasMore=None),
         page(EVENT, continueFrom=None),
         page(EVENT, data=None),
-        page(EVENT).replace(b"Cooling", b"C\xff\xfeoling"),
     ],
     ids=lambda body: body[:12].decode(errors="replace"),
 )

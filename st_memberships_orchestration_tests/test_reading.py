@@ -1,5 +1,6 @@
 """The reading contract: nothing lost, nothing doubled, whatever happens on the way."""
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -413,7 +414,8 @@ def test_drift_ends_in_extra_or_quarantine_and_the_rest_lands(
         {"feed": "memberships", "do": "add", "field": "loyalty", "value": {"tier": 1.5}},
         {"feed": "memberships", "do": "rename", "field": "memo", "to": "note"},
         {"feed": "memberships", "do": "drop", "field": "customerPo"},
-        {"feed": "memberships", "do": "retype", "field": "status", "value": "Paused", "share": 0.1},
+        {"feed": "memberships", "do": "retype", "field": "status", "value": "Paused", "share": 0.2},
+        {"feed": "memberships", "do": "retype", "field": "active", "value": "yes", "share": 0.1},
         {"feed": "recurring_services", "do": "drop", "field": "name", "share": 0.05},
     ]
     sandbox.control("POST", "/_sandbox/schema", changes)
@@ -423,8 +425,12 @@ def test_drift_ends_in_extra_or_quarantine_and_the_rest_lands(
     broken = location.lake.rows("quarantine/memberships", tenant="acme").to_pylist()
     assert 0 < len(broken) < len(shown) / 3
     assert len(landed) + len(broken) == len(shown)
-    assert all("status" in row["reason"] for row in broken)
-    assert all('"loyalty": {"tier": 1.5}' in row["extra"] for row in landed)
+    assert all("active" in row["reason"] for row in broken)
+    paused = [row for row in landed if row["status"] == "Paused"]
+    assert paused, "a word that is new takes no record away"
+    assert all("new_word status" in row["flags"] for row in paused)
+    assert all("unknown loyalty" in row["flags"] for row in landed)
+    assert all(json.loads(row["extra"])["loyalty"] == {"tier": 1.5} for row in landed)
     assert all('"note"' in row["extra"] and row["memo"] is None for row in landed)
     services = location.lake.rows("quarantine/recurring_services", tenant="acme")
     assert services.num_rows > 0

@@ -124,7 +124,7 @@ class RequestRefused(ServiceTitanError):
 
 
 class ContractBroken(ServiceTitanError):
-    """A record has a missing field, a wrong type or an unknown word of an enum."""
+    """A record has a missing field or a wrong type."""
 
     remedy = "ServiceTitan changed its API: upgrade this project, or report the field to it."
 

@@ -12,9 +12,10 @@ camelCase on the wire and snake_case in Python; `from` is a Python keyword and b
 """
 
 import json
+import re
 from collections.abc import Mapping
-from datetime import date, datetime
-from decimal import Decimal
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
@@ -33,17 +34,88 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError
-from pydantic_core.core_schema import enum_schema
+from pydantic_core.core_schema import enum_schema, no_info_before_validator_function
 
 # --- Types of single values -----------------------------------------------------------------------
 
 T = TypeVar("T")
 
 
+UNSET = "0001-01-01"
+"""What ServiceTitan sends for a time that was never set: .NET's empty date."""
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)"
+    r"(?:[Tt ](\d\d)(?::(\d\d)(?::(\d\d)(?:[.,](\d+))?)?)?([Zz]|[+-]\d\d(?::?\d\d)?)?)?",
+    re.ASCII,
+)
+
+
+def moment(text: str) -> datetime:
+    """The moment that a text of ISO 8601 names, in UTC; of its digits the seventh is cut.
+
+    All that .NET writes and reads: years 1 to 9999, any fraction, any offset, `24:00` and `:60`.
+
+    Raises:
+        ValueError: it is no such text, has no offset, or lies before year 1 or after 9999.
+    """
+    day, hour, minute, second, fraction, offset = _time(text)
+    if offset is None:
+        raise ValueError("should be a time with its offset, such as 2024-01-31T08:30:00Z")
+    ahead = timedelta()
+    if offset not in "Zz":
+        ahead = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:].strip(":") or 0))
+    since_midnight = timedelta(
+        hours=int(hour or 0),
+        minutes=int(minute or 0),
+        seconds=int(second or 0),
+        microseconds=int((fraction or "")[:6].ljust(6, "0")),
+    )
+    midnight = datetime.fromisoformat(day).replace(tzinfo=UTC)
+    try:
+        return midnight + (since_midnight + ahead if offset[0] == "-" else since_midnight - ahead)
+    except OverflowError as error:
+        raise ValueError("lies outside the years 1 to 9999") from error
+
+
+def day_of(text: str) -> date:
+    """The day exactly as written, whatever time and offset follow it.
+
+    Raises:
+        ValueError: it is no date or time of ISO 8601.
+    """
+    return date.fromisoformat(_time(text)[0])
+
+
+def _time(text: str) -> tuple[str, str | None, str | None, str | None, str | None, str | None]:
+    written = TIME.fullmatch(text)
+    if written is None:
+        raise ValueError("should be a date or time such as 2024-01-31T00:00:00Z")
+    day, hour, minute, second, fraction, offset = written.groups()
+    clock = [int(part or 0) for part in (hour, minute, second)]
+    at_most = [24, 0, 0] if clock[0] == 24 else [23, 59, 60]
+    if any(part > most for part, most in zip(clock, at_most, strict=True)) or (
+        clock[0] == 24 and int(fraction or 0)
+    ):
+        raise ValueError("names an hour, minute or second that there is not")
+    if offset and offset not in "Zz" and (int(offset[1:3]) > 23 or int(offset[-2:]) > 59):
+        raise ValueError("has an offset that there is not")
+    return day, hour, minute, second, fraction, offset
+
+
+def is_text(text: str) -> bool:
+    """Whether it has no half of a character, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_unset(value: object) -> bool:
-    """Tell .NET's empty date, which ServiceTitan sends where it has none."""
     if isinstance(value, str):
-        return value.startswith("0001-01-01")
+        return value.startswith(UNSET) and TIME.fullmatch(value) is not None
     return isinstance(value, date) and value.year == 1
 
 
@@ -51,27 +123,46 @@ def _none_if_unset(value: object) -> object:
     return None if _is_unset(value) else value
 
 
-def _written_moment(value: object) -> object:
+def _written(value: object) -> object:
     """Refuse what pydantic would take for seconds since 1970, and the empty date."""
     if _is_unset(value):
         raise PydanticCustomError("unset", "0001-01-01 means unset, but a value is required")
-    if isinstance(value, date) or (isinstance(value, str) and value[4:5] == "-"):
+    if isinstance(value, date | str):
         return value
     raise PydanticCustomError("moment", "should be a date or time such as 2024-01-31T00:00:00Z")
 
 
+def _written_moment(value: object) -> object:
+    value = _written(value)
+    return moment(value) if isinstance(value, str) else value
+
+
 def _written_day(value: object) -> object:
-    """Keep the day exactly as written: no time of day, no shift of time zone."""
-    value = _written_moment(value)
-    if isinstance(value, str) and value[10:11] == "T":
-        return datetime.fromisoformat(value).date()
-    return value
+    value = _written(value)
+    return day_of(value) if isinstance(value, str) else value
+
+
+def exact(text: str) -> Decimal:
+    """A number to its last digit; infinite where even its exponent is beyond all reason."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return Decimal("Infinity")
 
 
 def _exact_decimal(value: object) -> object:
-    """Take the shortest decimal that reads as the same float: 12.1 stays 12.1."""
+    """Take a float's shortest decimal (12.1 stays 12.1), and numbers that are written as text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Decimal(str(value))
+    if isinstance(value, str) and NUMBER.fullmatch(value):
+        return exact(value)
+    return value
+
+
+def _whole(value: object) -> object:
+    """Zeros after the point are no digits: 5.0 is 5."""
+    if isinstance(value, Decimal) and value.is_finite() and value.adjusted() < 19:
+        return int(value) if value == value.to_integral_value() else value
     return value
 
 
@@ -87,12 +178,14 @@ def _refuse_null(value: object, info: ValidationInfo) -> object:
 
 Int32 = Annotated[
     int,
+    BeforeValidator(_whole),
     Ge(-(2**31)),
     Le(2**31 - 1),
     WithJsonSchema({"type": "integer", "format": "int32"}),
 ]
 Int64 = Annotated[
     int,
+    BeforeValidator(_whole),
     Ge(-(2**63)),
     Le(2**63 - 1),
     WithJsonSchema({"type": "integer", "format": "int64"}),
@@ -128,6 +221,28 @@ class _Choice(StrEnum):
     ) -> CoreSchema:
         # A strict record would ask for a member of the enum where the API sends its text.
         return enum_schema(cls, list(cls), sub_type="str", strict=False)
+
+
+class _Open:
+    """Makes an enum take words that this release does not know, each as one more member."""
+
+    def __get_pydantic_core_schema__(
+        self, source: type[_Choice], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        known = set(source)
+
+        def kept(word: object) -> object:
+            if not isinstance(word, str) or word in known or not is_text(word):
+                return word
+            member = str.__new__(source, word)
+            member._name_ = member._value_ = word
+            return member
+
+        return no_info_before_validator_function(kept, handler(source))
+
+
+Word = Annotated[T, _Open()]
+"""A word of an enum in what ServiceTitan answers: it may add words before we know them."""
 
 
 class ActiveRequestArg(_Choice):
@@ -312,9 +427,9 @@ def _wire_name(name: str) -> str:
 class Record(BaseModel):
     """Something ServiceTitan answers.
 
-    Fields that are not known yet are kept in `model_extra`. A missing field, a wrong type or an
-    unknown word of an enum fails validation. Parse JSON with `parse_float=Decimal`: a float is
-    taken as its shortest decimal, but beyond 17 digits it is too late.
+    Fields and words of enums that are not known yet are kept, fields in `model_extra`. A missing
+    field or a wrong type fails validation. Parse JSON with `parse_float=Decimal`: a float is taken
+    as its shortest decimal, but beyond 17 digits it is too late.
     """
 
     model_config = ConfigDict(
@@ -372,7 +487,7 @@ class Change(BaseModel):
 
     def body_bytes(self) -> bytes:
         """Return the JSON to send: decimals digit by digit, calendar dates as midnight Z."""
-        return _json_text(self.model_dump(by_alias=True, exclude_unset=True)).encode()
+        return json_text(self.model_dump(by_alias=True, exclude_unset=True)).encode()
 
 
 def nullable_fields(change_type: type[Change]) -> set[str]:
@@ -389,16 +504,16 @@ def _names(model: type[BaseModel]) -> set[str]:
     return set(model.model_fields) | {field.alias or "" for field in model.model_fields.values()}
 
 
-def _json_text(value: object) -> str:
+def json_text(value: object) -> str:
     """Write JSON; the standard library would need decimals as floats or as strings."""
     match value:
         case dict():
-            members = (f"{json.dumps(name)}:{_json_text(item)}" for name, item in value.items())
+            members = (f"{json.dumps(name)}:{json_text(item)}" for name, item in value.items())
             return "{" + ",".join(members) + "}"
         case list():
-            return "[" + ",".join(map(_json_text, value)) + "]"
+            return "[" + ",".join(map(json_text, value)) + "]"
         case Decimal():
-            return f"{value:f}"
+            return f"{value:f}" if abs(value.adjusted()) < 30 else str(value)
         case datetime():
             return json.dumps(value.isoformat())
         case date():
@@ -453,7 +568,9 @@ class CustomFieldType(Record):
 
     id: Int64 = Field(description="Id of the custom field definition.")
     name: str = Field(description="Name shown to users.")
-    data_type: CustomFieldDataType = Field(description="Kind of value: text, dropdown or number.")
+    data_type: Word[CustomFieldDataType] = Field(
+        description="Kind of value: text, dropdown or number."
+    )
     data_type_options: list[str] | None = Field(
         default=None, description="Choices of a dropdown; null for other kinds."
     )
@@ -492,16 +609,16 @@ class Membership(Record):
         description="Last day covered, on the contractor's calendar; null means ongoing."
         " Some old records hold the day after.",
     )
-    billing_frequency: MembershipRecurrenceType = Field(
+    billing_frequency: Word[MembershipRecurrenceType] = Field(
         description="How often the customer is billed; OneTime is paid upfront."
     )
-    renewal_billing_frequency: MembershipRecurrenceType | None = Field(
+    renewal_billing_frequency: Word[MembershipRecurrenceType] | None = Field(
         default=None, description="How often the customer will be billed after a renewal."
     )
-    status: MembershipStatus = Field(
+    status: Word[MembershipStatus] = Field(
         description="Where the membership stands; this, not `active`, tells who is a member."
     )
-    follow_up_status: OpportunityStatus = Field(
+    follow_up_status: Word[OpportunityStatus] = Field(
         description="How far the outreach for a renewal has come."
     )
     active: bool = Field(
@@ -572,8 +689,8 @@ class MembershipStatusChange(Record):
     """One step in the life of a membership, as listed below that membership."""
 
     id: Int64 = Field(description="Id of the status change.")
-    old_status: MembershipStatus = Field(description="Status before.")
-    new_status: MembershipStatus = Field(description="Status after.")
+    old_status: Word[MembershipStatus] = Field(description="Status before.")
+    new_status: Word[MembershipStatus] = Field(description="Status after.")
     note: str | None = Field(default=None, description="Note left with the change, if any.")
     created_on: Instant = Field(description="When the status changed (UTC).")
     created_by_id: Int64 | None = Field(default=None, description="User who changed the status.")
@@ -710,7 +827,7 @@ class MembershipTypeDurationBillingEntry(Record):
     duration: Int32 | None = Field(
         default=None, description="Length of the term in months; null means ongoing."
     )
-    billing_frequency: MembershipRecurrenceType = Field(
+    billing_frequency: Word[MembershipRecurrenceType] = Field(
         description="How often this option is billed; OneTime is paid upfront."
     )
     sale_price: Amount = Field(description="Price of the sale (account currency).")
@@ -756,7 +873,7 @@ class MembershipTypeRecurringServiceEntry(Record):
     offset: Int32 = Field(
         description="Weeks or months from the start of the membership to that of the service."
     )
-    offset_type: OffsetType = Field(description="Unit of the offset: weeks or months.")
+    offset_type: Word[OffsetType] = Field(description="Unit of the offset: weeks or months.")
     allocation: Amount = Field(
         description="Share of the deferred revenue that this service earns, in percent."
     )
@@ -810,13 +927,13 @@ class MembershipType(Record):
         default=None, description="Name in the customer portal; null means none was given."
     )
     active: bool = Field(description="Whether the type is still in use; false once deactivated.")
-    discount_mode: DiscountMode = Field(
+    discount_mode: Word[DiscountMode] = Field(
         description="What the discounts apply to: everything, business units, or categories."
     )
-    location_target: MembershipLocationTarget = Field(
+    location_target: Word[MembershipLocationTarget] = Field(
         description="Whether members are covered at one location or all."
     )
-    revenue_recognition_mode: RevenueRecognitionMode = Field(
+    revenue_recognition_mode: Word[RevenueRecognitionMode] = Field(
         description="Whether money counts as revenue at the sale or visit by visit."
     )
     auto_calculate_invoice_templates: bool = Field(
@@ -841,14 +958,14 @@ class RecurringServiceType(Record):
     created_by_id: Int64 | None = Field(default=None, description="User who created the type.")
     modified_on: Instant = Field(description="When the type last changed (UTC).")
     active: bool = Field(description="Whether the type is still in use; false once deactivated.")
-    recurrence_type: ServiceRecurrenceType = Field(
+    recurrence_type: Word[ServiceRecurrenceType] = Field(
         description="Rhythm of the visits; Monthly with interval 6 is twice a year."
     )
     recurrence_interval: Int32 = Field(
         description="Number of weeks, months … between visits, by the recurrence type."
     )
-    recurrence_months: list[Month] = Field(description="Months with a visit, if seasonal.")
-    duration_type: ServiceRecurrenceDuration = Field(
+    recurrence_months: list[Word[Month]] = Field(description="Months with a visit, if seasonal.")
+    duration_type: Word[ServiceRecurrenceDuration] = Field(
         description="Whether visits go on for ever or stop after a number."
     )
     duration_length: Int32 = Field(description="Number of visits, if it is limited.")
@@ -857,7 +974,7 @@ class RecurringServiceType(Record):
     )
     business_unit_id: Int64 | None = Field(default=None, description="Business unit of the jobs.")
     job_type_id: Int64 | None = Field(default=None, description="Job type of the jobs.")
-    priority: Priority = Field(description="Priority of the jobs.")
+    priority: Word[Priority] = Field(description="Priority of the jobs.")
     campaign_id: Int64 | None = Field(
         default=None, description="Marketing campaign the jobs are booked under."
     )
@@ -888,7 +1005,7 @@ class RecurringService(Record):
     )
     location_id: Int64 = Field(description="Location that is visited.")
     recurring_service_type_id: Int64 = Field(description="Recurring service type it was made from.")
-    duration_type: ServiceRecurrenceDuration = Field(
+    duration_type: Word[ServiceRecurrenceDuration] = Field(
         description="Whether visits go on for ever or stop after a number."
     )
     duration_length: Int32 = Field(description="Number of visits, if it is limited.")
@@ -920,23 +1037,23 @@ class RecurringService(Record):
     campaign_id: Int64 | None = Field(
         default=None, description="Marketing campaign the jobs are booked under."
     )
-    priority: Priority = Field(description="Priority of the jobs.")
+    priority: Word[Priority] = Field(description="Priority of the jobs.")
     job_summary: str | None = Field(default=None, description="Summary written on the jobs.")
-    recurrence_type: ServiceRecurrenceType = Field(
+    recurrence_type: Word[ServiceRecurrenceType] = Field(
         description="Rhythm of the visits; Monthly with interval 6 is twice a year."
     )
     recurrence_interval: Int32 = Field(
         description="Number of weeks, months … between visits, by the recurrence type;"
         " can be 0 if seasonal."
     )
-    recurrence_months: list[Month] = Field(description="Months with a visit, if seasonal.")
-    recurrence_days_of_week: list[WeekDay] = Field(
+    recurrence_months: list[Word[Month]] = Field(description="Months with a visit, if seasonal.")
+    recurrence_days_of_week: list[Word[WeekDay]] = Field(
         description="Days of the week with a visit, if weekly."
     )
-    recurrence_week: WeekOfMonth = Field(
+    recurrence_week: Word[WeekOfMonth] = Field(
         description="Week of the month, if the rhythm is the nth weekday of the month."
     )
-    recurrence_day_of_nth_week: WeekDay | None = Field(
+    recurrence_day_of_nth_week: Word[WeekDay] | None = Field(
         default=None,
         description="Day in that week, if the rhythm is the nth weekday of the month.",
     )
@@ -1056,7 +1173,7 @@ class RecurringServiceEvent(Record):
     membership_name: str | None = Field(
         default=None, description="Name of the membership; may end in spaces."
     )
-    status: OpportunityStatus = Field(
+    status: Word[OpportunityStatus] = Field(
         description="How far booking has come. Won means attached to a job, not yet performed."
     )
     date: CalendarDate = Field(description="Day the visit is due, on the contractor's calendar.")
@@ -1097,7 +1214,7 @@ class InvoiceTemplateItem(Record):
 
     id: Int64 = Field(description="Id of the line.")
     sku_id: Int64 = Field(description="Pricebook item of the line.")
-    sku_type: SkuType = Field(description="Kind of pricebook item.")
+    sku_type: Word[SkuType] = Field(description="Kind of pricebook item.")
     quantity: Amount = Field(description="Number of units.")
     unit_price: Amount = Field(
         description="Price of a unit (account currency); can be negative where revenue is deferred."

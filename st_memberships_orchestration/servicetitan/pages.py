@@ -1,15 +1,20 @@
 """From the bytes of an export page to columns, without a Python object per field.
 
 A page whose every record keeps the contract (nearly all do) is read by Arrow alone. Only a page
-with something unusual is walked record by record, with the pydantic models as the judge.
+with something unusual is walked record by record, with the pydantic models as the judge: whatever
+one record holds, it stops no other.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
@@ -17,18 +22,45 @@ from pydantic import ValidationError
 
 from st_memberships_orchestration.servicetitan.columns import (
     EXTRA,
+    FLAGS,
     INSTANT,
+    TOO_LARGE,
+    UNKNOWN,
     Column,
+    Unusual,
+    beside,
+    by_wire,
     columns_of,
+    outside,
+    row_of,
     table_schema,
+    unusual,
 )
-from st_memberships_orchestration.servicetitan.models import Record
-
-UNSET = "0001-01-01"
-"""What ServiceTitan sends for a time that was never set (reference section 5)."""
+from st_memberships_orchestration.servicetitan.models import (
+    Record,
+    exact,
+    is_text,
+    moment,
+)
 
 MIDNIGHT = "T00:00:00Z"
+EPOCH = pa.scalar(0, pa.timestamp("ns", tz="UTC"))
+FIRST_DAY = pa.scalar(date.min)
 
+UNSET = pa.array(["0001-01-01T00:00:00Z", "0001-01-01T00:00:00"])
+"""How ServiceTitan writes a time that was never set; any other is looked at more closely."""
+
+OBJECT = re.compile(rb"(\xef\xbb\xbf)?\s*\{")
+
+ZEROS = re.compile(rb'("[A-Za-z]+"\s*:\s*-?[0-9]+\.[0-9]{6})0+(?=\s*[,}])')
+"""Zeros at the end of a number, which are no digits, but too many for Arrow. The colon makes sure
+that it stands behind a name, and not within a text."""
+
+# Strings, whole or to the end of what was cut short, and the characters that give JSON its shape.
+SHAPE = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)|[\[\]{},]', re.DOTALL)
+
+FAULTS = 5
+"""Faults of one record that are told."""
 
 ENVELOPE = {"hasMore": bool, "continueFrom": str, "data": list}
 
@@ -37,21 +69,23 @@ class NotAPage(ValueError):
     """The answer is not JSON, or lacks what every such answer has."""
 
 
-class _Unusual(ValueError):
+class _LookCloser(ValueError):
     """The page holds something that only a look at each record can settle."""
 
 
 @dataclass(frozen=True)
 class BrokenRecord:
-    """A record that breaks its contract.
+    r"""A record that breaks its contract.
 
     Attributes:
         id: its id where one can be read.
+        modified: its modification time where one can be read; without one, its creation.
         reason: which field is wrong, and how.
-        record: the record as JSON.
+        record: the record's JSON as it was sent; bytes that are no UTF-8 stand as `\xff`.
     """
 
     id: int | None
+    modified: datetime | None
     reason: str
     record: str
 
@@ -69,16 +103,21 @@ class DecodedPage:
 def decode_page(body: bytes, model: type[Record]) -> DecodedPage:
     """Decode one answer of an export.
 
-    Unknown fields are kept in `extra`; records with a missing required field, a wrong type or an
-    unknown enum value are returned as broken; the other records of the page are not touched by it.
+    Unknown fields and what columns cannot hold are kept in `extra`, and `flags` says so. Records
+    with a missing required field, a wrong type or what is no JSON are returned as broken; the other
+    records of the page are not touched by it.
 
     Raises:
         NotAPage: the body is not JSON, is cut short, or lacks the envelope's members.
     """
-    try:
-        return _decode_columns(body, columns_of(model))
-    except (pa.ArrowInvalid, _Unusual):
-        return _decode_records(body, model)
+    columns = columns_of(model)
+    # Arrow ends the process on an answer that begins with `null` (pyarrow 26).
+    if OBJECT.match(body):
+        with suppress(pa.ArrowInvalid, _LookCloser):
+            return _decode_columns(body, columns)
+        with suppress(pa.ArrowInvalid, _LookCloser):
+            return _decode_columns(ZEROS.sub(rb"\1", body), columns)
+    return _decode_records(body, model)
 
 
 def _decode_columns(body: bytes, columns: tuple[Column, ...]) -> DecodedPage:
@@ -91,49 +130,56 @@ def _decode_columns(body: bytes, columns: tuple[Column, ...]) -> DecodedPage:
                 ("data", pa.list_(_wire_struct(columns))),
             ]
         ),
-        unknown="infer",
+        # Deeply nested ones would become types that overflow Arrow's stack.
+        unknown="error",
     )
-    # Arrow takes invalid UTF-8 into its strings without a word (measured with pyarrow 26).
-    envelope.validate(full=True)
     has_more, continue_from, data = (
         envelope[name][0] for name in ("hasMore", "continueFrom", "data")
     )
-    whole = envelope.num_rows == 1 and all(s.is_valid for s in (has_more, continue_from, data))
-    if not whole or envelope.schema.field("data").type != pa.list_(_wire_struct(columns)):
-        raise _Unusual
-    rows = data.values
-    if rows.null_count or not all(_is_regular(rows.field(c.wire), c) for c in columns):
-        raise _Unusual
+    if envelope.num_rows != 1 or not all(s.is_valid for s in (has_more, continue_from, data)):
+        raise _LookCloser
     return DecodedPage(
-        rows=_typed(rows, columns, extra=pa.nulls(len(rows), pa.string())),
+        rows=_typed(_regular(data.values, columns), columns),
         broken=(),
         has_more=has_more.as_py(),
         continue_from=continue_from.as_py(),
     )
 
 
+def _regular(rows: pa.StructArray, columns: Iterable[Column]) -> pa.StructArray:
+    """The rows, if no value of them needs a closer look."""
+    # Arrow takes invalid UTF-8 and amounts that are too large without a word (pyarrow 26).
+    rows.validate(full=True)
+    if rows.null_count or not all(_is_regular(rows.field(c.wire), c) for c in columns):
+        raise _LookCloser
+    return rows
+
+
 def _decode_records(body: bytes, model: type[Record]) -> DecodedPage:
-    envelope = parse_json(body, ENVELOPE)
-    columns = columns_of(model)
-    good: list[dict[str, Any]] = []
-    broken: list[BrokenRecord] = []
-    for record in envelope["data"]:
-        reason = _fault(record, model)
-        if reason is None:
-            good.append(record)
-        else:
-            broken.append(_broken(record, reason))
+    envelope, sent = _opened(body)
+    known = by_wire(columns_of(model))
+    for record in sent:
+        if isinstance(record.fields, dict):
+            record.found = list(unusual(record.fields, known))
+    # Where only fields are unknown, Arrow still reads the others: new ones come in all records.
+    plain = [n for n, r in enumerate(sent) if not r.fault and _is_plain(r.found)]
     try:
-        tables = [_records_table(good, columns)]
-    except pa.ArrowInvalid:
-        tables = []
-        for record in good:
-            try:
-                tables.append(_records_table([record], columns))
-            except pa.ArrowInvalid as error:
-                broken.append(_broken(record, str(error)))
+        tables = [_plain_rows([sent[n] for n in plain], model)]
+    except (pa.ArrowInvalid, _LookCloser):
+        tables, plain = [], []
+    rows: list[dict[str, Any]] = []
+    broken: list[BrokenRecord] = []
+    places = [*plain]
+    for place in sorted({*range(len(sent))} - {*plain}):
+        try:
+            rows.append(_row(sent[place], model))
+        except _Broken as fault:
+            broken.append(_broken(sent[place].text, str(fault)))
+        else:
+            places.append(place)
+    tables.append(pa.Table.from_pylist(rows, schema=table_schema(model)))
     return DecodedPage(
-        rows=pa.concat_tables([table_schema(model).empty_table(), *tables]).combine_chunks(),
+        rows=pa.concat_tables(tables).take(np.argsort(places)).combine_chunks(),
         broken=tuple(broken),
         has_more=envelope["hasMore"],
         continue_from=envelope["continueFrom"],
@@ -161,12 +207,186 @@ def parse_json(body: bytes, members: Mapping[str, type]) -> Any:
     """
     try:
         answer = json.loads(body, parse_float=Decimal)
-    except ValueError as error:
-        raise NotAPage(f"the answer is not JSON, or is cut short: {error}.") from error
+    except (ValueError, RecursionError, ArithmeticError) as error:
+        raise _not_a_page(error) from error
+    return _with_members(answer, members)
+
+
+def _with_members(answer: Any, members: Mapping[str, type]) -> Any:
     for name, kind in members.items():
         if not isinstance(answer, dict) or not isinstance(answer.get(name), kind):
             raise NotAPage(f"the answer has no proper {name!r}.")
     return answer
+
+
+def _not_a_page(error: Exception) -> NotAPage:
+    return NotAPage(f"the answer is not JSON, or is cut short: {error}.")
+
+
+@dataclass
+class _Sent:
+    """A value as it was sent.
+
+    Attributes:
+        text: its JSON.
+        fields: what that says.
+        fault: or why it says nothing.
+        found: what is unusual of it, if it is a record.
+    """
+
+    text: str
+    fields: Any
+    fault: str | None
+    found: Sequence[Unusual] = ()
+
+
+def _is_plain(found: Iterable[Unusual]) -> bool:
+    return all(each.kind == UNKNOWN for each in found)
+
+
+class _Reader:
+    """Goes through a JSON text value by value, so that a broken one spoils no other.
+
+    Raises:
+        ValueError: the text has not the shape that is asked for.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._skip()
+
+    def parts(self, opening: str, closing: str) -> Iterator[None]:
+        """Stand before each part of an object or a list; each must be read before the next."""
+        self._expect(opening)
+        if self._sees(closing):
+            return
+        while True:
+            yield
+            if self._sees(closing):
+                return
+            self._expect(",")
+
+    def name(self) -> str:
+        """The name of the member before which it stands."""
+        name, self._at = _DECODER.raw_decode(self._text, self._at)
+        self._skip()
+        self._expect(":")
+        return name
+
+    def value(self) -> _Sent:
+        """The value before which it stands."""
+        start, fields, fault = self._at, None, None
+        try:
+            fields, self._at = _DECODER.raw_decode(self._text, start)
+        except RecursionError:
+            fault = "is nested too deeply"
+        except ValueError as error:
+            fault = f"is not JSON: {error}"
+        if fault:
+            self._at = _end(self._text, start)
+        text = self._text[start : self._at]
+        self._skip()
+        if not fault and not is_text(text):
+            fault = "holds bytes that are no UTF-8"
+        elif not fault and "\\u" in text and not is_text(_plain_json(fields)):
+            fault = "holds half of a character"  # which JSON can write, and no text can hold
+        return _Sent(text, None if fault else fields, fault)
+
+    def stands_before(self, sign: str) -> bool:
+        """Whether the next character is this one; of the end, whether it is there."""
+        return self._text[self._at : self._at + 1] == sign
+
+    def _sees(self, sign: str) -> bool:
+        there = self.stands_before(sign)
+        if there:
+            self._at += 1
+            self._skip()
+        return there
+
+    def _expect(self, sign: str) -> None:
+        if not self._sees(sign):
+            raise ValueError(f"no {sign} at character {self._at:,}")
+
+    def _skip(self) -> None:
+        while self._text[self._at : self._at + 1] in (" ", "\n", "\r", "\t"):
+            self._at += 1
+
+
+def _opened(body: bytes) -> tuple[dict[str, Any], list[_Sent]]:
+    """The envelope, and its data record by record.
+
+    Raises:
+        NotAPage: as of `decode_page`.
+    """
+    envelope: dict[str, Any] = {}
+    sent: list[_Sent] = []
+    try:
+        text = body.decode(json.detect_encoding(body), "surrogateescape").removeprefix("\ufeff")
+        reader = _Reader(text)
+        for _ in reader.parts("{", "}"):
+            name = reader.name()
+            if name in envelope:
+                raise ValueError(f"{name!r} is there twice")
+            if name == "data" and reader.stands_before("["):
+                sent = [reader.value() for _ in reader.parts("[", "]")]
+                envelope[name] = []
+            else:
+                envelope[name] = reader.value().fields
+        if not reader.stands_before(""):
+            raise ValueError("something follows it")
+    except (ValueError, RecursionError) as error:
+        raise _not_a_page(error) from error
+    return _with_members(envelope, ENVELOPE), sent
+
+
+def _written(text: str) -> dict[str, str]:
+    """The fields of a record, each with its JSON as it was sent; those up to where it breaks."""
+    fields: dict[str, str] = {}
+    with suppress(ValueError, RecursionError):
+        reader = _Reader(text)
+        for _ in reader.parts("{", "}"):
+            name = reader.name()
+            fields[name] = reader.value().text
+    return fields
+
+
+def _end(text: str, start: int) -> int:
+    """Where a value ends that cannot be read.
+
+    Raises:
+        ValueError: it is cut short.
+    """
+    depth = 0
+    for shape in SHAPE.finditer(text, start):
+        sign = shape[0]
+        if sign in ("{", "["):
+            depth += 1
+        elif depth == 0 and sign in (",", "}", "]") and shape.start() > start:
+            return shape.start()
+        elif sign in ("}", "]"):
+            depth -= 1
+            if depth == 0:
+                return shape.end()
+    raise ValueError("it is cut short")
+
+
+def _not_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(members)
+    if len(fields) < len(members):
+        raise ValueError("a field is there twice")
+    return fields
+
+
+_DECODER = json.JSONDecoder(parse_float=exact, parse_constant=_not_json, object_pairs_hook=_unique)
+
+
+def _plain_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _wire_struct(columns: Iterable[Column]) -> pa.StructType:
@@ -182,15 +402,19 @@ def _is_regular(values: pa.Array, column: Column) -> bool:
         return False
     if pa.types.is_list(values.type):
         values = values.flatten()
+        if values.null_count and not column.holes:
+            return False
     if column.members:
         present = values.drop_null()
         return all(_is_regular(present.field(m.wire), m) for m in column.members)
     if column.choices:
         known = pc.is_in(values, pa.array(column.choices), skip_nulls=True)
         return _all(pc.or_kleene(known, pc.is_null(values)))
-    if column.type == INSTANT or pa.types.is_date(column.type):
-        at_midnight = column.type == INSTANT or _all(pc.ends_with(values, MIDNIGHT))
-        return at_midnight and (column.nullable or not pc.any(_unset(values)).as_py())
+    if column.type == INSTANT:
+        return column.nullable or not pc.any(_unset(values)).as_py()
+    if pa.types.is_date(column.type):
+        as_usual = pc.and_(pc.ends_with(values, MIDNIGHT), pc.equal(pc.binary_length(values), 20))
+        return _all(as_usual) and (column.nullable or not pc.any(_unset(values)).as_py())
     return True
 
 
@@ -198,7 +422,7 @@ def _all(truths: pa.Array) -> bool:
     return pc.all(truths).as_py() is not False
 
 
-def _typed(rows: pa.StructArray, columns: Iterable[Column], *, extra: pa.Array) -> pa.Table:
+def _typed(rows: pa.StructArray, columns: Iterable[Column]) -> pa.Table:
     """The table of `columns.table_schema` from records as they were on the wire."""
     arrays: list[pa.Array] = []
     fields: list[pa.Field] = []
@@ -209,17 +433,25 @@ def _typed(rows: pa.StructArray, columns: Iterable[Column], *, extra: pa.Array) 
         if column.type == INSTANT:
             arrays.append(values)
             fields.append(pa.field(f"{column.name}_text", pa.string()))
-    return pa.Table.from_arrays([*arrays, extra], schema=pa.schema([*fields, EXTRA]))
+    nothing = pa.nulls(len(rows), pa.string())
+    schema = pa.schema([*fields, EXTRA, FLAGS])
+    return pa.Table.from_arrays([*arrays, nothing, nothing], schema=schema)
 
 
 def _converted(values: pa.Array, column: Column) -> pa.Array:
     if column.type == INSTANT:
         known = _without_unset(values)
-        # Nanoseconds first: Arrow reads 7 digits into no coarser unit. Then cut, never rounded.
-        return known.cast(pa.timestamp("ns", tz="UTC")).cast(INSTANT, safe=False)
+        # Nanoseconds first: Arrow reads 7 digits into no coarser unit. Then cut, never rounded;
+        # before 1970 that would be towards the later microsecond.
+        moments = known.cast(pa.timestamp("ns", tz="UTC"))
+        if pc.any(pc.less(moments, EPOCH)).as_py():
+            raise _LookCloser
+        return moments.cast(INSTANT, safe=False)
     if pa.types.is_date(column.type):
-        day = pc.utf8_slice_codeunits(_without_unset(values), 0, 10)
-        return day.cast(pa.date32())
+        days = pc.utf8_slice_codeunits(_without_unset(values), 0, 10).cast(pa.date32())
+        if pc.any(pc.less(days, FIRST_DAY)).as_py():
+            raise _LookCloser
+        return days
     return values.view(column.type) if column.members else values
 
 
@@ -229,55 +461,63 @@ def _without_unset(values: pa.Array) -> pa.Array:
 
 
 def _unset(values: pa.Array) -> pa.Array:
-    return pc.starts_with(values, UNSET)
+    return pc.is_in(values, UNSET)
 
 
 # Single records
 
 
-def _fault(record: object, model: type[Record]) -> str | None:
-    try:
-        model.model_validate(record)
-    except ValidationError as error:
-        return "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()
-        )
-    return None
+class _Broken(ValueError):
+    """The record breaks its contract; the message says how."""
 
 
-def _broken(record: object, reason: str) -> BrokenRecord:
-    found = record.get("id") if isinstance(record, dict) else None
-    return BrokenRecord(
-        id=found if isinstance(found, int) else None, reason=reason, record=_text(record)
-    )
-
-
-def _records_table(records: list[dict[str, Any]], columns: tuple[Column, ...]) -> pa.Table:
+def _plain_rows(records: list[_Sent], model: type[Record]) -> pa.Table:
+    """Rows of records of which nothing but unknown fields is unusual."""
+    columns = columns_of(model)
+    body = ('{"data":[' + ",".join(r.text for r in records) + "]}").encode()
     schema = pa.schema([("data", pa.list_(_wire_struct(columns)))])
-    body = json.dumps({"data": records}, default=str).encode()  # decimals as exact text
-    rows = _read_json(body, schema, unknown="ignore")["data"][0].values
-    extras = [dict(_extras(record, columns)) for record in records]
-    extra = pa.array([_text(found) if found else None for found in extras], pa.string())
-    return _typed(rows, columns, extra=extra)
+    data = _read_json(ZEROS.sub(rb"\1", body), schema, unknown="ignore")["data"][0].values
+    rows = _typed(_regular(data, columns), columns)
+    cells = pa.Table.from_pylist([_beside(r) for r in records], pa.schema([EXTRA, FLAGS]))
+    return pa.Table.from_arrays([*rows.columns[:-2], *cells.columns], schema=rows.schema)
 
 
-def _extras(record: dict[str, Any], columns: Iterable[Column]) -> Iterator[tuple[str, Any]]:
-    """What the table's columns cannot hold of a record, by the names of its top level."""
-    known = {column.wire: column for column in columns}
-    for name, value in record.items():
-        column = known.get(name)
-        if column is None or _exceeds(value, column):
-            yield name, value
+def _row(sent: _Sent, model: type[Record]) -> dict[str, Any]:
+    """A record's row in `columns.table_schema`."""
+    if sent.fault:
+        raise _Broken(sent.fault)
+    try:
+        record = model.model_validate(sent.fields)
+    except ValidationError as error:
+        faults = [
+            f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}"
+            for e in error.errors(include_url=False, include_input=False)
+        ]
+        more = f"; and {len(faults) - FAULTS:,} more" if len(faults) > FAULTS else ""
+        raise _Broken("; ".join(faults[:FAULTS]) + more) from error
+    for each in sent.found:
+        if each.kind == TOO_LARGE:
+            raise _Broken(f"{'.'.join(each.path)}: is more than the column holds")
+    instants = [column for column in columns_of(model) if column.type == INSTANT]
+    texts = {f"{column.name}_text": sent.fields.get(column.wire) for column in instants}
+    return row_of(record, model) | texts | _beside(sent)
 
 
-def _exceeds(value: Any, column: Column) -> bool:
-    if isinstance(value, list):
-        return any(_exceeds(item, column) for item in value)
-    if isinstance(value, dict):
-        return any(True for _ in _extras(value, column.members))
-    is_date = pa.types.is_date(column.type) and value is not None
-    return is_date and not str(value).endswith(MIDNIGHT)
+def _beside(sent: _Sent) -> dict[str, str | None]:
+    names = outside(sent.found)
+    written = _written(sent.text) if names else {}
+    return beside({name: written[name] for name in names}, sent.found)
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, default=float)
+def _broken(text: str, reason: str) -> BrokenRecord:
+    fields = {name: value.strip('"') for name, value in _written(text).items()}
+    id = fields.get("id", "")
+    modified = None
+    with suppress(ValueError):
+        modified = moment(fields.get("modifiedOn") or fields.get("createdOn", ""))
+    return BrokenRecord(
+        id=int(id) if re.fullmatch(r"-?[0-9]{1,19}", id) and abs(int(id)) < 2**63 else None,
+        modified=modified,
+        reason=reason,
+        record=text.encode(errors="surrogateescape").decode(errors="backslashreplace"),
+    )
