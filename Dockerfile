@@ -16,7 +16,7 @@ RUN .venv/bin/uv pip install --python .venv/bin/python --no-cache --no-deps . \
 FROM python:3.11-slim@sha256:db3ff2e1800a8581e2c48a27c3995339d47bdf046da21c7627accd3d51053a93
 RUN python -m compileall -q -x '/(lib2to3|test)/' /usr/local/lib/python3.11
 # Writable: what a run leaves beside its tables, and the folder in which Dagster's tools make theirs.
-RUN useradd --create-home --uid 10001 dagster && mkdir -p /app/.data && chown dagster /app /app/.data
+RUN useradd --create-home --uid 10001 dagster && mkdir -m 700 -p /app/.data && chown dagster /app /app/.data
 WORKDIR /app
 COPY --from=build /app/.venv /app/.venv
 COPY dagster.yaml workspace.yaml ./

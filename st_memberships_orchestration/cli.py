@@ -279,6 +279,7 @@ def _set_dagster_home() -> None:
 
 
 def _make_instance(folder: Path) -> None:
+    (folder / DATA).mkdir(mode=0o700, exist_ok=True)  # customers' data: nobody else's to read
     if not (folder / "dagster.yaml").exists():
         package = Path(__file__).parent
         installed, in_source_tree = package / "dagster.yaml", package.parent / "dagster.yaml"
@@ -406,7 +407,7 @@ def _forget_last_demo() -> None:
 @contextmanager
 def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
     """A sandbox whose tenants are configured from here on; the same each time until `demo`."""
-    DATA.mkdir(exist_ok=True)
+    DATA.mkdir(mode=0o700, exist_ok=True)
     if DEMO.exists():
         options = json.loads(DEMO.read_text())
     else:

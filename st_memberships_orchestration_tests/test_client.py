@@ -26,7 +26,11 @@ import pytest
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan import models
-from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
+from st_memberships_orchestration.servicetitan.auth import (
+    Access,
+    ClientCredentials,
+    shared_credentials,
+)
 from st_memberships_orchestration.servicetitan.ceiling import shared_ceiling
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
@@ -653,3 +657,34 @@ def test_errors_and_settings_show_no_secret(shared_sandbox: RunningSandbox) -> N
     with MembershipsClient.open(given) as client, pytest.raises(NotAuthorized) as refused:
         client.get_membership(1)
     assert "a-very-secret" not in repr(given) + str(refused.value) + repr(refused.value.facts())
+
+
+@pytest.mark.parametrize("path", ["/connect/token", "/memberships/v2/tenant/1/memberships/1"])
+@pytest.mark.parametrize("form", ["json", "fields", "html", "deep"])
+def test_an_error_does_not_show_the_secrets_that_an_answer_echoes(path: str, form: str) -> None:
+    secret = 'hush "quoted" & + % ü'
+    token = "eyJhbGciOi.hush.token"
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/connect/token" != path:
+            return httpx.Response(200, json={"access_token": token, "expires_in": 900})
+        echo = f"{request.content.decode()} {secret} {[*request.headers.values()]}"
+        texts = {
+            "json": json.dumps({"title": echo, "traceId": "t"}),
+            "fields": json.dumps({"title": "bad", "errors": {"client_secret": [echo]}}),
+            "html": "x" * 250 + secret + echo,
+            "deep": "[" * 100_000,
+        }
+        return httpx.Response(400, text=texts[form])
+
+    given = Access("acme", 1, "hush-id", secret, "hush-key", "https://a", "https://b")
+    with httpx.Client(transport=httpx.MockTransport(answer), auth=ClientCredentials(given)) as http:
+        client = MembershipsClient(http, access=given, ceiling=shared_ceiling(99, "y"), attempts=1)
+        with pytest.raises(ServiceTitanError) as refused:
+            client.get_membership(1)
+    shown = f"{refused.value} {refused.value.facts()} {vars(refused.value)}"
+    if path == "/connect/token":
+        assert "hush" not in shown
+    else:
+        assert token not in shown
+        assert "hush-key" not in shown

@@ -164,6 +164,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _announce(url: str, env: dict[str, str], env_file: Path | None, *, quiet: bool) -> None:
     if env_file is not None:
         draft = env_file.with_name(f"{env_file.name}.{os.getpid()}")
+        draft.touch(mode=0o600)
         draft.write_text("".join(f"{name}={value}\n" for name, value in env.items()))
         draft.rename(env_file)
     if not quiet:

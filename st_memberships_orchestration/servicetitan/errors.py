@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
@@ -187,8 +187,10 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     """The error that a non-2xx answer stands for.
 
     Survives bodies of any kind: ProblemDetails, the gateway's own JSON, OAuth errors, HTML, empty.
+    Secrets of the request that the answer echoes are struck out.
     """
-    body = _json_object(response)
+    text = _without_secrets(response.text, response.request)
+    body = _json_object(text)
     where: dict[str, Any] = {
         "tenant": tenant,
         "method": response.request.method,
@@ -196,7 +198,7 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
         "status": response.status_code,
         "trace_id": _text(body.get("traceId")) or response.headers.get("x-trace-id"),
     }
-    message = _message(response, body)
+    message = _message(text, body)
     status = response.status_code
     is_token_request = response.request.url.path.endswith(TOKEN_PATH)
     if status in (401, 403) or (status == 400 and is_token_request):  # RFC 6749 section 5.2
@@ -245,15 +247,34 @@ def described(error: httpx.RequestError) -> str:
     return f"{type(error).__name__}{f': {error}' if str(error) else ''}{through}."
 
 
-def _json_object(response: httpx.Response) -> dict[str, Any]:
+def _without_secrets(text: str, request: httpx.Request) -> str:
+    form = parse_qs(request.content.decode()) if request.url.path.endswith(TOKEN_PATH) else {}
+    secrets = {
+        request.headers.get("authorization", "").removeprefix("Bearer "),
+        request.headers.get("st-app-key", ""),
+        *form.get("client_id", ()),
+        *form.get("client_secret", ()),
+    }
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        for written in {
+            secret,
+            quote(secret, safe=""),
+            quote_plus(secret),
+            json.dumps(secret)[1:-1],
+        }:
+            text = text.replace(written, "***")
+    return text
+
+
+def _json_object(text: str) -> dict[str, Any]:
     try:
-        body = json.loads(response.content)
-    except ValueError:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 
 
-def _message(response: httpx.Response, body: dict[str, Any]) -> str:
+def _message(text: str, body: dict[str, Any]) -> str:
     title = next(
         (
             _text(body[key])
@@ -263,7 +284,7 @@ def _message(response: httpx.Response, body: dict[str, Any]) -> str:
         None,
     )
     if title is None:
-        start = " ".join(response.text.split())[:EXCERPT]
+        start = " ".join(text.split())[:EXCERPT]
         return f"an answer that is not JSON, beginning {start!r}." if start else "an empty answer."
     details = "; ".join(f"{field}: {', '.join(e)}" for field, e in _field_errors(body).items())
     return f"{title.rstrip('.')}{f' ({details})' if details else ''}."
