@@ -5,6 +5,7 @@ import re
 import zlib
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from decimal import Decimal
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,16 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
     assert ahead
     for bucket, count, money in ahead:
         assert rows[words.phrase(bucket)] == (words.count(count), words.money(money))
+
+    outlook = [row for row in cells(html, "revenue") if len(row) == 4]
+    in_mrr = [row for row in outlook if row[0].startswith(("At risk", "None of these"))]
+    assert len(in_mrr) > 2
+    shown_mrr = sum(Decimal(row[2].replace(",", "")) for row in in_mrr)
+    assert abs(shown_mrr - mrr) < Decimal("0.03")  # each row is rounded for itself
+    ((to_come,),) = ask(lake, "select sum(due) from derived.visit_forecast where tenant = 'acme'")
+    forecast = [row for row in by_age if len(row) == 5 and row[0][-4:].isdigit()]
+    assert sum(int(row[1].replace(",", "")) for row in forecast) == to_come
+    assert len(forecast) == 13
 
     due = ask(
         lake,

@@ -15,6 +15,7 @@ Row = dict[str, Any]
 MONTHS_SHOWN = 25
 TYPES_SHOWN = 15
 TOP_FINDINGS = 5
+TOP_ROWS = 8
 NEXT_RENEWALS = 10
 
 
@@ -45,6 +46,14 @@ NEEDS: Mapping[str, Need] = {
     "members_without_future_visit": Need("derived/members_without_future_visit"),
     "billing_due": Need("derived/billing_due"),
     "cohort_retention": Need("derived/cohort_retention", "is_complete"),
+    "customers_monthly": Need("derived/customers_monthly"),
+    "cancellation_reasons_monthly": Need("derived/cancellation_reasons_monthly"),
+    "plan_switches_monthly": Need("derived/plan_switches_monthly"),
+    "sales_monthly": Need("derived/sales_monthly"),
+    "mrr_outlook": Need("derived/mrr_outlook"),
+    "prepaid_unearned": Need("derived/prepaid_unearned"),
+    "visit_forecast": Need("derived/visit_forecast"),
+    "visit_entitlements": Need("derived/visit_entitlements"),
     "membership_types": Need("current/membership_types"),
 }
 """What the report reads, by the name under which its SQL asks for it."""
@@ -116,6 +125,9 @@ HEADLINES = """
     order by tenant
 """
 """One row per tenant. `ago` is months before the running one; `_before` a month earlier."""
+
+LAST_YEAR = "month > (select max(month) - interval 12 month from members_monthly)"
+"""The running month and the eleven before it."""
 
 SECTIONS: Mapping[str, str] = {
     "months": f"""
@@ -232,6 +244,68 @@ SECTIONS: Mapping[str, str] = {
             order by money_at_stake desc nulls last, days desc nulls last, membership_id, event_id
         ) <= {TOP_FINDINGS}
         order by reason, money desc nulls last, days desc nulls last, membership_id, event_id
+    """,
+    "customers": """
+        select month, is_complete, customers_start, new_customers, returned_customers,
+            lost_customers, customers_end, memberships_end, memberships_per_customer,
+            customer_churn
+        from customers_monthly order by month desc limit 7
+    """,
+    "reasons": f"""
+        select reason, sum(cancelled)::bigint as cancelled, sum(mrr_lost) as mrr_lost,
+            (sum(cancelled) / sum(sum(cancelled)) over ())::double as share
+        from cancellation_reasons_monthly where {LAST_YEAR}
+        group by reason order by cancelled desc, reason limit {TOP_ROWS}
+    """,
+    "switches": f"""
+        select coalesce(f.name, 'Type ' || from_type_id, 'unknown') as from_name,
+            coalesce(t.name, 'Type ' || to_type_id, 'unknown') as to_name,
+            sum(switches)::bigint as switches, sum(upgrades)::bigint as upgrades,
+            sum(downgrades)::bigint as downgrades,
+            coalesce(sum(switches) filter (basis = 'same_customer'), 0)::bigint as inferred,
+            sum(mrr_after - mrr_before) as change
+        from plan_switches_monthly s
+        left join membership_types f on f.id = from_type_id
+        left join membership_types t on t.id = to_type_id
+        where {LAST_YEAR}
+        group by all order by switches desc, from_name, to_name limit {TOP_ROWS}
+    """,
+    "sellers": f"""
+        select sold_by_id,
+            coalesce(sum(sold) filter (activation_method <> 'renewal'), 0)::bigint as sold,
+            coalesce(sum(sold) filter (activation_method = 'renewal'), 0)::bigint as renewed,
+            sum(monthly_value) as monthly_value, sum(matured)::bigint as matured,
+            sum(lost_early)::bigint as lost_early,
+            (sum(lost_early) / nullif(sum(matured), 0))::double as early_loss_rate
+        from sales_monthly where {LAST_YEAR}
+        group by sold_by_id order by sold desc, renewed desc, sold_by_id limit {TOP_ROWS}
+    """,
+    "outlook": """
+        select outlook, is_in_mrr, sum(members)::bigint as members, sum(mrr) as mrr,
+            sum(prepaid) as prepaid, sum(unpriced)::bigint as unpriced
+        from mrr_outlook group by outlook, is_in_mrr having sum(members) > 0
+        order by not is_in_mrr, outlook = 'secure', mrr desc, outlook
+    """,
+    "prepaid": """
+        select period_basis as basis, count(*) as memberships, sum(paid) as paid,
+            sum(unearned_by_time) as by_time, sum(unearned_by_visits) as by_visits,
+            count(*) filter (paid is null) as unpriced
+        from prepaid_unearned group by all order by basis desc
+    """,
+    "forecast": """
+        select month, sum(due)::bigint as due, sum(booked)::bigint as booked,
+            sum(listed - booked)::bigint as open, sum(projected)::bigint as projected
+        from visit_forecast group by month order by month
+    """,
+    "unused_visits": """
+        select bucket, count(*) as members, sum(entitled)::bigint as entitled,
+            sum(used)::bigint as used, sum(unused)::bigint as unused
+        from (
+            select *, case when days_left <= 30 then '0-30' when days_left <= 60 then '31-60'
+                else '61-90' end as bucket
+            from visit_entitlements where days_left between 0 and 90 and unused > 0
+        )
+        group by bucket order by bucket
     """,
     "billing": """
         select due_in, payment, sum(bills)::bigint as bills, sum(amount) as amount,

@@ -205,6 +205,8 @@ def _template() -> jinja2.Template:
         words.prose,
     ):
         environment.filters[shown.__name__] = shown
-    environment.globals.update(payments=words.PAYMENTS, bases=words.BASES)
+    environment.globals.update(
+        payments=words.PAYMENTS, bases=words.BASES, outlooks=words.OUTLOOKS, prepaid=words.PREPAID
+    )
     environment.filters["drawing"] = lambda chart: Markup(chart.svg)
     return environment.get_template("memberships.html.j2")

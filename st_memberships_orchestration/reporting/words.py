@@ -38,6 +38,19 @@ BASES = {
     "type_sale_price": "Paid upfront: not part of MRR",
     "none": "No price known: adds nothing",
 }
+OUTLOOKS = {
+    "scheduled_to_end": "At risk: cancellation is scheduled",
+    "expiring": "At risk: term ends within 90 days, not renewed",
+    "no_payment_method": "At risk: no card, bank account or kind of payment",
+    "secure": "None of these",
+    "suspended": "Suspended: not in MRR",
+    "committed": "Sold, begins later: not in MRR yet",
+    "committed_renewal": "Renewal that begins later: not in MRR yet",
+}
+PREPAID = {
+    "term": "Upfront, for the whole term",
+    "bill": "Last bill of more than a month: period inferred",
+}
 BUCKETS = {
     "expired": "past, yet Active",
     "0-30": "in 0\N{EN DASH}30 days",
