@@ -8,6 +8,7 @@ import pytest
 
 from st_memberships_orchestration.sandbox.clock import parse_moment
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration_tests.doors import PlainReader
 from st_memberships_orchestration_tests.test_sandbox import FEEDS, NOW
 
 Records = dict[str, list[dict[str, Any]]]
@@ -125,6 +126,13 @@ def test_templates_and_types_are_edited_in_place(lives: tuple[Records, Records])
     assert any(totals.get(t["id"], t["total"]) != t["total"] for t in after["invoice_templates"])
     prices = {t["id"]: t["durationBilling"] for t in before["membership_types"]}
     assert any(prices[t["id"]] != t["durationBilling"] for t in after["membership_types"])
+
+
+def test_decimals_are_written_out() -> None:
+    with unkind(BEFORE) as sandbox:
+        texts = PlainReader(sandbox).walk("invoice_templates")
+    quantities = {str(i["quantity"]) for t in texts.values() for i in t["items"]}
+    assert {"1.0000000000000000000", "0.3333333333333333333"} <= quantities
 
 
 def test_visits_have_every_quirk(lives: tuple[Records, Records]) -> None:

@@ -78,6 +78,7 @@ class _Past:
         self._leave_blanks()
         self._lose_records()
         self._empty_templates()
+        self._write_out_decimals()
         self._delete_services()
         self._records["membership_status_changes"] = [
             change for life in self._lives.values() for change in life
@@ -324,6 +325,15 @@ class _Past:
             else:
                 template = self._templates[member["billingTemplateId"]]
                 template["items"], template["total"] = [], Decimal("0.00")
+
+    def _write_out_decimals(self) -> None:
+        """Quantities as .NET writes them, to the nineteenth digit; and a third of something."""
+        lines = [t["items"][0] for t in self._templates.values() if len(t["items"]) == 1]
+        for n, line in enumerate(self._some("decimals", lines, 0.1)):
+            line["quantity"] = Decimal("1.0000000000000000000")
+            if n % 5 == 0:
+                line["quantity"] = Decimal("0.3333333333333333333")
+                line["unitPrice"] *= 3
 
     def _delete_services(self) -> None:
         """Recurring services that were deleted, though their visits stayed open."""
