@@ -70,7 +70,7 @@ class Location:
         return job.execute_in_process(
             instance=self.instance,
             partition_key=partition_key(tenant, first) if first == last else None,
-            tags={} if first == last else range_tags(tenant, first, last),
+            tags={"tenant": tenant} | ({} if first == last else range_tags(tenant, first, last)),
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=raise_on_error,
         )

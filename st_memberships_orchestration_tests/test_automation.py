@@ -12,9 +12,11 @@ import time_machine
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.automation import is_quiet
+from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
 from st_memberships_orchestration.lake.progress import Progress, save_progress
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration_tests.doors import Location, today
 
 
@@ -82,6 +84,35 @@ def test_a_quiet_tenant_is_synced_half_as_often(
     save_progress(location.lake, "acme", line)
     (asked,) = tick(location, "sync_every_15_minutes", now)
     assert isinstance(asked, dg.RunRequest) is synced
+
+
+@pytest.mark.parametrize(
+    ("kind", "heals", "tries"),
+    [("400", False, [0, 15, 45, 105]), ("html", True, [0, 15, 30, 45])],
+)
+def test_a_failed_sync_is_tried_again_at_the_next_tick_and_more_seldom_what_does_not_heal(
+    location: Location, sandbox: RunningSandbox, kind: str, heals: bool, tries: list[int]
+) -> None:
+    location.use(sandbox)
+    location.monkeypatch.setattr(client_module, "_exponential", lambda state: 0.0)
+    for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
+        location.monkeypatch.delenv(f"ST_TENANTS__BRAVO__{name}")
+    fault = {"on": "export/membership-types", "kind": kind, "times": 9999}
+    sandbox.control("POST", "/_sandbox/faults", [fault])
+    begin, tried = at(12, 0), []
+    for minute in range(0, tries[-1] + 15, 15):
+        now = begin + timedelta(minutes=minute)
+        (asked,) = tick(location, "sync_every_15_minutes", now)
+        if isinstance(asked, dg.RunRequest):
+            tried.append(minute)
+            with time_machine.travel(now + timedelta(seconds=20), tick=True):
+                run = location.sync(feeds=("membership_types",), raise_on_error=False)
+            assert not run.success
+            (failed,) = failures_of(location.instance, run.run_id)
+            assert failed.heals is heals
+        else:
+            assert "failed again and again; next at" in asked.skip_message
+    assert tried == tries
 
 
 def test_a_tenant_that_was_never_read_is_not_quiet() -> None:

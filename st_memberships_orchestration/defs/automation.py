@@ -12,12 +12,14 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, date, datetime, timedelta
+from itertools import takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from st_memberships_orchestration.defs import jobs
+from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.maintenance import maintain_lake
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
@@ -37,6 +39,14 @@ LOOK_AT_QUIET_EVERY = timedelta(minutes=10)
 QUIET_AFTER = timedelta(hours=2)
 """A tenant without any change for so long is looked at and synced half as often."""
 
+TICK = timedelta(minutes=15)
+A_MOMENT = timedelta(minutes=5)
+TRIES_OF_WHAT_HEALS = 8
+LONGEST_PAUSE = timedelta(hours=4)
+RUNS_LOOKED_AT = 16
+"""A failed sync is tried again at the next tick; the second one of what does not heal by itself,
+and the ninth of what does, after pauses that double."""
+
 LOOKS_AT_ONCE = 16
 SECONDS_PER_REQUEST = 10.0
 SECONDS_FOR_LOOKS = 30.0
@@ -51,6 +61,7 @@ IN_PROGRESS = [
 ]
 
 Lines = Sequence[Progress]
+AssetEvent = dg.AssetMaterialization | dg.AssetObservation
 
 
 def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
@@ -64,8 +75,9 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         description=(
             "Syncs each tenant: today's window, and with it whatever earlier windows lack. Skips a "
             "tenant whose last sync still runs or began in the last ten minutes, and every other "
-            "time one without changes for two hours. At the full hour it also goes on with "
-            "backfills that did not get through."
+            "time one without changes for two hours. A sync that failed is tried again the next "
+            "time; one that fails again and again, after longer and longer pauses. At the full "
+            "hour it also goes on with backfills that did not get through."
         ),
     )
     def sync_every_15_minutes(
@@ -79,12 +91,9 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         for tenant in tenants:
             lines = journal.get(tenant, [])
             last = last_run(context.instance, "sync", {"tenant": tenant})
-            if last and not last.dagster_run.is_finished:
-                skipped.append(f"{tenant}: the last sync is not done.")
-            elif last and last.create_timestamp > now - timedelta(minutes=10):
-                skipped.append(f"{tenant}: synced at {last.create_timestamp:%H:%M} UTC.")
-            elif now.minute % 30 and is_quiet(lines, now):
-                skipped.append(f"{tenant}: nothing changed for a while; next at the half hour.")
+            waits = why_not_now(context.instance, last, lines, now)
+            if waits:
+                skipped.append(f"{tenant}: {waits}")
             else:
                 requested += 1
                 yield sync_request(tenant, now.astimezone(UTC).date(), run_key=now.isoformat())
@@ -231,7 +240,7 @@ def _after_syncs(name: str, status: dg.DagsterRunStatus, settings: Settings) -> 
         context: dg.RunStatusSensorContext,
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         run = context.dagster_run
-        due = jobs_after(changed_feeds(_materializations(context.instance, run.run_id)))
+        due = jobs_after(changed_feeds(_asset_events(context.instance, run.run_id)))
         if not due:
             yield dg.SkipReason("The run brought nothing new.")
         for tenant in tenants_of_run(run, settings.tenants):
@@ -296,6 +305,40 @@ def live_tokens(lines: Lines) -> dict[str, str]:
 def is_quiet(lines: Lines, now: datetime) -> bool:
     """Whether no feed of the tenant has moved for `QUIET_AFTER`: its journal has no newer line."""
     return bool(lines) and now - max(line.saved_at for line in lines) > QUIET_AFTER
+
+
+def why_not_now(
+    instance: dg.DagsterInstance, last: dg.RunRecord | None, lines: Lines, now: datetime
+) -> str | None:
+    """Why a tenant with this last sync is not synced now; None if it is."""
+    if last and not last.dagster_run.is_finished:
+        return "the last sync is not done."
+    if last and last.dagster_run.status == dg.DagsterRunStatus.FAILURE:
+        again = last.create_timestamp + pause_after_failures(instance, last)
+        # It began some moments after its own tick.
+        return (
+            f"failed again and again; next at {again:%H:%M} UTC."
+            if now < again - A_MOMENT
+            else None
+        )
+    if last and last.create_timestamp > now - timedelta(minutes=10):
+        return f"synced at {last.create_timestamp:%H:%M} UTC."
+    if now.minute % 30 and is_quiet(lines, now):
+        return "nothing changed for a while; next at the half hour."
+    return None
+
+
+def pause_after_failures(instance: dg.DagsterInstance, last: dg.RunRecord) -> timedelta:
+    """How long to wait after a failed sync: at first not at all, then longer each time.
+
+    What ServiceTitan's disturbances or the network bring mostly heals by itself.
+    """
+    of_tenant = {"tenant": last.dagster_run.tags["tenant"]}
+    runs = instance.get_runs(dg.RunsFilter(job_name="sync", tags=of_tenant), limit=RUNS_LOOKED_AT)
+    failed = list(takewhile(lambda run: run.status == dg.DagsterRunStatus.FAILURE, runs))
+    heals = all(each.heals for each in failures_of(instance, last.dagster_run.run_id))
+    too_many = len(failed) - (TRIES_OF_WHAT_HEALS if heals else 1)
+    return min(TICK * 2**too_many, LONGEST_PAUSE) if too_many > 0 else timedelta()
 
 
 def is_due(last: dg.RunRecord, now: datetime, zone: ZoneInfo) -> bool:
@@ -374,19 +417,24 @@ def _outcome(look: "Future[bool]") -> bool | Exception:
     raise error
 
 
-def _materializations(instance: dg.DagsterInstance, run_id: str) -> list[dg.AssetMaterialization]:
-    of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
-    records = instance.get_records_for_run(run_id, of_type=of_type).records
-    found = (record.event_log_entry.asset_materialization for record in records)
-    return [materialization for materialization in found if materialization]
+def _asset_events(instance: dg.DagsterInstance, run_id: str) -> list[AssetEvent]:
+    of_type = {
+        dg.DagsterEventType.ASSET_MATERIALIZATION,
+        dg.DagsterEventType.ASSET_OBSERVATION,  # of what landed before an error
+    }
+    entries = (
+        r.event_log_entry for r in instance.get_records_for_run(run_id, of_type=of_type).records
+    )
+    found = (entry.asset_materialization or entry.asset_observation for entry in entries)
+    return [event for event in found if event]
 
 
-def changed_feeds(materializations: Iterable[dg.AssetMaterialization]) -> set[str]:
+def changed_feeds(events: Iterable[AssetEvent]) -> set[str]:
     """The feeds of which a run inserted versions, or applied those of one that was killed."""
     news = ("versions_new", "records_new", "records_changed")
     return {
         event.asset_key.path[-1]
-        for event in materializations
+        for event in events
         if any(event.metadata[name].value for name in news if name in event.metadata)
     }
 

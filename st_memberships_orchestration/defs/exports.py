@@ -65,25 +65,40 @@ def build_assets(
         history_start = _history_start(partitions)
         tenants = tenants_of(context.partition_keys)
 
-        def materialized(feed: ExportFeed) -> Iterator[dg.MaterializeResult | _Failed]:
+        def brought(
+            feed: ExportFeed,
+        ) -> Iterator[dg.MaterializeResult | dg.AssetObservation | _Failed]:
+            was_read = True
             try:
                 if _key("raw", feed) in context.selected_asset_keys:
                     yield _raw(servicetitan, lake, feed, tenants, window, history_start)
-                if _key("current", feed) in context.selected_asset_keys:
-                    yield _current(lake, feed, tenants)
             except Exception as error:  # raised when the other feeds are done
+                was_read = False
+                yield _Failed(feed, error)
+            try:
+                if _key("current", feed) in context.selected_asset_keys:
+                    result = _current(lake, feed, tenants)
+                    # What landed before an error is applied, but the window is not through.
+                    yield (
+                        result
+                        if was_read
+                        else dg.AssetObservation(result.asset_key or "", metadata=result.metadata)
+                    )
+            except Exception as error:
                 yield _Failed(feed, error)
 
         failed: list[_Failed] = []
         feeds = sorted(FEEDS, key=lambda feed: feed.name not in LONGEST)
-        for result in read_ahead(*map(materialized, feeds), threads=FEEDS_AT_ONCE):
+        for result in read_ahead(*map(brought, feeds), threads=FEEDS_AT_ONCE):
             if isinstance(result, _Failed):
                 context.log.error("%s: %s", result.feed.name, result.error)
                 failed.append(result)
-                continue
-            assert result.asset_key
-            _record_healed(context, result.asset_key, window, partitions)
-            yield result
+            elif isinstance(result, dg.AssetObservation):
+                context.log_event(result)
+            else:
+                assert result.asset_key
+                _record_healed(context, result.asset_key, window, partitions)
+                yield result
         if failed:
             raise _failure(failed) from failed[0].error
 
@@ -216,7 +231,7 @@ class _Failed:
 def _failure(failed: list[_Failed]) -> dg.Failure:
     """The first error, with the names of all feeds that failed; the log has the others' errors."""
     error = failed[0].error
-    feeds = {FAILED_FEEDS: ", ".join(each.feed.name for each in failed)}
+    feeds = {FAILED_FEEDS: ", ".join(dict.fromkeys(each.feed.name for each in failed))}
     if isinstance(error, ServiceTitanError):
         retryable = isinstance(error, Transient)
         return dg.Failure(str(error), metadata=error.facts() | feeds, allow_retries=retryable)

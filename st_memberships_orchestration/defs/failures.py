@@ -63,6 +63,13 @@ class Failed:
     message: str
     remedy: str
 
+    @property
+    def heals(self) -> bool:
+        """Whether it mostly heals by itself: a disturbance, or the end of a process."""
+        kind = getattr(errors, self.error, None)
+        passes = isinstance(kind, type) and issubclass(kind, errors.Transient)
+        return passes or self.step is None
+
 
 def failures_of(instance: dg.DagsterInstance, run_id: str) -> list[Failed]:
     """What the steps of a failed run failed with, or else what ended the run."""

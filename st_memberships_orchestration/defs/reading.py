@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 
 import pyarrow as pa
@@ -17,9 +18,19 @@ import pyarrow.compute as pc
 from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.lake.versions import insert_versions
+from st_memberships_orchestration.lake.versions import (
+    batches_in,
+    insert_versions,
+    newest_batch,
+)
 from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
-from st_memberships_orchestration.servicetitan.errors import RequestRefused
+from st_memberships_orchestration.servicetitan.errors import (
+    RecordNotFound,
+    RequestRefused,
+    ServiceTitanError,
+    Throttled,
+    WrongAddress,
+)
 from st_memberships_orchestration.servicetitan.feeds import (
     VISIBILITY_LAG,
     ExportFeed,
@@ -32,7 +43,8 @@ logger = logging.getLogger(__name__)
 MARGIN = timedelta(hours=1)
 """How far past a window's end a whole page must lie before reading stops.
 
-Exports are only "usually" in order (reference section 4.1).
+Exports are only "usually" in order (reference section 4.1): a row that comes later than that is
+not read with its window. The live reading brings it, for it was read from the feed's beginning on.
 """
 
 LONG = timedelta(days=92)
@@ -46,13 +58,13 @@ spread evenly: the one who is done takes the next. Each slice reads a page or tw
 so a history of few pages is read two or three times over.
 """
 
-OVERLAP = timedelta(hours=1)
-"""How far back reading starts when ServiceTitan refuses a token."""
-
 ROWS_PER_COMMIT = 75_000
 BYTES_PER_COMMIT = 12_000_000
 SECONDS_PER_COMMIT = 5.0
 """Pages are committed together until one is reached."""
+
+REFUSALS = (RequestRefused, RecordNotFound, WrongAddress)
+"""Answers 400, 404, 410 …: said of a token, that it is not known any more."""
 
 SECONDS_PER_POSITION = 1.0
 """Between positions in the journal, but for the last of a chain. A killed run repeats what came
@@ -141,7 +153,8 @@ class _Chain:
 
     Attributes:
         start: token or time of the first page; None for the feed's beginning.
-        instead: where to start when ServiceTitan refuses a token.
+        instead: where to start when ServiceTitan refuses a token: what may have been shown before
+            that token is known to nobody, so it is where all of it was shown.
         until: time after which a past window is passed; None to read to the feed's end.
         begun: the journal's line on the way, for which each page has a token.
         ended: its line at the end.
@@ -165,6 +178,13 @@ class _Page:
     is_last: bool
 
 
+@dataclass(frozen=True)
+class _Broken:
+    """The end of a chain that could not be read on."""
+
+    error: ServiceTitanError
+
+
 class FeedReader:
     """Reads windows of one feed of one tenant into `raw/<feed>`."""
 
@@ -186,6 +206,7 @@ class FeedReader:
         self._environment = environment
         self._history_start = history_start
         self._clock = clock
+        self._table = f"raw/{feed.name}"
 
     def read(self, window: Window) -> Reading:
         """Bring every version that the feed shows for `window` into `raw/<feed>`.
@@ -194,6 +215,9 @@ class FeedReader:
         whatever lies in between is read as well. Earlier days asked for together with it are
         read as a window of their own, before it.
 
+        The first such reading begins at the feed's beginning, whatever else was read before, and
+        so does the next one when rows that were read are not in the lake any more.
+
         Raises:
             ServiceTitanError: the feed could not be read to the end; what was committed stays, and
                 the next reading goes on from the last position.
@@ -201,35 +225,41 @@ class FeedReader:
         lines = load_progress(
             self._lake, self._tenant, environment=self._environment, feed=self._feed.name
         )
+        landed = self._landed(lines)
         if window.end <= self._clock() - VISIBILITY_LAG:
-            return self._read_past(window, lines)
-        live = next((line for line in lines if line.is_live), None)
-        if live is None:
+            return self._read_past(window, landed)
+        last = next((line for line in lines if line.is_live), self._line(None))
+        if last not in landed or not _is_whole(last, lines):
             # One chain, however long: it alone also brings rows that are far out of order.
-            return self._read_live(self._first_live_line(lines))
+            return self._read_live(last, start=None)
         earlier = Window(window.start, window.end - timedelta(days=1))
-        known = live.read_through
-        if known is not None and earlier.start < earlier.end and earlier.start < known:
-            return self._read_past(earlier, lines) + self._read_live(live)
-        return self._read_live(live)
+        if earlier.start < earlier.end:
+            return self._read_past(earlier, landed) + self._read_live(last, start=last.token)
+        return self._read_live(last, start=last.token)
 
-    def _first_live_line(self, lines: list[Progress]) -> Progress:
-        covered = covered_until(lines)
-        return self._line(None, token=iso(covered) if covered else None, read_through=covered)
+    def _landed(self, lines: list[Progress]) -> list[Progress]:
+        """The lines whose rows are in `raw/`: it may have been lost, or restored from a backup."""
+        table = self._lake.find(self._table)
+        if table is None or newest_batch(table, self._tenant) is None:
+            return []
+        saved = {line.batch for line in lines if line.batch is not None}
+        there = batches_in(table, self._tenant, saved)
+        return [line for line in lines if line.batch is None or line.batch in there]
 
-    def _read_live(self, last: Progress) -> Reading:
-        known = last.read_through
-        reached = replace(last, complete=True, read_through=self._clock() - VISIBILITY_LAG)
+    def _read_live(self, last: Progress, *, start: str | None) -> Reading:
+        known = last.read_through if start else None
+        through = self._clock() - VISIBILITY_LAG
+        begun = replace(last, from_beginning=True, complete=False, read_through=known)
         chain = _Chain(
-            start=last.token,
-            instead=iso(known - OVERLAP) if known else None,
+            start=start,
+            instead=None,
             until=None,
-            begun=replace(last, complete=False),
-            ended=reached,
+            begun=begun,
+            ended=replace(begun, complete=True, read_through=through),
             last=last,
         )
         reading = self._read_chains([chain])
-        return replace(reading, read_from=known, read_through=reached.read_through)
+        return replace(reading, read_from=known, read_through=through)
 
     def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
         reading = self._read_chains(self._past_chains(window, lines))
@@ -299,17 +329,21 @@ class FeedReader:
         )
 
     def _read_chains(self, chains: list[_Chain]) -> Reading:
-        """Read chains side by side, and commit their pages before their positions."""
+        """Read chains side by side, and commit their pages before their positions.
+
+        An error ends its own chain; it is raised when the others are at their end.
+        """
         started = time.monotonic()
         throttled = self._client.throttled
         reading = Reading()
         journal = {chain: chain.last for chain in chains}
         reached: dict[_Chain, datetime] = {}
         unsaved: dict[_Chain, Progress] = {}
+        errors: list[ServiceTitanError] = []
         told = saved = started
         newest_first = map(self._pages, reversed(chains))
         ahead = read_ahead(*newest_first, threads=CHAINS_AT_ONCE, depth=1)
-        for pages in _in_commits(ahead):
+        for pages in _in_commits(_without_errors(ahead, errors)):
             reading = self._commit([read.page for read in pages], reading)
             reading = replace(
                 reading,
@@ -317,13 +351,12 @@ class FeedReader:
                 throttled=self._client.throttled - throttled,
             )
             unsaved |= {read.chain: self._line_after(read) for read in pages}
-            has_ended = any(read.is_last for read in pages)
+            has_ended = errors or any(read.is_last for read in pages)
             if has_ended or time.monotonic() - saved >= SECONDS_PER_POSITION:
                 saved = time.monotonic()
                 # A quiet poll is worth a line once a day only: the journal stays short.
                 news = [line for c, line in unsaved.items() if _news(line) != _news(journal[c])]
-                if news:
-                    save_progress(self._lake, self._tenant, *news)
+                self._save(news)
                 journal |= unsaved
                 unsaved = {}
                 pa.default_memory_pool().release_unused()  # of the pages: a tenth of all memory
@@ -332,33 +365,65 @@ class FeedReader:
                 told = time.monotonic()
                 progress = _progress(reading, chains, reached)
                 logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
+        self._save([*unsaved.values()])
         logger.info("%s  %s: %s", self._tenant, self._feed.name, reading)
+        if errors:
+            raise errors[0]
         return reading
+
+    def _save(self, lines: list[Progress]) -> None:
+        if lines:
+            table = self._lake.open_existing(self._table)
+            batch = newest_batch(table, self._tenant)
+            save_progress(self._lake, self._tenant, *(replace(line, batch=batch) for line in lines))
 
     def _line_after(self, read: _Page) -> Progress:
         line = read.chain.ended if read.is_last else read.chain.begun
         return replace(line, token=read.page.continue_from, saved_at=self._clock())
 
-    def _pages(self, chain: _Chain) -> Iterator[_Page]:
-        """The chain's pages; once, when ServiceTitan refuses a token, again from `instead` on."""
+    def _pages(self, chain: _Chain) -> Iterator[_Page | _Broken]:
+        """The chain's pages, and at the end the error that ended it, if one did."""
         position = chain.start
         try:
-            for read in self._pages_from(chain.start, chain):
-                position = read.page.continue_from
-                yield read
-        except RequestRefused as refusal:
-            if position == chain.instead:  # no token but a time was refused, or the beginning
-                raise
-            logger.warning(
-                "%s of %s: the token was refused, reading again from %s. %s",
-                self._feed.name,
-                self._tenant,
-                chain.instead or "the beginning",
-                refusal,
-            )
-        else:
-            return
-        yield from self._pages_from(chain.instead, chain)
+            try:
+                for read in self._pages_from(chain.start, chain):
+                    position = read.page.continue_from
+                    yield read
+            except ServiceTitanError as error:
+                if position == chain.instead or not self._is_of_the_token(error, position, chain):
+                    raise
+                logger.warning(
+                    "%s of %s: its token is no good any more, so it is read again from %s. "
+                    "Nothing is lost by it, and what the lake holds is not inserted again. %s",
+                    self._feed.name,
+                    self._tenant,
+                    chain.instead or "the beginning",
+                    error,
+                )
+                yield from self._pages_from(chain.instead, chain)
+        except ServiceTitanError as error:
+            yield _Broken(error)
+
+    def _is_of_the_token(
+        self, error: ServiceTitanError, position: str | None, chain: _Chain
+    ) -> bool:
+        """Whether another start may help: the token was refused, or it alone brings the error.
+
+        That a token which was stored brings an error for ever is seen by the feed's answering from
+        another start meanwhile. A token of this reading is tried again by the next.
+        """
+        if isinstance(error, REFUSALS):
+            return True
+        if isinstance(error, Throttled) or position != chain.start:
+            return False
+        return self._answers(chain.instead) and not self._answers(chain.start)
+
+    def _answers(self, start: str | None) -> bool:
+        try:
+            self._client.export_page(self._feed, start=start)
+        except ServiceTitanError:
+            return False
+        return True
 
     def _pages_from(self, start: str | None, chain: _Chain) -> Iterator[_Page]:
         for page in self._client.export(self._feed, start=start):
@@ -366,6 +431,12 @@ class FeedReader:
             yield _Page(chain, page, is_last)
             if is_last:
                 return
+
+    @cached_property
+    def _applied(self) -> int:
+        """The newest batch that `current/` has seen, also of a table that was lost since."""
+        table = self._lake.find(f"current/{self._feed.name}")
+        return newest_batch(table, self._tenant) or 0 if table else 0
 
     def _reached(self, read: _Page) -> datetime | None:
         if read.is_last:
@@ -382,11 +453,12 @@ class FeedReader:
         now = self._clock()
         versions = insert_versions(
             self._lake,
-            f"raw/{self._feed.name}",
+            self._table,
             rows,
             tenant=self._tenant,
             modified=self._feed.modified,
             loaded_at=now,
+            after=self._applied,
         )
         quarantine(
             self._lake, f"quarantine/{self._feed.name}", broken, tenant=self._tenant, read_at=now
@@ -404,22 +476,12 @@ class FeedReader:
         )
 
 
-def covered_until(lines: list[Progress]) -> datetime | None:
-    """The end of the windows that were read without a gap from the beginning of history, or None.
+def _is_whole(last: Progress, lines: list[Progress]) -> bool:
+    """Whether the live reading began at the feed's beginning.
 
-    A window counts as the first only if it was read from the feed's beginning: the start of history
-    is a setting, and may have been another when it was read.
+    Earlier releases let it begin where windows ended that had been read from the beginning on.
     """
-    covered: datetime | None = None
-    windows = [
-        (line.window_start, line.window_end, line.from_beginning)
-        for line in lines
-        if line.window_start and line.window_end and line.complete
-    ]
-    for start, end, from_beginning in sorted(windows):
-        if from_beginning or (covered is not None and start <= covered):
-            covered = max(end, covered or end)
-    return covered
+    return last.from_beginning or not any(line.from_beginning for line in lines)
 
 
 def _slices(window: Window) -> list[Window]:
@@ -448,6 +510,16 @@ def _news(line: Progress | None) -> tuple[object, ...] | None:
         return None
     day = line.read_through.date() if line.read_through else None
     return line.token, line.complete, day
+
+
+def _without_errors(
+    pages: Iterator[_Page | _Broken], errors: list[ServiceTitanError]
+) -> Iterator[_Page]:
+    for page in pages:
+        if isinstance(page, _Page):
+            yield page
+        else:
+            errors.append(page.error)
 
 
 def _in_commits(pages: Iterator[_Page]) -> Iterator[list[_Page]]:

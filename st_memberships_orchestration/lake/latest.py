@@ -2,10 +2,11 @@
 
 The table itself remembers, as Delta's application transaction of the tenant, up to which batch of
 `raw/<feed>` it has applied. So each application costs what is new, a killed one is repeated
-without harm, and a deleted table is rebuilt from the first batch on.
+without harm, and a deleted table is rebuilt from the first batch on. Where `raw/<feed>` does not
+hold that batch it is another table than the one that was applied, and is applied whole.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +30,12 @@ from st_memberships_orchestration.lake.store import (
     scan,
     with_ids,
 )
-from st_memberships_orchestration.lake.versions import IS_DELETED, with_is_deleted
+from st_memberships_orchestration.lake.versions import (
+    IS_DELETED,
+    batches_in,
+    newest_batch,
+    with_is_deleted,
+)
 
 FEW = 2_000
 """Changes up to which they are named one by one in a condition; a longer one takes too long."""
@@ -56,7 +62,7 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     """Bring `target` up to date with the versions of `source` that it has not seen.
 
     The newest version is the one with the greatest modification time, to its last digit; of
-    several with the same, the one that was loaded last, in one commit the last in order.
+    several with the same, the one that was loaded last.
 
     Args:
         lake: where both tables lie.
@@ -70,27 +76,27 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
         return Applied()
     columns = [f for f in pa.schema(versions.schema()) if f.name not in ("batch", "is_deleted")]
     table = lake.open(target, pa.schema([*columns, IS_DELETED]))
-    newest = versions.transaction_version(tenant)
+    newest = newest_batch(versions, tenant)
     if newest is None:
         return Applied()
-    seen = table.transaction_version(tenant) or 0
+    seen = newest_batch(table, tenant) or 0
     if seen == newest:
         return Applied()
-    if seen > newest:  # the versions were lost and read anew: their batches count from 1 again
-        seen = 0
+    if seen and not batches_in(versions, tenant, [seen]):
+        seen = 0  # other versions than these were seen: they were lost and read anew, or restored
     where = f"batch > {seen} and batch <= {newest}"
     met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
-    holding = met.batches(scan(versions, tenant, ["id", "batch"], where)) if met.any() else set()
-    files = _adoptable(versions, table, tenant, seen, holding)
-    rest = np.setdiff1d(range(seen + 1, newest + 1), [file["max.batch"] for file in files])
+    unseen = _batches(scan(versions, tenant, ["id", "batch"], where), met)
+    files = _adoptable(versions, table, tenant, seen, unseen)
+    rest = np.setdiff1d([*unseen], [file["max.batch"] for file in files])
     # Only the last commit says that the batches were seen: a crash in between repeats them all.
     step, last = Transaction(tenant, seen), Transaction(tenant, newest)
     applied = Applied()
     if len(rest):
         names = [f'"{field.name}"' for field in columns]
         where = f"batch between {rest.min()} and {rest.max()}"
-        unseen = scan(versions, tenant, [*names, "batch"], where)
-        wanted = (rows.filter(pc.is_in(rows["batch"], pa.array(rest))) for rows in unseen)
+        there = scan(versions, tenant, [*names, "batch"], where)
+        wanted = (rows.filter(pc.is_in(rows["batch"], pa.array(rest))) for rows in there)
         size = BYTES_PER_MERGE if met.any() else BYTES_PER_APPEND
         for chunk, is_last in _with_last(_chunks(wanted, size)):
             rows = with_is_deleted(chunk.drop_columns("batch"))
@@ -120,13 +126,6 @@ class _Met:
     def among(self, ids: np.ndarray) -> np.ndarray:
         return np.isin(ids, self.there) | np.isin(ids, self.repeated)
 
-    def batches(self, versions: pa.RecordBatchReader) -> set[int]:
-        """Those that hold one of these ids."""
-        found: set[int] = set()
-        for rows in versions:
-            found.update(rows["batch"].to_numpy()[self.among(rows["id"].to_numpy())].tolist())
-        return found
-
 
 def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Met:
     ids = unseen.read_all()["id"].to_numpy()
@@ -135,12 +134,24 @@ def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _M
     return _Met(there[np.isin(there, ids)], repeated(ids))
 
 
+def _batches(versions: pa.RecordBatchReader, met: _Met) -> dict[int, bool]:
+    """The batches of versions -> whether all of their rows are simply new."""
+    found: dict[int, bool] = {}
+    for rows in versions:
+        batches = rows["batch"].to_numpy()
+        found |= dict.fromkeys(np.setdiff1d(batches, [*found]).tolist(), True)
+        if met.any():
+            held = np.unique(batches[met.among(rows["id"].to_numpy())])
+            found |= dict.fromkeys(held.tolist(), False)
+    return found
+
+
 def _adoptable(
-    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int, met: set[int]
+    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int, unseen: Mapping[int, bool]
 ) -> list[dict[str, Any]]:
     """Files of versions that can be the newest ones as they are: all of their rows are simply new.
 
-    Each holds one batch, as its commit wrote it, and none of the batches of ids that are `met`.
+    Each holds one batch, as its commit wrote it.
     """
     files = pa.table(versions.get_add_actions(flatten=True))
     there = pa.schema(table.schema())
@@ -149,12 +160,18 @@ def _adoptable(
     files = files.filter(pc.equal(files["partition.tenant"], tenant))
     if "max.batch" not in files.column_names or files["max.batch"].null_count:
         return []  # written before the log held what is looked up
-    unseen = files.filter(pc.greater(files["max.batch"], seen)).to_pylist()
-    unfit = set(met)
-    for file in unseen:
-        if file["min.batch"] != file["max.batch"] or file.get("null_count.is_deleted") != 0:
-            unfit.update(range(file["min.batch"], file["max.batch"] + 1))
-    return [file for file in unseen if file["max.batch"] not in unfit]
+    sought = files.filter(pc.greater(files["max.batch"], seen)).to_pylist()
+    unfit = [
+        (file["min.batch"], file["max.batch"])
+        for file in sought
+        if file["min.batch"] != file["max.batch"] or file.get("null_count.is_deleted") != 0
+    ]
+    return [
+        file
+        for file in sought
+        if unseen.get(file["max.batch"])
+        and not any(first <= file["max.batch"] <= last for first, last in unfit)
+    ]
 
 
 def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:

@@ -40,13 +40,16 @@ class Progress:
         feed: name of the feed.
         window_start: start of the window that is read; None for the live reading.
         window_end: end of that window; None for the live reading.
-        from_beginning: the window was read from the feed's first record on.
+        from_beginning: read from the feed's first record on. Of the live reading's lines, those of
+            earlier releases do not say it.
         token: where to go on; None where the reading has no further use for one.
         complete: the window was read to its end, or the live reading to the feed's.
         read_through: all modifications before this time are in the lake, as far as this reading
             knows; None while the live reading has not reached the feed's end once.
         saved_at: when the line was written, after the rows that it speaks of.
         begun_at: when the reading began; the slices of a long window share it.
+        batch: newest batch of `raw/<feed>` when the line was written; None of earlier releases, and
+            while the table held nothing of the tenant.
     """
 
     environment: str
@@ -59,6 +62,7 @@ class Progress:
     read_through: datetime | None
     saved_at: datetime
     begun_at: datetime | None = None
+    batch: int | None = None
 
     @property
     def is_live(self) -> bool:
@@ -77,12 +81,13 @@ SCHEMA = pa.schema(
         _column("feed", pa.string(), "Name of the feed."),
         _column("window_start", INSTANT, "Start of the window; null for the live reading."),
         _column("window_end", INSTANT, "End of the window; null for the live reading."),
-        _column("from_beginning", pa.bool_(), "The window was read from the feed's first record."),
+        _column("from_beginning", pa.bool_(), "It was read from the feed's first record on."),
         _column("token", pa.string(), "Opaque position from which reading goes on."),
         _column("complete", pa.bool_(), "The reading reached its end."),
         _column("read_through", INSTANT, "All changes before this time are in the lake."),
         _column("saved_at", INSTANT, "When this line was written, after the rows it speaks of."),
         _column("begun_at", INSTANT, "When the reading began; slices read together share it."),
+        _column("batch", pa.int64(), "Newest batch of raw/<feed> when this line was written."),
     ]
 )
 

@@ -1,11 +1,16 @@
-"""`raw/<feed>`: every version of every record, inserted once and never changed or removed.
+"""`raw/<feed>`: every version of every record, in the order in which it was shown, never removed.
 
-A version is (tenant, id, content); the content includes the modification time to its last digit.
-A repeat of a page, a window or a whole history so inserts nothing. Each commit of a tenant has a
-number, `batch`, by which readers find what is new to them.
+A version is what ServiceTitan showed a record as, and not the same as what it showed for that
+modification time before. A repeat of a page, a window or a whole history so inserts nothing.
+
+Each commit of a tenant has a number, `batch`, by which readers find what is new to them. Numbers
+grow, and no number is given twice, also not by a table that was lost and made anew or restored
+from a backup: a reader that has seen a batch which is not there has seen another table.
 """
 
-from datetime import datetime
+import secrets
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +22,7 @@ from st_memberships_orchestration.lake.store import (
     Lake,
     append,
     duck,
+    fitting,
     literal,
     repeated,
     retry_conflicts,
@@ -31,7 +37,9 @@ LOADED_AT = pa.field(
     metadata={"comment": "When this version was written to the lake."},
 )
 BATCH = pa.field(
-    "batch", pa.int64(), metadata={"comment": "Number of the tenant's commit that brought it."}
+    "batch",
+    pa.int64(),
+    metadata={"comment": "Of the tenant's commit that brought it; later ones have greater ones."},
 )
 IS_DELETED = pa.field(
     "is_deleted",
@@ -41,12 +49,23 @@ IS_DELETED = pa.field(
 SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd and large, so that products of neighbouring ids lie far apart."""
 
+MICROSECOND = timedelta(microseconds=1)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND = 1_000_000
+
 
 @retry_conflicts
 def insert_versions(
-    lake: Lake, name: str, rows: pa.Table, *, tenant: str, modified: str, loaded_at: datetime
+    lake: Lake,
+    name: str,
+    rows: pa.Table,
+    *,
+    tenant: str,
+    modified: str,
+    loaded_at: datetime,
+    after: int = 0,
 ) -> int:
-    """Insert the versions in `rows` that the table does not hold yet; their number.
+    """Insert the versions in `rows` that are not the newest of their record and time; their number.
 
     Only what lies in the rows' own range of modification time is compared, so the cost follows
     the rows and not the table; and content is compared only where id and time are the same.
@@ -57,21 +76,46 @@ def insert_versions(
         rows: records as columns, in any order, possibly with repeats.
         tenant: whose records they are.
         modified: column of the modification time.
-        loaded_at: recorded as the time of the insertion.
+        loaded_at: recorded as the time of the insertion; a moment after the last insertion's,
+            where the clock stands still or was turned back.
+        after: a batch that readers have seen, beyond which the new ones lie.
     """
     table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH, IS_DELETED]))
     if not rows.num_rows:
         return 0
-    new = _new(table, rows, tenant, modified)
+    new, place = _new(table, fitting(table, rows), tenant, modified)
     if not new.num_rows:
         return 0
-    batch = (table.transaction_version(tenant) or 0) + 1
-    versions = with_tenant(new, tenant)
-    for field, value in ((LOADED_AT, loaded_at), (BATCH, batch)):
-        constant = pa.repeat(pa.scalar(value, field.type), new.num_rows)
-        versions = versions.append_column(field, constant)
-    append(table, with_is_deleted(versions), transaction=Transaction(tenant, batch))
+    newest = max(newest_batch(table, tenant) or 0, after)
+    batch = (loaded_at - BEGINNING) // MICROSECOND
+    if batch <= newest:
+        batch = newest + 1 + secrets.randbelow(SECOND)
+    batches = pa.array(batch + place)
+    versions = (
+        with_tenant(new, tenant)
+        .append_column(LOADED_AT, batches.cast(LOADED_AT.type))
+        .append_column(BATCH, batches)
+    )
+    last = Transaction(tenant, batch + int(place.max()))
+    append(table, with_is_deleted(versions), transaction=last)
     return new.num_rows
+
+
+def newest_batch(table: DeltaTable, tenant: str) -> int | None:
+    """Number of the tenant's last commit; None before its first."""
+    return table.transaction_version(tenant)
+
+
+def batches_in(table: DeltaTable, tenant: str, batches: Collection[int]) -> set[int]:
+    """Those of `batches` that the table holds."""
+    sought = set(batches)
+    newest = newest_batch(table, tenant)
+    older = sorted(sought - {newest})
+    if not older:
+        return sought
+    where = f"batch in ({', '.join(map(str, older))})"
+    found = scan(table, tenant, ["distinct batch"], where).read_all()["batch"].to_pylist()
+    return {*found, *(sought & {newest})}
 
 
 def with_is_deleted(rows: pa.Table) -> pa.Table:
@@ -84,19 +128,24 @@ def with_is_deleted(rows: pa.Table) -> pa.Table:
     return rows.append_column(IS_DELETED, deleted)
 
 
-def _new(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> pa.Table:
-    """The first of each version in `rows` that the table does not hold, in their order."""
+def _new(
+    table: DeltaTable, rows: pa.Table, tenant: str, modified: str
+) -> tuple[pa.Table, np.ndarray]:
+    """The versions in `rows`, in their order; of those with one id and time, each one's place."""
     span = pc.min_max(rows[modified]).as_py()
     within = f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}'
     known = scan(table, tenant, ["id", f'"{modified}"'], within).read_all()
     keys = _keys(rows, modified)
     met = np.isin(keys, np.concatenate([repeated(keys), _keys(known, modified)]))
     if not met.any():
-        return rows
+        return rows, np.zeros(rows.num_rows, np.int64)
     positions = np.flatnonzero(met)
     there = with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
-    first = _first_of_each_new(rows.take(positions), there)
-    return rows.take(np.sort(np.concatenate([np.flatnonzero(~met), positions[first]])))
+    changed = _changes(rows.take(positions), there, modified)
+    place = np.full(rows.num_rows, -1)
+    place[~met] = 0
+    place[positions[changed["position"]]] = changed["place"]
+    return rows.filter(place >= 0), place[place >= 0]
 
 
 def _keys(rows: pa.Table, modified: str) -> np.ndarray:
@@ -105,24 +154,33 @@ def _keys(rows: pa.Table, modified: str) -> np.ndarray:
     return ids * SPREAD ^ moments
 
 
-def _first_of_each_new(rows: pa.Table, there: pa.Table) -> np.ndarray:
-    """Positions of the first row of each content that is not there, whatever was added to it.
+def _changes(rows: pa.Table, there: pa.Table, modified: str) -> dict[str, np.ndarray]:
+    """Positions of the rows that say another thing than the one before, with that id and time.
 
-    A column that the table does not have yet is null in all that is there.
+    Before the first row comes the newest that is there. `place` counts the changes of an id and
+    time. The exact text of an instant stands in a column of its own.
     """
-    for field in rows.schema:
-        if field.name not in there.column_names:
-            there = there.append_column(field, pa.nulls(there.num_rows, field.type))
-    # The exact text of an instant stands in a column of its own.
     content = [f'"{f.name}"' for f in rows.schema if not pa.types.is_timestamp(f.type)]
     numbered = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64()))
-    with duck(rows=numbered, there=there) as connection:
-        found = connection.sql(
+    with duck(numbered=numbered, there=there) as connection:
+        return connection.sql(
             f"""
-            select min(position) as position
-            from rows anti join there
-                on {" and ".join(f"rows.{c} is not distinct from there.{c}" for c in content)}
-            group by {", ".join(f"rows.{c}" for c in content)}
+            with shown as (
+                select id, "{modified}_text" as text, row({", ".join(content)}) as content, position
+                from numbered
+                union all
+                select id, "{modified}_text", row({", ".join(content)}), -1 from there
+                qualify row_number() over (
+                    partition by id, "{modified}_text" order by batch desc
+                ) = 1
+            ), changed as (
+                from shown
+                qualify position >= 0 and content is distinct from lag(content) over (
+                    partition by id, text order by position
+                )
+            )
+            select position,
+                row_number() over (partition by id, text order by position) - 1 as place
+            from changed
             """
-        ).to_arrow_table()
-    return found["position"].to_numpy()
+        ).fetchnumpy()

@@ -76,6 +76,11 @@ ATTEMPTS = 7
 LONGEST_WAIT = 60.0
 """A request is tried 7 times at most; waits grow to 60 s, also when the API asks for more."""
 
+MOST_WITHOUT_NEWS = 1_000
+MOST_PAGES = 20_000
+"""So many pages of an export follow each other that show nothing new, and in all. Then it is said
+that the feed does not end; the next reading goes on from there."""
+
 CLOCKS_DIFFER = timedelta(minutes=5)
 
 
@@ -224,26 +229,34 @@ class MembershipsClient:
         Only `hasMore=false` ends the feed; an empty page does not. Stop iterating to stop reading.
 
         Raises:
-            FeedStuck: the same token brought the same page twice, with more to come.
+            FeedStuck: the same token brought the same page twice, with more to come; or pages
+                without news do not end; or more pages follow than any account has.
         """
         answers: dict[str | None, int] = {}
-        while True:
+        shown: set[int] = set()
+        without_news = 0
+        for _ in range(MOST_PAGES):
             page = self.export_page(
                 feed, start=start, include_recent_changes=include_recent_changes
             )
             if page.has_more and answers.get(start) == page.digest:
-                raise FeedStuck(
-                    "the feed repeats its position and its rows, and says there is more.",
-                    tenant=self._tenant,
-                    method="GET",
-                    path=feed.path,
-                    status=200,
-                )
+                raise self._stuck(feed, "the feed repeats its position and its rows")
             yield page
             if not page.has_more:
                 return
+            rows = _fingerprint(page, feed)
+            without_news = without_news + 1 if rows in shown else 0
+            if without_news >= MOST_WITHOUT_NEWS:
+                raise self._stuck(feed, f"{without_news:,} pages in a row showed nothing new")
+            shown.add(rows)
             answers[start] = page.digest
             start = page.continue_from
+        raise self._stuck(feed, f"{MOST_PAGES:,} pages were read")
+
+    def _stuck(self, feed: ExportFeed, what: str) -> FeedStuck:
+        message = f"{what}, and hasMore still says that there is more."
+        where = {"tenant": self._tenant, "method": "GET", "path": feed.path}
+        return FeedStuck(message, status=200, **where)
 
     # Memberships
 
@@ -595,6 +608,12 @@ class MembershipsClient:
             self.throttled += 1
             self._ceiling.throttled(min(error.retry_after or 1.0, LONGEST_WAIT))
         return error
+
+
+def _fingerprint(page: ExportPage, feed: ExportFeed) -> int:
+    """The same for pages that show the same records as of the same times."""
+    shown = (page.rows[name].to_numpy().tobytes() for name in ("id", feed.modified))
+    return hash((*shown, page.broken))
 
 
 _exponential = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)

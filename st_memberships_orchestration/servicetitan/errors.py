@@ -6,7 +6,7 @@
     ├── RecordNotFound      404 of the API: the record does not exist
     ├── RequestRefused      400, 409, 422: the API read the request and said no
     ├── ContractBroken      a record is not as the document promises
-    ├── FeedStuck           an export repeats itself and claims there is more
+    ├── FeedStuck           an export does not end: it repeats itself, or always claims more
     ├── Transient           worth another try of a read
     │   ├── Throttled       429
     │   ├── ServerFailed    408, 5xx, an HTML page instead of an answer
@@ -130,7 +130,7 @@ class ContractBroken(ServiceTitanError):
 
 
 class FeedStuck(ServiceTitanError):
-    """An export answered the same token twice with the same rows and `hasMore=true`."""
+    """An export says `hasMore=true` for ever: it repeats a page, or shows nothing new for long."""
 
     remedy = (
         "Nothing is lost: the position before it is kept. Run again later; if it persists, "
