@@ -64,6 +64,8 @@ DERIVED = {
 }
 HISTORY = {
     "history/membership_status",
+    "history/invoice_templates",
+    "history/membership_types",
     "history/memberships",
     "history/recurring_service_events",
     "history/recurring_services",

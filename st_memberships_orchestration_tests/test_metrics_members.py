@@ -75,8 +75,8 @@ def test_movements_of_a_dozen_memberships(monthly: pd.DataFrame) -> None:
     # February: 8 comes and is deleted; 4 goes on as 5; 6 is back; 10 cancels; 3 expires.
     # Left: 1 5 6 7.
     assert months[date(2026, 2, 1)] == (5, 1, 1, 1, 1, 1, 1, 0, 1, 4)
-    # March, to the 20th: 13 renews (type 2 became type 1), 10 is back; 9 has not begun.
-    assert months[date(2026, 3, 1)] == (4, 0, 1, 1, 0, 0, 0, 0, 0, 6)
+    # March, to the 20th: 13 renews too late (type 2 became type 1), 10 is back; 9 has not begun.
+    assert months[date(2026, 3, 1)] == (4, 0, 0, 2, 0, 0, 0, 0, 0, 6)
 
 
 def test_a_late_renewal_leaves_the_old_membership_expired(monthly: pd.DataFrame) -> None:
@@ -86,6 +86,7 @@ def test_a_late_renewal_leaves_the_old_membership_expired(monthly: pd.DataFrame)
     assert months[date(2026, 1, 1)] == (1, 1, 0, 0, 0, 0, 1, 0, 0, 1)
     saved = members_monthly(MEMBERS, STATUS, today=TODAY, zone=ZONE, renewal_grace_days=60)
     assert cells(saved, 2)[date(2026, 1, 1)] == (1, 1, 0, 0, 1, 0, 0, 0, 0, 1)
+    assert cells(saved, 1)[date(2026, 3, 1)] == (4, 0, 1, 1, 0, 0, 0, 0, 0, 6)
 
 
 def test_rates_and_tenure(monthly: pd.DataFrame) -> None:

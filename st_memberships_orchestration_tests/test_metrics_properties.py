@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from st_memberships_orchestration.metrics.history import spells
-from st_memberships_orchestration.metrics.members import ENTRIES, EXITS, MEMBERS_MONTHLY
+from st_memberships_orchestration.metrics.members import ENTRIES, EXITS, LOSSES, MEMBERS_MONTHLY
 from st_memberships_orchestration.metrics.revenue import BRIDGE, RECURRING_REVENUE_MONTHLY
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
@@ -121,19 +121,22 @@ def test_movements_add_up_in_every_cell_and_agree_with_counting(book: dict[str, 
     cell = rows.groupby(["tenant", "membership_type_id", "business_unit_id"])
     assert (cell["active_end"].shift(fill_value=0) == rows["active_start"]).all()
     for month, counted in rows.groupby("month")["active_end"].sum().items():
-        assert counted == _active_at_the_end_of(month, book["membership_status"])
+        assert counted == _active_at_the_end_of(month, book)
 
 
-def _active_at_the_end_of(month: date, status: pd.DataFrame) -> int:
-    """Members at a month's end, one spell at a time."""
+def _active_at_the_end_of(month: date, book: dict[str, Any]) -> int:
+    """Members at a month's end, one spell at a time; nobody before the first day."""
     after = (month + timedelta(days=31)).replace(day=1)
     after = min(after, TODAY + timedelta(days=1))
     moment = datetime(after.year, after.month, after.day, tzinfo=ZONE)
+    days = book["memberships"].set_index("id")["from"]
+    begun = set(days[days < after].index)
     return sum(
         row.status == "Active"
+        and row.membership_id in begun
         and row.valid_from < moment
         and (pd.isna(row.valid_to) or row.valid_to >= moment)
-        for row in status.itertuples()
+        for row in book["membership_status"].itertuples()
     )
 
 
@@ -144,6 +147,9 @@ def test_the_revenue_bridge_adds_up_in_every_cell(book: dict[str, Any]) -> None:
     for row in rows.to_dict("records"):
         change = sum((row[name] * sign for name, sign in BRIDGE.items()), Decimal(0))
         assert row["mrr_start"] + change == row["mrr_end"]
+        assert row["churned_mrr"] == row["cancelled_mrr"] + row["expired_mrr"]
+        assert row["reactivated_mrr"] >= row["resumed_mrr"] >= 0
+        assert row["mrr_end"] >= max(row["inferred_mrr"], row["backdated_mrr"])
         assert min(row[name] for name in BRIDGE) >= 0
         assert abs(row["arr_end"] - 12 * row["mrr_end"]) < Decimal("0.001")
         known = row["members_by_template"] + row["members_by_type"] + row["members_unpriced"]
@@ -152,6 +158,9 @@ def test_the_revenue_bridge_adds_up_in_every_cell(book: dict[str, Any]) -> None:
     key = ["tenant", "month", "membership_type_id", "business_unit_id"]
     both = members.merge(rows, on=key)
     assert (both["active_end"] == both["members_recurring"] + both["members_one_time"]).all()
+    # Where money moves, members do, and by the same word.
+    for word in (*ENTRIES, *EXITS, *LOSSES):
+        assert (both[word] > 0)[both[f"{word}_mrr"] > 0].all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -160,7 +169,7 @@ def test_no_membership_is_in_two_states_at_once(book: dict[str, Any], random: An
     status = book["membership_status"]
     if len(status):  # even where the history contradicts itself
         status = pd.concat([status, status.sample(frac=0.5, random_state=random.randrange(99))])
-    rows = spells(status, ZONE)
+    rows = spells(status, ZONE, book["memberships"])
     member = rows.groupby(["tenant", "membership_id"])
     assert not rows.duplicated(["tenant", "membership_id", "began"]).any()
     assert member["began"].is_monotonic_increasing.all() if len(rows) else True

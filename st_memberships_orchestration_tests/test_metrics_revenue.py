@@ -140,18 +140,18 @@ def test_the_bridge_of_a_few_months() -> None:
     )
     columns = (
         *("mrr_start", "new_mrr", "renewed_mrr", "reactivated_mrr", "expansion_mrr"),
-        *("contraction_mrr", "churned_mrr", "ended_by_renewal_mrr", "mrr_end"),
+        *("contraction_mrr", "churned_mrr", "suspended_mrr", "ended_by_renewal_mrr", "mrr_end"),
     )
     months = {month: [int(x) for x in rest] for month, *rest in plain(rows, "month", *columns)}
     assert months == {
         # 1 pays 25, 2 pays 20, 3 pays 120 / 12, 7 pays 40.
-        date(2025, 12, 1): [0, 95, 0, 0, 0, 0, 0, 0, 95],
+        date(2025, 12, 1): [0, 95, 0, 0, 0, 0, 0, 0, 0, 95],
         # 2 cancels, 7 is suspended; 8 has paid upfront.
-        date(2026, 1, 1): [95, 0, 0, 0, 0, 0, 60, 0, 35],
+        date(2026, 1, 1): [95, 0, 0, 0, 0, 0, 20, 40, 0, 35],
         # 5 comes with 60 / 3, 3 goes on as 4 for 132 / 12, 1 rises to 30; 6 came and went.
-        date(2026, 2, 1): [35, 20, 11, 0, 5, 0, 0, 10, 61],
+        date(2026, 2, 1): [35, 20, 11, 0, 5, 0, 0, 0, 10, 61],
         # 7 is back; 5 falls to 45 / 3.
-        date(2026, 3, 1): [61, 0, 0, 40, 0, 5, 0, 0, 96],
+        date(2026, 3, 1): [61, 0, 0, 40, 0, 5, 0, 0, 0, 96],
     }
     last = rows[rows["month"] == date(2026, 3, 1)]
     names = ("arr_end", "amortised_end", "members_recurring", "members_unpriced", "covered_share")

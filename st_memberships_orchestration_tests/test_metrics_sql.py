@@ -56,7 +56,8 @@ def generate(seed: int) -> dict[str, pa.Table]:
     lives = rng.integers(1, 5, COUNT)
     member = np.repeat(ids, lives)
     first = np.cumsum(lives) - lives
-    start = np.repeat(np.maximum(begins.astype("datetime64[us]"), created), lives)
+    midnight = begins.astype("datetime64[us]") + np.timedelta64(5, "h")  # or an hour after it
+    start = np.repeat(np.maximum(midnight, created), lives)
     gap = rng.integers(1, 200 * 86_400, len(member))
     gap[first] = 0
     passed = np.cumsum(gap)
@@ -291,13 +292,15 @@ create temp table months as
         least((m + interval 1 month)::date, today() + 1)::timestamptz as boundary
     from range(date '2023-01-01', today() + 1, interval 1 month) as r(m);
 
--- A link counts if the successor is known, begins later, and neither is deleted.
+-- A link counts if the successor is known, begins later, has ever run, and neither is deleted.
 create temp table links as
     select a.tenant, a.id, b.id as successor, b."from" as successor_from,
         least(b."from", b.created_on::date) as successor_sold_on
     from memberships a join memberships b on a.tenant = b.tenant and a.renewed_by_id = b.id
     where a.status <> 'Deleted' and b.status <> 'Deleted'
-        and (b."from", b.created_on, b.id) > (a."from", a.created_on, a.id);
+        and (b."from", b.created_on, b.id) > (a."from", a.created_on, a.id)
+        and exists (from membership_status s where s.tenant = b.tenant and s.membership_id = b.id
+            and s.status in ('Active', 'Suspended'));
 
 create temp table prices as
     with options as (
@@ -368,11 +371,24 @@ def test_movements(sql: duckdb.DuckDBPyConnection) -> None:
         ), begun as (
             select tenant, membership_id, min(valid_from) as starts
             from membership_status group by all
+        ), over as (
+            select tenant, membership_id, if(
+                arg_max(status, valid_from) in ('Expired', 'Canceled', 'Deleted'),
+                max(valid_from) filter (status in ('Expired', 'Canceled', 'Deleted')
+                    and coalesce(old, '') not in ('Expired', 'Canceled', 'Deleted')), null) as ended
+            from steps group by all
+        ), won as (
+            select l.tenant, l.successor as membership_id, bool_or(coalesce(
+                b.starts::timestamp <= ended::timestamp + interval 30 day, true)) as in_time
+            from links l
+            left join over o on o.tenant = l.tenant and o.membership_id = l.id
+            left join begun b on b.tenant = l.tenant and b.membership_id = l.successor
+            group by all
         ), named as (
             select s.tenant, date_trunc('month', s.valid_from)::date as month, case
-                when s.status = 'Active' and old is null
-                    then if(exists (from links where links.tenant = s.tenant
-                        and successor = s.membership_id), 'renewed', 'new')
+                when s.status = 'Active' and old is null then case (select in_time from won
+                    where won.tenant = s.tenant and won.membership_id = s.membership_id)
+                    when true then 'renewed' when false then 'reactivated' else 'new' end
                 when s.status = 'Active' and old <> 'Active' then 'reactivated'
                 when old = 'Active' and s.status in ('Expired', 'Canceled')
                     and b.starts::timestamp <= s.valid_from::timestamp + interval 30 day

@@ -203,7 +203,8 @@ DERIVED = {
         select tenant, month, membership_type_id, business_unit_id, mrr_start, mrr_end
         from derived.recurring_revenue_monthly
         where mrr_start + new_mrr + renewed_mrr + reactivated_mrr + expansion_mrr - contraction_mrr
-            - churned_mrr - ended_by_renewal_mrr <> mrr_end
+            - churned_mrr - suspended_mrr - deleted_mrr - other_exit_mrr - ended_by_renewal_mrr
+            <> mrr_end
         """,
         "Report it to this project, with these rows.",
     ),

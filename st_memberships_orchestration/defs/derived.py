@@ -33,6 +33,8 @@ CLOCK = ("today", "zone")
 HISTORY = {
     "membership_status": "history/membership_status",
     "membership_versions": "history/memberships",
+    "membership_type_versions": "history/membership_types",
+    "invoice_template_versions": "history/invoice_templates",
 }
 
 
@@ -93,9 +95,11 @@ def _arguments(table: Table) -> tuple[dict[str, str], dict[str, inspect.Paramete
     needed: dict[str, str] = {}
     options: dict[str, inspect.Parameter] = {}
     for arg, parameter in inspect.signature(table.of).parameters.items():
-        if parameter.default is not inspect.Parameter.empty:
+        if arg in CLOCK:
+            continue
+        if parameter.default is not inspect.Parameter.empty and arg not in HISTORY:
             options[arg] = parameter
-        elif arg not in CLOCK:
+        else:
             needed[arg] = f"derived/{arg}" if arg in derived else HISTORY.get(arg, f"current/{arg}")
     return needed, options
 

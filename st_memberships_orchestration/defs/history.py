@@ -18,7 +18,13 @@ from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings
 
-VERSIONED = ("memberships", "recurring_services", "recurring_service_events")
+VERSIONED = (
+    "memberships",
+    "recurring_services",
+    "recurring_service_events",
+    "membership_types",
+    "invoice_templates",
+)
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:

@@ -28,6 +28,8 @@ SOURCES = sorted(
     {f"derived/{table.name}" for table in TABLES} | {need.table for need in NEEDS.values()}
 )
 
+MEMBERS = dg.AssetKey(["derived", "members_monthly"])
+
 STATUS = ("state", "reason", "remedy")
 
 
@@ -67,6 +69,7 @@ def build_assets(
             feeds=_feeds(lake, settings.environment, tenant, zone),
             checks=_checks(context.instance, check_keys, tenant, zone),
             definitions={table.name: table.description for table in TABLES},
+            derived=context.instance.get_materialized_partitions(MEMBERS),
         )
         tables = {
             name: _rows(lake, need, tenants if need.shared else [tenant])

@@ -4,10 +4,17 @@ from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import Column, Frame, attach, explode, locate, pick
-from st_memberships_orchestration.metrics.history import ACTIVE, CELL, renewal_links
+from st_memberships_orchestration.metrics.history import (
+    ACTIVE,
+    CELL,
+    INFERRED,
+    renewal_links,
+    spells,
+)
 from st_memberships_orchestration.metrics.revenue import MONTHS_PER_BILL, priced
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
@@ -178,9 +185,10 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
         "payment_type_id",
         "next_scheduled_bill_date",
     )
-    links = renewal_links(memberships, zone)
+    links = renewal_links(memberships, zone, spells(status, zone, memberships))
     rows = rows.join(more.drop(columns=["tenant", "id"]))
     rows = rows.join(links[["successor_id", "link_problem"]])
+    rows["changes_end_elsewhere"] = _changes_end_elsewhere(rows, status)
     known = pick(
         prices,
         "membership_id",
@@ -192,6 +200,18 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
         rows, known, "id", bill_amount="bill_amount", year="annual_value", price_basis="price_basis"
     )
     return rows.rename(columns={"id": "membership_id"})
+
+
+def _changes_end_elsewhere(rows: Frame, membership_status: Frame) -> np.ndarray:
+    """Whether there are recorded changes, and today's status had to be inferred nevertheless."""
+    if "basis" not in membership_status:
+        return np.zeros(len(rows), dtype=bool)
+    spans = pick(membership_status, "membership_id", "basis", "valid_to")
+    recorded = spans[spans["basis"].isin(("change", "before_first_change"))]
+    inferred = spans[spans["basis"].isin(INFERRED) & spans["valid_to"].isna()]
+    return (locate(rows, recorded, "id", "membership_id") >= 0) & (
+        locate(rows, inferred, "id", "membership_id") >= 0
+    )
 
 
 def _finding(
@@ -250,8 +270,11 @@ def _contradictions(rows: Frame, now: Any) -> list[Frame]:
     }
     history = rows["history_status"]
     by_history = {
-        "It has no status history.": history.isna(),
-        "The newest status in its history is another.": history.notna() & (history != status),
+        "It has no status history.": history.isna() & kept,
+        "The newest status in its history is another.": history.notna()
+        & (history != status)
+        & kept,
+        "Its recorded changes end in another status.": rows["changes_end_elsewhere"],
     }
     links = {
         "successor_unknown": "Its successor is not known.",

@@ -61,7 +61,9 @@ def cohort_retention(
     """
     last = month_number(today)
     known = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
-    known = known.join(renewal_links(memberships, zone)[["sold_on", "origin", "is_successor"]])
+    life = spells(membership_status, zone, memberships)
+    links = renewal_links(memberships, zone, life)
+    known = known.join(links[["sold_on", "origin", "is_successor"]])
     known["gone"] = known["is_deleted"] | (known["status"] == "Deleted")
     sold = known[~known["gone"] & ~known["is_successor"] & (known["sold_on"] < before(today))]
     sold = sold.assign(sold_month=month_of(sold["sold_on"]).astype("int64"))
@@ -73,7 +75,7 @@ def cohort_retention(
     lengths = last - cohorts["sold_month"].to_numpy(np.int64) + 2
     offsets = np.cumsum(lengths) - lengths
     change = np.zeros(lengths.sum(), np.int64)
-    kept = _kept_months(known, membership_status, today, zone)
+    kept = _kept_months(known, life, today)
     kept = kept.join(sold[["cohort", "sold_month"]], on="origin", how="inner")
     place = offsets[kept["cohort"]] - kept["sold_month"].to_numpy(np.int64)
     floor = kept["sold_month"].to_numpy(np.int64)
@@ -96,12 +98,12 @@ def cohort_retention(
     return COHORT_RETENTION.frame(rows[month <= last])
 
 
-def _kept_months(known: Frame, membership_status: Frame, today: date, zone: ZoneInfo) -> Frame:
+def _kept_months(known: Frame, life: Frame, today: date) -> Frame:
     """Months at whose end a chain has a member: from `first` up to but without `after`.
 
     The stretches of one chain do not overlap.
     """
-    rows = spells(membership_status, zone)
+    rows = life.copy()
     goes_on = follows(rows).shift(-1, fill_value=False)
     now = before(today)
     until = rows["began"].shift(-1).where(goes_on)

@@ -56,6 +56,7 @@ KINDS: Mapping[str, pa.DataType] = {
             "price_basis",
             "flags",
             "service_name",
+            "basis",
             "recurrence_type",
             "recurrence_week",
             "recurrence_day_of_nth_week",
@@ -87,6 +88,7 @@ KINDS: Mapping[str, pa.DataType] = {
             "total",
             "sale_price",
             "billing_price",
+            "renewal_price",
             "quantity",
             "unit_price",
             "cost",
@@ -175,12 +177,17 @@ def attach(rows: Frame, other: Frame, on: str, **columns: str) -> Frame:
         on: column of `rows` that holds the record's id.
         columns: new name = name in `other`.
     """
-    found = locate(rows, other, on)
+    return rows.assign(**taken(other, locate(rows, other, on), rows.index, **columns))
+
+
+def taken(other: Frame, places: np.ndarray, index: Any, **columns: str) -> dict[str, Column]:
+    """Columns of `other` at some places, null (false) where the place is -1; by their new names."""
+    found = {}
     for name, source in columns.items():
         records = other[source].set_axis(range(len(other)))
         missing = {"fill_value": False} if records.dtype == bool else {}
-        rows = rows.assign(**{name: records.reindex(found, **missing).set_axis(rows.index)})
-    return rows
+        found[name] = records.reindex(places, **missing).set_axis(index)
+    return found
 
 
 def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
@@ -196,6 +203,42 @@ def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
     named = np.flatnonzero(theirs >= 0)[::-1]  # of doubled records the first counts
     place[theirs[named]] = named
     return np.where(mine < 0, -1, place[mine])
+
+
+def versions_of(frame: Frame, *names: str) -> Frame:
+    """Versions of records in order, each with its position in `frame` as `place`.
+
+    A frame without `valid_from` has newest states, which hold at any time: null is before all. Of
+    versions that begin at one moment the last one counts.
+    """
+    if "valid_from" not in frame:
+        frame = frame.assign(valid_from=pd.Series(pd.NaT, frame.index, "datetime64[us, UTC]"))
+    rows = pick(frame, "id", "valid_from", *names).rename_axis("place").reset_index()
+    if "valid_to" in frame:
+        until = pick(frame, "valid_to")["valid_to"]
+        rows = rows[~(until <= rows["valid_from"])]
+    rows = rows.sort_values(["tenant", "id", "valid_from", "place"], na_position="first")
+    return rows.drop_duplicates(["tenant", "id", "valid_from"], keep="last", ignore_index=True)
+
+
+def version_at(rows: Frame, versions: Frame, on: str) -> np.ndarray:
+    """Position of the version that held at `valid_from` of each row, -1 where there is none.
+
+    Before the first known version that one holds. `versions` are in the order of `versions_of`.
+    """
+    firsts = versions.drop_duplicates(["tenant", "id"])
+    record = locate(rows, firsts, on)
+    start = firsts.index.to_numpy(np.int64)
+    first = np.append(start, -1)[record]  # -1 stays -1
+    if len(firsts) == len(versions):
+        return first
+    owner = np.searchsorted(start, np.arange(len(versions)), side="right") - 1
+    moments = pd.concat([versions["valid_from"], rows["valid_from"]], ignore_index=True)
+    rank = moments.rank(method="dense").fillna(0).to_numpy(np.int64)  # null is before all
+    span = rank.max(initial=0) + 1
+    known = owner * span + rank[: len(versions)]
+    held = np.searchsorted(known, record * span + rank[len(versions) :], side="right") - 1
+    return np.where(record < 0, -1, np.maximum(held, first))
 
 
 def flags(**reasons: Column) -> Column:
@@ -224,6 +267,13 @@ def decimals(millionths: Column) -> pa.Array | pa.ChunkedArray:
 def local(moments: Column, zone: ZoneInfo) -> Column:
     """What the clocks on the contractor's wall showed, without a zone."""
     return moments.dt.tz_convert(zone).dt.tz_localize(None)
+
+
+def instant(days: Column, zone: ZoneInfo) -> Column:
+    """When days begin on the contractor's clock; of two midnights the first."""
+    first = np.ones(len(days), bool)
+    begins = days.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+    return begins.dt.tz_convert("UTC").astype("datetime64[us, UTC]")
 
 
 def month_of(days: Column) -> Column:

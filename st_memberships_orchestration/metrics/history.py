@@ -12,6 +12,7 @@ from st_memberships_orchestration.metrics.frames import (
     Column,
     Frame,
     attach,
+    instant,
     local,
     locate,
     month_number,
@@ -29,32 +30,47 @@ EXITS = {
     "Suspended": "suspended",
     "Deleted": "deleted",
 }
+FINAL = {"Canceled": "cancelled_from_suspension", "Expired": "expired_from_suspension"}
+"""What it is called when a suspended membership ends: it left Active before, and is lost now."""
+
+INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
+"""Values of `basis` of a span that no recorded change begins or ends."""
 
 
-def spells(membership_status: Frame, zone: ZoneInfo) -> Frame:
+def spells(membership_status: Frame, zone: ZoneInfo, memberships: Frame) -> Frame:
     """Status spells in order: a membership is in exactly one status at any moment.
 
-    A spell lasts until the next of its membership begins. Empty spells are dropped, spells of the
-    same status that follow each other are one.
+    A spell lasts until the next of its membership begins. Spells of the same status that follow
+    each other are one. What lies before the membership's first day is cut off, whatever made the
+    history; a deleted membership whose history does not end in Deleted has no spell at all.
 
     Returns:
-        `tenant`, `membership_id`, `status`, `began` (local time), `previous` (status before, null
-        in the first spell).
+        `tenant`, `membership_id`, `status`, `at` (the moment it began), `began` (the same in local
+        time), `previous` (status before, null in the first spell), `is_inferred`.
     """
-    rows = pick(membership_status, "membership_id", "status", "valid_from", "valid_to")
-    rows = rows[rows["valid_from"].notna()]
-    rows = rows[~(rows["valid_to"] <= rows["valid_from"])]
+    if "basis" not in membership_status:
+        membership_status = membership_status.assign(basis="change")
+    rows = pick(membership_status, "membership_id", "status", "valid_from", "valid_to", "basis")
+    known = pick(memberships, "id", "from", "is_deleted")
+    known["begins"] = instant(known["from"], zone)
+    rows = attach(rows, known, "membership_id", begins="begins", is_deleted="is_deleted")
+    rows["at"] = rows["valid_from"].where(~(rows["begins"] > rows["valid_from"]), rows["begins"])
+    deletions = rows[rows["status"] == "Deleted"]
+    unexplained = locate(rows, deletions, "membership_id", "membership_id") < 0
+    counts = rows["at"].notna() & ~(rows["valid_to"] <= rows["at"])
+    rows = rows[counts & ~(rows["is_deleted"] & unexplained)]
     rows = rows.sort_values(
-        ["tenant", "membership_id", "valid_from", "valid_to", "status"], ignore_index=True
+        ["tenant", "membership_id", "at", "valid_to", "status"], ignore_index=True
     )
     member = ["tenant", "membership_id"]
     # Two statuses from one moment on contradict each other: the one that lasts longest counts.
-    rows = rows.drop_duplicates([*member, "valid_from"], keep="last", ignore_index=True)
+    rows = rows.drop_duplicates([*member, "at"], keep="last", ignore_index=True)
     same = follows(rows)
     rows["previous"] = rows["status"].shift().where(same)
-    rows["began"] = local(rows["valid_from"], zone)
+    rows["began"] = local(rows["at"], zone)
+    rows["is_inferred"] = rows["basis"].isin(INFERRED)
     rows = rows[~(rows["previous"] == rows["status"])].reset_index(drop=True)
-    return rows[[*member, "status", "began", "previous"]]
+    return rows[[*member, "status", "at", "began", "previous", "is_inferred"]]
 
 
 def follows(rows: Frame) -> Column:
@@ -68,11 +84,17 @@ def before(today: date) -> Any:
     return pd.Timestamp(today) + pd.Timedelta(days=1)
 
 
-def renewal_links(memberships: Frame, zone: ZoneInfo) -> Frame:
+def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None) -> Frame:
     """Which membership was renewed by which, one row per membership in the order given.
 
-    A link counts if the successor is known, begins later (by `from`, creation, id) and neither of
-    the two is deleted. So no chain of renewals has a cycle, whatever the data says.
+    A link counts if the successor is known, begins later (by `from`, creation, id), neither of
+    the two is deleted, and the successor was not ended before its first day. So no chain of
+    renewals has a cycle, whatever the data says.
+
+    Args:
+        memberships: newest version of each membership, also deleted ones.
+        zone: the contractor's time zone.
+        life: the `spells`; without them, a successor is taken to have begun.
 
     Returns:
         `tenant`, `id`, `successor_id` (null without a link that counts), `link_problem`,
@@ -80,7 +102,13 @@ def renewal_links(memberships: Frame, zone: ZoneInfo) -> Frame:
         (day of the sale: creation, or `from` if that is earlier, as with imported ones).
     """
     rows = pick(memberships, "id", "from", "created_on", "renewed_by_id", "is_deleted", "status")
-    rows["is_deleted"] |= rows["status"] == "Deleted"
+    unwanted = (rows["is_deleted"] | (rows["status"] == "Deleted")).to_numpy()
+    never_began = np.zeros(len(rows), dtype=bool)
+    if life is not None:
+        lived = life[~life["status"].isin(ENDED)]
+        never_began = (locate(rows, life, "id", "membership_id") >= 0) & (
+            locate(rows, lived, "id", "membership_id") < 0
+        )
     created = local(rows["created_on"], zone).dt.normalize().astype("datetime64[s]")
     rows["sold_on"] = created.where(~(rows["from"] < created), rows["from"]).fillna(rows["from"])
     begins = rows["from"].fillna(created)
@@ -89,15 +117,15 @@ def renewal_links(memberships: Frame, zone: ZoneInfo) -> Frame:
     age[order] = np.arange(len(rows))
 
     successor = locate(rows, rows, "renewed_by_id")
-    there = successor >= 0
-    deleted = rows["is_deleted"].to_numpy()
-    later = there & (age[successor] > age) if len(rows) else there
-    unwanted = deleted | (there & deleted[successor]) if len(rows) else there
-    counts = later & ~unwanted
     named = rows["renewed_by_id"].notna().to_numpy()
-    problem = np.select(
-        [named & ~there, there & ~later], ["successor_unknown", "successor_not_later"], ""
-    )
+    there = np.flatnonzero(successor >= 0)
+    theirs = successor[there]
+    later = age[theirs] > age[there]
+    problem = np.full(len(rows), None, dtype=object)
+    problem[named & (successor < 0)] = "successor_unknown"
+    problem[there[~later]] = "successor_not_later"
+    counts = np.zeros(len(rows), dtype=bool)
+    counts[there] = later & ~unwanted[there] & ~unwanted[theirs] & ~never_began[theirs]
     # Of several memberships that one renews, the oldest leads to the start of its chain.
     origin = np.arange(len(rows))
     linked = np.flatnonzero(counts)
@@ -109,7 +137,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo) -> Frame:
     is_successor[successor[linked]] = True
     return rows[["tenant", "id", "sold_on"]].assign(
         successor_id=rows["renewed_by_id"].where(counts),
-        link_problem=pd.Series(problem, dtype="str").where(problem != ""),
+        link_problem=pd.Series(problem, dtype="str"),
         is_successor=is_successor,
         origin=origin,
     )
@@ -122,56 +150,103 @@ def movements(
     zone: ZoneInfo,
     renewal_grace_days: int,
 ) -> Frame:
-    """Every entry into and exit from Active up to today, and what it is called.
+    """Every entry into and exit from Active up to today, every final loss, and what it is called.
+
+    Entries are `new`; `renewed`, the first day of a successor whose predecessor still ran or had
+    ended at most `renewal_grace_days` before; and `reactivated`: one that came back, or a successor
+    that came later than that. Exits are `cancelled`, `expired`, `suspended`, `deleted`,
+    `other_exit`, and `ended_by_renewal`, an end with a successor in time. A suspended membership
+    that ends without such a successor is lost for good: `cancelled_from_suspension` or
+    `expired_from_suspension`, which is no exit from Active.
 
     Returns:
-        `tenant`, `membership_id`, `began`, `month`, `kind` (new, renewed, reactivated, cancelled,
-        expired, suspended, deleted, other_exit, ended_by_renewal), `is_entry`, `since` (first day
-        of the membership's chain), and its cell.
+        `tenant`, `membership_id`, `at`, `began` (local), `month`, `kind`, `is_entry`, `change`
+        (members more: 1, -1 or 0), `is_resumed` (an entry out of suspension), `is_inferred`,
+        `since` (first day of the membership's chain), and its cell; in order of membership and
+        moment.
     """
-    status = spells(membership_status, zone)
-    links = renewal_links(memberships, zone)
+    grace = pd.Timedelta(days=renewal_grace_days)
+    life = spells(membership_status, zone, memberships)
+    links = renewal_links(memberships, zone, life)
     known = pick(memberships, "id", "from", "membership_type_id", "business_unit_id").join(
         links[["successor_id", "is_successor"]]
     )
-    first = status[~follows(status)].rename(columns={"membership_id": "id"})
+    first = life[~follows(life)].rename(columns={"membership_id": "id"})
     known = attach(known, first, "id", starts="began")
     known["starts"] = known["starts"].fillna(known["from"].astype("datetime64[us]"))
     begins = known["from"].astype("datetime64[us]").fillna(known["starts"])
     known["since"] = begins.take(links["origin"]).to_numpy()
+    known = attach(known, _ends(life), "id", ended="began")
     known = attach(known, known, "successor_id", successor_starts="starts")
+    late = known["successor_starts"] > known["ended"] + grace
+    in_time = known[known["successor_id"].notna() & ~late]
+    known["in_time"] = locate(known, in_time, "id", "successor_id") >= 0
 
-    rows = status[status["began"] < before(today)]
-    is_entry = rows["status"] == ACTIVE
-    rows = rows[is_entry | (rows["previous"] == ACTIVE)]
+    rows = life[life["began"] < before(today)]
+    is_entry, was_active = rows["status"] == ACTIVE, rows["previous"] == ACTIVE
+    is_lost = (rows["previous"] == "Suspended") & rows["status"].isin(list(FINAL))
+    rows = rows.assign(is_entry=is_entry, change=is_entry.astype("int64") - was_active)
     rows = attach(
-        rows,
+        rows[is_entry | was_active | is_lost],
         known,
         "membership_id",
         membership_type_id="membership_type_id",
         business_unit_id="business_unit_id",
         is_successor="is_successor",
+        in_time="in_time",
         successor_starts="successor_starts",
         since="since",
     ).reset_index(drop=True)
-    rows["is_entry"] = rows["status"] == ACTIVE
     rows["since"] = rows["since"].fillna(rows["began"])
-    grace = rows["began"] + pd.Timedelta(days=renewal_grace_days)
-    lapsed = rows["status"].isin(("Expired", "Canceled"))
-    began = rows["previous"].isna()
+    rows["is_resumed"] = rows["is_entry"] & (rows["previous"] == "Suspended")
+    comes, began = rows["is_entry"], rows["previous"].isna()
+    goes_on = rows["status"].isin(list(FINAL)) & (rows["successor_starts"] <= rows["began"] + grace)
     rows["kind"] = np.select(
         [
-            rows["is_entry"] & began & rows["is_successor"],
-            rows["is_entry"] & began,
-            rows["is_entry"],
-            lapsed & (rows["successor_starts"] <= grace),
+            comes & began & ~rows["is_successor"],
+            comes & began & rows["in_time"],
+            comes,
+            goes_on,
+            rows["change"] == 0,
         ],
-        ["renewed", "new", "reactivated", "ended_by_renewal"],
+        ["new", "renewed", "reactivated", "ended_by_renewal", rows["status"].map(FINAL)],
         rows["status"].map(EXITS).fillna("other_exit"),
     )
     rows["month"] = month_of(rows["began"])
-    columns = ["membership_id", "began", "month", "kind", "is_entry", "since"]
-    return rows[[*CELL, *columns]]
+    rows = rows[~(goes_on & (rows["change"] == 0))].reset_index(drop=True)
+    moments = ["membership_id", "at", "began", "month"]
+    facts = ["kind", "is_entry", "change", "is_resumed", "is_inferred", "since"]
+    return rows[[*CELL, *moments, *facts]]
+
+
+def _ends(life: Frame) -> Frame:
+    """When those that are over ended: `tenant`, `id`, `began`."""
+    over = life["status"].isin(ENDED)
+    last = life.drop_duplicates(["tenant", "membership_id"], keep="last")
+    ends = life[over & ~life["previous"].isin(ENDED)]
+    ends = ends.drop_duplicates(["tenant", "membership_id"], keep="last")
+    is_over = locate(ends, last[over[last.index]], "membership_id", "membership_id") >= 0
+    return ends[is_over].rename(columns={"membership_id": "id"})
+
+
+def inferred_members(moves: Frame) -> Column:
+    """By how much each movement changes the number of members whose status is inferred."""
+    same = follows(moves)
+    held = moves["is_inferred"].where(moves["change"] > 0)
+    held = held.groupby((~same).cumsum()).ffill().eq(True)
+    return moves["change"].clip(lower=0) * held - (moves["change"] < 0) * held
+
+
+def unrecorded(rows: Frame, membership_status: Frame, zone: ZoneInfo) -> Column:
+    """Whether the months of `rows` ended before the account's first recorded status change."""
+    if "basis" not in membership_status:
+        return pd.Series(False, rows.index)
+    changes = pick(membership_status, "valid_from", "basis")
+    changes = changes[changes["basis"] == "change"]
+    first = changes.groupby("tenant", as_index=False)["valid_from"].min()
+    rows = rows[["tenant"]].assign(id=0, ends=month_start(rows["month_number"] + 1))
+    rows = attach(rows, first.assign(id=0), "id", first="valid_from")
+    return ~(local(rows["first"], zone) < rows["ends"])
 
 
 def by_month(moves: Frame, measures: Sequence[str], today: date) -> Frame:

@@ -7,7 +7,15 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import day_numbers, flags, month_start
-from st_memberships_orchestration.metrics.history import CELL, by_month, movements, running, share
+from st_memberships_orchestration.metrics.history import (
+    CELL,
+    by_month,
+    inferred_members,
+    movements,
+    running,
+    share,
+    unrecorded,
+)
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -22,6 +30,7 @@ from st_memberships_orchestration.metrics.tables import (
 
 ENTRIES = ("new", "renewed", "reactivated")
 EXITS = ("ended_by_renewal", "cancelled", "expired", "suspended", "deleted", "other_exit")
+LOSSES = ("cancelled_from_suspension", "expired_from_suspension")
 
 
 def members_monthly(
@@ -42,15 +51,21 @@ def members_monthly(
 
     A renewal is neither a sale nor churn: the successor comes in as `renewed`, the old membership
     leaves as `ended_by_renewal` if it expired or was cancelled and its successor begins no later
-    than `renewal_grace_days` after. So a recent `expired` can still turn into it; with a later
-    successor the old one stays expired or cancelled. Every step counts: a membership that was
-    suspended and came back within a month shows in both columns (ServiceTitan's Membership Summary
-    shows only its last status).
+    than `renewal_grace_days` after. So a recent `expired` can still turn into it. With a later
+    successor the old one stays expired or cancelled, and the successor is won back: `reactivated`.
+    Every step counts: a membership that was suspended and came back within a month shows in both
+    columns (ServiceTitan's Membership Summary shows only its last status).
+
+    A pause is no loss. One that ends in cancellation or expiry is: it stands in
+    `cancelled_from_suspension` or `expired_from_suspension` of the month in which it became final,
+    beside the equation, since the member left Active before. `churn` counts these too.
 
     Months are the contractor's own. Source: `current/memberships`, `history/membership_status`;
-    formulas: reference section 9.2. Known gaps: type and business unit are today's, also for past
-    months; before the first recorded change, a status is what that change says it was; a
-    membership that was deleted as a mistake counts as a member until it was deleted.
+    formulas: reference section 9.2. Members whose status then is inferred, because no recorded
+    change begins or ends it or because the month ended before the account's first recorded change,
+    are in `inferred_end`; such steps in `inferred_moves`. Known gaps: type and business unit are
+    today's, also for past months; before the first recorded change, a status is what that change
+    says it was; a membership that was deleted as a mistake counts as a member until it was deleted.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
@@ -61,18 +76,26 @@ def members_monthly(
             going on.
     """
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
-    kinds = {kind: (moves["kind"] == kind).astype("int64") for kind in (*ENTRIES, *EXITS)}
-    sign = np.where(moves["is_entry"], 1, -1)
-    moves = moves.assign(**kinds, since_days=sign * day_numbers(moves["since"]))
-    rows = by_month(moves, [*ENTRIES, *EXITS, "since_days"], today)
+    kinds = (*ENTRIES, *EXITS, *LOSSES)
+    measures = {kind: (moves["kind"] == kind).astype("int64") for kind in kinds}
+    measures["resumed"] = moves["is_resumed"]
+    measures["inferred_moves"] = moves["is_inferred"]
+    measures["since_days"] = moves["change"] * day_numbers(moves["since"])
+    measures["inferred"] = inferred_members(moves)
+    rows = by_month(moves.assign(**measures), list(measures), today)
     rows["net_growth"] = rows[list(ENTRIES)].sum(axis=1) - rows[list(EXITS)].sum(axis=1)
     rows["active_end"] = running(rows, rows["net_growth"])
     rows["active_start"] = rows["active_end"] - rows["net_growth"]
-    rows["churn"] = share(rows["cancelled"] + rows["expired"], rows["active_start"])
-    rows["cancellation_rate"] = share(rows["cancelled"], rows["active_start"])
+    cancelled = rows["cancelled"] + rows["cancelled_from_suspension"]
+    expired = rows["expired"] + rows["expired_from_suspension"]
+    rows["churn"] = share(cancelled + expired, rows["active_start"])
+    rows["cancellation_rate"] = share(cancelled, rows["active_start"])
     counted_to = np.minimum(day_numbers(month_start(rows["month_number"] + 1)) - 1, _day(today))
     since = share(running(rows, rows["since_days"]), rows["active_end"])
     rows["tenure_days"] = counted_to - since
+    is_inferred = unrecorded(rows, membership_status, zone)
+    rows["inferred_end"] = running(rows, rows["inferred"]).where(~is_inferred, rows["active_end"])
+    rows["inferred_share"] = share(rows["inferred_end"], rows["active_end"])
     rows["flags"] = flags(
         membership_unknown=rows["membership_type_id"].isna(), unknown_status=rows["other_exit"] > 0
     )
@@ -95,7 +118,10 @@ MEMBERS_MONTHLY = Table(
         "active_start": (COUNT, "Members at the first moment of the month."),
         "new": (COUNT, "Memberships that began and renew no other."),
         "renewed": (COUNT, "Memberships that began as the renewal of another."),
-        "reactivated": (COUNT, "Members again after suspension, cancellation or expiry."),
+        "reactivated": (
+            COUNT,
+            "Members again after suspension, cancellation or expiry, or by a late renewal.",
+        ),
         "ended_by_renewal": (COUNT, "Expired or cancelled, and gone on as their renewal."),
         "cancelled": (COUNT, "Members who cancelled."),
         "expired": (COUNT, "Members whose term ran out without a renewal in time."),
@@ -104,12 +130,30 @@ MEMBERS_MONTHLY = Table(
         "other_exit": (COUNT, "Members who left for a status this release does not know."),
         "active_end": (COUNT, "Members at the end of the month, or of today."),
         "net_growth": (COUNT, "Members at the end less members at the start."),
-        "churn": (SHARE, "(cancelled + expired) / active_start; null if nobody was there."),
-        "cancellation_rate": (SHARE, "cancelled / active_start; null if nobody was there."),
+        "churn": (
+            SHARE,
+            "Cancelled and expired, also from suspension, / active_start; null if that is 0.",
+        ),
+        "cancellation_rate": (
+            SHARE,
+            "Cancelled, also from suspension, / active_start; null if that is 0.",
+        ),
         "tenure_days": (
             SHARE,
             "Mean days since the first membership of its renewal chain began, over active_end.",
         ),
+        "resumed": (COUNT, "Of reactivated, those who came back from suspension."),
+        "cancelled_from_suspension": (
+            COUNT,
+            "Suspended before, and now cancelled: a loss that became final. Not in the equation.",
+        ),
+        "expired_from_suspension": (
+            COUNT,
+            "Suspended before, and now expired without a renewal in time. Not in the equation.",
+        ),
+        "inferred_moves": (COUNT, "Of all these steps, those that no recorded change tells of."),
+        "inferred_end": (COUNT, "Of active_end, those whose status then is inferred."),
+        "inferred_share": (SHARE, "inferred_end / active_end; null if nobody was there."),
         "flags": FLAGS,
     },
 )

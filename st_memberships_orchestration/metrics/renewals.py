@@ -43,6 +43,7 @@ from st_memberships_orchestration.metrics.tables import (
 def renewals(
     memberships: pd.DataFrame,
     membership_prices: pd.DataFrame,
+    membership_status: pd.DataFrame | None = None,
     *,
     today: date,
     zone: ZoneInfo,
@@ -51,21 +52,26 @@ def renewals(
 
     One row per membership that has a last day (`to`) or a duration; ongoing and deleted ones are
     left out. `days_left` counts from today to the last day covered; negative means past. A
-    successor counts if it is known, begins later and is not deleted. `monthly_value` is the
+    successor counts if it is known, begins later, is not deleted, and was not cancelled before its
+    first day. `monthly_value` is the
     monthly price, or the amortised one if paid upfront, in the account's currency.
 
-    Source: `current/memberships`, `derived/membership_prices`; reference sections 9.1 and 9.2.
-    Known gaps: customers who bought anew instead of renewing have no link and show as not
-    renewed; some old records hold the day after the last one in `to` (flag `to_is_day_after`:
-    the same day of the month as `from`); it is used as it is.
+    Source: `current/memberships`, `derived/membership_prices`, `history/membership_status`;
+    reference sections 9.1 and 9.2. Known gaps: customers who bought anew instead of renewing have
+    no link and show as not renewed; some old records hold the day after the last one in `to` (flag
+    `to_is_day_after`: the same day of the month as `from`); it is used as it is.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
         membership_prices: the derived table.
+        membership_status: spells of status; without them, a successor is taken to have begun.
         today: the contractor's day.
         zone: the contractor's time zone.
     """
-    rows = _with_links(memberships, zone)
+    life = None
+    if membership_status is not None:
+        life = spells(membership_status, zone, memberships)
+    rows = _with_links(memberships, zone, life)
     rows = rows[(rows["to"].notna() | rows["duration"].notna()) & ~rows["gone"]]
     prices = pick(
         membership_prices,
@@ -130,10 +136,11 @@ def renewal_rate_monthly(
         today: the contractor's day.
         zone: the contractor's time zone.
     """
-    rows = _with_links(memberships, zone)
+    life = spells(membership_status, zone, memberships)
+    rows = _with_links(memberships, zone, life)
     rows = rows[rows["to"].notna() & ~rows["gone"] & (rows["to"] < before(today))]
     rows = rows.reset_index(drop=True)
-    status = spells(membership_status, zone).rename(columns={"membership_id": "id"})
+    status = life.rename(columns={"membership_id": "id"})
     status = status.merge(rows[["tenant", "id", "to"]], on=["tenant", "id"])
     status = status[status["began"] < status["to"] + pd.Timedelta(days=1)]
     at_end = status.drop_duplicates(["tenant", "id"], keep="last")
@@ -153,7 +160,7 @@ def renewal_rate_monthly(
     return RENEWAL_RATE_MONTHLY.frame(rows)
 
 
-def _with_links(memberships: Frame, zone: ZoneInfo) -> Frame:
+def _with_links(memberships: Frame, zone: ZoneInfo, life: Frame | None) -> Frame:
     rows = pick(
         memberships,
         "id",
@@ -172,7 +179,7 @@ def _with_links(memberships: Frame, zone: ZoneInfo) -> Frame:
         "sold_by_id",
         "is_deleted",
     )
-    links = renewal_links(memberships, zone)
+    links = renewal_links(memberships, zone, life)
     rows = rows.join(links[["successor_id", "link_problem", "sold_on"]])
     rows["gone"] = rows["is_deleted"] | (rows["status"] == "Deleted")
     return attach(rows, rows, "successor_id", successor_sold_on="sold_on")

@@ -16,6 +16,9 @@ from st_memberships_orchestration.metrics.frames import (
     locate,
     month_of,
     pick,
+    taken,
+    version_at,
+    versions_of,
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
@@ -24,9 +27,11 @@ from st_memberships_orchestration.metrics.history import (
     by_month,
     follows,
     movements,
+    renewal_links,
     running,
     share,
     spells,
+    unrecorded,
 )
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
@@ -51,6 +56,7 @@ MONTHS_PER_BILL = {
     "Annual": 12,
 }
 ONE_TIME = "OneTime"
+UTC = ZoneInfo("UTC")
 PRICING = ("membership_type_id", "billing_template_id", "duration", "billing_frequency")
 
 
@@ -58,6 +64,8 @@ def membership_prices(
     memberships: pd.DataFrame,
     membership_types: pd.DataFrame,
     invoice_templates: pd.DataFrame,
+    *,
+    zone: ZoneInfo = UTC,
 ) -> pd.DataFrame:
     """What each membership pays per bill and per month, and how that is known.
 
@@ -71,19 +79,22 @@ def membership_prices(
     Quarterly 3, BiAnnual 6 (taken as half-yearly), Annual 12. A membership paid upfront (OneTime)
     has no recurring price; its type's sale price divided by its duration is
     `amortised_monthly_price`, with `type_sale_price` as basis, and is never added to recurring
-    revenue. Money is in the account's currency, rounded half up to a millionth per membership.
+    revenue. One that renews another paid the renewal price (`type_renewal_price`); a renewal price
+    of zero is taken as not set, and flagged. Money is in the account's currency, rounded half up to
+    a millionth per membership.
 
     Source: `current/memberships`, `current/membership_types`, `current/invoice_templates`; rule:
-    reference section 9.2. Known gaps: actual invoices are not in this API; a renewal paid upfront
-    may have cost the renewal price. A price that cannot be told (options that contradict each
-    other, null or negative amounts) is null and flagged.
+    reference section 9.2. Known gaps: actual invoices are not in this API. A price that cannot be
+    told (options that contradict each other, null or negative amounts) is null and flagged.
 
     Args:
         memberships: newest version of each membership.
         membership_types: newest version of each type, with `duration_billing`.
         invoice_templates: newest version of each invoice template.
+        zone: the contractor's time zone.
     """
     rows = pick(memberships, "id", "status", "business_unit_id", *PRICING)
+    rows["is_renewal"] = renewal_links(memberships, zone)["is_successor"]
     rows = priced(rows, membership_types, invoice_templates)
     rows["membership_id"] = rows["id"]
     return MEMBERSHIP_PRICES.frame(rows)
@@ -95,6 +106,8 @@ def recurring_revenue_monthly(
     membership_versions: pd.DataFrame,
     membership_types: pd.DataFrame,
     invoice_templates: pd.DataFrame,
+    membership_type_versions: pd.DataFrame | None = None,
+    invoice_template_versions: pd.DataFrame | None = None,
     *,
     today: date,
     zone: ZoneInfo,
@@ -106,22 +119,29 @@ def recurring_revenue_monthly(
     the sum of `monthly_price` (see `membership_prices`) of the members; ARR is 12 times that,
     summed before anything is rounded. Memberships paid upfront are apart, in `amortised_end`. In
     every row `mrr_start + new_mrr + renewed_mrr + reactivated_mrr + expansion_mrr -
-    contraction_mrr - churned_mrr - ended_by_renewal_mrr = mrr_end`, to the last digit.
+    contraction_mrr - churned_mrr - suspended_mrr - deleted_mrr - other_exit_mrr -
+    ended_by_renewal_mrr = mrr_end`, to the last digit.
 
-    The bridge compares each membership at the two ends of the month: one that came and went in
-    between does not show. `churned_mrr` is what members who left took with them, whether
-    cancelled, expired, suspended or deleted. A renewal moves money from `ended_by_renewal_mrr` to
-    `renewed_mrr`; the difference of the two is the change of price on renewing.
+    The words are those of `members_monthly`. The bridge compares each membership at the two ends
+    of the month: one that came and went in between does not show. Who came is called by the first
+    entry of the month, who left by the last exit. `churned_mrr` is `cancelled_mrr + expired_mrr`.
+    A renewal moves money from `ended_by_renewal_mrr` to `renewed_mrr`; the difference of the two
+    is the change of price on renewing. What suspended members had paid, and is lost for good now,
+    stands beside the equation in `cancelled_from_suspension_mrr` and `expired_from_suspension_mrr`.
+
+    Each month is priced by what held then: the membership's own template, type, frequency and
+    duration, the template's total, and the type's list price. Before the first known version of
+    one of them that version holds; `backdated_mrr` is what rests on that, and `inferred_mrr` what
+    rests on an inferred status (see `members_monthly`).
 
     `covered_share` states how certain the total is: the share of recurring members whose price is
     known at all; `template_share` those priced by their own billing template. Members without a
     price add nothing to MRR, so MRR is a lower bound unless the covered share is 1.
 
-    Source: `history/memberships` for template, type, frequency and duration over time,
-    `history/membership_status`, newest types and templates; rule: reference section 9.2. Known
-    gaps: before the first known version of a membership, that version's terms apply; a template
-    or list price that was edited in place applies to the past as well; type and business unit of
-    a cell are today's, also for past months.
+    Source: `history/memberships`, `history/membership_status`, `history/membership_types`,
+    `history/invoice_templates`; rule: reference section 9.2. Known gaps: of changes between two
+    syncs the last one is known only; type and business unit of a cell are today's, also for past
+    months.
 
     Args:
         memberships: newest version of each membership.
@@ -129,28 +149,37 @@ def recurring_revenue_monthly(
         membership_versions: every known version of the memberships, with `valid_from`.
         membership_types: newest version of each type.
         invoice_templates: newest version of each invoice template.
+        membership_type_versions: every known version of the types; of others the newest holds.
+        invoice_template_versions: every known version of the templates; likewise.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
         renewal_grace_days: as in `members_monthly`.
     """
-    terms = _terms(memberships, membership_versions, membership_types, invoice_templates, zone)
-    rows = _month_ends(spells(membership_status, zone), terms, today)
+    life = spells(membership_status, zone, memberships)
+    links = renewal_links(memberships, zone, life)
+    terms = _terms(
+        _every_version(membership_versions, memberships),
+        _every_version(membership_type_versions, membership_types),
+        _every_version(invoice_template_versions, invoice_templates),
+        links[links["is_successor"]],
+    )
+    rows = _month_ends(life, terms, today, zone)
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
-    began = moves[moves["kind"].isin(("new", "renewed"))]
-    renewed = moves[moves["kind"] == "ended_by_renewal"]
-    rows["first_month"], rows["first_kind"] = _of(rows, began, "month"), _of(rows, began, "kind")
-    rows["renewed_month"] = _of(rows, renewed, "month")
     rows = attach(
-        rows,
+        _bridge(rows, moves),
         pick(memberships, "id", *CELL[1:]),
         "membership_id",
         **{name: name for name in CELL[1:]},
     )
-    rows = by_month(_bridge(rows), [*BRIDGE, *STOCKS], today)
+    rows = by_month(rows, [*FLOWS, *STOCKS], today)
     for stock in STOCKS:
         rows[stock] = running(rows, rows[stock])
     change = sum(rows[name] * sign for name, sign in BRIDGE.items())
     rows["mrr_start"] = rows["mrr_end"] - change
+    is_inferred = unrecorded(rows, membership_status, zone)
+    rows["inferred_mrr"] = rows["inferred_mrr"].where(~is_inferred, rows["mrr_end"])
+    rows["inferred_share"] = share(rows["inferred_mrr"], rows["mrr_end"])
+    rows["backdated_share"] = share(rows["backdated_mrr"], rows["mrr_end"])
     rows["covered_share"] = 1 - share(rows["members_unpriced"], rows["members_recurring"])
     rows["template_share"] = share(rows["members_by_template"], rows["members_recurring"])
     rows["flags"] = flags(
@@ -160,6 +189,18 @@ def recurring_revenue_monthly(
     return RECURRING_REVENUE_MONTHLY.frame(rows)
 
 
+def _every_version(versions: Frame | None, newest: Frame) -> Frame:
+    """All known versions, and the newest state of the records of which none is known."""
+    if versions is None or versions.empty:
+        return newest
+    if "is_deleted" not in versions:
+        versions = versions.assign(is_deleted=~versions["active"].fillna(True).astype(bool))
+    bare = newest[locate(pick(newest, "id"), pick(versions, "id"), "id") < 0]
+    validity = [name for name in ("valid_from", "valid_to") if name in versions]
+    never = {name: pd.Series(pd.NaT, bare.index, versions[name].dtype) for name in validity}
+    return pd.concat([versions, bare.assign(**never)], join="inner", ignore_index=True)
+
+
 BRIDGE = {
     "new_mrr": 1,
     "renewed_mrr": 1,
@@ -167,12 +208,25 @@ BRIDGE = {
     "expansion_mrr": 1,
     "contraction_mrr": -1,
     "churned_mrr": -1,
+    "suspended_mrr": -1,
+    "deleted_mrr": -1,
+    "other_exit_mrr": -1,
     "ended_by_renewal_mrr": -1,
 }
+FLOWS = (
+    *BRIDGE,
+    "cancelled_mrr",
+    "expired_mrr",
+    "resumed_mrr",
+    "cancelled_from_suspension_mrr",
+    "expired_from_suspension_mrr",
+)
 STOCKS = (
     "mrr_end",
     "arr_end",
     "amortised_end",
+    "inferred_mrr",
+    "backdated_mrr",
     "members_recurring",
     "members_by_template",
     "members_by_type",
@@ -183,16 +237,32 @@ STOCKS = (
 
 
 def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Frame:
-    """`rows` of memberships or their versions with price, basis and flags; money in millionths."""
-    templates = pick(invoice_templates, "id", "total", "is_deleted")
-    rows = attach(
-        rows, templates, "billing_template_id", template_total="total", template_gone="is_deleted"
+    """`rows` of memberships or their versions with price, basis and flags; money in millionths.
+
+    Args:
+        rows: with `PRICING`; where there are `valid_from` and `is_renewal`, these too.
+        membership_types: newest versions, or all versions with `valid_from`.
+        invoice_templates: likewise. With all versions, those apply that held at `valid_from` of
+            the row, or the first ones known if that was before (`is_backdated`).
+    """
+    if "valid_from" not in rows:
+        rows = rows.assign(valid_from=pd.Timestamp.max.tz_localize("UTC").as_unit("us"))
+    if "is_renewal" not in rows:
+        rows = rows.assign(is_renewal=False)
+    templates = versions_of(invoice_templates, "total", "is_deleted")
+    place = version_at(rows, templates, "billing_template_id")
+    rows = rows.assign(
+        **taken(
+            templates,
+            place,
+            rows.index,
+            template_total="total",
+            template_gone="is_deleted",
+            template_since="valid_from",
+        )
     )
     has_template = rows["billing_template_id"].notna()
-    template_known = pd.Series(
-        locate(rows, templates, "billing_template_id") >= 0, index=rows.index
-    )
-    type_known = locate(rows, pick(membership_types, "id"), "membership_type_id") >= 0
+    template_known = pd.Series(place >= 0, index=rows.index)
     rows = _with_type_prices(rows, membership_types)
 
     one_time = rows["billing_frequency"] == ONE_TIME
@@ -200,74 +270,77 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
     recurring = months.notna()
     total = rows["template_total"]
     by_template = recurring & template_known & (total >= 0).fillna(False)
-    negative = recurring & template_known & ~(total >= 0).fillna(False)
     listed = rows["billing_price"]
     by_type = recurring & ~template_known & (listed >= 0).fillna(False)
     lasts = (rows["duration"] > 0).fillna(False)
-    upfront = one_time & lasts & (rows["sale_price"] >= 0).fillna(False)
+    renews = rows["is_renewal"] & ~(rows["renewal_price"] == 0).fillna(False)
+    paid = rows["renewal_price"].where(renews, rows["sale_price"])
+    upfront = one_time & lasts & (paid >= 0).fillna(False)
 
     bill = total.where(by_template, listed.where(by_type))
     rows["months_per_bill"] = months
     rows["bill_amount"] = bill.astype("Int64")
     rows["monthly_price"] = _half_up(bill, months)
     rows["annual_value"] = _half_up(bill * 12, months).fillna(
-        _half_up(rows["sale_price"].where(upfront) * 12, rows["duration"])
+        _half_up(paid.where(upfront) * 12, rows["duration"])
     )
-    rows["amortised_monthly_price"] = _half_up(rows["sale_price"].where(upfront), rows["duration"])
+    rows["amortised_monthly_price"] = _half_up(paid.where(upfront), rows["duration"])
     rows["price_basis"] = np.select(
-        [by_template, by_type, upfront],
-        ["billing_template", "type_billing_price", "type_sale_price"],
+        [by_template, by_type, upfront & renews, upfront],
+        ["billing_template", "type_billing_price", "type_renewal_price", "type_sale_price"],
         "none",
     )
     by_list = (recurring & ~template_known) | one_time
+    since = rows["type_since"].where(by_list, rows["template_since"])
+    rows["is_backdated"] = since.notna() & ~(since <= rows["valid_from"])
+    type_known = rows["type_known"]
+    options = rows["options"].fillna(0)
+    relevant = paid.where(one_time, listed)
+    contradict = (options > 1) & relevant.isna()
     rows["flags"] = flags(
         frequency_unknown=~recurring & ~one_time,
         template_missing=recurring & has_template & ~template_known,
         template_deleted=by_template & rows["template_gone"],
-        template_total_negative=negative,
+        template_total_missing=recurring & template_known & total.isna(),
+        template_total_negative=recurring & template_known & (total < 0).fillna(False),
         price_zero=(bill == 0).fillna(False),
         type_unknown=~type_known,
-        option_missing=by_list & type_known & (rows["options"].fillna(0) == 0),
-        options_contradict=by_list & rows["contradict"],
-        option_without_price=by_list
-        & rows["options"].notna()
-        & ~rows["contradict"]
-        & np.where(
-            one_time, ~(rows["sale_price"] >= 0).fillna(False), ~(listed >= 0).fillna(False)
-        ),
+        option_missing=by_list & type_known & (options == 0),
+        options_contradict=by_list & contradict,
+        option_without_price=by_list & (options > 0) & ~contradict & ~(relevant >= 0).fillna(False),
         one_time_without_duration=one_time & ~lasts,
+        renewal_price_zero=upfront & rows["is_renewal"] & ~renews,
     )
     return rows
 
 
 def _with_type_prices(rows: Frame, membership_types: Frame) -> Frame:
     """`rows` with the prices of their type's option of the same duration and frequency."""
-    names = ("duration", "billing_frequency", "billing_price", "sale_price")
-    options = explode(membership_types, "duration_billing", *names, owner="membership_type_id")
-    key = ["tenant", "membership_type_id", "term", "billing_frequency"]
+    types = versions_of(membership_types)
+    version = version_at(rows, types, "membership_type_id")
+    columns = {"type_since": "valid_from", "place": "place"}
+    rows = rows.assign(type_known=version >= 0, **taken(types, version, rows.index, **columns))
+    rows["place"] = rows["place"].astype("Int64")
+    prices = ("billing_price", "sale_price", "renewal_price")
+    names = ("duration", "billing_frequency", *prices)
+    numbered = membership_types.reset_index(drop=True)
+    numbered["id"] = np.arange(len(numbered))
+    options = explode(numbered, "duration_billing", *names, owner="place")
     options["term"] = options["duration"].fillna(-1)
-    grouped = options.groupby(key, as_index=False).agg(
-        options=("duration", "size"),
-        billing_price=("billing_price", "min"),
-        billing_most=("billing_price", "max"),
-        billing_known=("billing_price", "count"),
-        sale_price=("sale_price", "min"),
-        sale_most=("sale_price", "max"),
-        sale_known=("sale_price", "count"),
-    )
-    for price in ("billing", "sale"):
-        clear = (grouped[f"{price}_price"] == grouped[f"{price}_most"]).fillna(False)
-        clear &= grouped[f"{price}_known"] == grouped["options"]
-        grouped[f"{price}_price"] = grouped[f"{price}_price"].where(clear)
-    upfront = grouped["billing_frequency"] == ONE_TIME
-    relevant = grouped["billing_price"].where(~upfront, grouped["sale_price"])
-    grouped["contradict"] = (grouped["options"] > 1) & relevant.isna()
+    key = ["tenant", "place", "term", "billing_frequency"]
+    each = {
+        f"{price}_{word}": (price, word) for price in prices for word in ("min", "max", "count")
+    }
+    grouped = options.groupby(key, as_index=False).agg(options=("duration", "size"), **each)
+    for price in prices:
+        least = grouped[f"{price}_min"]
+        clear = (least == grouped[f"{price}_max"]).fillna(False)
+        clear &= grouped[f"{price}_count"] == grouped["options"]
+        grouped[price] = least.where(clear)
     grouped["options"] = grouped["options"].astype("Int64")
-    rows = rows.assign(term=rows["duration"].fillna(-1))
-    columns = [*key, "options", "billing_price", "sale_price", "contradict"]
-    found = rows[key].merge(grouped[columns], on=key, how="left").set_axis(rows.index)
-    found["contradict"] = found["contradict"].eq(True)
-    return rows.join(found.drop(columns=key))
+    rows["term"] = rows["duration"].fillna(-1)
+    found = rows[key].merge(grouped[[*key, "options", *prices]], on=key, how="left")
+    return rows.join(found.set_axis(rows.index).drop(columns=key))
 
 
 def _half_up(amount: Column, months: Column) -> Column:
@@ -277,40 +350,80 @@ def _half_up(amount: Column, months: Column) -> Column:
 
 
 def _terms(
-    memberships: Frame,
     versions: Frame,
     membership_types: Frame,
     invoice_templates: Frame,
-    zone: ZoneInfo,
+    renewals: Frame,
 ) -> Frame:
-    """Priced versions of every membership; one without versions has its newest state."""
-    known = pick(versions, "id", "valid_from", *PRICING)
-    newest = pick(memberships, "id", *PRICING)
-    bare = newest[locate(newest, known, "id") < 0].reindex(columns=known.columns)
-    rows = pd.concat([known, bare.astype(known.dtypes)], ignore_index=True)
-    rows = rows.sort_values(
-        ["tenant", "id", "valid_from", *PRICING], na_position="first", ignore_index=True
+    """What each membership pays, and from when on: a row for each change of its price.
+
+    The first row of each membership has no `valid_from`: it holds before all that is known.
+    """
+    rows = versions_of(versions, *PRICING)
+    is_first = ~rows.duplicated(["tenant", "id"])
+    since = rows["valid_from"]
+    firsts = rows[is_first].assign(valid_from=since.mask(is_first), is_backdated=since.notna())
+    rows = pd.concat([firsts, rows[since.notna()].assign(is_backdated=False)], ignore_index=True)
+    rows = rows.sort_values(["tenant", "id", "valid_from"], na_position="first", ignore_index=True)
+    goes_on = rows.duplicated(["tenant", "id"]).shift(-1, fill_value=False)
+    rows["until"] = rows["valid_from"].shift(-1).where(goes_on)
+
+    templates = versions_of(invoice_templates, "total", "is_deleted")
+    listed = (rows["billing_frequency"] == ONE_TIME) | (
+        locate(rows, templates, "billing_template_id") < 0
     )
+    types = versions_of(membership_types)
+    options = [] if membership_types.empty else membership_types["duration_billing"]
+    types["options"] = np.array([str(each) for each in options], dtype=object)[types["place"]]
+    cuts = [
+        _cuts(rows[~listed], templates, "billing_template_id", ["total", "is_deleted"]),
+        _cuts(rows[listed], types, "membership_type_id", ["options"]),
+    ]
+    rows = pd.concat([rows, *cuts], ignore_index=True)
+    rows = rows.sort_values(["tenant", "id", "valid_from"], na_position="first", ignore_index=True)
+    is_backdated = rows.pop("is_backdated")
+    rows["is_renewal"] = locate(rows, renewals, "id") >= 0
     rows = priced(rows, membership_types, invoice_templates)
-    rows["began"] = local(rows["valid_from"], zone)
+    rows["is_backdated"] |= is_backdated
     return rows.rename(columns={"id": "membership_id"})
 
 
-def _month_ends(status: Frame, terms: Frame, today: date) -> Frame:
+def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
+    """`rows` again from each moment within their time at which the record they name changed."""
+    record = versions[["tenant", "id"]]
+    before = versions[content].shift()
+    repeats = (record == record.shift()).all(axis=1) & (
+        (versions[content] == before) | (versions[content].isna() & before.isna())
+    ).fillna(False).all(axis=1)
+    steps = versions[~repeats & versions["valid_from"].notna()]
+    steps = steps[["tenant", "id", "valid_from"]].rename(columns={"id": on, "valid_from": "cut"})
+    cuts = rows[rows[on].notna()].merge(steps, on=["tenant", on])
+    within = ~(cuts["cut"] <= cuts["valid_from"]) & ~(cuts["cut"] >= cuts["until"])
+    return cuts[within].assign(valid_from=cuts["cut"]).drop(columns="cut")
+
+
+def _month_ends(status: Frame, terms: Frame, today: date, zone: ZoneInfo) -> Frame:
     """What each membership pays at the end of every month in which that may have changed."""
     member = ["tenant", "membership_id"]
-    now = before(today)
-    status = status.assign(active=(status["status"] == ACTIVE).astype("Int64"))
+    status = status.assign(
+        active=(status["status"] == ACTIVE).astype("Int64"),
+        inferred=status["is_inferred"].astype("Int64"),
+    )
     terms = terms.assign(terms=pd.array(np.arange(len(terms)), dtype="Int64"))
+    terms["at"] = terms["valid_from"]
     first = terms.drop_duplicates(member).rename(columns={"membership_id": "id"})
-    steps = pd.concat(
+    steps: Frame = pd.concat(
         [
-            status[status["began"] < now][[*member, "began", "active"]],
-            terms[terms["began"] < now][[*member, "began", "terms"]],
+            status[[*member, "at", "active", "inferred"]],
+            terms[terms["at"].notna()][[*member, "at", "terms"]],
         ],
         ignore_index=True,
-    ).sort_values([*member, "began", "terms"], ignore_index=True)
-    steps[["active", "terms"]] = steps.groupby(member)[["active", "terms"]].ffill()
+    )
+    steps["began"] = local(steps["at"], zone)
+    steps = steps[steps["began"] < before(today)]
+    steps = steps.sort_values([*member, "at", "terms"], ignore_index=True)
+    lasting = ["active", "inferred", "terms"]
+    steps[lasting] = steps.groupby(member)[lasting].ffill()
     steps = attach(steps, first, "membership_id", first_terms="terms")
     steps["terms"] = steps["terms"].fillna(steps["first_terms"])
     steps["month"] = month_of(steps["began"])
@@ -318,67 +431,78 @@ def _month_ends(status: Frame, terms: Frame, today: date) -> Frame:
 
     place = steps["terms"].fillna(-1).to_numpy(np.int64)
     active = (steps["active"] == 1).fillna(False).to_numpy()
-    has_terms = place >= 0
-    paid = pd.DataFrame(
-        {
-            name: terms[name].reset_index(drop=True).reindex(place).to_numpy(np.int64, na_value=0)
-            for name in ("monthly_price", "annual_value", "amortised_monthly_price")
-        }
-    )
-    basis = terms["price_basis"].reset_index(drop=True).reindex(place).reset_index(drop=True)
-    frequency = terms["billing_frequency"].reset_index(drop=True).reindex(place)
-    one_time = (frequency == ONE_TIME).to_numpy()
-    priced_at_all = has_terms & (basis != "none").to_numpy()
+    names = ("price_basis", "billing_frequency", "is_backdated")
+    amounts = ("monthly_price", "annual_value", "amortised_monthly_price")
+    paid = pd.DataFrame(taken(terms, place, steps.index, **{n: n for n in (*names, *amounts)}))
+    for name in amounts:
+        paid[name] = paid[name].fillna(0).astype("int64")
+    one_time = paid["billing_frequency"] == ONE_TIME
+    is_priced = (place >= 0) & (paid["price_basis"] != "none")
+    mrr = paid["monthly_price"] * active
     state = {
         "active": active,
-        "mrr_end": paid["monthly_price"] * active,
+        "monthly_price": paid["monthly_price"],
+        "mrr_end": mrr,
         "arr_end": paid["annual_value"] * (active & ~one_time),
         "amortised_end": paid["amortised_monthly_price"] * active,
+        "inferred_mrr": mrr * (steps["inferred"] == 1).fillna(False),
+        "backdated_mrr": mrr * paid["is_backdated"],
         "members_recurring": active & ~one_time,
-        "members_by_template": active & (basis == "billing_template").to_numpy(),
-        "members_by_type": active & (basis == "type_billing_price").to_numpy(),
-        "members_unpriced": active & ~one_time & ~priced_at_all,
+        "members_by_template": active & (paid["price_basis"] == "billing_template"),
+        "members_by_type": active & (paid["price_basis"] == "type_billing_price"),
+        "members_unpriced": active & ~one_time & ~is_priced,
         "members_one_time": active & one_time,
-        "one_time_unpriced": active & one_time & ~priced_at_all,
+        "one_time_unpriced": active & one_time & ~is_priced,
     }
     return steps[[*member, "month"]].assign(
         **{name: np.asarray(values, np.int64) for name, values in state.items()}
     )
 
 
-def _of(rows: Frame, moves: Frame, column: str) -> Column:
-    """A column of each membership's last such movement."""
-    last = moves.sort_values(["tenant", "membership_id", "began"]).drop_duplicates(
-        ["tenant", "membership_id"], keep="last"
-    )
-    last = last.rename(columns={"membership_id": "id"})
-    return attach(rows[["tenant", "membership_id"]], last, "membership_id", it=column)["it"]
+def _bridge(rows: Frame, moves: Frame) -> Frame:
+    """`rows` of month ends as changes: the columns of `FLOWS` and the change of each stock.
 
-
-def _bridge(rows: Frame) -> Frame:
-    """`rows` of month ends as changes: the columns of `BRIDGE` and the change of each stock."""
+    What is called by what happened in the month: who came by the first entry, who left by the last
+    exit.
+    """
+    key = ["tenant", "membership_id", "month"]
+    entries = moves[moves["is_entry"]].drop_duplicates(key)
+    exits = moves[moves["change"] < 0].drop_duplicates(key, keep="last")
+    losses = moves[moves["change"] == 0].drop_duplicates(key, keep="last")
+    named = rows[key]
+    for name, found in (("entry", entries), ("exit", exits), ("loss", losses)):
+        columns = [*key, "kind", *(["is_resumed"] if name == "entry" else [])]
+        named = named.merge(found[columns].rename(columns={"kind": name}), on=key, how="left")
+    named = named.set_axis(rows.index)
     same = follows(rows)
     earlier = rows[["active", *STOCKS]].shift(fill_value=0).where(same, 0)
     change = rows["mrr_end"] - earlier["mrr_end"]
     came = (rows["active"] == 1) & (earlier["active"] == 0)
     left = (rows["active"] == 0) & (earlier["active"] == 1)
     stayed = (rows["active"] == 1) & (earlier["active"] == 1)
-    first = came & (rows["month"] == rows["first_month"]).fillna(False)
-    by_renewal = left & (rows["month"] == rows["renewed_month"]).fillna(False)
+    lost = named["loss"].notna()
     kinds = {
-        "new_mrr": first & (rows["first_kind"] == "new"),
-        "renewed_mrr": first & (rows["first_kind"] == "renewed"),
-        "reactivated_mrr": came & ~first,
+        "new_mrr": came & (named["entry"] == "new"),
+        "renewed_mrr": came & (named["entry"] == "renewed"),
+        "reactivated_mrr": came & (named["entry"] == "reactivated"),
         "expansion_mrr": stayed & (change > 0),
         "contraction_mrr": stayed & (change < 0),
-        "churned_mrr": left & ~by_renewal,
-        "ended_by_renewal_mrr": by_renewal,
+        "churned_mrr": left & named["exit"].isin(("cancelled", "expired")),
+        "suspended_mrr": left & (named["exit"] == "suspended"),
+        "deleted_mrr": left & (named["exit"] == "deleted"),
+        "other_exit_mrr": left & (named["exit"] == "other_exit"),
+        "ended_by_renewal_mrr": left & (named["exit"] == "ended_by_renewal"),
     }
     flows = {name: change.where(mask, 0) * BRIDGE[name] for name, mask in kinds.items()}
+    flows["resumed_mrr"] = change.where(came & named["is_resumed"].eq(True), 0)
+    for kind in ("cancelled", "expired"):
+        flows[f"{kind}_mrr"] = -change.where(left & (named["exit"] == kind), 0)
+        final = f"{kind}_from_suspension"
+        flows[f"{final}_mrr"] = rows["monthly_price"].where(named["loss"] == final, 0)
     stocks = {name: rows[name] - earlier[name] for name in STOCKS}
     rows = rows.assign(**flows, **stocks)
     # Before a membership's first day as a member nothing moves, and no cell begins.
-    return rows[came | left | stayed].reset_index(drop=True)
+    return rows[came | left | stayed | lost].reset_index(drop=True)
 
 
 MEMBERSHIP_PRICES = Table(
@@ -394,11 +518,15 @@ MEMBERSHIP_PRICES = Table(
         "months_per_bill": (COUNT, "Months between two bills; null if paid upfront."),
         "bill_amount": (MONEY, "Price of one bill; null if unknown or paid upfront."),
         "monthly_price": (MONEY, "bill_amount / months_per_bill."),
-        "amortised_monthly_price": (MONEY, "If paid upfront: sale price / duration in months."),
+        "amortised_monthly_price": (
+            MONEY,
+            "If paid upfront: sale or renewal price / duration in months.",
+        ),
         "annual_value": (MONEY, "Twelve months at that price, recurring or amortised."),
         "price_basis": (
             TEXT,
-            "billing_template, type_billing_price, type_sale_price (paid upfront) or none.",
+            "billing_template, type_billing_price, type_sale_price or type_renewal_price (paid"
+            " upfront), or none.",
         ),
         "flags": FLAGS,
     },
@@ -416,10 +544,13 @@ RECURRING_REVENUE_MONTHLY = Table(
         "mrr_start": (MONEY, "MRR at the first moment of the month."),
         "new_mrr": (MONEY, "Of memberships that began and renew no other."),
         "renewed_mrr": (MONEY, "Of memberships that began as a renewal."),
-        "reactivated_mrr": (MONEY, "Of members who came back."),
+        "reactivated_mrr": (MONEY, "Of members who came back, or renewed too late."),
         "expansion_mrr": (MONEY, "What staying members pay more than before."),
         "contraction_mrr": (MONEY, "What staying members pay less than before."),
-        "churned_mrr": (MONEY, "Of members who cancelled, expired, were suspended or deleted."),
+        "churned_mrr": (MONEY, "Of members who cancelled or expired."),
+        "suspended_mrr": (MONEY, "Of members who were paused."),
+        "deleted_mrr": (MONEY, "Of members whose membership was deleted as a mistake."),
+        "other_exit_mrr": (MONEY, "Of members who left for a status this release does not know."),
         "ended_by_renewal_mrr": (MONEY, "Of memberships that went on as their renewal."),
         "mrr_end": (MONEY, "MRR at the end of the month, or of today."),
         "arr_end": (MONEY, "12 x MRR at the end, without its rounding."),
@@ -432,6 +563,21 @@ RECURRING_REVENUE_MONTHLY = Table(
         "one_time_unpriced": (COUNT, "Of these, without a known price."),
         "covered_share": (SHARE, "Share of recurring members with a known price."),
         "template_share": (SHARE, "Share of recurring members priced by their own template."),
+        "cancelled_mrr": (MONEY, "Of churned_mrr, what was cancelled."),
+        "expired_mrr": (MONEY, "Of churned_mrr, what expired."),
+        "resumed_mrr": (MONEY, "Of reactivated_mrr, what came back from suspension."),
+        "cancelled_from_suspension_mrr": (
+            MONEY,
+            "Monthly price of suspended members who cancelled: final now. Not in the equation.",
+        ),
+        "expired_from_suspension_mrr": (
+            MONEY,
+            "Monthly price of suspended members who expired: final now. Not in the equation.",
+        ),
+        "inferred_mrr": (MONEY, "Of mrr_end, that of members whose status then is inferred."),
+        "inferred_share": (SHARE, "inferred_mrr / mrr_end; null if that is 0."),
+        "backdated_mrr": (MONEY, "Of mrr_end, what is priced by versions known from later on."),
+        "backdated_share": (SHARE, "backdated_mrr / mrr_end; null if that is 0."),
         "flags": FLAGS,
     },
 )

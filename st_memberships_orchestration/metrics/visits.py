@@ -310,7 +310,7 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
         "to",
         "cancellation_date",
     )
-    latest = spells(membership_status, zone).drop_duplicates(
+    latest = spells(membership_status, zone, memberships).drop_duplicates(
         ["tenant", "membership_id"], keep="last"
     )
     latest["since"] = latest["began"].dt.normalize().astype("datetime64[s]")

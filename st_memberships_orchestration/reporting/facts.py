@@ -1,6 +1,6 @@
 """What a report says besides its figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -54,6 +54,7 @@ class Facts:
         feeds: how far each feed is read, in the contractor's time zone.
         checks: latest results; empty if none ever ran.
         definitions: name of each derived table, and what it says.
+        derived: tenants whose numbers were ever computed; of others nothing is known.
     """
 
     tenant: str
@@ -62,3 +63,4 @@ class Facts:
     feeds: Sequence[Feed]
     checks: Sequence[Check]
     definitions: Mapping[str, str]
+    derived: Collection[str] = ()

@@ -60,7 +60,8 @@ NEEDS: Mapping[str, Need] = {
 
 HEADLINES = """
     with members as (
-        select tenant, month, active_start, active_end, net_growth, cancelled, expired,
+        select tenant, month, active_start, active_end, net_growth, cancelled + expired
+                + coalesce(cancelled_from_suspension + expired_from_suspension, 0) as lost,
             date_diff('month', month, max(month) over (partition by tenant)) as ago
         from all_members_monthly
     ),
@@ -86,9 +87,9 @@ HEADLINES = """
             sum(active_start) filter (ago = 0)::bigint as members_before,
             sum(net_growth) filter (ago = 0)::bigint as growth,
             sum(net_growth) filter (ago = 1)::bigint as growth_before,
-            (sum(cancelled + expired) filter (ago = 1) / nullif(sum(active_start)
+            (sum(lost) filter (ago = 1) / nullif(sum(active_start)
                 filter (ago = 1), 0))::double as churn,
-            (sum(cancelled + expired) filter (ago = 2) / nullif(sum(active_start)
+            (sum(lost) filter (ago = 2) / nullif(sum(active_start)
                 filter (ago = 2), 0))::double as churn_before
         from members group by tenant
     ) using (tenant)
@@ -139,8 +140,10 @@ SECTIONS: Mapping[str, str] = {
             sum(suspended)::bigint as suspended,
             sum(deleted + other_exit)::bigint as other,
             sum(active_end)::bigint as active_end, sum(net_growth)::bigint as net_growth,
-            (sum(cancelled + expired) / nullif(sum(active_start), 0))::double as churn,
-            (sum(cancelled) / nullif(sum(active_start), 0))::double as cancellation_rate
+            (sum(cancelled + expired + cancelled_from_suspension + expired_from_suspension)
+                / nullif(sum(active_start), 0))::double as churn,
+            (sum(cancelled + cancelled_from_suspension) / nullif(sum(active_start), 0))::double
+                as cancellation_rate
         from members_monthly group by all
         order by month desc limit {MONTHS_SHOWN}
     """,
@@ -148,10 +151,28 @@ SECTIONS: Mapping[str, str] = {
         select month, is_complete, sum(mrr_start) as mrr_start, sum(new_mrr) as new_mrr,
             sum(renewed_mrr) as renewed_mrr, sum(reactivated_mrr) as reactivated_mrr,
             sum(expansion_mrr) as expansion_mrr, sum(contraction_mrr) as contraction_mrr,
-            sum(churned_mrr) as churned_mrr, sum(ended_by_renewal_mrr) as ended_by_renewal_mrr,
+            sum(churned_mrr + suspended_mrr + deleted_mrr + other_exit_mrr) as left_mrr,
+            sum(ended_by_renewal_mrr) as ended_by_renewal_mrr,
             sum(mrr_end) as mrr_end, sum(members_unpriced)::bigint as unpriced
         from recurring_revenue_monthly group by all
         order by month desc limit {MONTHS_SHOWN}
+    """,
+    "losses": """
+        with lost as (
+            select month, is_complete,
+                sum(cancelled_from_suspension + expired_from_suspension)::bigint as final,
+                (sum(inferred_end) / nullif(sum(active_end), 0))::double as inferred
+            from members_monthly group by all
+        ),
+        paid as (
+            select month, sum(churned_mrr) as churned_mrr, sum(suspended_mrr) as suspended_mrr,
+                sum(deleted_mrr + other_exit_mrr) as other_mrr,
+                sum(cancelled_from_suspension_mrr + expired_from_suspension_mrr) as final_mrr,
+                (sum(inferred_mrr) / nullif(sum(mrr_end), 0))::double as inferred_mrr,
+                (sum(backdated_mrr) / nullif(sum(mrr_end), 0))::double as backdated_mrr
+            from recurring_revenue_monthly group by all
+        )
+        select * from lost left join paid using (month) order by month desc limit 13
     """,
     "renewal_rates": f"""
         select month, is_complete, sum(due)::bigint as due, sum(renewed)::bigint as renewed,

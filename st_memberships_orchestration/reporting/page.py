@@ -107,7 +107,7 @@ def _tiles(row: Row) -> list[Tile]:
             "Churn, last month",
             words.percent(row["churn"]),
             f"{words.points(row['churn'], row['churn_before'])} on the month before",
-            "cancelled and expired, of members at its start",
+            "cancelled and expired, also from suspension, of members at its start",
             _tone(_difference(row, "churn"), good=-1),
         ),
         Tile(

@@ -36,6 +36,7 @@ BASES = {
     "billing_template": "Billing template: the customer's own price",
     "type_billing_price": "Type's list price of today: assumed, can be too high",
     "type_sale_price": "Paid upfront: not part of MRR",
+    "type_renewal_price": "Paid upfront on renewal: not part of MRR",
     "none": "No price known: adds nothing",
 }
 OUTLOOKS = {
