@@ -117,6 +117,19 @@ def ui(port: int) -> None:
             _serve(port)
 
 
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def webserver(options: tuple[str, ...]) -> None:
+    """Run Dagster's web server so that only its own pages can use it; takes its options.
+
+    It answers to the name in ST_UI_URL and to localhost, and turns down what other sites' pages
+    ask for. Beside it `dagster-daemon run` is needed; `ui` runs both.
+    """
+    from st_memberships_orchestration.webserver import serve
+
+    serve(read_settings().ui_url, list(options))
+
+
 @main.command()
 @click.option("--tenant", "tenants", multiple=True, help="Only this tenant; may be repeated.")
 def sync(tenants: tuple[str, ...]) -> None:
@@ -431,7 +444,7 @@ def _serve(port: int) -> None:
         location = ["--workspace", "workspace.yaml"]
     scripts = Path(sys.executable).parent
     commands = (
-        [scripts / "dagster-webserver", *location, "--port", str(port)],
+        [scripts / "st-memberships", "webserver", *location, "--port", str(port)],
         # The daemon renews its code server every minute, and would say so each time.
         [scripts / "dagster-daemon", "run", "--code-server-log-level", "error", *location],
     )

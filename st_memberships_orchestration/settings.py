@@ -161,7 +161,9 @@ class Settings(BaseSettings):
         description="Whom to tell what goes wrong: apprise addresses, separated by spaces.",
     )
     ui_url: str = Field(
-        default="http://localhost:3000", description="Dagster's web UI, for links in alerts."
+        default="http://localhost:3000",
+        description="Where people open Dagster: for links, and the one name beside localhost to "
+        "which its web server answers.",
     )
 
     keep_runs_days: int = Field(

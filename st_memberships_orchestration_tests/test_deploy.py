@@ -116,6 +116,22 @@ def test_the_sandbox_of_compose_is_the_one_that_is_configured() -> None:
         }
 
 
+def test_every_web_server_has_the_guard() -> None:
+    services = yaml.safe_load(COMPOSE[0].read_text())["services"]
+    assert services["webserver"]["command"].startswith("st-memberships webserver ")
+    assert "ST_UI_URL" in services["webserver"]["environment"]
+    # The chart starts `dagster-webserver` in the image that it is given.
+    values = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())
+    (location,) = values["dagster-user-deployments"]["deployments"]
+    assert values["dagsterWebserver"]["image"] == location["image"]
+    image = (ROOT / "Dockerfile").read_text()
+    assert 'exec st-memberships webserver "$@"' in image
+    assert 'CMD ["st-memberships", "webserver", ' in image
+    for path in (*DEPLOY.rglob("*.yaml"), ROOT / "docs" / "deploy.md"):
+        lines = path.read_text().splitlines()
+        assert not [line for line in lines if "dagster-webserver --workspace" in line], path
+
+
 def test_kubernetes_runs_one_release_and_the_same_rules() -> None:
     text = (DEPLOY / "kubernetes.yaml").read_text()
     values = yaml.safe_load(text)

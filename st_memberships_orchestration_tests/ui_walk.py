@@ -139,7 +139,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         env["ST_HISTORY_START"] = (today() - timedelta(days=30)).isoformat()
         url = "http://127.0.0.1:3777"
         scripts = Path(sys.executable).parent
-        for command in (["dagster-webserver", "--port", "3777"], ["dagster-daemon", "run"]):
+        commands = (["st-memberships", "webserver", "--port", "3777"], ["dagster-daemon", "run"])
+        for command in commands:
             server = subprocess.Popen([scripts / command[0], *command[1:]], cwd=home, env=env)
             closing.callback(server.wait)
             closing.callback(server.terminate)
