@@ -1,11 +1,13 @@
 """Signing requests: OAuth client credentials plus the app key, in one object per tenant."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import httpx
 
@@ -105,8 +107,8 @@ class ClientCredentials(httpx.Auth):
             raise error_for(response, tenant=self._access.tenant)
         try:
             grant = json.loads(response.content)
-            return grant["access_token"], float(grant["expires_in"])
-        except (ValueError, KeyError, TypeError) as error:
+            return _header_text(grant["access_token"]), _seconds(grant["expires_in"])
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise Unreadable(
                 "the token endpoint's answer holds no token.",
                 tenant=self._access.tenant,
@@ -114,6 +116,19 @@ class ClientCredentials(httpx.Auth):
                 path=TOKEN_PATH,
                 status=200,
             ) from error
+
+
+def _header_text(token: object) -> str:
+    if isinstance(token, str) and token and token.isascii() and token.isprintable():
+        return token
+    raise ValueError("a token that no header can carry")
+
+
+def _seconds(lifetime: Any) -> float:
+    seconds = float(lifetime)
+    if math.isfinite(seconds):
+        return seconds
+    raise ValueError("a lifetime that is no number")
 
 
 @cache

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from st_memberships_orchestration.servicetitan import models
+from st_memberships_orchestration.servicetitan import limits, models
 from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling, shared_ceiling
 from st_memberships_orchestration.servicetitan.errors import (
@@ -68,9 +68,6 @@ def _trusted_certificates() -> ssl.SSLContext:
     trusted.load_verify_locations(certifi.where())
     return trusted
 
-
-TIMEOUT = httpx.Timeout(100.0, connect=10.0)
-"""ServiceTitan gives up after 100 s and advises clients to do the same (reference section 2)."""
 
 ATTEMPTS = 7
 LONGEST_WAIT = 60.0
@@ -169,7 +166,11 @@ class MembershipsClient:
     @classmethod
     @contextmanager
     def open(
-        cls, access: Access, *, attempts: int = ATTEMPTS, timeout: httpx.Timeout | float = TIMEOUT
+        cls,
+        access: Access,
+        *,
+        attempts: int = ATTEMPTS,
+        timeout: httpx.Timeout | float = limits.TIMEOUT,
     ) -> Iterator[Self]:
         """A client with its own connections, closed at the end; token and ceiling are shared.
 
@@ -184,7 +185,10 @@ class MembershipsClient:
             verify=_trusted_certificates(),
             auth=shared_credentials(access),
             timeout=timeout,
-            event_hooks={"request": [lambda _: ceiling.wait()]},
+            event_hooks={
+                "request": [lambda _: ceiling.wait(), limits.begin],
+                "response": [limits.bound],
+            },
         ) as http:
             client = cls(http, access=access, ceiling=ceiling, attempts=attempts)
             http.event_hooks["response"].append(client._compare_clocks)

@@ -2,13 +2,13 @@
 
     ServiceTitanError
     ├── NotAuthorized       401, 403, token endpoint: credentials, app key, tenant or scope
-    ├── WrongAddress        404 of the gateway: path, method or base URL
+    ├── WrongAddress        404 of the gateway, redirects: path, method or base URL
     ├── RecordNotFound      404 of the API: the record does not exist
     ├── RequestRefused      400, 409, 422: the API read the request and said no
     ├── ContractBroken      a record is not as the document promises
     ├── FeedStuck           an export does not end: it repeats itself, or always claims more
     ├── Transient           worth another try of a read
-    │   ├── Throttled       429
+    │   ├── Throttled       429, and 403 where a quota is used up
     │   ├── ServerFailed    408, 5xx, an HTML page instead of an answer
     │   ├── ConnectionLost  no answer, or not all of it
     │   └── Unreadable      200, but not the JSON that the document promises
@@ -20,6 +20,8 @@ The client raises these and nothing of httpx. Only `defs` turns one into a `dags
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qs, quote, quote_plus, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -28,6 +30,8 @@ import httpx
 
 TOKEN_PATH = "/connect/token"
 EXCERPT = 300
+QUOTA = re.compile(r"quota|rate limit|too many requests|throttl", re.IGNORECASE)
+"""What a 403 says that is a wait: the gateway answers so when a volume of calls is used up."""
 
 
 class ServiceTitanError(Exception):
@@ -189,7 +193,8 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     Survives bodies of any kind: ProblemDetails, the gateway's own JSON, OAuth errors, HTML, empty.
     Secrets of the request that the answer echoes are struck out.
     """
-    text = _without_secrets(response.text, response.request)
+    # Not `response.text`: the answer may name any character set, also one that is none.
+    text = _without_secrets(response.content.decode(errors="replace"), response.request)
     body = _json_object(text)
     where: dict[str, Any] = {
         "tenant": tenant,
@@ -201,15 +206,18 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     message = _message(text, body)
     status = response.status_code
     is_token_request = response.request.url.path.endswith(TOKEN_PATH)
+    if 300 <= status < 400:
+        place = _without_secrets(_pointed_to(response), response.request)
+        return WrongAddress(f"it points to {place}.", **where)
+    if status == 429 or (status == 403 and QUOTA.search(message)):
+        return Throttled(message, retry_after=_asked_wait(response, message), **where)
     if status in (401, 403) or (status == 400 and is_token_request):  # RFC 6749 section 5.2
         return NotAuthorized(message, **where)
     if status == 404:
         # The gateway's own 404 is no ProblemDetails and has no trace id (reference section 1).
         return (RecordNotFound if "traceId" in body else WrongAddress)(message, **where)
-    if status == 429:
-        return Throttled(message, retry_after=_retry_after(response, message), **where)
     if status == 408 or status >= 500:
-        return ServerFailed(message, retry_after=_header_seconds(response), **where)
+        return ServerFailed(message, retry_after=_asked_wait(response), **where)
     return RequestRefused(message, field_errors=_field_errors(body), **where)
 
 
@@ -287,7 +295,7 @@ def _message(text: str, body: dict[str, Any]) -> str:
         start = " ".join(text.split())[:EXCERPT]
         return f"an answer that is not JSON, beginning {start!r}." if start else "an empty answer."
     details = "; ".join(f"{field}: {', '.join(e)}" for field, e in _field_errors(body).items())
-    return f"{title.rstrip('.')}{f' ({details})' if details else ''}."
+    return f"{title.rstrip('.')}{f' ({details[:EXCERPT]})' if details else ''}."
 
 
 def _field_errors(body: dict[str, Any]) -> dict[str, list[str]]:
@@ -300,18 +308,40 @@ def _field_errors(body: dict[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _retry_after(response: httpx.Response, message: str) -> float | None:
-    """Header first, else the number in the vendor's sentence (reference section 3)."""
-    seconds = _header_seconds(response)
-    if seconds is None and (found := re.search(r"(\d+(?:\.\d+)?)\s*sec", message)):
-        seconds = float(found.group(1))
-    return seconds
+def _pointed_to(response: httpx.Response) -> str:
+    """Where a redirect leads, without its query: nothing is sent there."""
+    try:
+        place = response.request.url.join(response.headers.get("location", ""))
+    except (httpx.InvalidURL, ValueError):
+        return "an address that is none"
+    return str(place.copy_with(query=None, fragment=None, username="", password=""))[:EXCERPT]
 
 
-def _header_seconds(response: httpx.Response) -> float | None:
-    value = response.headers.get("retry-after", "")
-    return float(value) if re.fullmatch(r"\d+(\.\d+)?", value) else None
+def _asked_wait(response: httpx.Response, message: str = "") -> float | None:
+    """Seconds by the header, a number or a date; else by the vendor's sentence (section 3)."""
+    header = response.headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", header):
+        return float(header)
+    if (until := _date(header)) is not None:
+        # By the server's clock, where it says its time: ours may be wrong.
+        now = _date(response.headers.get("date", "")) or datetime.now(UTC)
+        seconds = (until - now).total_seconds()
+        return seconds if seconds > 0 else None
+    if found := re.search(r"([0-9]+(?:\.[0-9]+)?)\s*sec", message):
+        return float(found[1])
+    if found := re.search(r"\b([0-9]+):([0-5][0-9]):([0-5][0-9])\b", message):
+        hours, minutes, seconds = map(int, found.groups())
+        return float(hours * 3600 + minutes * 60 + seconds)
+    return None
+
+
+def _date(header: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else str(value)[:EXCERPT]
