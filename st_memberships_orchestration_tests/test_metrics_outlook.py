@@ -110,7 +110,8 @@ def test_mrr_at_risk_and_committed() -> None:
     )
     prices = membership_prices(members, TYPES, NO_TEMPLATES)
     options: Any = {"today": TODAY, "zone": ZONE}
-    rows = mrr_outlook(members, prices, **options)
+    status = active(*members.to_dict("records"))
+    rows = mrr_outlook(members, status, prices, **options)
     columns = ("outlook", "is_in_mrr", "members", "mrr", "members_any", "mrr_any", "unpriced")
     assert plain(rows, "membership_type_id", *columns, "prepaid") == [
         (1, "committed", False, 1, D(20), 1, D(20), 0, D(0)),
@@ -122,5 +123,5 @@ def test_mrr_at_risk_and_committed() -> None:
         (1, "suspended", False, 1, D(20), 1, D(20), 0, D(0)),
         (2, "secure", True, 1, D(0), 1, D(0), 1, D(0)),
     ]
-    soon = mrr_outlook(members, prices, **options, expiring_days=91)
+    soon = mrr_outlook(members, status, prices, **options, expiring_days=91)
     assert by_id(soon[soon["membership_type_id"] == 1], "outlook", "members")["expiring"] == 2

@@ -232,8 +232,8 @@ DERIVED = {
         """
         select tenant, month, m.cancelled, coalesce(r.cancelled, 0) as with_a_reason
         from (
-            select tenant, month, sum(cancelled) as cancelled from derived.members_monthly
-            where is_complete group by all
+            select tenant, month, sum(cancelled + cancelled_from_suspension) as cancelled
+            from derived.members_monthly where is_complete group by all
         ) m left join (
             select tenant, month, sum(cancelled) as cancelled
             from derived.cancellation_reasons_monthly group by all

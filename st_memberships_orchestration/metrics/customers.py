@@ -54,7 +54,7 @@ def customers_monthly(
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
     """
-    rows = spells(membership_status, zone)
+    rows = spells(membership_status, zone, memberships)
     now = before(today)
     rows["until"] = rows["began"].shift(-1).where(follows(rows).shift(-1, fill_value=False))
     rows = rows[(rows["status"] == ACTIVE) & (rows["began"] < now)]

@@ -33,6 +33,11 @@ EXITS = {
 FINAL = {"Canceled": "cancelled_from_suspension", "Expired": "expired_from_suspension"}
 """What it is called when a suspended membership ends: it left Active before, and is lost now."""
 
+CANCELLED = ("cancelled", FINAL["Canceled"])
+EXPIRED = ("expired", FINAL["Expired"])
+LOST = (*CANCELLED, *EXPIRED)
+"""Kinds of movements by which a member is lost for good."""
+
 INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
 """Values of `basis` of a span that no recorded change begins or ends."""
 

@@ -20,11 +20,14 @@ from st_memberships_orchestration.metrics.frames import (
     pick,
 )
 from st_memberships_orchestration.metrics.history import (
+    CANCELLED,
     CELL,
+    LOST,
     before,
     follows,
     movements,
     renewal_links,
+    spells,
 )
 from st_memberships_orchestration.metrics.revenue import PRICING, priced
 from st_memberships_orchestration.metrics.tables import (
@@ -57,7 +60,8 @@ def cancellation_reasons_monthly(
     """Why members cancelled: the notes of their status changes, counted, with the MRR lost.
 
     One row per month, membership type, business unit and reason. Over the reasons, `cancelled` is
-    that of `members_monthly`: those who went on as a renewal are not among them. The reason is the
+    cancelled + cancelled_from_suspension of `members_monthly`: those who went on as a renewal are
+    not among them. The reason is the
     `note` of the change to Canceled. Notes that differ only in case, spacing, or punctuation at
     their ends are one reason, written as most wrote it. `none given` is a change without a note;
     `not recorded` a cancellation of which ServiceTitan shows no status change.
@@ -83,15 +87,16 @@ def cancellation_reasons_monthly(
         renewal_grace_days: as in `members_monthly`.
     """
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
-    rows = moves[moves["kind"] == "cancelled"].reset_index(drop=True)
+    rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
     rows["reason"] = _reasons(_notes(rows, membership_status_changes, zone))
     rows = _with_price(rows, membership_prices, "membership_id", "")
     rows["mrr_lost"] = rows["monthly_price"].fillna(0).astype("int64")
     rows["cancelled"] = 1
+    rows["from_suspension"] = (rows["kind"] == CANCELLED[1]).astype("int64")
     rows["unpriced"] = (rows["price_basis"] == "none").astype("int64")
     grain = list(CANCELLATION_REASONS_MONTHLY.grain)
     rows = rows.groupby(grain, dropna=False, as_index=False)[
-        ["cancelled", "mrr_lost", "unpriced"]
+        ["cancelled", "from_suspension", "mrr_lost", "unpriced"]
     ].sum()
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
@@ -146,12 +151,12 @@ def plan_switches_monthly(
             customer that still count as a switch.
     """
     known = pick(memberships, "id", "customer_id", "membership_type_id", "from", "is_deleted")
-    links = renewal_links(memberships, zone)
+    links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))
     known["successor_id"] = links["successor_id"]
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
     columns = {name: name for name in ("customer_id", "successor_id")}
     moves = attach(moves.drop(columns="since"), known, "membership_id", **columns)
-    began = moves[moves["kind"].isin(("new", "renewed"))]
+    began = moves[moves["is_entry"]]
 
     linked = known[known["successor_id"].notna()].rename(columns={"id": "membership_id"})
     linked = attach(
@@ -239,7 +244,7 @@ def _with_price(rows: Frame, membership_prices: Frame, on: str, suffix: str) -> 
 def _bought_instead(moves: Frame, days: int) -> Frame:
     """Members lost for whom their customer began another membership at about the same time."""
     began = moves[moves["kind"] == "new"]
-    lost = moves[moves["kind"].isin(("cancelled", "expired")) & moves["successor_id"].isna()]
+    lost = moves[moves["kind"].isin(LOST) & moves["successor_id"].isna()]
     pairs = lost.merge(began, on=["tenant", "customer_id"], suffixes=("", "_taken"))
     apart = np.abs(day_numbers(pairs["began_taken"]) - day_numbers(pairs["began"]))
     pairs = pairs.assign(apart=apart, later=pairs["began_taken"] > pairs["began"])
@@ -294,7 +299,8 @@ CANCELLATION_REASONS_MONTHLY = Table(
         "membership_type_id": MEMBERSHIP_TYPE_ID,
         "business_unit_id": BUSINESS_UNIT_ID,
         "reason": (TEXT, "The note, as most wrote it; none given; not recorded."),
-        "cancelled": (COUNT, "Members who cancelled for this reason."),
+        "cancelled": (COUNT, "Members who cancelled for this reason, suspended ones included."),
+        "from_suspension": (COUNT, "Of these, suspended before they cancelled."),
         "mrr_lost": (MONEY, "Their last known monthly price; upfront payments are not in it."),
         "unpriced": (COUNT, "Of these, without a known price: they add nothing to mrr_lost."),
         "flags": FLAGS,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import Frame, attach, flags, pick
-from st_memberships_orchestration.metrics.history import ACTIVE, CELL, renewal_links
+from st_memberships_orchestration.metrics.history import ACTIVE, CELL, renewal_links, spells
 from st_memberships_orchestration.metrics.revenue import ONE_TIME
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
@@ -24,6 +24,7 @@ from st_memberships_orchestration.metrics.tables import (
 
 def mrr_outlook(
     memberships: pd.DataFrame,
+    membership_status: pd.DataFrame,
     membership_prices: pd.DataFrame,
     *,
     today: date,
@@ -49,11 +50,12 @@ def mrr_outlook(
     Example: a member at 20.00 without card whose term ends in 10 days is `expiring`: mrr 20.00
     there; under `no_payment_method` it shows in mrr_any alone.
 
-    Source: `current/memberships`, `derived/membership_prices`. Known gaps: failed payments are
-    not in this API; a suspended member may come back or not.
+    Source: `current/memberships`, `history/membership_status`, `derived/membership_prices`. Known
+    gaps: failed payments are not in this API; a suspended member may come back or not.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
+        membership_status: spells of status, without gap or overlap per membership.
         membership_prices: the derived table.
         today: the contractor's day.
         zone: the contractor's time zone.
@@ -73,7 +75,8 @@ def mrr_outlook(
         "payment_method_id",
         "payment_type_id",
     )
-    rows = rows.join(renewal_links(memberships, zone)[["successor_id", "is_successor"]])
+    life = spells(membership_status, zone, memberships)
+    rows = rows.join(renewal_links(memberships, zone, life)[["successor_id", "is_successor"]])
     names = {"mrr": "monthly_price", "prepaid": "amortised_monthly_price"}
     prices = pick(membership_prices, "membership_id", *names.values())
     rows = attach(rows, prices.rename(columns={"membership_id": "id"}), "id", **names)

@@ -14,7 +14,14 @@ from st_memberships_orchestration.metrics.frames import (
     month_start,
     pick,
 )
-from st_memberships_orchestration.metrics.history import before, movements, renewal_links, share
+from st_memberships_orchestration.metrics.history import (
+    LOST,
+    before,
+    movements,
+    renewal_links,
+    share,
+    spells,
+)
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -79,12 +86,11 @@ def sales_monthly(
         "activated_from_id",
         "import_id",
     )
-    rows = rows.join(renewal_links(memberships, zone)[["sold_on", "is_successor"]])
+    life = spells(membership_status, zone, memberships)
+    rows = rows.join(renewal_links(memberships, zone, life)[["sold_on", "is_successor"]])
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
     began = moves[moves["is_entry"]].rename(columns={"membership_id": "id"})
-    lost = moves[moves["kind"].isin(("cancelled", "expired"))].rename(
-        columns={"membership_id": "id"}
-    )
+    lost = moves[moves["kind"].isin(LOST)].rename(columns={"membership_id": "id"})
     rows = attach(rows, began, "id", began="began")
     rows = attach(rows, lost, "id", lost="began")
     prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")
