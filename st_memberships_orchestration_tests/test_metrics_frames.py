@@ -255,6 +255,7 @@ def test_a_tenant_with_one_membership_and_nothing_else(
         "attention": 2,  # no billing template, and no price without one
         "cohort_retention": 4,
         "customers_monthly": 4,
+        "membership_summary_monthly": 9,  # the new sale, and members at both ends of 4 months
         "mrr_outlook": 1,
         "sales_monthly": 1,
         "visit_entitlements": 1,

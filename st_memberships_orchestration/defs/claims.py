@@ -245,6 +245,17 @@ DERIVED = {
         "run the job derive; else report it to this project, with these rows.",
         needs=("derived/members_monthly",),
     ),
+    "derived/membership_summary_monthly": Claim(
+        "differences_are_explained",
+        "Each difference between the Membership Summary and ours is the sum of its reasons.",
+        """
+        select tenant, month, membership_type_id, movement, summary, ours
+        from derived.membership_summary_monthly
+        where summary - ours <> intermediate_step + went_on_as_renewal + was_no_member
+            + named_otherwise
+        """,
+        "Report it to this project, with these rows.",
+    ),
     "derived/prepaid_unearned": Claim(
         "unearned_is_part_of_paid",
         "What is unearned is never more than what was paid, nor less than nothing.",

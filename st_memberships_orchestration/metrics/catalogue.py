@@ -14,6 +14,7 @@ from st_memberships_orchestration.metrics.leaving import (
     PLAN_SWITCHES_MONTHLY,
 )
 from st_memberships_orchestration.metrics.members import MEMBERS_MONTHLY
+from st_memberships_orchestration.metrics.outcomes import RENEWAL_OUTCOMES_MONTHLY
 from st_memberships_orchestration.metrics.outlook import MRR_OUTLOOK
 from st_memberships_orchestration.metrics.prepaid import PREPAID_UNEARNED
 from st_memberships_orchestration.metrics.renewals import RENEWAL_RATE_MONTHLY, RENEWALS
@@ -22,6 +23,7 @@ from st_memberships_orchestration.metrics.revenue import (
     RECURRING_REVENUE_MONTHLY,
 )
 from st_memberships_orchestration.metrics.sales import SALES_MONTHLY
+from st_memberships_orchestration.metrics.summary import MEMBERSHIP_SUMMARY_MONTHLY
 from st_memberships_orchestration.metrics.visits import (
     MEMBERS_WITHOUT_FUTURE_VISIT,
     VISITS,
@@ -32,6 +34,7 @@ from st_memberships_orchestration.metrics.workload import VISIT_ENTITLEMENTS, VI
 TABLES = (
     MEMBERS_MONTHLY,
     CUSTOMERS_MONTHLY,
+    MEMBERSHIP_SUMMARY_MONTHLY,
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
     MRR_OUTLOOK,
@@ -40,6 +43,7 @@ TABLES = (
     SALES_MONTHLY,
     RENEWALS,
     RENEWAL_RATE_MONTHLY,
+    RENEWAL_OUTCOMES_MONTHLY,
     VISITS,
     VISITS_MONTHLY,
     MEMBERS_WITHOUT_FUTURE_VISIT,

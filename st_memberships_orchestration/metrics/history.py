@@ -32,6 +32,9 @@ EXITS = {
 }
 FINAL = {"Canceled": "cancelled_from_suspension", "Expired": "expired_from_suspension"}
 """What it is called when a suspended membership ends: it left Active before, and is lost now."""
+CANCELLED, EXPIRED = ("cancelled", FINAL["Canceled"]), ("expired", FINAL["Expired"])
+LOST = (*CANCELLED, *EXPIRED)
+"""Kinds of movement by which a member is lost for good, and that are no renewal."""
 
 CANCELLED = ("cancelled", FINAL["Canceled"])
 EXPIRED = ("expired", FINAL["Expired"])

@@ -137,6 +137,20 @@ def renewal_rate_monthly(
         zone: the contractor's time zone.
     """
     life = spells(membership_status, zone, memberships)
+    rows = ended_terms(memberships, life, today, zone)
+    rows["month"] = month_of(rows["to"])
+    after = month_start(rows["month"] + 1)
+    sold = rows["successor_sold_on"]
+    rows["due"] = 1
+    rows["renewed"] = (sold < after) & (sold < before(today))
+    rows["renewed_late"] = (sold >= after) & (sold < before(today))
+    rows = by_month(rows, ["due", "renewed", "renewed_late"], today)
+    rows["renewal_rate"] = share(rows["renewed"], rows["due"])
+    return RENEWAL_RATE_MONTHLY.frame(rows)
+
+
+def ended_terms(memberships: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
+    """Fixed terms whose last day has come, less deleted memberships and those cancelled by then."""
     rows = _with_links(memberships, zone, life)
     rows = rows[rows["to"].notna() & ~rows["gone"] & (rows["to"] < before(today))]
     rows = rows.reset_index(drop=True)
@@ -148,16 +162,7 @@ def renewal_rate_monthly(
     cancelled = (rows["at_end"] == "Canceled") | (
         (rows["status"] == "Canceled") & (rows["cancellation_date"] <= rows["to"])
     )
-    rows = rows[~cancelled & ~(rows["at_end"] == "Deleted")].reset_index(drop=True)
-    rows["month"] = month_of(rows["to"])
-    after = month_start(rows["month"] + 1)
-    sold = rows["successor_sold_on"]
-    rows["due"] = 1
-    rows["renewed"] = (sold < after) & (sold < before(today))
-    rows["renewed_late"] = (sold >= after) & (sold < before(today))
-    rows = by_month(rows, ["due", "renewed", "renewed_late"], today)
-    rows["renewal_rate"] = share(rows["renewed"], rows["due"])
-    return RENEWAL_RATE_MONTHLY.frame(rows)
+    return rows[~cancelled & ~(rows["at_end"] == "Deleted")].reset_index(drop=True)
 
 
 def _with_links(memberships: Frame, zone: ZoneInfo, life: Frame | None) -> Frame:

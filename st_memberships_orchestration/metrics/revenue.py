@@ -189,7 +189,7 @@ def recurring_revenue_monthly(
     return RECURRING_REVENUE_MONTHLY.frame(rows)
 
 
-def _every_version(versions: Frame | None, newest: Frame) -> Frame:
+def _every_version(versions: Frame, newest: Frame) -> Frame:
     """All known versions, and the newest state of the records of which none is known."""
     if versions is None or versions.empty:
         return newest
