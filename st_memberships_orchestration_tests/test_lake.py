@@ -11,11 +11,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, Transaction
+from deltalake import DeltaTable, Transaction, write_deltalake
 
 from st_memberships_orchestration.defs.metadata import table_metadata
 from st_memberships_orchestration.lake import latest as latest_module
 from st_memberships_orchestration.lake import maintenance as maintenance_module
+from st_memberships_orchestration.lake import quarantine as quarantine_module
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
 from st_memberships_orchestration.lake.maintenance import maintain
 from st_memberships_orchestration.lake.progress import (
@@ -24,7 +25,7 @@ from st_memberships_orchestration.lake.progress import (
     load_progress,
     save_progress,
 )
-from st_memberships_orchestration.lake.quarantine import quarantine
+from st_memberships_orchestration.lake.quarantine import missing, quarantine, release
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import (
     Lake,
@@ -611,6 +612,54 @@ def test_a_broken_record_is_kept_once(lake: Lake) -> None:
     for _ in range(2):
         quarantine(lake, "quarantine/things", broken, tenant="acme", read_at=NOW)
     assert lake.count("quarantine/things", tenant="acme") == 1
+
+
+def test_a_record_leaves_quarantine_when_it_comes_back_as_new(lake: Lake) -> None:
+    def broken(id: int | None, second: float | None, text: str) -> dict[str, Any]:
+        moment = None if second is None else NOW + timedelta(seconds=second)
+        fault = {"reason": "name: missing", "trace_id": "abc", "modified_on": moment}
+        return {"id": id, "record": text, **fault}
+
+    def held(tenant: str = "acme") -> list[int | None]:
+        return lake.rows("quarantine/things", tenant=tenant)["id"].to_pylist()
+
+    def counted() -> dict[str, int]:
+        return missing(lake, {"things": "modified_on"})["things"]
+
+    def shown(*records: dict[str, Any], at: datetime) -> None:
+        insert(lake, *records, at=at)
+        release(lake, "quarantine/things", rows(*records), tenant="acme", modified="modified_on")
+
+    shown(record(3, 5), at=NOW)  # before there is a quarantine
+    aside = [
+        broken(1, 5, "one"),
+        broken(2, None, "two"),
+        broken(3, 5, "three"),
+        broken(None, 1, "?"),
+    ]
+    for tenant in ("acme", "bravo"):
+        quarantine(lake, "quarantine/things", aside, tenant=tenant, read_at=NOW)
+    assert counted() == {"acme": 3, "bravo": 4}, "3 is in raw/ as new as it is here"
+    later = NOW + timedelta(hours=1)
+    shown(record(1, 4), at=later)
+    assert counted()["acme"] == 3, "an older version is not what is missing"
+    shown(record(1, 5), record(2, 1), record(3, 5), at=later)
+    assert held() == [None]
+    assert (counted()["acme"], held("bravo")) == (1, [1, 2, 3, None])
+
+
+def test_a_quarantine_of_an_earlier_release_is_counted_and_left(lake: Lake) -> None:
+    earlier = pa.schema(list(quarantine_module.SCHEMA)[:5])
+    line = {"tenant": "acme", "id": 1, "reason": "status: new", "record": "{}", "read_at": NOW}
+    write_deltalake(
+        lake.address("quarantine/things"),
+        pa.Table.from_pylist([line], schema=earlier),
+        partition_by=["tenant"],
+    )
+    insert(lake, record(2))
+    assert missing(lake, {"things": "modified_on"}) == {"things": {"acme": 1}}
+    release(lake, "quarantine/things", rows(record(1)), tenant="acme", modified="modified_on")
+    assert lake.count("quarantine/things", tenant="acme") == 0
 
 
 SECRET = "hunter2"

@@ -413,7 +413,7 @@ def test_drift_ends_in_extra_or_quarantine_and_the_rest_lands(
     broken = location.lake.rows("quarantine/memberships", tenant="acme").to_pylist()
     assert 0 < len(broken) < len(shown) / 3
     assert len(landed) + len(broken) == len(shown)
-    assert all("active" in row["reason"] for row in broken)
+    assert all("active" in row["reason"] and row["modified_on"] for row in broken)
     paused = [row for row in landed if row["status"] == "Paused"]
     assert paused, "a word that is new takes no record away"
     assert all("new_word status" in row["flags"] for row in paused)
@@ -428,6 +428,8 @@ def test_drift_ends_in_extra_or_quarantine_and_the_rest_lands(
     location.sync(first=today() - timedelta(days=5), last=today())
     rows = location.lake.rows("current/memberships", tenant="acme")
     assert sorted(rows["id"].to_pylist()) == sorted(shown), "a re-read brings them back"
+    for name in ("memberships", "recurring_services"):
+        assert location.lake.count(f"quarantine/{name}", tenant="acme") == 0
 
 
 # Reading ahead

@@ -320,6 +320,10 @@ def test_names_from_outside_are_text_and_never_markup(made: Made) -> None:
     [
         ({"as_of": {"a": date(2026, 3, 10), "b": date(2026, 3, 9)}}, "of different days"),
         ({"as_of": {"a": date(2026, 3, 9)}}, "of 9 Mar 2026, not of today"),
+        (
+            {"feeds": [Feed("memberships", NOW, missing=171)]},
+            "Records that these numbers do not count as they are now: 171",
+        ),
         ({"feeds": [Feed("single visits", NOW - timedelta(hours=37))]}, "Not read to today"),
         ({"checks": [Check("t", "c", False, NOW, "wrong")]}, "do not pass: 1"),
         ({"checks": [Check("t", "c", None, NOW, "not finished")]}, "do not pass: 1"),

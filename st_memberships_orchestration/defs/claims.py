@@ -94,7 +94,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
         Claim(
             "quarantine_is_empty",
             "Every record that ServiceTitan sent kept its contract, or did so when read again.",
-            not_come_back(feed.name),
+            not_come_back(feed.name, feed.modified),
             "ServiceTitan broke its contract for these records. If the reason shows a new type, "
             "upgrade this project; a run of their window brings them back, and the check "
             "then passes.",

@@ -25,8 +25,7 @@ from st_memberships_orchestration.health.states import (
     row_of,
 )
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
-from st_memberships_orchestration.lake.quarantine import not_come_back
-from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake, replace_all
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
@@ -124,7 +123,7 @@ def measure(
     """What is known of each tenant's feeds, from the lake and from Dagster's records."""
     journal = newest_lines(lake, environment=settings.environment)
     contradicted = contradicted_checks(instance, check_keys, settings.tenants)
-    broken = _quarantined(lake)
+    broken = missing(lake, {feed.name: feed.modified for feed in FEEDS})
     found = []
     for tenant in sorted(settings.tenants):
         lines = journal.get(tenant, [])
@@ -246,21 +245,6 @@ def _last_failures(
     failures = failures_of(instance, found[0].dagster_run.run_id)
     at = datetime.fromtimestamp(found[0].end_time or found[0].update_timestamp.timestamp(), UTC)
     return {failure.step: failure for failure in failures}, at
-
-
-def _quarantined(lake: Lake) -> dict[str, dict[str, int]]:
-    """Feed -> tenant -> records in quarantine that did not come back whole since."""
-    there = set(lake.names())
-    names = [feed.name for feed in FEEDS]
-    kept = [name for name in names if {f"quarantine/{name}", f"raw/{name}"} <= there]
-    if not kept:
-        return {}
-    with connect(lake) as connection:
-        counted = "select tenant, count(*) from ({}) group by tenant"
-        return {
-            feed: dict(connection.sql(counted.format(not_come_back(feed))).fetchall())
-            for feed in kept
-        }
 
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:

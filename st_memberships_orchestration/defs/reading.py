@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
-from st_memberships_orchestration.lake.quarantine import quarantine
+from st_memberships_orchestration.lake.quarantine import quarantine, release
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import (
     batches_in,
@@ -449,7 +449,11 @@ class FeedReader:
 
     def _commit(self, pages: list[ExportPage], reading: Reading) -> Reading:
         rows = pa.concat_tables([page.rows for page in pages])
-        broken = [asdict(record) for page in pages for record in page.broken]
+        broken = [
+            {**asdict(record), "trace_id": page.trace_id}
+            for page in pages
+            for record in page.broken
+        ]
         now = self._clock()
         versions = insert_versions(
             self._lake,
@@ -460,9 +464,9 @@ class FeedReader:
             loaded_at=now,
             after=self._applied,
         )
-        quarantine(
-            self._lake, f"quarantine/{self._feed.name}", broken, tenant=self._tenant, read_at=now
-        )
+        aside = f"quarantine/{self._feed.name}"
+        quarantine(self._lake, aside, broken, tenant=self._tenant, read_at=now)
+        release(self._lake, aside, rows, tenant=self._tenant, modified=self._feed.modified)
         newest = [pc.max(rows[self._feed.modified]).as_py(), reading.newest]
         return replace(
             reading,

@@ -14,6 +14,7 @@ from st_memberships_orchestration.defs.health import contradicting_rows
 from st_memberships_orchestration.defs.metadata import NOT_COMPARED_TENANTS, OPERATIONS, schema_of
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.progress import load_progress
+from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
@@ -120,12 +121,14 @@ def _days(instance: dg.DagsterInstance, tenant: str) -> dict[str, date]:
 def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Feed]:
     rows = lake.rows("health/tenants", tenant=tenant).to_pylist()
     health = {row["feed"]: {name: row[name] for name in STATUS} for row in rows}
+    aside = missing(lake, {feed.name: feed.modified for feed in FEEDS})
     found = []
     for feed in FEEDS:
         lines = load_progress(lake, tenant, environment=environment, feed=feed.name)
         through = next((line.read_through for line in lines if line.is_live), None)
         read_through = through.astimezone(zone) if through else None
-        found.append(Feed(feed.title, read_through, **health.get(feed.name, {})))
+        count = aside.get(feed.name, {}).get(tenant, 0)
+        found.append(Feed(feed.title, read_through, **health.get(feed.name, {}), missing=count))
     return found
 
 

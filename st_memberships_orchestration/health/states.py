@@ -183,8 +183,9 @@ def _quarantine(facts: Facts) -> list[Issue]:
             WARNING,
             f"Records that broke their contract and are missing in the tables: "
             f"{facts.quarantined:,}.",
-            f"Ask `select reason, record from quarantine.{facts.feed}`. If the reason is a new "
-            "word or field of ServiceTitan's, upgrade this project and run their window again.",
+            f"Ask `select reason, record, trace_id from quarantine.{facts.feed}`. Mend the record "
+            "in ServiceTitan; or, if the reason is a new type of a field, upgrade this project and "
+            "run their window again. Then they leave the quarantine by themselves.",
         )
     ]
 

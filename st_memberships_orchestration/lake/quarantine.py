@@ -1,16 +1,19 @@
-"""`quarantine/<feed>`: records that break their contract, each once, with the reason."""
+"""`quarantine/<feed>`: records that broke their contract, until they come back, with the reason."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
-from deltalake import Transaction
+from deltalake import CommitProperties, DeltaTable, Transaction
 
+from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
     append,
+    duck,
+    literal,
     retry_conflicts,
     scan,
 )
@@ -25,21 +28,61 @@ SCHEMA = pa.schema(
         TENANT,
         _column("id", pa.int64(), "Id of the record, where one could be read."),
         _column("reason", pa.string(), "Which field is wrong, and how."),
-        _column("record", pa.string(), "The record as ServiceTitan sent it, JSON."),
+        _column("record", pa.string(), "The record's JSON as ServiceTitan sent it."),
         _column("read_at", pa.timestamp("us", tz="UTC"), "When it was first met."),
+        _column(
+            "modified_on",
+            pa.timestamp("us", tz="UTC"),
+            "Its modification time where one could be read; without one, its creation.",
+        ),
+        _column("trace_id", pa.string(), "ServiceTitan's trace id of the answer, if it gave one."),
     ]
 )
 
+FEW = 2_000
+"""Ids up to which they are named in one condition."""
 
-def not_come_back(feed: str) -> str:
-    """SQL for the records in quarantine that did not come back whole since."""
+
+def not_come_back(feed: str, modified: str) -> str:
+    """SQL for the records in quarantine of which `raw/<feed>` holds no version as new.
+
+    They are missing in all other tables. A row of `quarantine/<feed>` leaves it when its record
+    comes back; those without a readable id stay, for nothing tells which record they are.
+
+    Args:
+        feed: whose records.
+        modified: column of their modification time.
+    """
+    # A table that no run of this release has opened yet has neither of these columns.
+    later = "null::timestamptz as modified_on, null::varchar as trace_id"
     return f"""
-        select tenant, id, reason, record from quarantine.{feed} q
+        select tenant, id, reason, record, trace_id
+        from (from quarantine.{feed} union all by name select {later} where false) q
         where not exists (
             select 1 from raw.{feed} r
-            where r.tenant = q.tenant and r.id = q.id and r.loaded_at > q.read_at
+            where r.tenant = q.tenant and r.id = q.id and
+                coalesce(r.{modified} >= q.modified_on, r.loaded_at > q.read_at)
         )
         """
+
+
+def missing(lake: Lake, feeds: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Feed -> tenant -> records that are in quarantine and in no other table.
+
+    Args:
+        lake: where the tables lie.
+        feeds: name of each feed -> column of its modification time.
+    """
+    there = set(lake.names())
+    kept = [name for name in feeds if {f"quarantine/{name}", f"raw/{name}"} <= there]
+    if not kept:
+        return {}
+    counted = "select tenant, count(distinct coalesce(id::varchar, record)) from ({}) group by 1"
+    with connect(lake) as connection:
+        return {
+            feed: dict(connection.sql(counted.format(not_come_back(feed, feeds[feed]))).fetchall())
+            for feed in kept
+        }
 
 
 @retry_conflicts
@@ -51,16 +94,42 @@ def quarantine(
     tenant: str,
     read_at: datetime,
 ) -> None:
-    """Keep the `records` that the table does not hold yet, each with `id`, `reason`, `record`."""
+    """Keep the `records` that the table does not hold yet, each with columns of `SCHEMA`."""
     if not records:
         return
     table = lake.open(name, SCHEMA)
-    ids = ", ".join(str(record["id"]) for record in records if record["id"] is not None)
-    where = f"(id is null{f' or id in ({ids})' if ids else ''})"
+    ids = [str(record["id"]) for record in records if record["id"] is not None]
+    where = f"id is null or id in ({', '.join(ids) or 'null'})" if len(ids) <= FEW else "true"
     known = set(scan(table, tenant, ["record"], where).read_all()["record"].to_pylist())
     fresh = {record["record"]: record for record in records if record["record"] not in known}
     lines = [{"tenant": tenant, "read_at": read_at, **record} for record in fresh.values()]
     if lines:
-        last = table.transaction_version(tenant) or 0
         rows = pa.Table.from_pylist(lines, schema=SCHEMA)
-        append(table, rows, transaction=Transaction(tenant, last + 1))
+        append(table, rows, transaction=_next(table, tenant))
+
+
+@retry_conflicts
+def release(lake: Lake, name: str, rows: pa.Table, *, tenant: str, modified: str) -> None:
+    """Take out the records that came back whole: of which `rows` hold a version as new."""
+    if not rows.num_rows or lake.find(name) is None:
+        return
+    table = lake.open(name, SCHEMA)
+    held = scan(table, tenant, ["id", "modified_on"], "id is not null").read_all()
+    with duck(held=held, rows=rows.select(["id", modified])) as connection:
+        back = connection.sql(
+            f"""
+            select id from held join (select id, max("{modified}") as newest from rows group by id)
+            using (id) group by id having bool_and(modified_on is null or newest >= modified_on)
+            """
+        ).fetchall()
+    for start in range(0, len(back), FEW):
+        ids = ", ".join(str(id) for (id,) in back[start : start + FEW])
+        table.delete(
+            f"tenant = {literal(tenant)} and id in ({ids})",
+            commit_properties=CommitProperties(app_transactions=[_next(table, tenant)]),
+        )
+
+
+def _next(table: DeltaTable, tenant: str) -> Transaction:
+    """What makes of two writers that started from the same rows the second start anew."""
+    return Transaction(tenant, (table.transaction_version(tenant) or 0) + 1)

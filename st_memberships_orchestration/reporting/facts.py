@@ -15,6 +15,7 @@ class Feed:
         state: healthy, warning or failing; empty if nobody has looked yet.
         reason: what is wrong.
         remedy: what to do about it.
+        missing: records in quarantine, which no number counts as they are now.
     """
 
     title: str
@@ -22,6 +23,7 @@ class Feed:
     state: str = ""
     reason: str = ""
     remedy: str = ""
+    missing: int = 0
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,13 @@ def _notices(row: Row, facts: Facts) -> list[str]:
     if late:
         names = ", ".join(feed.title for feed in late)
         found.append(f"Not read to today: {names}. Run the job sync; see Data freshness below.")
+    missing = {feed.title: feed.missing for feed in facts.feeds if feed.missing}
+    if missing:
+        found.append(
+            f"Records that these numbers do not count as they are now: {sum(missing.values()):,} "
+            f"({'; '.join(missing)}). ServiceTitan sent them in a form that cannot be understood; "
+            "see Data freshness below."
+        )
     if row["unpriced"]:
         found.append(f"MRR and ARR are {_certainty(row)}.")
     failing = sum(not check.passed for check in facts.checks)

@@ -116,6 +116,7 @@ class ExportPage:
         broken: the records that do not.
         has_more: whether the API says that the next page can be read at once.
         continue_from: opaque token that continues after this page.
+        trace_id: ServiceTitan's trace id of the answer, or None where it gave none.
         digest: fingerprint of the answer, for comparison within this process.
         size: bytes of the answer.
         requests: requests that it took, 1 when none had to be repeated.
@@ -125,6 +126,7 @@ class ExportPage:
     broken: tuple[BrokenRecord, ...]
     has_more: bool
     continue_from: str
+    trace_id: str | None
     digest: int
     size: int
     requests: int
@@ -211,15 +213,19 @@ class MembershipsClient:
         if include_recent_changes:
             params["includeRecentChanges"] = "true"
 
-        def decoded(body: bytes) -> tuple[DecodedPage, int, int]:
-            return decode_page(body, feed.model), hash(body), len(body)
+        def decoded(
+            body: bytes, headers: httpx.Headers
+        ) -> tuple[DecodedPage, str | None, int, int]:
+            trace_id = headers.get("x-trace-id")
+            return decode_page(body, feed.model), trace_id, hash(body), len(body)
 
-        (page, digest, size), requests = self._read(feed.path, params, decoded)
+        (page, trace_id, digest, size), requests = self._read(feed.path, params, decoded)
         return ExportPage(
             rows=page.rows,
             broken=page.broken,
             has_more=page.has_more,
             continue_from=page.continue_from,
+            trace_id=trace_id,
             digest=digest,
             size=size,
             requests=requests,
@@ -507,7 +513,7 @@ class MembershipsClient:
     def _json(
         self, path: str, params: dict[str, Any], members: Mapping[str, type] | None = None
     ) -> Any:
-        answer, _ = self._read(path, params, lambda body: parse_json(body, members or {}))
+        answer, _ = self._read(path, params, lambda body, _: parse_json(body, members or {}))
         return answer
 
     def _record(self, model: type[R], row: Any, path: str, method: str = "GET") -> R:
@@ -526,7 +532,7 @@ class MembershipsClient:
         self,
         path: str,
         params: dict[str, Any],
-        decode: Callable[[bytes], Answer],
+        decode: Callable[[bytes, httpx.Headers], Answer],
     ) -> tuple[Answer, int]:
         """GET and decode, repeated while that can help; the answer and the number of requests."""
         retrying = self._retrying(Transient)
@@ -537,7 +543,7 @@ class MembershipsClient:
         self,
         path: str,
         params: dict[str, Any],
-        decode: Callable[[bytes], Answer],
+        decode: Callable[[bytes, httpx.Headers], Answer],
     ) -> Answer:
         where: dict[str, Any] = {"tenant": self._tenant, "method": "GET", "path": path}
         try:
@@ -551,7 +557,7 @@ class MembershipsClient:
         except httpx.RequestError as error:
             raise connection_lost(error, **where) from error
         try:
-            return decode(body)
+            return decode(body, response.headers)
         except NotAPage as error:
             raise Unreadable(str(error), status=response.status_code, **where) from error
 

@@ -79,13 +79,13 @@ class BrokenRecord:
 
     Attributes:
         id: its id where one can be read.
-        modified: its modification time where one can be read; without one, its creation.
+        modified_on: its modification time where one can be read; without one, its creation.
         reason: which field is wrong, and how.
         record: the record's JSON as it was sent; bytes that are no UTF-8 stand as `\xff`.
     """
 
     id: int | None
-    modified: datetime | None
+    modified_on: datetime | None
     reason: str
     record: str
 
@@ -517,7 +517,7 @@ def _broken(text: str, reason: str) -> BrokenRecord:
         modified = moment(fields.get("modifiedOn") or fields.get("createdOn", ""))
     return BrokenRecord(
         id=int(id) if re.fullmatch(r"-?[0-9]{1,19}", id) and abs(int(id)) < 2**63 else None,
-        modified=modified,
+        modified_on=modified,
         reason=reason,
         record=text.encode(errors="surrogateescape").decode(errors="backslashreplace"),
     )
