@@ -16,9 +16,11 @@ from rich.text import Text
 
 from st_memberships_orchestration.defs.changes import (
     AUDIT_TABLE,
+    accept,
     apply_audited,
     approval_of,
     bring_audit_up_to_date,
+    plan_changes,
     rows_of_query,
     tenant_of,
 )
@@ -29,10 +31,11 @@ from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import NO_TENANT, Settings
 from st_memberships_orchestration.terminal import console, program, read_settings
 from st_memberships_orchestration.writing.apply import Locked
+from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import settle
-from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
+from st_memberships_orchestration.writing.plans import Plan, load_plan
 from st_memberships_orchestration.writing.report import (
     LONGEST_CELL,
     PLAN_HEADINGS,
@@ -101,7 +104,7 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
     """Apply a plan: needs its hash, --send and ST_WRITES=on. Run it again to go on."""
     with _work() as (settings, ledger):
         chosen = load_plan(plan_file)
-        ledger.save_plan(chosen)
+        ledger.save_plan(chosen, made=False)
         if not send:
             _show_plan(chosen)
         with (
@@ -146,25 +149,47 @@ def undo(plan_or_hash: str) -> None:
 
 @click.command(name="settle")
 @click.argument("entry")
-@click.argument("outcome", type=click.Choice(["happened", "did-not-happen"]))
+@click.argument("outcome", required=False, type=click.Choice(["happened", "did-not-happen"]))
 @click.option("--record", type=int, help="Id of the record that was made.")
-def settle_(entry: str, outcome: str, record: int | None) -> None:
-    """Note what you found out about a change that needs review."""
+def settle_(entry: str, outcome: str | None, record: int | None) -> None:
+    """Look again at a change of which nobody knows whether it happened.
+
+    If looking does not tell, say what you found out: happened, or did-not-happen.
+    """
     with _work() as (settings, ledger):
-        settled = settle(
-            ledger,
-            entry,
-            happened=outcome == "happened",
-            who=getpass.getuser(),
-            now=datetime.now(UTC),
-            record=record,
-        )
+        found = ledger.entry(entry)
+        if found is None:
+            raise KeyError(f"no single open entry of the ledger begins {entry!r}")
+        with MembershipsClient.open(settings.access(found.tenant)) as client:
+            settled = settle(
+                client,
+                ledger,
+                entry,
+                happened=None if outcome is None else outcome == "happened",
+                who=getpass.getuser(),
+                clock=Clock(),
+                record=record,
+            )
         lake, environment = Lake(settings.lake_uri), settled.environment
         bring_audit_up_to_date(lake, ledger, environment, settled.tenant)
-        console.print(f"{settled.key[:12]} is {settled.status}.")
+        console.print(f"{settled.key[:12]} is {settled.status}. {escape(settled.detail)}")
 
 
-commands: tuple[click.Command, ...] = (plan, apply, undo, settle_)
+@click.command(name="accept-ledger")
+@click.argument("tenant")
+def accept_ledger(tenant: str) -> None:
+    """Let this write ledger count from now on, though another one noted the last changes.
+
+    What that one knew is lost: see in ServiceTitan first what became of it. Plans that were made
+    before have to be made anew.
+    """
+    with _work() as (settings, ledger):
+        account, lake = settings.access(tenant).account, Lake(settings.lake_uri)
+        accept(lake, ledger, account, tenant, datetime.now(UTC))
+        console.print(f"The write ledger {ledger.id[:12]} counts now for {account}. Plan again.")
+
+
+commands: tuple[click.Command, ...] = (plan, apply, undo, settle_, accept_ledger)
 
 
 # How it is done
@@ -200,19 +225,18 @@ def _make(
     occasion: str,
     confirm: tuple[str, ...],
 ) -> None:
-    environment = settings.environment
     with MembershipsClient.open(settings.access(tenant)) as client:
-        made = make_plan(
+        made = plan_changes(
             client,
+            ledger,
+            Lake(settings.lake_uri),
             kind,
             rows,
+            settings=settings,
             tenant=tenant,
-            environment=environment,
             source=source,
-            now=datetime.now(UTC),
             occasion=occasion,
             confirmed=confirm,
-            done=lambda name, content: ledger.maker(environment, tenant, name, content),
         )
     ledger.save_plan(made)
     path = made.save(PLANS)

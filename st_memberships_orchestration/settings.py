@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -25,6 +33,8 @@ ADDRESSES = {
     ),
 }
 """Environment -> API and token address (reference sections 1 and 2)."""
+
+CAPS_PER_KIND = {"sell_memberships": 50}
 
 NO_TENANT = (
     "No tenant is configured: set ST_TENANTS__<NAME>__TENANT_ID, __CLIENT_ID, __CLIENT_SECRET and "
@@ -142,9 +152,11 @@ class Settings(BaseSettings):
     )
     write_cap_per_run: int = Field(default=500, ge=0, description="Changes in one run.")
     write_cap_per_day: int = Field(default=2_000, ge=0, description="Changes in one UTC day.")
-    write_cap_per_kind: dict[str, int] = Field(
-        default_factory=lambda: {"sell_memberships": 50},
-        description="Changes of one kind in one UTC day, as JSON.",
+    write_cap_per_kind: Annotated[
+        dict[str, int], AfterValidator(lambda caps: CAPS_PER_KIND | caps)
+    ] = Field(
+        default=CAPS_PER_KIND,
+        description="Changes of one kind in one UTC day, as JSON; kinds left out keep theirs.",
     )
     write_cap_sales_money: Decimal = Field(
         default=Decimal(5_000), ge=0, description="Money that sales may bill in one UTC day."
@@ -253,4 +265,5 @@ class Settings(BaseSettings):
             api_url=self.api_url,
             auth_url=self.auth_url,
             requests_per_second=self.requests_per_second,
+            environment=self.environment,
         )

@@ -37,6 +37,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     ConnectionLost,
     FeedStuck,
     NotAuthorized,
+    NotSent,
     OutcomeUnknown,
     RecordNotFound,
     RequestRefused,
@@ -510,8 +511,9 @@ def writes(client: MembershipsClient) -> dict[str, Callable[[], object]]:
 @pytest.mark.parametrize(
     ("fault", "error", "sent"),
     [
-        ({"kind": "429"}, None, 2),
-        ({"kind": "expire_token"}, None, 2),
+        ({"kind": "429"}, Throttled, 1),
+        ({"kind": "429", "phase": "after"}, Throttled, 1),
+        ({"kind": "expire_token"}, NotAuthorized, 1),
         ({"kind": "slow", "seconds": 0.1}, None, 1),
         ({"kind": "400"}, RequestRefused, 1),
         ({"kind": "500"}, OutcomeUnknown, 1),
@@ -523,7 +525,7 @@ def writes(client: MembershipsClient) -> dict[str, Callable[[], object]]:
     ],
     ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else "",
 )
-def test_a_write_is_sent_once_unless_it_was_certainly_not_processed(
+def test_a_write_is_sent_once_whatever_the_answer(
     client: MembershipsClient,
     sandbox: RunningSandbox,
     fault: dict[str, Any],
@@ -546,8 +548,39 @@ def test_a_write_is_sent_once_unless_it_was_certainly_not_processed(
 
 def test_a_write_whose_connection_never_opened_was_not_sent() -> None:
     nowhere = Access("acme", 1, "id", "secret", "key", "http://127.0.0.1:9", "http://127.0.0.1:9")
-    with MembershipsClient.open(nowhere) as client, pytest.raises(ConnectionLost):
+    with MembershipsClient.open(nowhere) as client, pytest.raises(NotSent):
         client.mark_event_complete(1, models.EventJob(job_id=2))
+
+
+def test_a_write_without_a_token_was_not_sent(sandbox: RunningSandbox) -> None:
+    sandbox.control("POST", "/_sandbox/faults", [{"on": "connect/token", "kind": "500"}])
+    given = access(sandbox, client_id="nobody-else-uses-it")
+    with MembershipsClient.open(given) as client:
+        for cause in (ServerFailed, NotAuthorized):
+            with pytest.raises(NotSent) as raised:
+                client.mark_event_complete(1, models.EventJob(job_id=2))
+            assert isinstance(raised.value.__cause__, cause)
+    asked = sandbox.control("GET", "/_sandbox/requests")
+    assert {r["path"] for r in asked} == {"/connect/token"}
+
+
+def test_a_write_is_checked_when_all_that_can_take_long_is_over(sandbox: RunningSandbox) -> None:
+    class Refusal(Exception):
+        pass
+
+    def check() -> None:
+        asked = sandbox.control("GET", "/_sandbox/requests")
+        paths.append([r["path"] for r in asked])
+        raise Refusal
+
+    paths: list[list[str]] = []
+    with MembershipsClient.open(access(sandbox)) as client:
+        with pytest.raises(Refusal):
+            client.checked(check).mark_event_complete(1, models.EventJob(job_id=2))
+        assert len(paths) == 1, "asked once, with its token"
+        asked = sandbox.control("GET", "/_sandbox/requests")
+        assert {r["path"] for r in asked} <= {"/connect/token"}, "nothing was sent"
+        assert next(iter(client.list_memberships())), "the client goes on"
 
 
 @pytest.mark.parametrize("host", ["LOCALHOST", "127.0.0.1"])

@@ -95,15 +95,41 @@ def test_a_restored_ledger_knows_what_was_sent(
     ledger = tmp_path / ".data/ledger.db"
     shutil.copy(ledger, tmp_path / "ledger.copy")
 
-    for lost in (False, True):  # restored; then without any copy
-        for file in tmp_path.glob(".data/ledger.db*"):
-            file.unlink()
-        if not lost:
-            shutil.copy(tmp_path / "ledger.copy", ledger)
-        again = command(*send)
-        assert again.exit_code == 0
-        assert ("1 succeeded" in again.output) is not lost, "only the ledger knows who did it"
-        assert patches(sandbox) == 1, "the record is read first, and is as asked already"
+    for ledger_file in tmp_path.glob(".data/ledger.db*"):
+        ledger_file.unlink()
+    shutil.copy(tmp_path / "ledger.copy", ledger)
+    assert "1 succeeded" in command(*send).output
+    assert patches(sandbox) == 1
+
+
+def test_a_ledger_that_does_not_know_what_was_sent_is_refused_until_a_person_says_so(
+    here: Location, sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    here.sync(feeds=("memberships",))
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    rows = "select tenant, id, 'Call first' as memo from current.memberships limit 1"
+    plan = ("plan", "update-memberships", "--sql", rows)
+    assert command(*plan).exit_code == 0
+    [file] = (tmp_path / ".data/plans").glob("*.json")
+    send = ("apply", str(file), "--send", "--hash", load_plan(file).hash)
+    ledger = tmp_path / ".data/ledger.db"
+    shutil.copy(ledger, tmp_path / "before.db")
+    assert "1 succeeded" in command(*send).output
+
+    for copy, said in ((tmp_path / "before.db", "put back to an earlier"), (None, "another write")):
+        for ledger_file in tmp_path.glob(".data/ledger.db*"):
+            ledger_file.unlink()
+        if copy:
+            shutil.copy(copy, ledger)
+        for words in (send, plan):
+            refused = command(*words)
+            assert refused.exit_code == 1
+            assert said in refused.output
+            assert "accept-ledger acme" in refused.output
+    assert command("accept-ledger", "acme").exit_code == 0
+    assert "made with another write ledger" in command(*send).output
+    assert "it is so already" in command(*plan).output
+    assert patches(sandbox) == 1
 
 
 def command(*words: str) -> Result:

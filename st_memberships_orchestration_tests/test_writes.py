@@ -148,12 +148,15 @@ def test_partial_failure_fails_the_job_and_keeps_what_succeeded(
     run = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False)
     assert not run.success
     found = facts(run, job)
-    assert "1 of 3 changes are not done and read back: 1 refused" in found["said"]
-    assert found["outcomes"] == "1 refused, 2 succeeded"
+    assert "1 of 3 changes are not done and read back: 1 unknown" in found["said"]
+    assert found["outcomes"] == "2 succeeded, 1 unknown"
     assert "trace id" in cells(found["results"], "remark")[0][0]
     assert len(here.lake.rows("derived/write_audit", tenant="acme")) == 3
     assert not any(event.is_step_up_for_retry for event in run.all_events)
-    assert launch(here, job, approved_hash=plan["plan_hash"], dry_run=False).success
+    # That answer is no proof: for 20 minutes the change may show, and is only looked for.
+    before = len(writes_of(sandbox))
+    assert not launch(here, job, approved_hash=plan["plan_hash"], dry_run=False).success
+    assert len(writes_of(sandbox)) == before == 3
 
 
 def test_the_audit_tells_of_every_line_what_became_of_it(
@@ -195,7 +198,11 @@ def test_the_audit_tells_of_every_line_what_became_of_it(
         expected=["succeeded"],
         detail="late",
     )
-    other = facts(launch(here, job, rows=[{"id": free.id, "memo": "again"}]), job)
+    # What is open on a record stops every other plan on it.
+    held = facts(launch(here, job, rows=[{"id": free.id, "memo": "again"}]), job)
+    assert (held["changes"], held["refused"]) == (0, 1)
+    assert "is needs_review" in held["differences"]
+    other = facts(launch(here, job, rows=[{"id": edited.id, "memo": "again"}]), job)
     launch(here, job, approved_hash=other["plan_hash"], dry_run=False)
     found = here.lake.rows("derived/write_audit", tenant="acme").to_pylist()
     rows_now = {(row["plan"], row["line"]): row["detail"] for row in found}

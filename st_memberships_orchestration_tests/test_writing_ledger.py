@@ -1,5 +1,6 @@
 """The ledger on both databases: one claim wins, caps hold, outcomes are kept."""
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,17 +10,22 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.ledger import Budget, Intent, Ledger, OverBudget
-from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.ledger import Budget, Held, Intent, Ledger, OverBudget
+from st_memberships_orchestration.writing.plans import Plan, content_hash
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 INTENT = Intent(
     key="k" * 64,
+    account="sandbox 1",
     environment="sandbox",
     tenant="acme",
     kind="sell_memberships",
+    record="customers/1",
     plan="p" * 64,
     line=1,
     target=None,
@@ -32,6 +38,7 @@ INTENT = Intent(
     run_id="run",
 )
 FREE = Budget()
+CLOCK = Clock(wall=lambda: NOW)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -41,12 +48,32 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgres")
 
 
+def of_an_earlier_release(url: str, folder: Path) -> None:
+    """Fill a database with a ledger as the releases before accounts were noted left it."""
+    dump = Path(__file__).with_name("earlier") / "ledger_without_accounts.sql"
+    sqlite3.connect(folder / "earlier.db").executescript(dump.read_text())
+    earlier = sa.create_engine(f"sqlite:///{folder}/earlier.db")
+    tables = sa.MetaData()
+    tables.reflect(earlier)
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    with earlier.connect() as source, engine.begin() as target:
+        for name in ("st_write_ledger", "st_write_spending", *tables.tables):
+            target.exec_driver_sql(f"drop table if exists {name}")
+        tables.create_all(target)
+        for table in tables.sorted_tables:
+            if rows := source.execute(sa.select(table)).mappings().all():
+                target.execute(sa.insert(table), [dict(row) for row in rows])
+    engine.dispose()
+    earlier.dispose()
+
+
 @pytest.fixture
 def ledger(url: str) -> Iterator[Ledger]:
     ledger = Ledger(url)
     with ledger._engine.begin() as connection:
         for table in reversed(words._metadata.sorted_tables):
-            connection.execute(table.delete())
+            if table.name != "st_write_ledger":
+                connection.execute(table.delete())
     yield ledger
     ledger.close()
 
@@ -56,7 +83,8 @@ def test_of_many_claims_one_wins(ledger: Ledger, url: str) -> None:
     with ThreadPoolExecutor(16) as pool:
         claims = list(
             pool.map(
-                lambda n: others[n % 2].claim(INTENT, seen=None, now=NOW, budget=FREE), range(32)
+                lambda n: others[n % 2].claim(INTENT, seen=None, since=0, clock=CLOCK, budget=FREE),
+                range(32),
             )
         )
     others[1].close()
@@ -65,19 +93,19 @@ def test_of_many_claims_one_wins(ledger: Ledger, url: str) -> None:
     assert entry
     assert (entry.status, entry.claim, entry.attempts) == (words.SENDING, won, 1)
     assert entry.change == INTENT.change
-    assert ledger.spent("sandbox", "acme", words.ALL_KINDS, "2026-01-01") == (1, Decimal("12.5"))
+    assert ledger.spent("sandbox 1", words.ALL_KINDS, "2026-01-01") == (1, Decimal("12.5"))
 
 
 def test_only_what_certainly_did_not_happen_can_be_claimed_again(ledger: Ledger) -> None:
-    claim = ledger.claim(INTENT, seen=None, now=NOW, budget=FREE)
+    claim = ledger.claim(INTENT, seen=None, since=0, clock=CLOCK, budget=FREE)
     assert claim
     for status in (words.SENDING, words.UNKNOWN, words.SUCCEEDED, words.NEEDS_REVIEW):
         assert ledger.finish(INTENT.key, claim, status, now=NOW, expected=(words.SENDING,))
-        assert ledger.claim(INTENT, seen=claim, now=NOW, budget=FREE) is None
+        assert ledger.claim(INTENT, seen=claim, since=0, clock=CLOCK, budget=FREE) is None
         ledger.finish(INTENT.key, claim, words.SENDING, now=NOW, expected=(status,))
     ledger.finish(INTENT.key, claim, words.NOT_SENT, now=NOW, detail="no connection")
-    assert ledger.claim(INTENT, seen="another", now=NOW, budget=FREE) is None
-    second = ledger.claim(INTENT, seen=claim, now=NOW, budget=FREE)
+    assert ledger.claim(INTENT, seen="another", since=0, clock=CLOCK, budget=FREE) is None
+    second = ledger.claim(INTENT, seen=claim, since=0, clock=CLOCK, budget=FREE)
     assert second
     assert not ledger.finish(INTENT.key, claim, words.UNKNOWN, now=NOW)
     with pytest.raises(KeyError, match="at least 8 characters"):
@@ -90,9 +118,9 @@ def test_only_what_certainly_did_not_happen_can_be_claimed_again(ledger: Ledger)
 
 def test_caps_hold_against_threads(ledger: Ledger) -> None:
     def claim(number: int, budget: Budget) -> bool:
-        intent = replace(INTENT, key=f"{number:064}")
+        intent = replace(INTENT, key=f"{number:064}", record=f"customers/{number}")
         try:
-            return bool(ledger.claim(intent, seen=None, now=NOW, budget=budget))
+            return bool(ledger.claim(intent, seen=None, since=0, clock=CLOCK, budget=budget))
         except OverBudget:
             return False
 
@@ -107,7 +135,7 @@ def test_caps_hold_against_threads(ledger: Ledger) -> None:
     # What was not sent gives its share back.
     first = ledger.entries(tenant="acme")[0]
     ledger.finish(first.key, first.claim, words.NOT_SENT, now=NOW)
-    assert ledger.spent("sandbox", "acme", INTENT.kind, "2026-01-01") == (7, Decimal("87.5"))
+    assert ledger.spent("sandbox 1", INTENT.kind, "2026-01-01") == (7, Decimal("87.5"))
 
 
 def test_plans_are_found_by_the_beginning_of_their_hash(ledger: Ledger) -> None:
@@ -119,3 +147,60 @@ def test_plans_are_found_by_the_beginning_of_their_hash(ledger: Ledger) -> None:
         ledger.find_plan("x" * 10)
     with pytest.raises(KeyError, match="at least 8 characters"):
         ledger.find_plan("")
+
+
+def test_a_ledger_of_an_earlier_release_keeps_all_that_it_knows(url: str, tmp_path: Path) -> None:
+    """Made by the code of commit 2bda8e6, which did not note whose account it was."""
+    (tmp_path / "deep").mkdir()
+    of_an_earlier_release(url, tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        ledger, *others = pool.map(Ledger, [url] * 4)
+    for other in others:
+        assert (other.id, other.number) == (ledger.id, 0), "upgraded once"
+        other.close()
+    entries = {entry.record: entry for entry in ledger.entries(tenant="acme")}
+    assert len(entries) == 6
+    assert entries["recurring-service-events/502"].after == {"job_id": 42}
+    account = Account("sandbox", "http://localhost:1", 7)
+    mark = replace(INTENT, account=account.id, kind="mark_events_complete", target=503)
+
+    def claim(intent: Intent, number: int) -> str | None:
+        key = f"{number:064}"
+        return ledger.claim(
+            replace(intent, key=key), seen=None, since=9, clock=CLOCK, budget=Budget(changes=8)
+        )
+
+    # What is open stops everybody in that environment, as it may be about their account.
+    assert {e.record for e in ledger.open_entries(account, list(entries))} == {
+        "recurring-service-events/503",
+        "customers/12",
+    }
+    with pytest.raises(Held, match=r"mark_events_complete of plan .* is sending"):
+        claim(replace(mark, record="recurring-service-events/503"), 1)
+    assert claim(replace(mark, record="recurring-service-events/503", environment="other"), 1)
+    assert claim(replace(mark, record="recurring-service-events/504", target=504), 2)
+    # What was made is not made again, however it is written, by a plan of this release.
+    base = {"business_unit_id": 2, "sale_task_id": 3, "duration_billing_id": 4}
+    base |= {"recurring_service_action": "All", "recurring_location_id": None}
+    for customer, occasion in ((11, ""), (13, " second  car ")):
+        sale = {**base, "customer_id": customer}
+        content = content_hash(None, sale, occasion)
+        intent = replace(INTENT, account=account.id, record=f"customers/{customer}", change=sale)
+        with pytest.raises(Held, match="has made it already"):
+            claim(replace(intent, content_hash=content), 3)
+        assert claim(replace(intent, content_hash=content_hash(None, sale, "third")), customer)
+    # The caps of that day go on counting, for each account.
+    old = replace(CLOCK, wall=lambda: datetime(2026, 3, 1, 13, tzinfo=UTC))
+    assert ledger.spent(account.id, words.ALL_KINDS, "2026-03-01") == (5, Decimal(75))
+    intent = replace(INTENT, key="a" * 64, account=account.id, record="customers/1")
+    assert ledger.claim(intent, seen=None, since=9, clock=old, budget=Budget(changes=6))
+    intent = replace(intent, key="b" * 64, record="customers/2")
+    with pytest.raises(OverBudget):
+        ledger.claim(intent, seen=None, since=9, clock=old, budget=Budget(changes=6))
+    # Old plans are there to be undone.
+    plan = ledger.find_plan(entries["customers/13"].plan)
+    assert (plan.account, plan.occasion) == (None, "second car")
+    again = Ledger(url)
+    assert again.number == ledger.number
+    again.close()
+    ledger.close()

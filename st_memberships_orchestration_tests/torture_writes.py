@@ -38,19 +38,20 @@ from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.auth import Access
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.servicetitan.models import OpportunityStatus
+from st_memberships_orchestration.servicetitan.models import ActiveRequestArg, OpportunityStatus
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import (
     NO_OP,
     STOPPED,
     Approval,
     Caps,
-    Patience,
     Result,
     entry_key,
 )
+from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
+from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.rows import numbered
 
@@ -161,23 +162,30 @@ def _new_templates(client: MembershipsClient, count: int, dice: random.Random) -
 
 
 def _sales(client: MembershipsClient, count: int, dice: random.Random) -> list[Any]:
-    there = list(islice(client.list_memberships(page_size=500), 300))
+    everybody = list(client.list_memberships(page_size=500, active=ActiveRequestArg.ANY))
+    held = {(membership.customer_id, membership.membership_type_id) for membership in everybody}
+    there = {membership.customer_id: membership for membership in everybody}
     offers = [
-        item
+        (kind.id, item)
         for kind in client.list_membership_types()
         for item in client.membership_type_duration_billing_items(kind.id)
         if item.active
     ]
-    return [
-        {
-            "customer_id": membership.customer_id,
-            "business_unit_id": membership.business_unit_id,
-            "sale_task_id": dice.randint(1, 999_999),
-            "duration_billing_id": dice.choice(offers).id,
-            "recurring_service_action": "All",
-        }
-        for membership in _pick(there, count, dice)
-    ]
+    rows = []
+    for membership in _pick(sorted(there.values(), key=lambda m: m.id), len(there), dice):
+        customer = membership.customer_id
+        new = [offer.id for kind, offer in offers if (customer, kind) not in held]
+        if new and len(rows) < count:
+            rows.append(
+                {
+                    "customer_id": customer,
+                    "business_unit_id": membership.business_unit_id,
+                    "sale_task_id": dice.randint(1, 999_999),
+                    "duration_billing_id": dice.choice(new),
+                    "recurring_service_action": "All",
+                }
+            )
+    return rows
 
 
 ROWS = {
@@ -232,7 +240,7 @@ def applied(
                 run_id=run_id,
                 workers=workers,
                 patience=Patience(looks=(0, 0.1)),
-                clock=lambda: datetime.now(UTC) + later,
+                clock=Clock().after(later),
             )
     finally:
         ledger.close()

@@ -1,4 +1,4 @@
-"""What the terminal and the jobs do alike with changes: their locks, their tenant, their audit.
+"""What the terminal and the jobs do alike with changes: locks, tenant, plan, ledger and audit.
 
 Nothing here knows Dagster.
 """
@@ -9,26 +9,44 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from st_memberships_orchestration.lake.query import connect, select
-from st_memberships_orchestration.lake.store import Lake, upsert
+from st_memberships_orchestration.lake.store import Lake, replace_tenant, upsert
+from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import (
     Approval,
     Caps,
+    Locked,
     Result,
     apply_plan,
-    utc_now,
 )
+from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
-from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.writing.outcomes import Patience, look_again
+from st_memberships_orchestration.writing.plans import Plan, make_plan
 from st_memberships_orchestration.writing.report import audit_rows, unsent_rows
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table_rows
 
 logger = logging.getLogger(__name__)
 
 AUDIT_TABLE = "derived/write_audit"
+LEDGER_TABLE = "state/write_ledgers"
+"""Which ledger has noted the changes to an account, and how far it had come: one row for each."""
+LEDGERS = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            ("account", pa.string()),
+            ("ledger", pa.string()),
+            ("number", pa.int64()),
+            ("noted_at", pa.timestamp("us", tz="UTC")),
+        )
+    ]
+)
 OVERLAP = timedelta(hours=1)
 """Entries of the ledger that are looked at again: clocks differ, and a run may end late."""
 
@@ -82,6 +100,46 @@ def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
     raise BadRows([Fault(1, said)])
 
 
+def plan_changes(
+    client: MembershipsClient,
+    ledger: Ledger,
+    lake: Lake,
+    kind: Kind,
+    rows: Sequence[Row],
+    *,
+    settings: Settings,
+    tenant: str,
+    source: str,
+    occasion: str = "",
+    confirmed: Sequence[str] = (),
+    clock: Clock | None = None,
+) -> Plan:
+    """`make_plan`, then what is open on its records is looked at, and what stays open left out.
+
+    Raises:
+        BadRows: with every fault of every line.
+        Locked: this ledger is not the one that noted the last changes to the account.
+        ServiceTitanError: a read failed.
+    """
+    clock = clock or Clock()
+    check_ledger(lake, ledger, client.account)
+    plan = make_plan(
+        client,
+        kind,
+        rows,
+        tenant=tenant,
+        environment=settings.environment,
+        source=source,
+        now=clock(),
+        occasion=occasion,
+        confirmed=confirmed,
+    )
+    records = [kind.record_name(one.target, one.change) for one in plan.changes]
+    open_ = ledger.open_entries(client.account, records)
+    look_again(client, ledger, open_, clock=clock, patience=Patience())
+    return ledger.screened(plan)
+
+
 def apply_audited(
     plan: Plan,
     client: MembershipsClient,
@@ -90,7 +148,7 @@ def apply_audited(
     *,
     who: str,
     run_id: str,
-    clock: Callable[[], datetime] = utc_now,
+    clock: Clock | None = None,
     heard: Callable[[Result], None] = lambda result: None,
     **options: Any,
 ) -> list[Result]:
@@ -100,20 +158,81 @@ def apply_audited(
         Locked: nothing was sent.
     """
     known: list[Result] = []
+    clock = clock or Clock()
+    check_ledger(lake, ledger, client.account)
 
     def hear(result: Result) -> None:
         known.append(result)
         heard(result)
 
+    def remember() -> None:
+        remember_ledger(lake, ledger, client.account, plan.tenant, clock())
+
     try:
         return apply_plan(
-            plan, client, ledger, who=who, run_id=run_id, clock=clock, heard=hear, **options
+            plan,
+            client,
+            ledger,
+            who=who,
+            run_id=run_id,
+            clock=clock,
+            heard=hear,
+            before_sending=remember,
+            **options,
         )
     finally:
         unsent: list[dict[str, Any]] = []
         if known:
             unsent += unsent_rows(plan, known, who=who, run_id=run_id, now=clock())
         bring_audit_up_to_date(lake, ledger, plan.environment, plan.tenant, unsent)
+        if any(result.sent for result in known):
+            remember()
+
+
+def check_ledger(lake: Lake, ledger: Ledger, account: Account) -> None:
+    """Raise `Locked` if the lake remembers another ledger for the account, or a later state of it.
+
+    A ledger that was deleted, put back from a copy, or is another one because a command ran in
+    another folder, does not know what was sent, and would let it be sent again.
+    """
+    for row in _remembered(lake, account):
+        if row["ledger"] != ledger.id:
+            found = "another write ledger has noted the changes to"
+        elif row["number"] > ledger.number:
+            found = "the write ledger was put back to an earlier state than the one that noted for"
+        else:
+            continue
+        raise Locked(
+            f"{found} {account}, until {row['noted_at']:%Y-%m-%d %H:%M} UTC. Set ST_LEDGER_URL to "
+            "the one that knows them. If it is lost, what it noted is in derived/write_audit; once "
+            "you have seen in ServiceTitan what became of it: st-memberships accept-ledger "
+            f"{row['tenant']}"
+        )
+
+
+def remember_ledger(
+    lake: Lake, ledger: Ledger, account: Account, tenant: str, now: datetime
+) -> None:
+    """Remember outside the ledger that it is the one for an account, and how far it has come."""
+    table = lake.rows(LEDGER_TABLE, tenant=tenant, columns=LEDGERS.names).to_pylist()
+    rows = [row for row in table if row["account"] != account.id]
+    rows.append(
+        {"account": account.id, "ledger": ledger.id, "number": ledger.number, "noted_at": now}
+    )
+    replace_tenant(lake, LEDGER_TABLE, pa.Table.from_pylist(rows, LEDGERS), tenant=tenant)
+
+
+def accept(lake: Lake, ledger: Ledger, account: Account, tenant: str, now: datetime) -> None:
+    """Let a ledger count for an account from now on, whatever the lake remembers."""
+    for name in {tenant, *(row["tenant"] for row in _remembered(lake, account))}:
+        remember_ledger(lake, ledger, account, name, now)
+
+
+def _remembered(lake: Lake, account: Account) -> list[dict[str, Any]]:
+    """What is remembered of an account; its tenants' keys are only names."""
+    table = lake.find(LEDGER_TABLE)
+    rows = [] if table is None else table.to_pyarrow_table().to_pylist()
+    return [row for row in rows if row["account"] == account.id]
 
 
 def bring_audit_up_to_date(

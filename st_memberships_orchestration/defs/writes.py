@@ -21,6 +21,7 @@ from st_memberships_orchestration.defs.changes import (
     AUDIT_TABLE,
     apply_audited,
     approval_of,
+    plan_changes,
     rows_of_query,
     tenant_of,
 )
@@ -31,10 +32,11 @@ from st_memberships_orchestration.escaping import markdown_table, visible, visib
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings
-from st_memberships_orchestration.writing.apply import Approval, Locked, Patience, Result
+from st_memberships_orchestration.writing.apply import Approval, Locked, Result
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
-from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
+from st_memberships_orchestration.writing.outcomes import Patience
+from st_memberships_orchestration.writing.plans import Plan, load_plan
 from st_memberships_orchestration.writing.report import (
     AUDIT,
     LONGEST_CELL,
@@ -279,18 +281,17 @@ class _Work:
         rows, source = self._rows()
         settings = self.writes.settings
         tenant = self.config.tenant or tenant_of(rows, settings)
-        ledger, environment = self.writes.ledger, settings.environment
-        return make_plan(
+        return plan_changes(
             self.servicetitan.client(tenant),
+            self.writes.ledger,
+            self.lake,
             self.kind,
             rows,
+            settings=settings,
             tenant=tenant,
-            environment=environment,
             source=source,
-            now=datetime.now(UTC),
             occasion=self.config.occasion,
             confirmed=self.config.confirm,
-            done=lambda kind, content: ledger.maker(environment, tenant, kind, content),
         )
 
     def _rows(self) -> tuple[list[Row], str]:
@@ -320,7 +321,7 @@ class _Work:
             raise Locked(f"the plan is for {plan.kind}, this job is {self.kind.name}")
         if config.tenant not in ("", plan.tenant):
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
-        writes.ledger.save_plan(plan)
+        writes.ledger.save_plan(plan, made=False)
         self._tag(plan, "applied")
         try:
             results = apply_audited(

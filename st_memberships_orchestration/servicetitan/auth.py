@@ -3,14 +3,15 @@
 import json
 import math
 import threading
-import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
+from st_memberships_orchestration.servicetitan.clocks import elapsed
 from st_memberships_orchestration.servicetitan.errors import (
     TOKEN_PATH,
     Unreadable,
@@ -19,6 +20,55 @@ from st_memberships_orchestration.servicetitan.errors import (
 
 RENEW_BEFORE_EXPIRY = 60.0
 """Seconds of life below which a token is renewed before it is used (it lives 900 s)."""
+
+
+OWN_HOSTS = {
+    "api.servicetitan.io": "production",
+    "api-integration.servicetitan.io": "integration",
+}
+"""ServiceTitan's own hosts (reference section 2) and the environment that each is."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose records these are, whatever the settings call the tenant.
+
+    Attributes:
+        environment: as configured.
+        address: of the API, written in one way (`address_of`).
+        tenant_id: the account's number at ServiceTitan.
+    """
+
+    environment: str
+    address: str
+    tenant_id: int
+
+    def __str__(self) -> str:
+        return f"account {self.tenant_id} of {self.environment or 'no'} environment, {self.address}"
+
+    @property
+    def id(self) -> str:
+        """Name of the account; the same by whichever way it is reached.
+
+        ServiceTitan numbers the accounts of an environment. A host of its own says which one that
+        is, whatever was configured; a proxy stands before the configured one; any other address is
+        a world of its own, such as a sandbox.
+        """
+        realm = OWN_HOSTS.get(urlsplit(self.address).netloc)
+        if realm is None:
+            known = self.environment in OWN_HOSTS.values()
+            realm = self.environment if known else self.address
+        return f"{realm} {self.tenant_id}"
+
+
+def address_of(url: str) -> str:
+    """A URL in one way of writing: no default port, no last slash, one name for this machine."""
+    parts = urlsplit(url.strip())
+    host = (parts.hostname or "").rstrip(".")
+    if host in ("127.0.0.1", "::1", "0.0.0.0"):
+        host = "localhost"
+    port = "" if parts.port in (None, {"https": 443, "http": 80}.get(parts.scheme)) else parts.port
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +84,7 @@ class Access:
         api_url: address of the API.
         auth_url: address of the token endpoint.
         requests_per_second: ceiling for this tenant, all processes of this machine together.
+        environment: as configured; "" where only the address matters.
     """
 
     tenant: str
@@ -44,20 +95,28 @@ class Access:
     api_url: str
     auth_url: str
     requests_per_second: int = 30
+    environment: str = ""
+
+    @property
+    def account(self) -> Account:
+        """The account that is reached."""
+        return Account(self.environment, address_of(self.api_url), self.tenant_id)
 
 
 class ClientCredentials(httpx.Auth):
     """Adds `Authorization` and `ST-App-Key`; asks for a token only when it has none that serves.
 
     New tokens are themselves throttled by ServiceTitan (reference section 1), so one token is
-    shared by all threads, renewed a minute before it expires, and once after a 401.
+    shared by all threads and renewed a minute before it expires, also if the machine slept
+    meanwhile. After a 401 a read is sent once more with a new token. A write is not, as an answer
+    is no proof that nothing happened; the next request asks for a new token.
 
     Raises:
         NotAuthorized: the token endpoint refused the credentials.
         Transient: the token endpoint was throttled, failed or answered nonsense.
     """
 
-    def __init__(self, access: Access, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, access: Access, *, clock: Callable[[], float] = elapsed) -> None:
         self._access = access
         self._clock = clock
         self._lock = threading.Lock()
@@ -67,13 +126,22 @@ class ClientCredentials(httpx.Auth):
     def sync_auth_flow(
         self, request: httpx.Request
     ) -> Generator[httpx.Request, httpx.Response, None]:
-        """Sign `request`; after a 401 sign it once more with a new token."""
+        """Sign `request`; after a 401 sign a read once more with a new token."""
         token = yield from self._current_token(refused="")
         response = yield self._signed(request, token)
-        if response.status_code == 401:
+        if response.status_code != 401:
+            return
+        if request.method == "GET":
             response.read()
             token = yield from self._current_token(refused=token)
             yield self._signed(request, token)
+        else:
+            self._forget(token)
+
+    def _forget(self, refused: str) -> None:
+        with self._lock:
+            if self._token == refused:
+                self._token = ""
 
     def _signed(self, request: httpx.Request, token: str) -> httpx.Request:
         request.headers["Authorization"] = f"Bearer {token}"

@@ -10,6 +10,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -30,6 +31,7 @@ from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling, sh
 from st_memberships_orchestration.servicetitan.errors import (
     ContractBroken,
     FeedStuck,
+    NotSent,
     OutcomeUnknown,
     ServerFailed,
     ServiceTitanError,
@@ -68,6 +70,9 @@ def _trusted_certificates() -> ssl.SSLContext:
     trusted.load_verify_locations(certifi.where())
     return trusted
 
+
+IN_TURN = "st_in_turn"
+"""Mark of a request that has waited for its turn already."""
 
 ATTEMPTS = 7
 LONGEST_WAIT = 60.0
@@ -137,10 +142,12 @@ class MembershipsClient:
 
     Reads are repeated on 408, 429, 5xx, unreadable answers and lost connections, waiting as the
     answer asks (`Retry-After`, else the number in its sentence, else exponentially with jitter).
-    Writes are repeated only where they were certainly not processed: on a 429, and on a 401 with a
-    new token. May be shared by threads.
+    A write is sent once: whatever the answer, whoever sends it again has to look first. May be
+    shared by threads.
 
     Attributes:
+        account: whose records these are.
+        requests_per_second: the ceiling.
         throttled: how often it was answered 429.
         clock_ahead: how far this machine's clock is before that of the last answer; None if that
             said no time. Only ever told to people: nothing is decided by it.
@@ -157,8 +164,11 @@ class MembershipsClient:
         ceiling: RequestCeiling,
         attempts: int = ATTEMPTS,
     ) -> None:
+        self.account = access.account
+        self.requests_per_second = access.requests_per_second
         self.throttled = 0
         self.clock_ahead: timedelta | None = None
+        self._last_check = lambda: None
         self._http = http
         self._attempts = attempts
         self._tenant = access.tenant
@@ -188,13 +198,26 @@ class MembershipsClient:
             auth=shared_credentials(access),
             timeout=timeout,
             event_hooks={
-                "request": [lambda _: ceiling.wait(), limits.begin],
+                "request": [
+                    lambda request: IN_TURN in request.extensions or ceiling.wait(),
+                    limits.begin,
+                ],
                 "response": [limits.bound],
             },
         ) as http:
             client = cls(http, access=access, ceiling=ceiling, attempts=attempts)
             http.event_hooks["response"].append(client._compare_clocks)
             yield client
+
+    def checked(self, check: Callable[[], None]) -> Self:
+        """The same client, whose writes ask `check` at the last instant.
+
+        It is called when the request has its turn, its token and its connection, just before the
+        first byte leaves. What it raises is raised, and nothing was sent.
+        """
+        other = copy(self)
+        other._last_check = check
+        return other
 
     # Exports
 
@@ -562,23 +585,40 @@ class MembershipsClient:
             raise Unreadable(str(error), status=response.status_code, **where) from error
 
     def _write(self, method: str, path: str, change: models.Change, model: type[R]) -> R:
-        """Send a change once; again only where it was certainly not processed."""
-        return self._retrying(Throttled)(self._write_once, method, path, change, model)
+        """Send a change once.
 
-    def _write_once(self, method: str, path: str, change: models.Change, model: type[R]) -> R:
+        Raises:
+            NotSent: no byte of it has left.
+            OutcomeUnknown: it has left, and no answer of use came.
+            ServiceTitanError: it was answered with an error, which is no proof of anything.
+        """
         where: dict[str, Any] = {"tenant": self._tenant, "method": method, "path": path}
+        left = False
+
+        def trace(event: str, info: Mapping[str, Any]) -> None:
+            nonlocal left
+            is_ours = event.endswith("send_request_headers.started")
+            if is_ours and info["request"].method != b"CONNECT":  # that opens a proxy's tunnel
+                self._last_check()
+                left = True
+
+        # It waits for its turn here, and not in the hook, so that its token is fresh when it goes.
+        self._ceiling.wait()
         request = self._http.build_request(
             method,
             self._root + path,
             content=change.body_bytes(),
             headers={"Content-Type": "application/json"},
+            extensions={"trace": trace, IN_TURN: True},
         )
         try:
             response = self._http.send(request)
+        except ServiceTitanError as error:  # of the token endpoint
+            raise NotSent(error.message, **where) from error
         except httpx.RequestError as error:
-            if _was_never_sent(error, request):
-                raise connection_lost(error, **where) from error
-            raise OutcomeUnknown(described(error), **where) from error
+            if left or not _was_never_sent(error, request):
+                raise OutcomeUnknown(described(error), **where) from error
+            raise NotSent(described(error), **where) from error
         if not response.is_success:
             failure = self._noted(error_for(response, tenant=self._tenant))
             if isinstance(failure, ServerFailed):
@@ -587,7 +627,7 @@ class MembershipsClient:
             raise failure
         try:
             return self._record(model, json.loads(response.content), path, method)
-        except (ValueError, ContractBroken) as error:
+        except (ValueError, RecursionError, ContractBroken) as error:
             where["status"] = response.status_code
             raise OutcomeUnknown(f"the receipt is unreadable: {error}.", **where) from error
 

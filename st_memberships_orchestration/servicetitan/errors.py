@@ -12,7 +12,10 @@
     │   ├── ServerFailed    408, 5xx, an HTML page instead of an answer
     │   ├── ConnectionLost  no answer, or not all of it
     │   └── Unreadable      200, but not the JSON that the document promises
+    ├── NotSent             no byte of a write has left: it certainly did not happen
     └── OutcomeUnknown      a write was sent and its answer lost: it may have happened
+
+A write that was answered with any error may have happened all the same: only `NotSent` says no.
 
 The client raises these and nothing of httpx. Only `defs` turns one into a `dagster.Failure`.
 """
@@ -179,6 +182,12 @@ class Unreadable(Transient):
     """The answer is not what the API's document promises."""
 
     remedy = "Nothing of this page was stored; run again later."
+
+
+class NotSent(ServiceTitanError):
+    """A write failed before any of it left this machine: no connection, or no token."""
+
+    remedy = "Nothing was sent; run again."
 
 
 class OutcomeUnknown(ServiceTitanError):

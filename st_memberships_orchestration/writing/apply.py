@@ -1,55 +1,69 @@
 """Applying a plan: each change once, or a plain word on why not.
 
-Order of things for one change: read fresh and compare with the plan; note the intent in the
-ledger; send once; note the answer; read back. An answer that was lost is looked for (`outcomes`),
-and only what is provably absent after `Patience.lag` may be sent again, by a later run of the same
-plan.
+Order of things: see whether the plan and the ledger are about this account; look at what is open
+on the plan's records, at any age; ask the locks. Then for each change: read fresh, draw it again
+and compare with the plan; note the intent in the ledger; at the last instant see that it still
+stands, that its turn is not over and that the comparison is fresh; send once; note the answer; read
+back. An answer that is no receipt is looked into (`outcomes`), and only what is provably absent
+after `Patience.lag` may be sent again, by a later run.
 """
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     NotAuthorized,
+    NotSent,
     OutcomeUnknown,
     ServiceTitanError,
-    Transient,
 )
-from st_memberships_orchestration.servicetitan.models import Change
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.kinds import MODIFIED, Creation, Kind
+from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.kinds import (
+    BASELINE,
+    CHUNK,
+    MODIFIED,
+    Creation,
+    Kind,
+    Lookups,
+    Refused,
+)
 from st_memberships_orchestration.writing.ledger import (
     ALL_KINDS,
     Budget,
     Entry,
+    Held,
     Intent,
     Ledger,
     OverBudget,
-    ReadBack,
 )
-from st_memberships_orchestration.writing.outcomes import LAG, look, note_sighting
-from st_memberships_orchestration.writing.plans import CHUNK, Plan, PlannedChange, digest
-from st_memberships_orchestration.writing.values import Plain, same, state
+from st_memberships_orchestration.writing.outcomes import Patience, count, look_again
+from st_memberships_orchestration.writing.plans import Plan, PlannedChange, digest, draw
+from st_memberships_orchestration.writing.values import Plain, same
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 3
+AHEAD = 2
 """Chunks under way at once: the senders have work while one is read and another read back."""
+
+FRESH = timedelta(seconds=5)
+"""A record that was compared longer ago is compared again before its change is sent."""
 
 NO_OP = "no_op"
 STOPPED = "stopped"
 NOT_READ_BACK = "not_read_back"
 
 Switch = Literal["off", "dry-run", "on"]
-Clock = Callable[[], datetime]
 
 
 class Locked(Exception):
@@ -93,7 +107,7 @@ class Approval:
     caps: Caps = field(default_factory=Caps)
     max_age: timedelta = timedelta(hours=24)
 
-    def check(self, plan: Plan, now: datetime) -> None:
+    def check(self, plan: Plan, age: timedelta) -> None:
         """Raise `Locked` if a lock holds for the whole plan."""
         if self.dry_run:
             raise Locked("dry_run is true: nothing was sent")
@@ -104,31 +118,11 @@ class Approval:
                 f"the approval names {self.hash[:12] or 'no hash'!r}, the plan's hash is "
                 f"{plan.hash!r}; give the whole hash of the plan that you read"
             )
-        if self.environment != plan.environment:
-            raise Locked(f"the plan is for {plan.environment}, this is {self.environment}")
-        age = now - plan.created_at
         if age > self.max_age:
             hours = self.max_age.total_seconds() / 3600
             raise Locked(f"the plan was made {age} ago, the limit is {hours:g} h; plan again")
         if age < timedelta(minutes=-5):
             raise Locked(f"the plan is from {plan.created_at}, which is still to come")
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long effects are waited for.
-
-    Attributes:
-        looks: seconds after a write at which it is read back, until it shows; at least one.
-        lag: a request that shows no effect so long after it began has none.
-    """
-
-    looks: tuple[float, ...] = (0, 2, 10)
-    lag: timedelta = LAG
-
-    def __post_init__(self) -> None:
-        if not self.looks:
-            raise ValueError("what was written has to be read back at least once")
 
 
 @dataclass(frozen=True)
@@ -159,16 +153,15 @@ class Result:
         return self.status in (words.SUCCEEDED, NO_OP)
 
 
-def utc_now() -> datetime:
-    """The present moment."""
-    return datetime.now(UTC)
-
-
 def entry_key(plan: Plan, planned: PlannedChange) -> str:
-    """The ledger's key; a creation's has no plan, so that two plans cannot both make it."""
+    """The ledger's key: whose record, what is asked of it, and which plan asks.
+
+    A creation's has no plan, so that two plans cannot both make it.
+    """
+    kind, account = plan.of_kind(), plan.account
     content = planned.content_hash(plan.occasion)
-    of_plan = "" if isinstance(plan.of_kind(), Creation) else plan.hash
-    return digest([plan.environment, plan.tenant, plan.kind, planned.target, content, of_plan])
+    of_plan = "" if isinstance(kind, Creation) else plan.hash
+    return digest([account and account.id, kind.name, planned.target, content, of_plan])
 
 
 def apply_plan(
@@ -181,30 +174,44 @@ def apply_plan(
     run_id: str,
     workers: int = 16,
     patience: Patience | None = None,
-    clock: Clock = utc_now,
+    clock: Clock | None = None,
     heard: Callable[[Result], None] = lambda result: None,
+    before_sending: Callable[[], None] = lambda: None,
 ) -> list[Result]:
     """Make the plan's changes, each once over all runs and processes; the result of each.
 
-    Run it again to go on after a kill: what succeeded is skipped, what is unknown is looked for.
+    Run it again to go on after a kill: what succeeded is skipped, what is open is looked for. That
+    comes first and needs no lock to be open; where nothing is left to send, none is asked.
 
     Args:
         plan: what to do.
-        client: of the plan's tenant.
+        client: of the plan's account.
         ledger: where it is noted.
         approval: the locks.
         who: recorded.
         run_id: recorded.
         workers: requests under way at once; the client's ceiling still holds.
         patience: how long effects are waited for.
-        clock: the present moment.
+        clock: the machine's.
         heard: told of each result as soon as it is known.
+        before_sending: called once, before the first change is sent.
 
     Raises:
         Locked: nothing was sent.
     """
-    approval.check(plan, clock())
-    run = _Run(plan, client, ledger, approval, who, run_id, workers, patience or Patience(), clock)
+    _check_place(plan, client, ledger, approval)
+    run = _Run(
+        plan,
+        client,
+        ledger,
+        approval,
+        who,
+        run_id,
+        max(1, min(workers, client.requests_per_second)),
+        patience or Patience(),
+        clock or Clock(),
+        before_sending,
+    )
     results: dict[int, Result] = {}
     for result in run.all():
         results[result.line] = result
@@ -212,22 +219,42 @@ def apply_plan(
     return [results[line] for line in sorted(results)]
 
 
-class _TooLate(Exception):
-    """Another process may have begun to send it, so it is not sent any more."""
+def _check_place(plan: Plan, client: MembershipsClient, ledger: Ledger, approval: Approval) -> None:
+    """Raise `Locked` if the plan is for another account, or this is not the ledger it knows."""
+    if approval.environment != plan.environment:
+        raise Locked(f"the plan is for {plan.environment}, this is {approval.environment}")
+    if plan.account is None:
+        raise Locked(
+            "the plan was made by an earlier release, which did not note whose account it is for; "
+            "plan again"
+        )
+    there, here = plan.account, client.account
+    if (there.id, there.address) != (here.id, here.address):
+        raise Locked(f"the plan is for {plan.account}; tenant {plan.tenant} is {client.account}")
+    if plan.ledger is not None:
+        known, number = plan.ledger
+        if known != ledger.id:
+            raise Locked(
+                "the plan was made with another write ledger (ST_LEDGER_URL), which alone knows "
+                "what was sent; use that one, or plan again"
+            )
+        if ledger.number < number:
+            raise Locked(
+                f"the write ledger has noted {ledger.number} requests, and had noted {number} when "
+                "the plan was made: it was put back to an earlier state; plan again"
+            )
 
 
-@dataclass(frozen=True)
-class _Timely:
-    """A change with a body only until a moment: the client asks for it at each try of a request."""
+class _Withheld(Exception):
+    """At the last instant a change is not sent; the text says why."""
 
-    change: Change
-    until: datetime
-    clock: Clock
 
-    def body_bytes(self) -> bytes:
-        if self.clock() > self.until:
-            raise _TooLate("its turn came too late, as for a machine that slept; run again")
-        return self.change.body_bytes()
+class _Stale(Exception):
+    """The comparison with the plan is too old to be sent on."""
+
+
+class _Taken(Exception):
+    """Another run has taken the change over."""
 
 
 @dataclass
@@ -241,28 +268,47 @@ class _Run:
     workers: int
     patience: Patience
     clock: Clock
+    before_sending: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.kind: Kind = self.plan.of_kind()
         self.keys = {planned.line: entry_key(self.plan, planned) for planned in self.plan.changes}
-        keys = list(self.keys.values())
         self.standing: dict[str, Entry] = {}
-        for start in range(0, len(keys), 500):
-            found = self.ledger.entries(key=keys[start : start + 500])
-            self.standing |= {entry.key: entry for entry in found}
+        self.refresh(self.plan.changes)
+        self.starting_point: Plain = {}
         self.sent: set[str] = set()
+        self.lost: dict[str, str] = {}
         self.barred = ""
 
+    def record_of(self, planned: PlannedChange) -> str:
+        return self.kind.record_name(planned.target, planned.change)
+
+    def refresh(self, chunk: Sequence[PlannedChange]) -> None:
+        """Read again how the changes stand in the ledger."""
+        for part in _chunks([self.keys[planned.line] for planned in chunk], 500):
+            self.standing |= {entry.key: entry for entry in self.ledger.entries(key=part)}
+
     # Locks
+
+    def check_locks(self, to_send: Sequence[PlannedChange], open_: Sequence[Entry]) -> None:
+        """Raise `Locked` if anything is to be sent and a lock holds; it names what is open."""
+        if not to_send and self.plan.changes:
+            return
+        try:
+            age = self.clock() - self.ledger.planned_at(self.plan)
+            self.approval.check(self.plan, age)
+            self.check_caps(to_send)
+        except Locked as lock:
+            said = "".join(f"\nStill open: {entry.said}" for entry in open_)
+            raise Locked(f"{lock}{said}") from lock
 
     def check_caps(self, to_send: Sequence[PlannedChange]) -> None:
         caps, plan = self.approval.caps, self.plan
         if caps.per_run is not None and len(to_send) > caps.per_run:
             raise Locked(f"{len(to_send)} changes, the cap per run is {caps.per_run}")
         day = self.clock().date().isoformat()
-        where = (plan.environment, plan.tenant)
         for kind, most in ((ALL_KINDS, caps.per_day), (plan.kind, caps.per_kind.get(plan.kind))):
-            count, money = self.ledger.spent(*where, kind, day)
+            count, money = self.ledger.spent(self.client.account.id, kind, day)
             if most is not None and count + len(to_send) > most:
                 what = "all kinds" if kind == ALL_KINDS else kind
                 raise Locked(
@@ -277,10 +323,6 @@ class _Run:
                         f"{caps.sales_money}"
                     )
 
-    def _status(self, planned: PlannedChange) -> str | None:
-        entry = self.standing.get(self.keys[planned.line])
-        return entry.status if entry else None
-
     @property
     def _budget(self) -> Budget:
         caps = self.approval.caps
@@ -291,23 +333,53 @@ class _Run:
 
     def all(self) -> Iterator[Result]:
         """Results as they become known."""
-        open_, finished, elsewhere = self._first_look()
-        self.check_caps(open_)
+        to_send, finished, elsewhere = self._first_look()
+        still = self.ledger.open_entries(
+            self.client.account, [self.record_of(planned) for planned in self.plan.changes]
+        )
+        self.check_locks(to_send, still)
         yield from finished
+        if to_send:
+            self.before_sending()
+            self.starting_point = self.kind.starting_point(self.client, self.clock())
+        for wave in self._waves(to_send):
+            yield from self._wave(wave, elsewhere)
+        yield from self._elsewhere(elsewhere)
+
+    def _waves(self, to_send: Sequence[PlannedChange]) -> list[list[PlannedChange]]:
+        """Of each record one change in a wave: the next one waits until it was seen."""
+        waves: list[list[PlannedChange]] = []
+        place: defaultdict[str, int] = defaultdict(int)
+        for planned in to_send:
+            record = self.record_of(planned)
+            if place[record] == len(waves):
+                waves.append([])
+            waves[place[record]].append(planned)
+            place[record] += 1
+        return waves
+
+    def _wave(
+        self, to_send: Sequence[PlannedChange], elsewhere: list[PlannedChange]
+    ) -> Iterator[Result]:
         late: list[tuple[PlannedChange, float]] = []
+        # As many as are sent while their comparison is fresh.
+        size = max(1, min(CHUNK, 2 * self.client.requests_per_second))
         with ThreadPoolExecutor(self.workers, thread_name_prefix="write") as pool, self._barring():
             under_way: list[tuple[list[PlannedChange], list[Future[Result | None]]]] = []
-            for chunk in _chunks(open_, CHUNK):
+            for chunk in _chunks(to_send, size):
+                compared = self.clock.ticks()
+                since = self.ledger.number
                 ready, stopped = self._compared(chunk)
                 yield from stopped
-                futures = [pool.submit(self._send, *one) for one in ready]
+                futures = [pool.submit(self._send, *one, since, compared) for one in ready]
                 under_way.append(([planned for planned, _ in ready], futures))
                 if len(under_way) >= AHEAD:
                     yield from self._settled(*under_way.pop(0), late, elsewhere)
             for chunk, futures in under_way:
                 yield from self._settled(chunk, futures, late, elsewhere)
         yield from self._late(late)
-        yield from self._elsewhere(elsewhere)
+        for planned in self._count(to_send):
+            yield self._result(planned)
 
     @contextmanager
     def _barring(self) -> Iterator[None]:
@@ -320,70 +392,120 @@ class _Run:
 
     def _first_look(self) -> tuple[list[PlannedChange], list[Result], list[PlannedChange]]:
         """What is to be sent, results of what earlier runs did, and what others may be sending."""
-        open_: list[PlannedChange] = []
+        to_send: list[PlannedChange] = []
         elsewhere: list[PlannedChange] = []
         finished: list[Result] = []
-        begun: list[PlannedChange] = []
+        records = [self.record_of(planned) for planned in self.plan.changes]
+        self._look(self.ledger.open_entries(self.client.account, records))
+        self.refresh(self.plan.changes)
+        self._count(self.plan.changes)
+        mine = {*self.keys.values()}
+        holders = {
+            entry.record: entry
+            for entry in self.ledger.open_entries(self.client.account, records)
+            if entry.key not in mine
+        }
         for planned in self.plan.changes:
             entry = self.standing.get(self.keys[planned.line])
-            if entry is None or entry.status in words.FREE:
-                open_.append(planned)
-            elif entry.plan != self.plan.hash:
-                said = f"plan {entry.plan[:12]} has asked for the same: {entry.status}"
-                finished.append(self._stopped(planned, said))
-            elif entry.status in words.UNRESOLVED or not entry.verified:
-                begun.append(planned)
-            else:
-                finished.append(self._result(planned))
-        for chunk in _chunks(begun, CHUNK):
-            self._look([p for p in chunk if self._entry(p).status in words.UNRESOLVED])
-            self._verify([p for p in chunk if self._unverified(p)], last=True)
-            for planned in chunk:
-                entry = self._entry(planned)
-                if entry.status in words.FREE:
-                    open_.append(planned)
+            holder = holders.get(self.record_of(planned))
+            if entry is not None and entry.status not in words.FREE:
+                if entry.plan != self.plan.hash:
+                    finished.append(self._stopped(planned, self._asked_before(entry)))
                 elif entry.status == words.SENDING:
                     elsewhere.append(planned)
                 else:
                     finished.append(self._result(planned))
-        return open_, finished, elsewhere
+            elif holder is not None:
+                finished.append(self._stopped(planned, f"in the way: {holder.said}"))
+            else:
+                to_send.append(planned)
+        return to_send, finished, elsewhere
+
+    def _asked_before(self, entry: Entry) -> str:
+        if entry.is_open:
+            return f"asked for before: {entry.said}"
+        made = f" and made {made}" if (made := self.kind.made(entry.result)) else ""
+        return f"plan {entry.plan[:12]} has asked for the same{made}: {entry.status}"
 
     def _compared(
         self, chunk: Sequence[PlannedChange]
     ) -> tuple[list[tuple[PlannedChange, Plain]], list[Result]]:
-        """Each change with what is there now; those whose record is not as planned are stopped."""
+        """Each change with what is there now; those that are not as planned are stopped."""
         if self.barred:
             return [], [self._stopped(planned, self.barred) for planned in chunk]
+        types = {
+            planned.change["duration_billing_id"]: planned.wanted["membership_type_id"]
+            for planned in chunk
+            if "membership_type_id" in planned.wanted
+        }
+        made = self.ledger.made(self.kind, self.client.account, plan=self.plan.hash)
+        lookups = Lookups(self.client, types, ours=made)
+        changes = {p.line: self.kind.change.model_validate(p.change) for p in chunk}
         try:
-            wanted = [planned.wanted for planned in chunk]
-            baselines = self.kind.baselines(self.client, wanted, self.clock())
-            if baselines is not None:
-                return list(zip(chunk, baselines, strict=True)), []
-            records = self.kind.read(self.client, [p.target for p in chunk if p.target is not None])
+            records, broken = self.kind.read_apart(
+                self.client, [p.target for p in chunk if p.target is not None]
+            )
+            self.kind.foresee(lookups, list(changes.values()))
+            ready: list[tuple[PlannedChange, Plain]] = []
+            results: list[Result] = []
+            for planned in chunk:
+                record = records.get(planned.target or 0)
+                if planned.target is not None and record is None:
+                    why = broken.get(planned.target, "the record is not there any more")
+                    results.append(self._stopped(planned, why))
+                    continue
+                change = changes[planned.line]
+                found = self._drawn_again(planned, change, record, lookups, made)
+                if isinstance(found, Result):
+                    results.append(found)
+                else:
+                    ready.append((planned, found))
         except ServiceTitanError as error:
             if isinstance(error, NotAuthorized):
                 self.barred = str(error)
             return [], [self._stopped(planned, f"not read: {error}") for planned in chunk]
-        ready: list[tuple[PlannedChange, Plain]] = []
-        results: list[Result] = []
-        for planned in chunk:
-            record = records.get(planned.target or 0)
-            if record is None:
-                results.append(self._stopped(planned, "the record is not there any more"))
-                continue
-            now = self.kind.before(record, planned.wanted)
-            differ = [name for name in planned.before if now[name] != planned.before[name]]
-            if not differ:
-                ready.append((planned, planned.before))
-            elif self._is_so(planned, now):
-                said = "it became so since the plan, not by this plan"
-                results.append(Result(planned.line, planned.target, NO_OP, said, after=now))
-            else:
-                fields = ", ".join(n for n in differ if n != MODIFIED) or "other fields"
-                results.append(
-                    self._stopped(planned, f"the record changed since the plan ({fields})")
-                )
         return ready, results
+
+    def _drawn_again(
+        self,
+        planned: PlannedChange,
+        change: Any,
+        record: Any,
+        lookups: Lookups,
+        made: set[int],
+    ) -> Plain | Result:
+        """What there is before the change; or why it is not sent."""
+        if record is not None:
+            now = self.kind.before(record, planned.wanted)
+            differ = self.kind.moved(planned.before, now, made)
+            if differ and self._is_so(planned, now):
+                said = "it became so since the plan, not by this plan"
+                return Result(planned.line, planned.target, NO_OP, said, after=now)
+            if differ:
+                fields = ", ".join(n for n in differ if n != MODIFIED) or "other fields"
+                return self._stopped(planned, f"the record changed since the plan ({fields})")
+        try:
+            again = draw(
+                self.kind,
+                planned.line,
+                planned.target,
+                change,
+                record,
+                lookups,
+                self.plan.confirmed,
+                self.plan.occasion,
+            )
+        except Refused as why:
+            return self._stopped(planned, f"since the plan: {why}")
+        moved = self.kind.moved(planned.before, again.before, made)
+        if moved:
+            return self._stopped(planned, f"since the plan {'; '.join(moved)}; plan again")
+        if again.money != planned.money:
+            said = f"it touches {again.money} now, the plan says {planned.money}; plan again"
+            return self._stopped(planned, said)
+        if again.wanted != planned.wanted:
+            return self._stopped(planned, "it would do something else now; plan again")
+        return {**again.before, **self.starting_point}
 
     def _is_so(self, planned: PlannedChange, now: Plain) -> bool:
         readable = all(name in planned.wanted for name in planned.change)
@@ -393,16 +515,20 @@ class _Run:
 
     # One change
 
-    def _send(self, planned: PlannedChange, before: Plain) -> Result | None:
+    def _send(
+        self, planned: PlannedChange, before: Plain, since: int, compared: float
+    ) -> Result | None:
         """Claim, send, note; None if another process holds it."""
         if self.barred:
             return self._stopped(planned, self.barred)
         key = self.keys[planned.line]
         intent = Intent(
             key=key,
+            account=self.client.account.id,
             environment=self.plan.environment,
             tenant=self.plan.tenant,
             kind=self.plan.kind,
+            record=self.record_of(planned),
             plan=self.plan.hash,
             line=planned.line,
             target=planned.target,
@@ -414,58 +540,101 @@ class _Run:
             who=self.who,
             run_id=self.run_id,
         )
-        begun = self.clock()
+        begun = (self.clock(), self.clock.ticks())
         try:
             seen = self.standing.get(key)
             claim = self.ledger.claim(
-                intent, seen=seen and seen.claim, now=begun, budget=self._budget
+                intent,
+                seen=seen and seen.claim,
+                since=since,
+                clock=self.clock,
+                budget=self._budget,
             )
-        except OverBudget as error:
-            return self._stopped(planned, str(error))
+        except (OverBudget, Held) as error:
+            return self._stopped(planned, f"in the way: {error}")
         if claim is None:
             return None
         self.sent.add(key)
-        status, facts = self._sent(planned, begun)
-        noted = self.ledger.finish(
-            key,
-            claim,
-            status,
-            now=self.clock(),
-            expected=(words.SENDING, *words.FREE, words.UNKNOWN, words.SUCCEEDED)
-            if status == words.SUCCEEDED
-            else (words.SENDING,),
-            **facts,
-        )
-        if noted:
-            self.standing[key] = noted
-        elif self._refreshed_entry(planned).claim != claim:
-            said = f"attempt {claim[:8]} ended late as {status}; another one had begun"
-            logger.error("Line %s: %s", planned.line, said)
-            self.ledger.remark(key, said, now=self.clock())
+        status, facts = self._sent(planned, before, claim, begun, compared)
+        # What others have noted of this attempt meanwhile, they had only seen from outside.
+        expected = {
+            words.SUCCEEDED: (words.SENDING, *words.FREE, words.UNKNOWN, words.SUCCEEDED),
+            words.UNKNOWN: (words.SENDING, *words.FREE),
+            words.NOT_SENT: (words.SENDING,),
+        }[status]
+        now = self.clock()
+        self.ledger.finish(key, claim, status, now=now, expected=expected, **facts)
+        self.refresh([planned])
+        entry = self._entry(planned)
+        if entry.claim != claim:
+            said = f"run {entry.run_id} has taken it over, and there it is {entry.status}"
+            if status == words.NOT_SENT:
+                return self._stopped(planned, said)
+            self.lost[key] = f"attempt {claim[:8]} of this run ended as {status} when {said}"
+            logger.error("Line %s: %s", planned.line, self.lost[key])
+            self.ledger.remark(key, self.lost[key], now=now)
         return self._result(planned)
 
-    def _sent(self, planned: PlannedChange, begun: datetime) -> tuple[str, dict[str, Any]]:
+    def _sent(
+        self,
+        planned: PlannedChange,
+        before: Plain,
+        claim: str,
+        begun: tuple[datetime, float],
+        compared: float,
+    ) -> tuple[str, dict[str, Any]]:
         """Send once; the status and what is known of it."""
         change = self.kind.change.model_validate(planned.change)
-        timely = _Timely(change, begun + self.patience.lag / 2, self.clock)
-        try:
-            receipt = self.kind.send(self.client, planned.target, cast(Change, timely))
-        except _TooLate as error:
-            return words.NOT_SENT, {"detail": str(error)}
-        except OutcomeUnknown as error:
-            return words.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
-        except NotAuthorized as error:
-            self.barred = str(error)
-            return words.NOT_SENT, {"detail": str(error), "trace_id": error.trace_id}
-        except Transient as error:
-            return words.NOT_SENT, {"detail": str(error), "trace_id": error.trace_id}
-        except ServiceTitanError as error:
-            return words.UNKNOWN, {
-                "detail": str(error),
-                "answer": str(error),
-                "trace_id": error.trace_id,
-            }
+        key = self.keys[planned.line]
+        while True:
+            check = partial(self._last_check, key, claim, begun, compared)
+            try:
+                receipt = self.kind.send(self.client.checked(check), planned.target, change)
+                break
+            except _Stale:
+                compared = self.clock.ticks()
+                _, stopped = self._compared([planned])
+                if stopped:
+                    return words.NOT_SENT, {"detail": stopped[0].detail}
+            except (_Withheld, _Taken) as error:
+                return words.NOT_SENT, {"detail": str(error)}
+            except NotSent as error:
+                if isinstance(error.__cause__, NotAuthorized):
+                    self.barred = str(error.__cause__)
+                return words.NOT_SENT, {"detail": str(error), "trace_id": error.trace_id}
+            except OutcomeUnknown as error:
+                return words.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
+            except ServiceTitanError as error:  # an answer, and no proof
+                if isinstance(error, NotAuthorized):
+                    self.barred = str(error)
+                said = {"detail": str(error), "answer": str(error), "trace_id": error.trace_id}
+                return words.UNKNOWN, said
+        id = receipt.get("id") if planned.target else self.kind.made(receipt)
+        there = before.get(BASELINE)
+        known = there if isinstance(there, list) else before.get("ids", [])
+        if id in known or planned.target not in (None, id):
+            said = f"its receipt names record {id}, which it cannot be"
+            return words.UNKNOWN, {"detail": said, "answer": said}
         return words.SUCCEEDED, {"result": receipt, "found_by": "receipt", "detail": ""}
+
+    def _last_check(
+        self, key: str, claim: str, begun: tuple[datetime, float], compared: float
+    ) -> None:
+        """Just before the first byte leaves: is it still ours to send, in time, and compared?
+
+        A machine may sleep, or a process be frozen, at any moment before. Both clocks are asked,
+        as either may have stood still, and the ledger, as another run may have taken it over.
+        """
+        now, ticks = begun
+        gone_by = timedelta(seconds=self.clock.ticks() - ticks)
+        if max(self.clock() - now, gone_by) > self.patience.turn:
+            raise _Withheld("its turn came too late, as for a machine that slept; run again")
+        if self.barred:
+            raise _Withheld(self.barred)
+        if self.clock.ticks() - compared > FRESH.total_seconds():
+            raise _Stale
+        if not self.ledger.is_mine(key, claim):
+            raise _Taken("another run has taken it over")
 
     # Afterwards
 
@@ -495,11 +664,9 @@ class _Run:
 
     def _check(self, chunk: Sequence[PlannedChange], *, last: bool) -> list[PlannedChange]:
         """Read back; those that should be read back again later."""
-        self._look([p for p in chunk if self._status(p) == words.UNKNOWN])
-        self._verify([p for p in chunk if self._unverified(p)], last=last)
-        if last:
-            return []
-        return [p for p in chunk if self._unverified(p) or self._status(p) == words.UNKNOWN]
+        self._look([self._entry(p) for p in chunk], last=last)
+        self.refresh(chunk)
+        return [] if last else [p for p in chunk if self._entry(p).is_open]
 
     def _late(self, late: list[tuple[PlannedChange, float]]) -> Iterator[Result]:
         for place, after in enumerate(self.patience.looks[1:], 2):
@@ -516,93 +683,66 @@ class _Run:
     def _elsewhere(self, chunk: Sequence[PlannedChange]) -> Iterator[Result]:
         """Results of what another process sends at the same time."""
         deadline = time.monotonic() + self.patience.looks[-1]
-        for planned in chunk:
-            entry = self._refreshed_entry(planned)
-            while entry.status == words.SENDING and time.monotonic() < deadline:
-                time.sleep(0.1)
-                entry = self._refreshed_entry(planned)
+        self.refresh(chunk)
+        while any(self._status(p) == words.SENDING for p in chunk) and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.refresh(chunk)
         for part in _chunks(chunk, CHUNK):
-            self._look([p for p in part if self._status(p) in words.UNRESOLVED])
-            self._verify([p for p in part if self._unverified(p)], last=True)
+            self._check(part, last=True)
             yield from (self._result(planned) for planned in part)
 
-    def _unverified(self, planned: PlannedChange) -> bool:
-        entry = self._entry(planned)
-        return entry.status == words.SUCCEEDED and not entry.verified
+    def _look(self, entries: Sequence[Entry], *, last: bool = True) -> None:
+        look_again(
+            self.client,
+            self.ledger,
+            entries,
+            clock=self.clock,
+            patience=self.patience,
+            last=last,
+        )
 
-    def _look(self, chunk: Sequence[PlannedChange]) -> None:
-        """See whether requests of which we do not know have happened, and note it."""
-        if not chunk:
-            return
-        entries = {self.keys[planned.line]: self._entry(planned) for planned in chunk}
+    def _count(self, changes: Sequence[PlannedChange]) -> list[PlannedChange]:
+        """Of what is done, where more was made than was asked for."""
+        done = [planned for planned in changes if self._is_done(planned)]
+        if not isinstance(self.kind, Creation) or not done:
+            return []
         try:
-            sightings = look(self.kind, self.client, self.ledger, list(entries.values()))
+            entries = [self._entry(planned) for planned in done]
+            doubled = count(self.client, self.ledger, self.kind, entries, self.clock)
         except ServiceTitanError as error:
-            logger.warning("Not looked for, as reading failed: %s", error)
-            return
-        for key, sighting in sightings.items():
-            note_sighting(
-                self.ledger, entries[key], sighting, now=self.clock(), lag=self.patience.lag
-            )
-        for planned in chunk:
-            self._refreshed_entry(planned)
-
-    def _verify(self, chunk: Sequence[PlannedChange], *, last: bool) -> None:
-        """Compare the records of successful changes with what was asked."""
-        if not chunk:
-            return
-        ids = {planned.line: self._record_id(planned) for planned in chunk}
-        try:
-            records = self.kind.read(self.client, [id for id in ids.values() if id is not None])
-        except ServiceTitanError as error:
-            logger.warning("Not read back: %s", error)
-            return
-        seen: list[ReadBack] = []
-        for planned in chunk:
-            entry = self._entry(planned)
-            record = records.get(ids[planned.line] or 0)
-            after = {} if record is None else state(record, planned.wanted)
-            missed = [
-                name
-                for name, then in planned.wanted.items()
-                if name not in after or not same(then, after[name], entry.before.get(name))
-            ]
-            if last or not missed:
-                seen.append(ReadBack(entry, after, missed))
-        for one, noted in zip(seen, self.ledger.read_back(seen, now=self.clock()), strict=True):
-            self.standing[one.entry.key] = noted or self._entry_of(one.entry.key)
-
-    def _record_id(self, planned: PlannedChange) -> int | None:
-        return planned.target or self.kind.made(self._entry(planned).result)
+            logger.warning("Not counted: %s", error)
+            return []
+        self.refresh(done)
+        return [planned for planned in done if self.keys[planned.line] in doubled]
 
     # Results
+
+    def _status(self, planned: PlannedChange) -> str | None:
+        entry = self.standing.get(self.keys[planned.line])
+        return entry.status if entry else None
+
+    def _is_done(self, planned: PlannedChange) -> bool:
+        entry = self.standing.get(self.keys[planned.line])
+        if entry is None or entry.plan != self.plan.hash:
+            return False
+        return entry.status == words.SUCCEEDED and entry.verified
 
     def _entry(self, planned: PlannedChange) -> Entry:
         return self.standing[self.keys[planned.line]]
 
-    def _refreshed_entry(self, planned: PlannedChange) -> Entry:
-        key = self.keys[planned.line]
-        self.standing[key] = self._entry_of(key)
-        return self.standing[key]
-
-    def _entry_of(self, key: str) -> Entry:
-        entry = self.ledger.entry(key)
-        assert entry is not None
-        return entry
-
     def _result(self, planned: PlannedChange) -> Result:
         entry = self._entry(planned)
         status, detail = entry.status, entry.detail
-        if status == words.SENDING:
-            until = entry.claimed_at + self.patience.lag
+        left = self.patience.lag - self.clock.waited(entry.seen)
+        again = f"run again after {self.clock() + left:%Y-%m-%d %H:%M:%S} UTC"
+        if entry.key in self.lost:
+            status, detail = words.NEEDS_REVIEW, f"{self.lost[entry.key]}: {entry.status} {detail}"
+        elif status == words.SENDING:
             status = words.UNKNOWN
-            detail = (
-                f"run {entry.run_id} sends it, or was killed while it did; "
-                f"run again after {until:%Y-%m-%d %H:%M:%S} UTC"
-            )
-        elif self._unverified(planned):
+            detail = f"run {entry.run_id} sends it, or was killed while it did; {again}"
+        elif status == words.SUCCEEDED and not entry.verified:
             status = NOT_READ_BACK
-            detail = "ServiceTitan says that it is done; reading it back failed: run again"
+            detail = f"ServiceTitan says that it is done, but it does not show yet; {again}"
         return Result(
             line=planned.line,
             target=planned.target or self.kind.made(entry.result),

@@ -5,7 +5,9 @@ sent, what cannot be allowed and why, and how to see whether a request whose ans
 happened. Five kinds change a record that is there; two make one (`Creation`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -17,16 +19,33 @@ from typing_extensions import override
 
 from st_memberships_orchestration.servicetitan import models
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.errors import RecordNotFound
+from st_memberships_orchestration.servicetitan.errors import (
+    ContractBroken,
+    RecordNotFound,
+    RequestRefused,
+)
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.servicetitan.models import ActiveRequestArg, Change, Record
-from st_memberships_orchestration.writing.values import COPY_OF, Plain, plain, same, state
+from st_memberships_orchestration.writing.values import (
+    COPY_OF,
+    Plain,
+    plain,
+    same,
+    state,
+    understood,
+)
 
 NO_SERVICES = "recurring_service_action=None"
 """Confirms that recurring services may go: the documents contradict each other on what None does
 (reference section 7), the official one says that it deletes them."""
 
 MODIFIED = "modified_on"
+
+CHUNK = 50
+"""Records that one request reads."""
+
+BASELINE = "baseline"
+"""What there was before a record was made: the customer's memberships, or a place in a feed."""
 
 
 class Seen(Enum):
@@ -58,12 +77,14 @@ class Sought:
 
     Attributes:
         key: the ledger's key.
+        record: name of the record in the ledger.
         target: id of the record, None for a creation.
         wanted: what the record should have.
         before: what it had; for a creation, what there was already.
     """
 
     key: str
+    record: str
     target: int | None
     wanted: Plain
     before: Plain
@@ -77,6 +98,8 @@ class Case:
         change: what is asked.
         record: the record as it is now; None for a creation.
         wanted: what the record should have afterwards; a kind may add or correct.
+        before: what it has now, to compare with later; a kind may add.
+        occasion: why it is asked once more, if it is.
         money: money that the change touches, in the account's currency; None if none.
         warnings: what a person should know before approving.
     """
@@ -84,6 +107,8 @@ class Case:
     change: Change
     record: Any
     wanted: Plain
+    before: Plain = field(default_factory=dict)
+    occasion: str = ""
     money: Decimal | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -93,20 +118,38 @@ class Refused(Exception):
 
 
 class Lookups:
-    """What planning needs to know beside the records, read once when first needed."""
+    """What has to be known beside the records; read when first needed, and then kept.
 
-    def __init__(self, client: MembershipsClient) -> None:
+    Attributes:
+        types: option -> its membership type, as far as a plan has found it out; spares reading
+            all types.
+        ours: ids of memberships that the same plan has sold.
+    """
+
+    def __init__(
+        self,
+        client: MembershipsClient,
+        types: Mapping[int, int] | None = None,
+        ours: Collection[int] = (),
+    ) -> None:
+        self.types = types or {}
+        self.ours = ours
         self._client = client
         self._templates: dict[int, models.InvoiceTemplate | None] = {}
+        self._held: dict[int, list[models.Membership]] = {}
+        self._broken: dict[int, str] = {}
 
     @cached_property
     def options(self) -> dict[int, tuple[int, models.DurationBillingItem]]:
         """Id of each duration/billing option -> its membership type, and the option."""
+        kinds = {*self.types.values()}
+        if not kinds:
+            kinds = {k.id for k in self._client.list_membership_types(active=ActiveRequestArg.ANY)}
         return {
-            item.id: (kind.id, item)
-            for kind in self._client.list_membership_types(active=ActiveRequestArg.ANY)
+            item.id: (kind, item)
+            for kind in sorted(kinds)
             for item in self._client.membership_type_duration_billing_items(
-                kind.id, active=ActiveRequestArg.ANY
+                kind, active=ActiveRequestArg.ANY
             )
         }
 
@@ -119,12 +162,68 @@ class Lookups:
                 self._templates[id] = None
         return self._templates[id]
 
+    def read_customers(self, customers: Iterable[int]) -> None:
+        """Read the memberships of many customers together."""
+        ids = sorted({*customers} - {*self._held})
+        for start in range(0, len(ids), CHUNK):
+            part = ids[start : start + CHUNK]
+            held, broken = read_apart(lambda some: held_by(self._client, some), part)
+            self._held |= {customer: held.get(customer, []) for customer in part}
+            self._broken |= broken
+
+    def held(self, customer: int) -> list[models.Membership]:
+        """The memberships of a customer, whatever their status.
+
+        Raises:
+            Refused: one of them cannot be read.
+        """
+        self.read_customers([customer])
+        if customer in self._broken:
+            raise Refused(f"a membership of the customer cannot be read: {self._broken[customer]}")
+        return self._held[customer]
+
+
+def held_by(
+    client: MembershipsClient, customers: Sequence[int]
+) -> dict[int, list[models.Membership]]:
+    """The memberships of customers, whatever their status."""
+    held: dict[int, list[models.Membership]] = {customer: [] for customer in customers}
+    if customers:
+        listed = client.list_memberships(customer_ids=customers, active=ActiveRequestArg.ANY)
+        for there in listed:
+            held.setdefault(there.customer_id, []).append(there)
+    return held
+
+
+def read_apart(
+    read: Callable[[Sequence[int]], dict[int, Any]], ids: Sequence[int]
+) -> tuple[dict[int, Any], dict[int, str]]:
+    """Read many together; if one of them breaks its contract, all others all the same.
+
+    Returns:
+        What was read, and why the others cannot be.
+    """
+    try:
+        return read(ids), {}
+    except ContractBroken as error:
+        if len(ids) == 1:
+            return {}, {ids[0]: str(error)}
+    records: dict[int, Any] = {}
+    broken: dict[int, str] = {}
+    middle = len(ids) // 2
+    for part in (ids[:middle], ids[middle:]):
+        found, wrong = read_apart(read, part)
+        records |= found
+        broken |= wrong
+    return records, broken
+
 
 class Kind:
     """A kind of change to records that are there.
 
     Attributes:
         name: of the kind, of its job and of its inbox.
+        place: where its records lie at ServiceTitan.
         title: what it does, in an operator's words.
         change: what is sent.
         record: what is read.
@@ -136,6 +235,7 @@ class Kind:
     """
 
     name: ClassVar[str]
+    place: ClassVar[str]
     title: ClassVar[str]
     change: ClassVar[type[Change]]
     record: ClassVar[type[Record]]
@@ -145,9 +245,19 @@ class Kind:
     bills: ClassVar[bool] = False
     partial: ClassVar[tuple[str, ...]] = ()
 
+    def record_name(self, target: int | None, change: Plain) -> str:
+        """Name of what is changed, within an account: of its changes one at a time is open."""
+        return f"{self.place}/{target}"
+
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
         """The records with these ids, as they are now; those that do not exist are left out."""
         raise NotImplementedError
+
+    def read_apart(
+        self, client: MembershipsClient, ids: Sequence[int]
+    ) -> tuple[dict[int, Any], dict[int, str]]:
+        """`read`, and why some of them cannot be read."""
+        return read_apart(lambda some: self.read(client, some), ids)
 
     def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
         """Make the change; the ids of the receipt."""
@@ -169,15 +279,26 @@ class Kind:
             Refused: the change must not be made.
         """
 
+    def foresee(self, lookups: Lookups, changes: Sequence[Change]) -> None:
+        """Read together what `examine` will ask for one by one."""
+
     def before(self, record: Any, wanted: Plain) -> Plain:
         """What the record has now, to compare with later."""
         return {**state(record, wanted), MODIFIED: plain(record.modified_on)}
 
-    def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
-    ) -> Sequence[Plain] | None:
-        """For creations: what there is already, just before they are sent."""
-        return None
+    def moved(self, before: Plain, now: Plain, made: Collection[int]) -> list[str]:
+        """What is otherwise now than it was, in words.
+
+        Args:
+            before: as planned.
+            now: as it was read just now.
+            made: ids of records that the same plan has made meanwhile.
+        """
+        return [name for name in before if now[name] != before[name]]
+
+    def starting_point(self, client: MembershipsClient, now: datetime) -> Plain:
+        """What a run notes before it makes anything, to tell new records from others."""
+        return {}
 
     def look(
         self,
@@ -207,7 +328,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Rivals:
-    """Other requests that could explain a new record.
+    """What else could explain a new record.
 
     Attributes:
         unresolved: requests of the kind that may have happened, the sought ones included.
@@ -215,7 +336,7 @@ class Rivals:
     """
 
     unresolved: Sequence[Sought]
-    explained: frozenset[int]
+    explained: Collection[int]
 
 
 def _compared(sought: Sought, record: Any) -> Sighting:
@@ -241,6 +362,7 @@ def _compared(sought: Sought, record: Any) -> Sighting:
 
 
 class _Visit(Kind):
+    place = "recurring-service-events"
     change = models.EventJob
     record = models.RecurringServiceEvent
     target = "event_id"
@@ -298,10 +420,15 @@ class MarkEventsIncomplete(_Visit):
 # --- Memberships ----------------------------------------------------------------------------------
 
 
+PAYMENT = ("payment_method_id", "payment_type_id")
+"""Ways of paying, of which a membership has one (reference section 7)."""
+
+
 class UpdateMemberships(Kind):
     """Change fields of memberships."""
 
     name = "update_memberships"
+    place = "memberships"
     title = "change fields of memberships"
     change = models.MembershipUpdate
     record = models.Membership
@@ -319,6 +446,12 @@ class UpdateMemberships(Kind):
     def send(self, client: MembershipsClient, target: int | None, change: Change) -> dict[str, int]:
         update = cast(models.MembershipUpdate, change)
         return {"id": client.update_membership(cast(int, target), update).id}
+
+    @override
+    def before(self, record: Any, wanted: Plain) -> Plain:
+        """Also the way of paying that ServiceTitan clears when the other one is set."""
+        before = super().before(record, wanted)
+        return {**state(record, PAYMENT), **before} if {*PAYMENT} & {*wanted} else before
 
     @override
     def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
@@ -353,6 +486,7 @@ class UpdateRecurringServices(Kind):
     """Change fields of recurring services."""
 
     name = "update_recurring_services"
+    place = "recurring-services"
     title = "change fields of recurring services; a new `from` moves all future visits"
     change = models.RecurringServiceUpdate
     record = models.RecurringService
@@ -399,6 +533,7 @@ class UpdateInvoiceTemplates(Kind):
     """Change invoice templates; of their lines only those that are named."""
 
     name = "update_invoice_templates"
+    place = "invoice-templates"
     title = "change invoice templates: named lines are changed, lines without an id added"
     change = models.InvoiceTemplateUpdate
     record = models.InvoiceTemplate
@@ -480,11 +615,17 @@ class Creation(Kind):
     def before(self, record: Any, wanted: Plain) -> Plain:
         return {}
 
-    def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
-        """Records that came after the baseline and that the request may have made."""
+    @override
+    def moved(self, before: Plain, now: Plain, made: Collection[int]) -> list[str]:
+        return []
+
+    def appeared(
+        self, client: MembershipsClient, sought: Sequence[Sought]
+    ) -> dict[str, list[Any] | None]:
+        """By request the records that have appeared since; None if that cannot be told."""
         raise NotImplementedError
 
-    def _is_as(self, wanted: Plain, record: Any) -> bool:
+    def is_as(self, wanted: Plain, record: Any) -> bool:
         """Whether a record is as was asked, in what ServiceTitan is not known to change."""
         raise NotImplementedError
 
@@ -495,36 +636,30 @@ class Creation(Kind):
         sought: Sequence[Sought],
         rivals: Callable[[], Rivals],
     ) -> dict[str, Sighting]:
-        candidates = {one.key: self._candidates(client, one) for one in sought}
+        new = self.appeared(client, sought)
         others = rivals()
-        return {one.key: self._seen(one, candidates[one.key], others) for one in sought}
+        return {one.key: self._seen(one, new[one.key], others) for one in sought}
 
-    def _seen(self, sought: Sought, candidates: Sequence[Any], rivals: Rivals) -> Sighting:
-        new = [record for record in candidates if record.id not in rivals.explained]
-        asked = {sought.key: sought, **{rival.key: rival for rival in rivals.unresolved}}
-        found = [record for record in new if self._is_as(sought.wanted, record)]
-        twins = [
-            asked[key]
-            for key in sorted(asked)
-            if any(self._is_as(asked[key].wanted, record) for record in found)
-        ]
-        if len(found) != len(twins):
-            said = f"{len(found)} new records for {len(twins)} requests: {_ids(found)}"
-            return Sighting(Seen.UNCLEAR, said)
-        if found:
-            mine = _paired(twins, found)[sought.key]
-            return Sighting(Seen.THERE, f"record {mine.id} is it", {self.receipt: mine.id})
-        strange = [r for r in new if not any(self._is_as(a.wanted, r) for a in asked.values())]
-        if strange:  # ServiceTitan may have altered what was asked, or left some of it out
-            said = f"new records, but not as asked: {_ids(strange)}"
-            return Sighting(Seen.UNCLEAR, said)
-        return Sighting(Seen.ABSENT, "no such record has appeared since")
+    def _seen(self, sought: Sought, records: Sequence[Any] | None, rivals: Rivals) -> Sighting:
+        if records is None:
+            return Sighting(Seen.UNCLEAR, "ServiceTitan does not say any more what came since")
+        new = [record for record in records if record.id not in rivals.explained]
+        if not new:
+            return Sighting(Seen.ABSENT, "no such record has appeared since")
+        others = [r for r in rivals.unresolved if r.record == sought.record and r.key != sought.key]
+        if others:  # in ledgers of earlier releases: now one is open at a time
+            return Sighting(Seen.UNCLEAR, f"new records for {len(others) + 1} requests: {ids(new)}")
+        found = sorted(r.id for r in new if self.is_as(sought.wanted, r))
+        if not found:  # ServiceTitan may have altered what was asked, or left some of it out
+            return Sighting(Seen.UNCLEAR, f"new records, but not as asked: {ids(new)}")
+        return Sighting(Seen.THERE, f"record {found[0]} is it", {self.receipt: found[0]})
 
 
 class SellMemberships(Creation):
     """Sell memberships: real invoices."""
 
     name = "sell_memberships"
+    place = "customers"
     title = "sell memberships: each makes a real invoice and an active membership"
     change = models.MembershipSale
     record = models.Membership
@@ -543,8 +678,16 @@ class SellMemberships(Creation):
         return plain(receipt)
 
     @override
+    def record_name(self, target: int | None, change: Plain) -> str:
+        return f"{self.place}/{change['customer_id']}"
+
+    @override
     def wanted(self, change: Change) -> Plain:
         return {name: value for name, value in super().wanted(change).items() if value is not None}
+
+    @override
+    def foresee(self, lookups: Lookups, changes: Sequence[Change]) -> None:
+        lookups.read_customers(cast(models.MembershipSale, one).customer_id for one in changes)
 
     @override
     def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
@@ -561,38 +704,61 @@ class SellMemberships(Creation):
             "duration": option.duration,
             "billing_frequency": plain(option.billing_frequency),
         }
-        case.money = option.sale_price or Decimal(0)
+        case.money = option.sale_price
+        held = lookups.held(sale.customer_id)
+        case.before = {BASELINE: sorted(there.id for there in held)}
+        for there in held:
+            if there.id not in lookups.ours and _is_held(sale, type_id, there):
+                said = f"the customer has membership {there.id} of this type, {there.status}"
+                if not case.occasion:
+                    raise Refused(f"{said}; a sale beside it needs an occasion of its own")
+                case.warnings.append(said)
 
     @override
-    def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
-    ) -> Sequence[Plain] | None:
-        """Ids of the memberships that each customer has already."""
-        customers = sorted({one["customer_id"] for one in wanted})
-        held: dict[int, list[int]] = {customer: [] for customer in customers}
-        for there in client.list_memberships(customer_ids=customers, active=ActiveRequestArg.ANY):
-            held.setdefault(there.customer_id, []).append(there.id)
-        return [{"baseline": sorted(held[one["customer_id"]])} for one in wanted]
+    def moved(self, before: Plain, now: Plain, made: Collection[int]) -> list[str]:
+        new = {*now[BASELINE]} - {*before[BASELINE]} - {*made}
+        return [f"the customer has new memberships: {', '.join(map(str, sorted(new)))}"] * bool(new)
 
     @override
-    def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
-        """All new memberships of the customer."""
-        before = set(sought.before["baseline"])
-        customer = sought.wanted["customer_id"]
-        held = client.list_memberships(customer_ids=[customer], active=ActiveRequestArg.ANY)
-        return [there for there in held if there.id not in before]
+    def appeared(
+        self, client: MembershipsClient, sought: Sequence[Sought]
+    ) -> dict[str, list[Any] | None]:
+        """All new memberships of the customer; None if one of them cannot be read."""
+        customers = Lookups(client)
+        customers.read_customers(one.wanted["customer_id"] for one in sought)
+        found: dict[str, list[Any] | None] = {}
+        for one in sought:
+            try:
+                held = customers.held(one.wanted["customer_id"])
+            except Refused:
+                found[one.key] = None
+            else:
+                found[one.key] = [there for there in held if there.id not in one.before[BASELINE]]
+        return found
 
     @override
-    def _is_as(self, wanted: Plain, record: Any) -> bool:
+    def is_as(self, wanted: Plain, record: Any) -> bool:
         names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
         there = plain(record)
         return all(wanted.get(n) == there[n] for n in (*names, "billing_frequency"))
+
+
+def _is_held(sale: models.MembershipSale, type_id: int, there: models.Membership) -> bool:
+    """Whether a membership is one that a sale would make a second time, for all that is known."""
+    places = {sale.location_id, there.location_id} - {None}
+    is_over = there.status in (
+        models.MembershipStatus.CANCELED,
+        models.MembershipStatus.DELETED,
+        models.MembershipStatus.EXPIRED,
+    )
+    return there.membership_type_id == type_id and len(places) < 2 and not is_over
 
 
 class CreateInvoiceTemplates(Creation):
     """Make invoice templates."""
 
     name = "create_invoice_templates"
+    place = "invoice-templates/new"
     title = "make invoice templates for single customers"
     change = models.InvoiceTemplateCreate
     record = models.InvoiceTemplate
@@ -610,6 +776,11 @@ class CreateInvoiceTemplates(Creation):
         return {"id": client.create_invoice_template(cast(models.InvoiceTemplateCreate, change)).id}
 
     @override
+    def record_name(self, target: int | None, change: Plain) -> str:
+        text = json.dumps(understood(change), sort_keys=True)
+        return f"{self.place}/{hashlib.sha256(text.encode()).hexdigest()}"
+
+    @override
     def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
         items = cast(models.InvoiceTemplateCreate, case.change).items
         if not items:
@@ -617,68 +788,80 @@ class CreateInvoiceTemplates(Creation):
         case.money = sum((i.quantity * i.unit_price for i in items), Decimal(0))
 
     @override
-    def baselines(
-        self, client: MembershipsClient, wanted: Sequence[Plain], now: datetime
-    ) -> Sequence[Plain] | None:
-        """Where the feed ends now, and the newest change that it shows, by ServiceTitan's clock."""
+    def starting_point(self, client: MembershipsClient, now: datetime) -> Plain:
+        """Where the feed ends now, and the ids that it shows once more from there on."""
         for days in (1, 30, None):
             start = None if days is None else (now - timedelta(days=days)).isoformat()
-            rows, token = self._read_on(client, start)
-            if rows:  # else our clock may be ahead of theirs, and the token of a time to come
+            found, token = self._read_on(client, start)
+            if (
+                found != []
+            ):  # else our clock may be ahead of theirs, and the token of a time to come
                 break
-        newest = max(rows.values(), default="")
-        return [{"baseline": token, "newest": newest}] * len(wanted)
+        repeated, _ = self._read_on(client, token)
+        return {BASELINE: token, "ids": sorted(shown.id for shown in repeated or ())}
 
     @override
-    def _candidates(self, client: MembershipsClient, sought: Sought) -> list[Record]:
-        """New templates with none but the items asked for.
+    def appeared(
+        self, client: MembershipsClient, sought: Sequence[Sought]
+    ) -> dict[str, list[Any] | None]:
+        """Templates that the feed shows since, with none but the items asked for.
 
-        Others make templates all the time, so one with any other item counts as theirs.
+        Others make and change templates all the time, so one with any other item counts as theirs.
+        ServiceTitan's clocks are not asked which of them are new: one that was only changed, to
+        what was asked, counts as well.
         """
-        rows, _ = self._read_on(client, sought.before["baseline"])
-        newest = sought.before["newest"]
-        changed = sorted(id for id, modified in rows.items() if modified > newest)
-        skus = {line["sku_id"] for line in sought.wanted["items"]}
-        return [
-            there
-            for there in self.read(client, changed).values()
-            if plain(there.created_on) > newest and skus.issuperset(i.sku_id for i in there.items)
-        ]
+        found: dict[str, list[Any] | None] = {}
+        for token in {one.before[BASELINE] for one in sought}:
+            asked = [one for one in sought if one.before[BASELINE] == token]
+            try:
+                shown, _ = self._read_on(client, token)
+            except (RequestRefused, RecordNotFound):  # the position is not accepted any more
+                shown = None
+            for one in asked:
+                skus = {line["sku_id"] for line in one.wanted["items"]}
+                there = {*one.before.get("ids", ())}
+                found[one.key] = (
+                    None
+                    if shown is None
+                    else [n for n in shown if n.id not in there and skus.issuperset(n.skus)]
+                )
+        return found
 
     @override
-    def _is_as(self, wanted: Plain, record: Any) -> bool:
+    def is_as(self, wanted: Plain, record: Any) -> bool:
         return same(wanted["items"], plain(record.items))
 
-    def _read_on(self, client: MembershipsClient, start: str | None) -> tuple[dict[int, str], str]:
-        """Ids that the feed shows from `start` on with their modification, and where it ends."""
-        found: dict[int, str] = {}
-        token = start or ""
+    def _read_on(
+        self, client: MembershipsClient, start: str | None
+    ) -> tuple[list["_Shown"] | None, str]:
+        """Templates that the feed shows from `start` on, and where it ends.
+
+        None, if one of them cannot be read.
+        """
+        found: dict[int, _Shown] = {}
+        broken, token = False, start or ""
         for page in client.export(self._feed, start=start, include_recent_changes=True):
-            times = page.rows["modified_on"].to_pylist()
-            found |= dict(zip(page.rows["id"].to_pylist(), map(plain, times), strict=True))
+            ids, items = (page.rows[name].to_pylist() for name in ("id", "items"))
+            found |= {id: _Shown(id, lines or []) for id, lines in zip(ids, items, strict=True)}
+            broken = broken or bool(page.broken)
             token = page.continue_from
-        return found, token
+        return None if broken else list(found.values()), token
 
 
-def _paired(requests: Sequence[Sought], records: Sequence[Any]) -> dict[str, Any]:
-    """By request the record that it made, as far as they can be told apart."""
-    left = sorted(records, key=lambda record: record.id)
-    pairs: dict[str, Any] = {}
-    for wholly in (True, False):
-        for one in requests:
-            match = next((r for r in left if not wholly or _is_wholly(one.wanted, r)), None)
-            if one.key not in pairs and match is not None:
-                pairs[one.key] = match
-                left.remove(match)
-    return pairs
+@dataclass(frozen=True)
+class _Shown:
+    """A template as a feed shows it."""
+
+    id: int
+    items: list[Plain]
+
+    @property
+    def skus(self) -> set[int]:
+        return {line["sku_id"] for line in self.items}
 
 
-def _is_wholly(wanted: Plain, record: Any) -> bool:
-    now = state(record, wanted)
-    return all(same(then, now[name]) for name, then in wanted.items())
-
-
-def _ids(records: Iterable[Any]) -> str:
+def ids(records: Iterable[Any]) -> str:
+    """Ids of records, for people."""
     return ", ".join(str(record.id) for record in records)
 
 

@@ -1,18 +1,22 @@
 """The ledger: every request to change something, noted before it is sent, and what became of it.
 
-A row is one intended change. Its key is made of environment, tenant, kind, target, content and
-plan; a creation's has no plan, so that no second plan can make the same record again. Whoever
-turns a row to `sending` is the one who sends: the database lets one win.
+A row is one intended change of one record in one account. Its key is made of both, what is asked,
+and the plan; a creation's has no plan, so that no second plan can make the same record again.
+Whoever turns a row to `sending` is the one who sends: the database lets one win.
 
-    (no row), not_sent, refused ── claim ──> sending ── answer ──> succeeded | not_sent
+    (no row), not_sent, refused ── claim ──> sending ── receipt ──> succeeded
                                                 │
-                              answer lost, killed, or refused
+                     any other answer, no answer, or killed
                                                 v
-                           unknown ── look ──> succeeded | refused | not_sent | needs_review
+              unknown ── look ──> succeeded | refused | not_sent | needs_review
+                                      │
+                                  read back ──> succeeded, verified | not_applied
 
-A refusal counts only once a look has shown that nothing happened: an answer is no proof.
+An answer that is no receipt is no proof: `refused` and `not_sent` come of looking, once enough
+time has gone by. Only what has never left this machine is `not_sent` at once.
 
-`sending` and `unknown` are never sent again before looking has shown that nothing happened.
+While a row of a record is `sending`, `unknown`, `needs_review`, or `succeeded` and not yet seen,
+nothing else is sent to that record, by whichever plan and whatever the tenant is called.
 """
 
 import json
@@ -20,7 +24,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -30,8 +34,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
-from st_memberships_orchestration.writing.kinds import KINDS
-from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.servicetitan.auth import Account
+from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
+from st_memberships_orchestration.writing.plans import Left, Plan, PlannedChange, content_hash
 from st_memberships_orchestration.writing.values import Plain
 
 SENDING = "sending"
@@ -83,6 +89,11 @@ _entries = sa.Table(
     sa.Column("who", sa.String(200), nullable=False),
     sa.Column("run_id", sa.String(100), nullable=False),
     sa.Column("trail", sa.Text, nullable=False),
+    # Rows that earlier releases made do not say whose account it was.
+    sa.Column("account", sa.String(300), nullable=False, server_default="", default=""),
+    sa.Column("record", sa.String(200), nullable=False, server_default="", index=True),
+    sa.Column("number", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("seen", sa.Text, nullable=False, server_default="{}"),
 )
 _plans = sa.Table(
     "st_write_plans",
@@ -94,25 +105,40 @@ _plans = sa.Table(
     sa.Column("plan", sa.Text, nullable=False),
 )
 _spent = sa.Table(
-    "st_write_spent",
+    "st_write_spending",
     _metadata,
-    sa.Column("environment", sa.String(20), primary_key=True),
-    sa.Column("tenant", sa.String(100), primary_key=True),
+    sa.Column("account", sa.String(300), primary_key=True),
     sa.Column("kind", sa.String(50), primary_key=True),
     sa.Column("day", sa.String(10), primary_key=True),
     sa.Column("count", sa.Integer, nullable=False),
     sa.Column("cents", sa.BigInteger, nullable=False),
 )
+_ledger = sa.Table(
+    "st_write_ledger",
+    _metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+
+OF_ANY_ACCOUNT = ""
+"""Account of what earlier releases noted: they did not say, so it counts for every account."""
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A change that is about to be sent."""
+    """A change that is about to be sent.
+
+    Attributes:
+        account: `Account.id`; the tenant's key is only a name.
+        record: what is changed, as `Kind.record_name` says it.
+    """
 
     key: str
+    account: str
     environment: str
     tenant: str
     kind: str
+    record: str
     plan: str
     line: int
     target: int | None
@@ -127,7 +153,12 @@ class Intent:
 
 @dataclass(frozen=True)
 class Entry(Intent):
-    """A row of the ledger."""
+    """A row of the ledger.
+
+    Attributes:
+        number: of the claim; each is one more than the one before, in the whole ledger.
+        seen: machine -> its ticks when it first saw this attempt.
+    """
 
     status: str
     detail: str
@@ -142,6 +173,22 @@ class Entry(Intent):
     answer: str | None
     trace_id: str | None
     trail: list[dict[str, Any]]
+    number: int
+    seen: dict[str, float]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may have happened and nobody knows, or it did and was not seen yet."""
+        return self.status in OPEN or (self.status == SUCCEEDED and not self.verified)
+
+    @property
+    def said(self) -> str:
+        """Where it stands, and what to do, for people."""
+        state = self.status if self.status in OPEN else f"{self.status}, not read back yet"
+        next_step = f"look again: st-memberships settle {self.key[:12]}"
+        if self.status == NEEDS_REVIEW:
+            next_step = f"see `st-memberships settle --help`, entry {self.key[:12]}"
+        return f"{self.kind} of plan {self.plan[:12]} is {state} ({self.record}); {next_step}"
 
 
 @dataclass(frozen=True)
@@ -183,6 +230,10 @@ class OverBudget(Exception):
     """The change would exceed a cap of the day, so it was not noted and must not be sent."""
 
 
+class Held(Exception):
+    """Another change of the same record stands in the way; the text says which."""
+
+
 class Ledger:
     """The ledger in one database: SQLite, or PostgreSQL for more than one machine.
 
@@ -214,19 +265,32 @@ class Ledger:
 
     # Plans
 
-    def save_plan(self, plan: Plan) -> None:
-        """Keep a plan, so that it can be applied by its hash; the newest making of it counts."""
+    def save_plan(self, plan: Plan, *, made: bool = True) -> None:
+        """Keep a plan, so that it can be applied by its hash; the newest making of it counts.
+
+        Args:
+            plan: to keep.
+            made: whether it was made just now; a plan that was read from a file is kept only if
+                the ledger does not know it, as its time may have been edited.
+        """
         values = {
             "tenant": plan.tenant,
             "kind": plan.kind,
             "created_at": plan.created_at.isoformat(),
             "plan": plan.to_json(),
         }
-        statement = self._insert(_plans).values(hash=plan.hash, **values)
+        insert = self._insert(_plans).values(hash=plan.hash, **values)
+        if made:
+            insert = insert.on_conflict_do_update(index_elements=["hash"], set_=values)
+        else:
+            insert = insert.on_conflict_do_nothing(index_elements=["hash"])
         with self._writing() as connection:
-            connection.execute(
-                statement.on_conflict_do_update(index_elements=["hash"], set_=values)
-            )
+            connection.execute(insert)
+
+    def planned_at(self, plan: Plan) -> datetime:
+        """When a plan was made: as the ledger noted it, else as the plan itself says."""
+        rows = self._rows(sa.select(_plans.c.created_at).where(_plans.c.hash == plan.hash))
+        return datetime.fromisoformat(rows[0].created_at) if rows else plan.created_at
 
     def find_plan(self, hash: str) -> Plan:
         """The plan whose hash begins so.
@@ -245,9 +309,9 @@ class Ledger:
     # Claims
 
     def claim(
-        self, intent: Intent, *, seen: str | None, now: datetime, budget: Budget
+        self, intent: Intent, *, seen: str | None, since: int, clock: Clock, budget: Budget
     ) -> str | None:
-        """Note that a change is about to be sent; None if it is not ours to send.
+        """Note that a change is about to be sent; None if another run of the plan has it.
 
         Committed before it returns. Of any number of processes and threads one wins.
 
@@ -255,50 +319,89 @@ class Ledger:
             intent: what is about to be sent.
             seen: the attempt that the caller knows to have come to nothing; None, that there was
                 none. If another one was made since, it is not ours.
-            now: recorded.
+            since: `number` when the caller began to compare the record with the plan.
+            clock: recorded.
             budget: the caps of the day.
 
         Raises:
+            Held: another change of the record is open, or was claimed since then; or another plan
+                has made the same already.
             OverBudget: a cap of the day would be exceeded.
         """
-        claim = uuid.uuid4().hex
-        values = _row_of(intent) | {
-            "status": SENDING,
-            "detail": "",
-            "found_by": None,
-            "verified": False,
-            "claim": claim,
-            "claimed_at": now.isoformat(),
-            "updated_at": now.isoformat(),
-            "after": None,
-            "result": None,
-            "answer": None,
-            "trace_id": None,
-        }
+        claim, now = uuid.uuid4().hex, clock()
         step = {"at": now.isoformat(), "status": SENDING, "who": intent.who, "run": intent.run_id}
         with self._writing() as connection:
-            fresh = values | {"attempts": 1, "trail": json.dumps([step])}
-            insert = self._insert(_entries).values(**fresh)
-            insert = insert.on_conflict_do_nothing(index_elements=["key"])
-            # RETURNING tells whether a row came: psycopg counts -1 for an insert of either kind.
-            if connection.execute(insert.returning(_entries.c.key)).first() is None:
-                query = sa.select(_entries).where(_entries.c.key == intent.key)
-                there = connection.execute(query.with_for_update()).one()
-                if there.status not in FREE or there.claim != seen:
-                    return None
-                trail = json.dumps([*json.loads(there.trail), step])
-                again = values | {"attempts": there.attempts + 1, "trail": trail}
-                taken = connection.execute(
-                    sa.update(_entries)
-                    .where(_entries.c.key == intent.key, _entries.c.claim == there.claim)
-                    .where(_entries.c.status.in_(FREE))
-                    .values(**again)
-                    .returning(_entries.c.key)
-                )
-                if taken.first() is None:
-                    return None
+            # This row is locked until the transaction ends: claims come one after the other.
+            number = connection.execute(
+                sa.update(_ledger).values(number=_ledger.c.number + 1).returning(_ledger.c.number)
+            ).scalar_one()
+            self._refuse_held(connection, intent, since)
+            query = sa.select(_entries).where(_entries.c.key == intent.key)
+            there = connection.execute(query.with_for_update()).first()
+            if there is None and seen is not None:
+                return None
+            if there is not None and (there.status not in FREE or there.claim != seen):
+                return None
+            values = _row_of(intent) | {
+                "status": SENDING,
+                "detail": "",
+                "found_by": None,
+                "verified": False,
+                "attempts": there.attempts + 1 if there else 1,
+                "claim": claim,
+                "claimed_at": now.isoformat(),
+                "updated_at": now.isoformat(),
+                "after": None,
+                "result": None,
+                "answer": None,
+                "trace_id": None,
+                "trail": json.dumps([*json.loads(there.trail if there else "[]"), step]),
+                "number": number,
+                "seen": json.dumps({clock.machine: clock.ticks()}),
+            }
+            if there is None:
+                connection.execute(sa.insert(_entries).values(**values))
+            else:
+                update = sa.update(_entries).where(_entries.c.key == intent.key)
+                connection.execute(update.values(**values))
             self._spend(connection, intent, now, budget)
         return claim
+
+    def _refuse_held(self, connection: sa.Connection, intent: Intent, since: int) -> None:
+        query = sa.select(_entries).where(
+            *_of_account(intent.account, intent.environment),
+            _entries.c.record == intent.record,
+            _entries.c.key != intent.key,
+        )
+        for other in map(_entry, connection.execute(query)):
+            if other.is_open:
+                raise Held(other.said)
+            if other.number > since:
+                raise Held(f"plan {other.plan[:12]} changed it meanwhile; run again")
+            made = isinstance(KINDS[other.kind], Creation) and other.status not in FREE
+            if made and other.content_hash == intent.content_hash:
+                raise Held(f"plan {other.plan[:12]} has made it already")
+
+    def is_mine(self, key: str, claim: str) -> bool:
+        """Whether an attempt still stands as `sending`: nobody else took it, or ended it."""
+        query = sa.select(_entries.c.status, _entries.c.claim).where(_entries.c.key == key)
+        (row,) = self._rows(query)
+        return (row.status, row.claim) == (SENDING, claim)
+
+    def watch(self, entries: Sequence[Entry], clock: Clock) -> None:
+        """Note when this machine first saw these attempts, if it never did: it waits from now."""
+        ticks = clock.ticks()
+        fresh = [one for one in entries if one.seen.get(clock.machine, ticks + 1) > ticks]
+        if not fresh:
+            return
+        with self._writing() as connection:
+            for one in sorted(fresh, key=lambda one: one.key):
+                query = sa.select(_entries.c.seen).where(_entries.c.key == one.key)
+                seen = json.loads(connection.execute(query.with_for_update()).scalar_one())
+                update = sa.update(_entries).where(
+                    _entries.c.key == one.key, _entries.c.claim == one.claim
+                )
+                connection.execute(update.values(seen=json.dumps({**seen, clock.machine: ticks})))
 
     def finish(
         self,
@@ -382,33 +485,88 @@ class Ledger:
         rows = self._rows(sa.select(_entries).where(match).limit(2))
         return _entry(rows[0]) if len(rows) == 1 else None
 
-    def maker(self, environment: str, tenant: str, kind: str, content_hash: str) -> str | None:
-        """The plan that has made, or may have made, what this content asks for."""
-        query = sa.select(_entries.c.plan).where(
-            _entries.c.environment == environment,
-            _entries.c.tenant == tenant,
-            _entries.c.kind == kind,
-            _entries.c.content_hash == content_hash,
-            _entries.c.status.not_in(FREE),
-        )
-        rows = self._rows(query)
-        return rows[0].plan if rows else None
+    def screened(self, plan: Plan) -> Plan:
+        """The plan, which then knows this ledger, without what stands in its way.
 
-    def spent(self, environment: str, tenant: str, kind: str, day: str) -> tuple[int, Decimal]:
+        Refused are changes of a record of which another change is open, and making once more what
+        was made before.
+        """
+        assert plan.account is not None
+        kind = plan.of_kind()
+        names = {c.line: kind.record_name(c.target, c.change) for c in plan.changes}
+        there: dict[str, list[Entry]] = {}
+        for entry in self._of_records(plan.account, list(names.values())):
+            there.setdefault(entry.record, []).append(entry)
+        changes: list[PlannedChange] = []
+        refused = list(plan.refused)
+        for change in plan.changes:
+            content = change.content_hash(plan.occasion)
+            why = _in_the_way(kind, there.get(names[change.line], ()), content)
+            if why is None:
+                changes.append(change)
+            else:
+                refused.append(Left(change.line, change.target, why))
+        known = (self.id, self.number)
+        return replace(plan, changes=tuple(changes), refused=tuple(refused), ledger=known)
+
+    def open_entries(self, account: Account, records: Sequence[str]) -> list[Entry]:
+        """What is open on these records, whichever plan asked for it."""
+        return [entry for entry in self._of_records(account, records) if entry.is_open]
+
+    def _of_records(self, account: Account, records: Sequence[str]) -> Iterator[Entry]:
+        for start in range(0, len(records), 500):
+            query = sa.select(_entries).where(
+                *_of_account(account.id, account.environment),
+                _entries.c.record.in_(records[start : start + 500]),
+                _entries.c.status.not_in(FREE),
+            )
+            yield from map(_entry, self._rows(query))
+
+    def made(self, kind: Kind, account: Account, *, plan: str | None = None) -> set[int]:
+        """Ids of the records that the ledger ascribes to changes of a kind, or of one plan."""
+        query = sa.select(_entries.c.result).where(
+            *_of_account(account.id, account.environment),
+            _entries.c.kind == kind.name,
+            _entries.c.result.is_not(None),
+        )
+        if plan is not None:
+            query = query.where(_entries.c.plan == plan)
+        ids = {kind.made(json.loads(row.result)) for row in self._rows(query)}
+        return {id for id in ids if id is not None}
+
+    def spent(self, account: str, kind: str, day: str) -> tuple[int, Decimal]:
         """Changes, and money of them, that were sent on a UTC day; `ALL_KINDS` for all."""
-        query = sa.select(_spent).where(*_spent_key(environment, tenant, kind, day))
-        rows = self._rows(query)
-        if not rows:
-            return 0, Decimal(0)
-        return rows[0]._mapping["count"], Decimal(rows[0].cents) / 100
+        for owner in (account, OF_ANY_ACCOUNT):
+            rows = self._rows(sa.select(_spent).where(*_spent_key(owner, kind, day)))
+            if rows:
+                return rows[0]._mapping["count"], Decimal(rows[0].cents) / 100
+        return 0, Decimal(0)
+
+    # Which ledger it is
+
+    @property
+    def id(self) -> str:
+        """Names this ledger, and no copy of it that went its own way."""
+        return self._rows(sa.select(_ledger.c.id))[0].id
+
+    @property
+    def number(self) -> int:
+        """Number of the last claim, 0 before the first; a ledger that was put back has fewer."""
+        return self._rows(sa.select(_ledger.c.number))[0].number
 
     # How it is written
 
     def _create(self) -> None:
         for attempt in range(5):
             try:
-                with self._turn:
-                    _metadata.create_all(self._engine)
+                with self._writing() as connection:
+                    if not self._is_sqlite:
+                        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+                    _upgrade(connection)
+                    _metadata.create_all(connection)
+                    if connection.execute(sa.select(_ledger)).first() is None:
+                        first = {"id": uuid.uuid4().hex, "number": 0}
+                        connection.execute(sa.insert(_ledger).values(**first))
                 return
             except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.OperationalError):
                 if attempt == 4:  # another process creates them at the same time
@@ -423,7 +581,7 @@ class Ledger:
             with self._turn, self._engine.begin() as connection:
                 yield connection
 
-    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def _rows(self, query: sa.Select[*tuple[Any, ...]]) -> Sequence[sa.Row[Any]]:
         with self._engine.connect().execution_options(st_reads=True) as connection:
             return connection.execute(query).all()
 
@@ -434,7 +592,7 @@ class Ledger:
         money = None if budget.money is None else int(budget.money * 100)
         caps = ((ALL_KINDS, budget.changes, None), (intent.kind, budget.of_kind, money))
         for kind, most, most_cents in caps:
-            place = (intent.environment, intent.tenant, kind, _day(now))
+            place = (intent.account, kind, _day(now))
             update = sa.update(_spent).where(*_spent_key(*place))
             if most is not None:
                 update = update.where(_spent.c["count"] + 1 <= most)
@@ -443,11 +601,15 @@ class Ledger:
             more = update.values(count=_spent.c["count"] + 1, cents=_spent.c.cents + cents)
             more = more.returning(_spent.c.day)
             if connection.execute(more).first() is None:
-                names = ("environment", "tenant", "kind", "day")
-                first = self._insert(_spent).values(**dict(zip(names, place, strict=True)))
-                connection.execute(
-                    first.values(count=0, cents=0).on_conflict_do_nothing(index_elements=names)
+                names = ("account", "kind", "day")
+                query = sa.select(_spent).where(*_spent_key(OF_ANY_ACCOUNT, *place[1:]))
+                before = connection.execute(query).mappings().first() or {"count": 0, "cents": 0}
+                first = self._insert(_spent).values(
+                    **dict(zip(names, place, strict=True)),
+                    count=before["count"],
+                    cents=before["cents"],
                 )
+                connection.execute(first.on_conflict_do_nothing(index_elements=names))
                 if connection.execute(more).first() is None:
                     what = "all kinds" if kind == ALL_KINDS else kind
                     raise OverBudget(f"the cap of the day for {what} is reached")
@@ -486,7 +648,7 @@ class Ledger:
         for kind in (ALL_KINDS, there.kind):
             connection.execute(
                 sa.update(_spent)
-                .where(*_spent_key(there.environment, there.tenant, kind, day))
+                .where(*_spent_key(there.account, kind, day))
                 .values(count=_spent.c["count"] - 1, cents=_spent.c.cents - cents)
             )
 
@@ -498,19 +660,34 @@ def _row_of(intent: Intent) -> dict[str, Any]:
 
 def _entry(row: sa.Row[Any]) -> Entry:
     values: dict[str, Any] = row._asdict()
-    texts = {n: json.loads(values[n] or "{}") for n in ("after", "result", "trail")}
+    texts = {n: json.loads(values[n] or "{}") for n in ("after", "result", "trail", "seen")}
     texts |= {n: json.loads(values[n]) for n in ("change", "wanted", "before")}
     times = {n: datetime.fromisoformat(values[n]) for n in ("claimed_at", "updated_at")}
     return Entry(**{**values, **texts, **times})
 
 
-def _spent_key(environment: str, tenant: str, kind: str, day: str) -> tuple[Any, ...]:
-    return (
-        _spent.c.environment == environment,
-        _spent.c.tenant == tenant,
-        _spent.c.kind == kind,
-        _spent.c.day == day,
-    )
+def _in_the_way(kind: Kind, there: Sequence[Entry], content: str) -> str | None:
+    """Why a change must not be planned, by what stands on its record; None if nothing does."""
+    for entry in there:
+        if entry.is_open:
+            return f"in the way: {entry.said}"
+        if isinstance(kind, Creation) and entry.content_hash == content:
+            made = f" and made {made}" if (made := kind.made(entry.result)) else ""
+            return (
+                f"plan {entry.plan[:12]} has asked for the same{made}; to have one more beside it, "
+                "plan it with an occasion of its own"
+            )
+    return None
+
+
+def _of_account(account: str, environment: str) -> tuple[Any, ...]:
+    """Rows of an account, and those of which nobody knows whose they are."""
+    unknown = sa.and_(_entries.c.account == OF_ANY_ACCOUNT, _entries.c.environment == environment)
+    return (sa.or_(_entries.c.account == account, unknown),)
+
+
+def _spent_key(account: str, kind: str, day: str) -> tuple[Any, ...]:
+    return (_spent.c.account == account, _spent.c.kind == kind, _spent.c.day == day)
 
 
 def _day(now: datetime) -> str:
@@ -533,3 +710,48 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     reads = connection.get_execution_options().get("st_reads")
     connection.exec_driver_sql("begin" if reads else "begin immediate")
+
+
+# Ledgers of earlier releases
+
+_LOCK = 0x57726974  # any number: who holds it creates or upgrades
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    """Carry a ledger of an earlier release over: nothing that it knows is lost or changed.
+
+    Until release 0.3 keys were made of the tenant's key, and a row did not say whose account it
+    was, so what it noted counts for every account of its environment.
+    """
+    look = sa.inspect(connection)
+    if not look.has_table(_entries.name):
+        return
+    known = {column["name"] for column in look.get_columns(_entries.name)}
+    added = [column for column in _entries.columns if column.name not in known]
+    if not added:
+        return
+    for column in added:
+        shape = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+        connection.exec_driver_sql(f"alter table {_entries.name} add column {shape}")
+    for index in _entries.indexes:
+        index.create(connection, checkfirst=True)
+    occasions = {
+        row.hash: json.loads(row.plan).get("occasion", "")
+        for row in connection.execute(sa.select(_plans.c.hash, _plans.c.plan))
+    }
+    for row in connection.execute(sa.select(_entries)).all():
+        kind, change = KINDS[row.kind], json.loads(row.change)
+        values = {"record": kind.record_name(row.target, change)}
+        if isinstance(kind, Creation):
+            values["content_hash"] = content_hash(None, change, occasions.get(row.plan, ""))
+        update = sa.update(_entries).where(_entries.c.key == row.key)
+        connection.execute(update.values(**values))
+    if look.has_table("st_write_spent"):
+        _metadata.create_all(connection)
+        spent = connection.exec_driver_sql(
+            "select kind, day, sum(count) as count, sum(cents) as cents "
+            "from st_write_spent group by kind, day"
+        )
+        for row in spent.mappings().all():
+            values = {**row, "count": int(row["count"]), "cents": int(row["cents"])}
+            connection.execute(sa.insert(_spent).values(account=OF_ANY_ACCOUNT, **values))

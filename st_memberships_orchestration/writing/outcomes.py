@@ -1,13 +1,22 @@
 """Whether a request has happened: found by looking, noted in the ledger, or settled by a person."""
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.writing import ledger as words
+from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import (
+    BASELINE,
+    CHUNK,
     KINDS,
+    MODIFIED,
     Creation,
     Kind,
     Rivals,
@@ -15,111 +24,306 @@ from st_memberships_orchestration.writing.kinds import (
     Sighting,
     Sought,
 )
-from st_memberships_orchestration.writing.ledger import Entry, Ledger
+from st_memberships_orchestration.writing.ledger import OF_ANY_ACCOUNT, Entry, Ledger, ReadBack
+from st_memberships_orchestration.writing.values import same, state
 
-LAG = timedelta(minutes=16)
-"""A request that shows no effect so long after it began has none: it is sent in the first half of
-this time or not at all, ServiceTitan works on it for 100 s, and what is looked at shows it at once
-(exports are read with their recent changes, which lag 15 minutes otherwise)."""
+logger = logging.getLogger(__name__)
 
 
-def look(
-    kind: Kind, client: MembershipsClient, ledger: Ledger, entries: Sequence[Entry]
-) -> dict[str, Sighting]:
-    """See whether requests have happened, by their keys.
+@dataclass(frozen=True)
+class Patience:
+    """How long things are waited for; all of it is time that has gone by on one machine.
 
-    Raises:
-        ServiceTitanError: a read failed.
+    Attributes:
+        looks: seconds after a write at which it is read back, until it shows; at least one.
+        turn: within that after it was noted a request leaves this machine, or it does not.
+        processing: ServiceTitan works on a request so long; it gives up after 100 s.
+        visible: what was done shows so long after it at the latest, through any door: exports
+            lag 15 minutes (reference section 4), and of the others nothing is known.
     """
-    if not entries:
-        return {}
 
-    def rivals() -> Rivals:
-        known = ledger.entries(
-            environment=entries[0].environment, tenant=entries[0].tenant, kind=kind.name
-        )
-        made = {kind.made(entry.result) for entry in known if entry.result}
-        return Rivals(
-            [_sought(e) for e in known if e.status in words.OPEN and not e.result],
-            frozenset(id for id in made if id is not None),
-        )
+    looks: tuple[float, ...] = (0, 2, 10)
+    turn: timedelta = timedelta(minutes=3)
+    processing: timedelta = timedelta(minutes=2)
+    visible: timedelta = timedelta(minutes=15)
 
-    return kind.look(client, [_sought(entry) for entry in entries], rivals)
+    def __post_init__(self) -> None:
+        if not self.looks:
+            raise ValueError("what was written has to be read back at least once")
+
+    @property
+    def lag(self) -> timedelta:
+        """A request that shows no effect so long after it was noted has none."""
+        return self.turn + self.processing + self.visible
 
 
-def note_sighting(
-    ledger: Ledger, entry: Entry, sighting: Sighting, *, now: datetime, lag: timedelta
-) -> None:
-    """Note what looking has shown; what is absent may be sent again only after the lag."""
-    facts: dict[str, Any] = {"now": now, "expected": (entry.status,)}
-    is_over = now - entry.claimed_at >= lag
+def look_again(
+    client: MembershipsClient,
+    ledger: Ledger,
+    entries: Iterable[Entry],
+    *,
+    clock: Clock,
+    patience: Patience,
+    last: bool = True,
+) -> list[str]:
+    """See what became of open changes, read back what succeeded, and note both in the ledger.
+
+    Args:
+        client: reads the account of the entries.
+        ledger: where they stand.
+        entries: open or not; only those that are open are looked at.
+        clock: tells how long was waited.
+        patience: how long has to be waited.
+        last: whether fields that are not as asked are noted as that, once their record has moved.
+
+    Returns:
+        What could not be read, in words; those entries stay as they are.
+    """
+    failed: list[str] = []
+    by_kind: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_kind[entry.kind].append(entry)
+    for name, group in by_kind.items():
+        kind = KINDS[name]
+        for part in _parts(group):
+            try:
+                part = _looked_for(kind, client, ledger, part, clock, patience)
+                _read_back(kind, client, ledger, part, clock, patience, last)
+            except ServiceTitanError as error:
+                logger.warning("Not looked for: %s", error)
+                failed.append(str(error))
+    return failed
+
+
+def _looked_for(
+    kind: Kind,
+    client: MembershipsClient,
+    ledger: Ledger,
+    entries: Sequence[Entry],
+    clock: Clock,
+    patience: Patience,
+) -> list[Entry]:
+    """See whether requests have happened, and note it; all entries as they stand then."""
+    unresolved = [entry for entry in entries if entry.status in words.UNRESOLVED]
+    if not unresolved:
+        return list(entries)
+    ledger.watch(unresolved, clock)
+    unresolved = ledger.entries(key=[entry.key for entry in unresolved])
+    waited = {entry.key: clock.waited(entry.seen) for entry in unresolved}  # before it is looked
+    sightings = kind.look(
+        client,
+        [_sought(entry) for entry in unresolved],
+        lambda: _rivals(ledger, kind, client.account),
+    )
+    for entry in unresolved:
+        _note(ledger, entry, sightings[entry.key], clock, patience.lag - waited[entry.key])
+    return ledger.entries(key=[entry.key for entry in entries])
+
+
+def _note(ledger: Ledger, entry: Entry, sighting: Sighting, clock: Clock, left: timedelta) -> None:
+    """Note what looking has shown; absent is final only once nothing is left to wait."""
+    facts: dict[str, Any] = {"now": clock(), "expected": (entry.status,)}
+    answer = f"; it was answered: {entry.answer}" if entry.answer else ""
     if sighting.seen is Seen.THERE:
-        said = f"found by reconciliation: {sighting.said}"
+        said = f"found by reconciliation: {sighting.said}{answer}"
         facts |= {"detail": said, "found_by": "reconciliation", "result": sighting.result}
         ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
-    elif entry.answer is not None and sighting.seen is Seen.ABSENT:
-        ledger.finish(entry.key, entry.claim, words.REFUSED, detail=entry.answer, **facts)
-    elif not is_over:
-        until = entry.claimed_at + lag
-        said = f"{sighting.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC"
+    elif left > timedelta(0):
+        until = clock() + left
+        said = f"{sighting.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC{answer}"
         if entry.status == words.UNKNOWN:
             ledger.finish(entry.key, entry.claim, words.UNKNOWN, detail=said, **facts)
     elif sighting.seen is Seen.ABSENT:
-        said = f"it did not happen: {sighting.said}"
-        ledger.finish(entry.key, entry.claim, words.NOT_SENT, detail=said, **facts)
+        status = words.REFUSED if entry.answer else words.NOT_SENT
+        said = f"it did not happen: {sighting.said}{answer}"
+        ledger.finish(entry.key, entry.claim, status, detail=said, **facts)
     else:
         said = (
             f"{sighting.said}; when you know what happened, settle it: st-memberships settle "
-            f"{entry.key[:12]} happened|did-not-happen"
+            f"{entry.key[:12]} happened|did-not-happen{answer}"
         )
         ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
 
 
+def _read_back(
+    kind: Kind,
+    client: MembershipsClient,
+    ledger: Ledger,
+    entries: Sequence[Entry],
+    clock: Clock,
+    patience: Patience,
+    last: bool,
+) -> None:
+    """Compare the records of successful changes with what was asked."""
+    done = [e for e in entries if e.status == words.SUCCEEDED and not e.verified]
+    if not done:
+        return
+    ledger.watch(done, clock)
+    done = ledger.entries(key=[entry.key for entry in done])
+    waited = {entry.key: clock.waited(entry.seen) for entry in done}
+    ids = {entry.key: entry.target or kind.made(entry.result) for entry in done}
+    records, _ = kind.read_apart(client, [id for id in ids.values() if id is not None])
+    seen: list[ReadBack] = []
+    for entry in done:
+        record = records.get(ids[entry.key] or 0)
+        names = entry.wanted if entry.target is None else {**entry.wanted, **entry.before}
+        after = {} if record is None else state(record, names)
+        after.pop(MODIFIED, None)
+        missed = [
+            name
+            for name, then in entry.wanted.items()
+            if name not in after or not same(then, after[name], entry.before.get(name))
+        ]
+        if record is None:
+            missed = missed or ["the record"]
+        # What lags behind shows the record as it was; one that has moved shows what it is now.
+        moved = record is not None and state(record, [MODIFIED])[MODIFIED] != entry.before.get(
+            MODIFIED
+        )
+        if not missed or (last and moved) or waited[entry.key] >= patience.lag:
+            seen.append(ReadBack(entry, after, missed))
+    ledger.read_back(seen, now=clock())
+
+
+def count(
+    client: MembershipsClient,
+    ledger: Ledger,
+    kind: Creation,
+    entries: Sequence[Entry],
+    clock: Clock,
+) -> set[str]:
+    """Note where more has appeared than was asked for: a request was carried out twice.
+
+    Returns:
+        Keys of those entries.
+
+    Raises:
+        ServiceTitanError: a read failed.
+    """
+    appeared = kind.appeared(client, [_sought(entry) for entry in entries])
+    explained = ledger.made(kind, client.account)  # asked after: who made one noted it before
+    doubled: set[str] = set()
+    for entry in entries:
+        more = sorted(
+            record.id
+            for record in appeared[entry.key] or ()
+            if record.id not in explained and kind.is_as(entry.wanted, record)
+        )
+        if more:
+            said = (
+                f"more of the same has appeared beside {kind.made(entry.result)}: "
+                f"{', '.join(map(str, more))}. If nobody else made it, the request was carried out "
+                f"more than once; what is too much is undone by {kind.reverse}"
+            )
+            facts: dict[str, Any] = {"expected": (words.SUCCEEDED,), "detail": said}
+            ledger.finish(entry.key, entry.claim, words.NOT_APPLIED, now=clock(), **facts)
+            doubled.add(entry.key)
+    return doubled
+
+
 def settle(
+    client: MembershipsClient,
     ledger: Ledger,
     key: str,
     *,
-    happened: bool,
+    happened: bool | None,
     who: str,
-    now: datetime,
+    clock: Clock,
     record: int | None = None,
-    lag: timedelta = LAG,
+    patience: Patience | None = None,
 ) -> Entry:
-    """Note what a person found out about a change that `needs_review` or is unknown.
+    """Look once more at an open change; if that does not tell, a person's word counts.
 
     Args:
+        client: reads the account of the entry.
         ledger: where it is noted.
         key: of the entry, or how it begins.
-        happened: whether the change is there; if not, it may be sent again.
+        happened: what the person found out; if not, it may be sent again. None only looks.
         who: recorded.
-        now: recorded.
+        clock: tells how long was waited.
         record: id of the record that it made; needed if a creation happened, else None.
-        lag: how long after it began it may still happen.
+        patience: how long it may still happen.
+
+    Returns:
+        The entry as it stands now.
 
     Raises:
         KeyError: no such entry, or it is not open.
-        ValueError: it may still happen, or the record is missing or too much.
+        ValueError: ServiceTitan shows otherwise, it may still happen, or the record is missing,
+            too much, or another one.
+        ServiceTitanError: a read failed.
     """
+    patience = patience or Patience()
     entry = ledger.entry(key)
-    if entry is None or entry.status not in words.OPEN:
+    if entry is None or not entry.is_open:
         raise KeyError(f"no single open entry of the ledger begins {key!r}")
-    kind, until = KINDS[entry.kind], entry.claimed_at + lag
-    if not happened and now < until:
-        raise ValueError(f"it may still be under way: say so after {until:%Y-%m-%d %H:%M:%S} UTC")
-    makes = happened and isinstance(kind, Creation)
+    if entry.account not in (OF_ANY_ACCOUNT, client.account.id):
+        raise ValueError(
+            f"it is about the account {entry.account}; tenant {entry.tenant} is {client.account}"
+        )
+    kind = KINDS[entry.kind]
+    makes = bool(happened) and isinstance(kind, Creation) and not entry.result
     if makes != (record is not None):
         raise ValueError("--record names what a sale or a new template made: there, and only there")
+    if failed := look_again(client, ledger, [entry], clock=clock, patience=patience):
+        raise ValueError(f"it has to be looked at first, and that failed: {failed[0]}")
+    entry = ledger.entries(key=entry.key)[0]
+    if happened is None:
+        return entry
+    if entry.status not in words.OPEN:
+        if happened and entry.is_open:
+            facts = {"detail": f"settled by {who}", "verified": True, "expected": (entry.status,)}
+            ledger.finish(entry.key, entry.claim, entry.status, now=clock(), **facts)
+        if happened == (entry.status in words.DONE):
+            return ledger.entries(key=entry.key)[0]
+        raise ValueError(f"ServiceTitan shows otherwise: {entry.status}, {entry.detail}")
+    if not happened and (left := patience.lag - clock.waited(entry.seen)) > timedelta(0):
+        raise ValueError(
+            f"it may still be under way: say so after {clock() + left:%Y-%m-%d %H:%M:%S} UTC"
+        )
     facts: dict[str, Any] = {"detail": f"settled by {who}", "found_by": "person"}
     if happened:
-        facts |= {"verified": True, "result": {kind.receipt: record} if makes else {}}
+        facts["verified"] = True
+    if isinstance(kind, Creation) and record is not None:
+        _refuse_other(kind, client, ledger, entry, record)
+        facts["result"] = {kind.receipt: record}
     status = words.SUCCEEDED if happened else words.NOT_SENT
     settled = ledger.finish(
-        entry.key, entry.claim, status, now=now, expected=(entry.status,), **facts
+        entry.key, entry.claim, status, now=clock(), expected=(entry.status,), **facts
     )
     if settled is None:
         raise KeyError(f"{entry.key[:12]} is not {entry.status} any more: look again")
     return settled
 
 
+def _refuse_other(
+    kind: Creation, client: MembershipsClient, ledger: Ledger, entry: Entry, id: int
+) -> None:
+    """Refuse a record that the request cannot have made."""
+    made = kind.read(client, [id]).get(id)
+    if made is None:
+        raise ValueError(f"there is no record {id}")
+    if id in ledger.made(kind, client.account):
+        raise ValueError(f"record {id} was made by another change of the ledger")
+    there = entry.before[BASELINE]
+    if id in (there if isinstance(there, list) else entry.before.get("ids", ())):
+        raise ValueError(f"record {id} was there before")
+    customer = entry.wanted.get("customer_id")
+    if customer is not None and made.customer_id != customer:
+        raise ValueError(f"record {id} is of customer {made.customer_id}, not {customer}")
+    if not kind.is_as(entry.wanted, made):
+        logger.warning("Record %s is not as it was asked for", id)
+
+
+def _rivals(ledger: Ledger, kind: Kind, account: Account) -> Rivals:
+    open_ = ledger.entries(kind=kind.name, account=(account.id, OF_ANY_ACCOUNT), status=words.OPEN)
+    return Rivals([_sought(e) for e in open_ if not e.result], ledger.made(kind, account))
+
+
 def _sought(entry: Entry) -> Sought:
-    return Sought(entry.key, entry.target, entry.wanted, entry.before)
+    return Sought(entry.key, entry.record, entry.target, entry.wanted, entry.before)
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    for start in range(0, len(entries), CHUNK):
+        yield entries[start : start + CHUNK]

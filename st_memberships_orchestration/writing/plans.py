@@ -1,14 +1,15 @@
 """Plans: what is to be changed, record by record, with what is there now.
 
 A plan is made from rows and a fresh read, never sends anything, and is a file with a hash over
-all that an approval is about: tenant, environment, kind, occasion, and each change with its money
+all that an approval is about: account, kind, occasion, and each change with its money, its warnings
 and the values that it was planned against. The same rows over unchanged records give the same hash.
+When it is applied, each change is drawn again from a fresh read, and has to come out the same.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -19,14 +20,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.writing.kinds import KINDS, Case, Creation, Kind, Lookups, Refused
+from st_memberships_orchestration.servicetitan.models import Change
+from st_memberships_orchestration.writing.kinds import (
+    CHUNK,
+    KINDS,
+    Case,
+    Creation,
+    Kind,
+    Lookups,
+    Refused,
+)
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
-from st_memberships_orchestration.writing.values import Plain, plain, same
+from st_memberships_orchestration.writing.values import Plain, plain, same, understood
 
-FORMAT = 2
-CHUNK = 50
-"""Records that one request reads."""
+FORMAT = 3
+WITHOUT_ACCOUNT = 2
+"""Format of plans that did not say whose account they are for: kept to undo them."""
 READERS = 8
 """Requests under way at once; the client's ceiling still holds."""
 
@@ -62,7 +73,7 @@ class PlannedChange:
 
     def content_hash(self, occasion: str) -> str:
         """Fingerprint of what is asked of which record."""
-        return digest([self.target, self.change, occasion])
+        return content_hash(self.target, self.change, occasion)
 
     def differences(self) -> Iterator[tuple[str, Any, Any]]:
         """Each field that would change: its name, now, then."""
@@ -88,7 +99,13 @@ class Left:
 
 @dataclass(frozen=True)
 class Plan:
-    """A list of changes of one kind for one tenant."""
+    """A list of changes of one kind for one account.
+
+    Attributes:
+        tenant: key of the tenant in the settings; only a name.
+        account: whose records; None in plans of earlier releases, which cannot be applied.
+        ledger: the ledger that was asked what is open, and the number of its last claim.
+    """
 
     tenant: str
     environment: str
@@ -100,23 +117,32 @@ class Plan:
     refused: tuple[Left, ...] = ()
     occasion: str = ""
     confirmed: tuple[str, ...] = ()
+    account: Account | None = None
+    ledger: tuple[str, int] | None = None
 
     @cached_property
     def hash(self) -> str:
         """What an approval names."""
+        place = [self.tenant, self.environment]
+        said = [[c.target, c.change, c.wanted, c.before, c.money] for c in self.changes]
+        if self.account is not None:
+            place.append(str(self.account))
+            said = [[*one, c.warnings] for one, c in zip(said, self.changes, strict=True)]
         return digest(
             [
-                FORMAT,
-                self.tenant,
-                self.environment,
+                self.format,
+                *place,
                 self.kind,
                 self.occasion,
                 sorted(self.confirmed),
-                sorted(
-                    digest([c.target, c.change, c.wanted, c.before, c.money]) for c in self.changes
-                ),
+                sorted(map(digest, said)),
             ]
         )
+
+    @property
+    def format(self) -> int:
+        """Number of the file's format."""
+        return WITHOUT_ACCOUNT if self.account is None else FORMAT
 
     @property
     def money(self) -> Decimal:
@@ -133,7 +159,7 @@ class Plan:
             "created_at": self.created_at.isoformat(),
             "confirmed": list(self.confirmed),
         }
-        return json.dumps({"format": FORMAT, "hash": self.hash, **body}, indent=1) + "\n"
+        return json.dumps({"format": self.format, "hash": self.hash, **body}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -145,6 +171,7 @@ class Plan:
         try:
             body = json.loads(text)
             written, number = body.pop("hash"), body.pop("format")
+            account, ledger = body.get("account"), body.get("ledger")
             plan = cls(
                 **body
                 | {
@@ -153,13 +180,16 @@ class Plan:
                     "no_ops": tuple(Left(**one) for one in body["no_ops"]),
                     "refused": tuple(Left(**one) for one in body["refused"]),
                     "confirmed": tuple(body["confirmed"]),
+                    "account": account and Account(**account),
+                    "ledger": ledger and (str(ledger[0]), int(ledger[1])),
                 }
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is no plan: {error}") from error
-        if number != FORMAT:
+        if number not in (FORMAT, WITHOUT_ACCOUNT):
             raise ValueError(f"the plan has format {number}, this release reads {FORMAT}")
-        if written != plan.hash:
+        lines = [change.line for change in plan.changes]
+        if written != plan.hash or number != plan.format or len({*lines}) != len(lines):
             raise ValueError("the plan was edited after it was made; make it anew from its rows")
         return plan
 
@@ -182,8 +212,8 @@ def load_plan(path: Path) -> Plan:
     return Plan.from_json(path.read_text())
 
 
-Done = Callable[[str, str], str | None]
-"""(kind, content hash of a creation) -> which plan has made it already, or None."""
+class ExactRow(Row):
+    """A row whose values are meant as they are: no word in it stands for something else."""
 
 
 def make_plan(
@@ -197,7 +227,6 @@ def make_plan(
     now: datetime,
     occasion: str = "",
     confirmed: Sequence[str] = (),
-    done: Done = lambda kind, content: None,
 ) -> Plan:
     """Read every record fresh and say what would change. Sends nothing.
 
@@ -211,56 +240,43 @@ def make_plan(
         now: recorded as the plan's time.
         occasion: any word; makes a new plan of rows that an earlier plan has done already.
         confirmed: what was explicitly confirmed, such as `kinds.NO_SERVICES`.
-        done: tells of creations that were made before.
 
     Raises:
         BadRows: with every fault of every line.
         ServiceTitanError: a read failed.
     """
     asked, faults = _understood(kind, rows, tenant)
-    records = _read_all(kind, client, [target for _, target, _ in asked if target is not None])
+    targets = [target for _, target, _ in asked if target is not None]
+    records, unreadable = _read_all(kind, client, targets)
     lookups = Lookups(client)
     first: dict[str, int] = {}
     changes: list[PlannedChange] = []
     no_ops: list[Left] = []
     refused: list[Left] = []
+    whole: list[tuple[int, int | None, Change, Any]] = []
     for line, target, values in asked:
         record = None if target is None else records.get(target)
         if target is not None and record is None:
-            refused.append(Left(line, target, "there is no such record"))
+            why = unreadable.get(target, "there is no such record")
+            refused.append(Left(line, target, why))
             continue
         try:
-            change = kind.change.model_validate(
-                values if record is None else kind.completed(values, record)
-            )
+            given = values if record is None else kind.completed(values, record)
+            whole.append((line, target, kind.change.model_validate(given), record))
         except ValueError as error:
             faults += [Fault(line, said) for said in _said(error)]
-            continue
-        case = Case(change, record, kind.wanted(change))
-        before = kind.before(record, case.wanted)
+    kind.foresee(lookups, [change for _, _, change, _ in whole])
+    for line, target, change, record in whole:
         try:
-            kind.examine(case, lookups, confirmed)
+            planned = draw(kind, line, target, change, record, lookups, confirmed, occasion)
         except Refused as why:
             refused.append(Left(line, target, str(why)))
             continue
-        planned = PlannedChange(
-            line=line,
-            target=target,
-            change=plain(change),
-            wanted=case.wanted,
-            before=before,
-            money=None if case.money is None else plain(case.money),
-            warnings=case.warnings,
-        )
-        if isinstance(kind, Creation):
-            content = planned.content_hash(occasion)
-            if first.setdefault(content, line) != line:
-                faults.append(Fault(line, f"the same content is in line {first[content]} already"))
-                continue
-            if (earlier := done(kind.name, content)) is not None:
-                refused.append(Left(line, None, _made_before(earlier)))
-                continue
-        elif not list(planned.differences()):
+        content = planned.content_hash(occasion) if isinstance(kind, Creation) else None
+        if content is not None and first.setdefault(content, line) != line:
+            faults.append(Fault(line, f"the same content is in line {first[content]} already"))
+            continue
+        if content is None and not list(planned.differences()):
             no_ops.append(Left(line, target, "it is so already"))
             continue
         changes.append(planned)
@@ -277,13 +293,36 @@ def make_plan(
         refused=tuple(refused),
         occasion=occasion,
         confirmed=tuple(confirmed),
+        account=client.account,
     )
 
 
-def _made_before(plan: str) -> str:
-    return (
-        f"plan {plan[:12]} has asked for the same; if it is meant to happen once more, "
-        "make the plan with an occasion of its own (--occasion)"
+def draw(
+    kind: Kind,
+    line: int,
+    target: int | None,
+    change: Change,
+    record: Any,
+    lookups: Lookups,
+    confirmed: Sequence[str],
+    occasion: str,
+) -> PlannedChange:
+    """One change as it looks now: for a plan, and again before it is sent.
+
+    Raises:
+        Refused: it must not be made.
+    """
+    wanted = kind.wanted(change)
+    case = Case(change, record, wanted, kind.before(record, wanted), occasion)
+    kind.examine(case, lookups, confirmed)
+    return PlannedChange(
+        line=line,
+        target=target,
+        change=plain(change),
+        wanted=case.wanted,
+        before=case.before,
+        money=None if case.money is None else plain(case.money),
+        warnings=case.warnings,
     )
 
 
@@ -296,7 +335,8 @@ def _understood(
     first: dict[int, int] = {}
     for row in rows:
         try:
-            values = cells(row, kind.change)
+            exact = isinstance(row, ExactRow)
+            values = dict(row.values) if exact else cells(row, kind.change)
         except ValueError as error:
             faults.append(Fault(row.line, str(error)))
             continue
@@ -351,13 +391,23 @@ def _whole(value: Any) -> tuple[int | None, str]:
     return int(text), ""
 
 
-def _read_all(kind: Kind, client: MembershipsClient, ids: Sequence[int]) -> dict[int, Any]:
+def _read_all(
+    kind: Kind, client: MembershipsClient, ids: Sequence[int]
+) -> tuple[dict[int, Any], dict[int, str]]:
     records: dict[int, Any] = {}
+    unreadable: dict[int, str] = {}
     parts = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
     with ThreadPoolExecutor(READERS) as pool:
-        for found in pool.map(lambda part: kind.read(client, part), parts):
+        for found, broken in pool.map(lambda part: kind.read_apart(client, part), parts):
             records |= found
-    return records
+            unreadable |= broken
+    return records, unreadable
+
+
+def content_hash(target: int | None, change: Plain, occasion: str) -> str:
+    """Fingerprint of what is asked of which record; of a creation, however it is written."""
+    asked = understood(change) if target is None else change
+    return digest([target, asked, understood(occasion)])
 
 
 def digest(value: Any) -> str:

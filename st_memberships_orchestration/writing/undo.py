@@ -5,10 +5,17 @@ from typing import Any
 
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
+from st_memberships_orchestration.writing.kinds import (
+    CHUNK,
+    KINDS,
+    MODIFIED,
+    PAYMENT,
+    Creation,
+    Kind,
+)
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
-from st_memberships_orchestration.writing.plans import CHUNK, Left, Plan
-from st_memberships_orchestration.writing.rows import EMPTY, Row
+from st_memberships_orchestration.writing.plans import ExactRow, Left, Plan
+from st_memberships_orchestration.writing.rows import Row
 from st_memberships_orchestration.writing.values import Plain, same, state
 
 
@@ -31,12 +38,15 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
     """Rows that bring back what `plan` changed; reads each record fresh, sends nothing.
 
     Raises:
+        ValueError: the plan is for another account.
         ServiceTitanError: a read failed.
     """
+    if plan.account is not None and plan.account.id != client.account.id:
+        raise ValueError(f"the plan is for {plan.account}; this is {client.account}")
     kind = plan.of_kind()
     entries = ledger.entries(plan=plan.hash)
     left = [
-        Left(e.line, e.target, f"is {e.status}, so there is nothing sure to undo")
+        Left(e.line, e.target, e.said if e.is_open else f"is {e.status}: nothing to undo")
         for e in entries
         if e.status not in words.DONE
     ]
@@ -48,17 +58,18 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
     for start in range(0, len(done), CHUNK):
         part = done[start : start + CHUNK]
         ids = {entry.key: entry.target or kind.made(entry.result) for entry in part}
-        records = kind.read(client, [id for id in ids.values() if id is not None])
+        records, broken = kind.read_apart(client, [id for id in ids.values() if id is not None])
         for entry in part:
             id = ids[entry.key]
             record = records.get(id or 0)
             if id is None or record is None:
-                left.append(Left(entry.line, id, "the record is not there any more"))
+                why = broken.get(id or 0, "the record is not there any more")
+                left.append(Left(entry.line, id, why))
                 continue
             if entry.wanted and not entry.after:
                 left.append(Left(entry.line, id, "it was never read back"))
                 continue
-            now = state(record, entry.wanted)
+            now = state(record, entry.after)
             if not all(
                 same(now[name], after) or same(after, now[name])
                 for name, after in entry.after.items()
@@ -67,8 +78,15 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
                 continue
             values, cannot = _back(kind, entry, record)
             left += [Left(entry.line, id, said) for said in cannot]
+            back = KINDS[kind.undone_by]
+            try:
+                if values:
+                    back.change.model_validate(back.completed(values, record))
+            except ValueError as error:
+                left.append(Left(entry.line, id, f"what it was cannot be set: {error}"))
+                continue
             if values:
-                rows.append(Row(entry.line, {KINDS[kind.undone_by].target: id, **values}))
+                rows.append(ExactRow(entry.line, {back.target: id, **values}))
     return Reversal(kind.undone_by, rows, sorted(left, key=lambda one: one.line))
 
 
@@ -80,8 +98,10 @@ def _back(kind: Kind, entry: Entry, record: Any) -> tuple[Plain, list[str]]:
         return entry.change, []
     values: Plain = {}
     cannot: list[str] = []
-    for name in entry.wanted:
-        was = entry.before.get(name)
+    for name in entry.after:
+        if name not in entry.before or name == MODIFIED:
+            continue
+        was = entry.before[name]
         if same(was, entry.after.get(name)):
             continue
         if was is None and not kind.takes_null(name):
@@ -90,7 +110,9 @@ def _back(kind: Kind, entry: Entry, record: Any) -> tuple[Plain, list[str]]:
             values[name], gone = _lines_back(was, record)
             cannot += [f"{gone} removed lines come back under new ids"] if gone else []
         else:
-            values[name] = "null" if was is None else EMPTY if was == "" else was
+            values[name] = was
+    if any(values.get(name) is not None for name in PAYMENT):  # which clears the other one
+        values = {n: v for n, v in values.items() if n not in PAYMENT or v is not None}
     cannot += [f"{name} cannot be undone" for name in entry.change if name not in entry.wanted]
     return values, cannot
 

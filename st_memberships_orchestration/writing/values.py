@@ -1,6 +1,8 @@
 """Values of changes and records in one plain form, in which they are stored, shown and compared."""
 
-from collections.abc import Mapping, Sequence
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -40,7 +42,29 @@ def plain(value: Any) -> Any:
             return value
 
 
-def state(record: Record, fields: Mapping[str, Any]) -> Plain:
+def understood(value: Any) -> Any:
+    """A plain value reduced to what ServiceTitan understands, so that one thing is written one way.
+
+    Of a record that is to be made: null, the empty text, an id of 0 and nothing at all are the
+    same, as are the order of lines, spaces beside words, and both ways to write an accent.
+    """
+    match value:
+        case str():
+            return " ".join(unicodedata.normalize("NFC", value).split())
+        case Mapping():
+            members = {name: understood(item) for name, item in value.items()}
+            return {
+                name: item
+                for name, item in members.items()
+                if item not in (None, "", [], {}) and not (name.endswith("_id") and item == 0)
+            }
+        case Sequence():
+            return sorted(map(understood, value), key=lambda item: json.dumps(item, sort_keys=True))
+        case _:
+            return value
+
+
+def state(record: Record, fields: Iterable[str]) -> Plain:
     """What `record` has in `fields`."""
     whole = plain(record)
     return {name: whole[name] for name in fields}
