@@ -28,7 +28,7 @@ from st_memberships_orchestration.escaping import visible, visible_lines
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.settings import NO_TENANT, Settings
+from st_memberships_orchestration.settings import NO_TENANT, Settings, data_folder
 from st_memberships_orchestration.terminal import console, program, read_settings
 from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.clocks import Clock
@@ -49,8 +49,6 @@ from st_memberships_orchestration.writing.report import (
 )
 from st_memberships_orchestration.writing.rows import BadRows, Row, read_rows
 from st_memberships_orchestration.writing.undo import reversal
-
-PLANS = Path(".data/plans")
 
 
 @click.group()
@@ -239,7 +237,7 @@ def _make(
             confirmed=confirm,
         )
     ledger.save_plan(made)
-    path = made.save(PLANS)
+    path = made.save(data_folder() / "plans")
     _show_plan(made)
     console.print(f"\nThe plan is {path}. Read it; then:", soft_wrap=True)
     send = f"{program()} apply {path} --send --hash {made.hash}"

@@ -1,6 +1,7 @@
 """The environment, or `.env`, as typed settings. Nothing else in the project reads either."""
 
 import codecs
+import os
 from contextlib import suppress
 from datetime import date
 from decimal import Decimal
@@ -83,6 +84,28 @@ def _is_here(host: str) -> bool:
 
 def _is_given(tenant: dict[str, Any]) -> bool:
     return any(tenant.get(name) not in (None, "") for name in CREDENTIALS)
+
+
+def data_folder() -> Path:
+    """Where all lies that is not set to lie elsewhere: one folder `.data`, whatever runs where.
+
+    The one in the current folder, or in one above it; else beside DAGSTER_HOME. If there is none
+    yet, it is made in DAGSTER_HOME, or here without one. A second one would be a second ledger,
+    which does not know what was sent.
+    """
+    places = [Path.cwd(), *Path.cwd().parents]
+    new = places[0]
+    if home := os.environ.get("DAGSTER_HOME"):
+        new = Path(home).absolute()
+        places += [new, *new.parents[:2]]
+    found = (place / ".data" for place in places if (place / ".data").is_dir())
+    return next(found, new / ".data")
+
+
+def placed(path: str) -> str:
+    """A path within `.data`, where that lies; any other as it is."""
+    first, *rest = Path(path).parts or ("",)
+    return str(data_folder().joinpath(*rest)) if first == ".data" else path
 
 
 class Tenant(BaseModel):
@@ -203,6 +226,16 @@ class Settings(BaseSettings):
             given = {n: t for n, t in tenants.items() if not isinstance(t, dict) or _is_given(t)}
             values = values | {"tenants": given}
         return values
+
+    @model_validator(mode="after")
+    def _places(self) -> "Settings":
+        """The places within `.data`, wherever the command runs."""
+        self.lake_uri, self.report_dir = placed(self.lake_uri), placed(self.report_dir)
+        self.inbox = Path(placed(str(self.inbox)))
+        scheme, slashes, file = self.ledger_url.get_secret_value().partition("sqlite:///")
+        if slashes and not scheme:
+            self.ledger_url = SecretStr(f"{slashes}{placed(file)}")
+        return self
 
     @model_validator(mode="after")
     def _addresses(self) -> "Settings":

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, data_folder
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 BLOCK = """# the café's account
@@ -138,3 +138,42 @@ def test_what_storage_refuses_has_a_remedy(message: str, said: str) -> None:
 
 def test_other_errors_are_not_explained_by_storage() -> None:
     assert storage_remedy("Tenant acme: GET export/memberships: 500, os error 280") is None
+
+
+def test_all_that_is_kept_lies_in_one_folder_whatever_runs_where(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def places() -> set[Path]:
+        settings = Settings()
+        ledger = settings.ledger_url.get_secret_value().removeprefix("sqlite:///")
+        there = [settings.lake_uri, settings.report_dir, str(settings.inbox), ledger]
+        assert data_folder().is_absolute()
+        return {Path(place).parent for place in there} | {data_folder()}
+
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    assert places() == {folder / ".data"}, "the first use makes it"
+    (folder / ".data").mkdir()
+    (folder / "below" / "here").mkdir(parents=True)
+    monkeypatch.chdir(folder / "below" / "here")
+    assert places() == {folder / ".data"}
+    monkeypatch.setenv("ST_LEDGER_URL", "sqlite:///.data/ledger.db")  # as .env.example once said
+    assert places() == {folder / ".data"}
+    elsewhere = folder / "elsewhere" / "project"
+    elsewhere.mkdir(parents=True)
+    (folder / ".data").rmdir()
+    for home in (elsewhere, elsewhere / ".data" / "dagster"):
+        home.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setenv("DAGSTER_HOME", str(home))
+        assert places() == {elsewhere / ".data"}
+    monkeypatch.setenv("ST_LAKE_URI", "s3://bucket/.data/lake")
+    monkeypatch.setenv("ST_LEDGER_URL", "postgresql://user@host/.data")
+    assert Settings().lake_uri == "s3://bucket/.data/lake"
+    assert Settings().ledger_url.get_secret_value() == "postgresql://user@host/.data"
+
+
+def test_caps_of_kinds_keep_the_defaults_of_those_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ST_WRITE_CAP_PER_KIND", '{"update_memberships": 7}')
+    caps = Settings().write_cap_per_kind
+    assert caps == {"sell_memberships": 50, "update_memberships": 7}
+    monkeypatch.setenv("ST_WRITE_CAP_PER_KIND", '{"sell_memberships": 3}')
+    assert Settings().write_cap_per_kind == {"sell_memberships": 3}

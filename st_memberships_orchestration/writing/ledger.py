@@ -246,11 +246,14 @@ class Ledger:
             address = address.set(drivername="postgresql+psycopg")
         self._is_sqlite = address.get_backend_name() == "sqlite"
         self._insert = sqlite.insert if self._is_sqlite else postgresql.insert
-        options: dict[str, Any] = {"pool_pre_ping": True}
+        # What is written is customers' data, which an error must not carry into logs.
+        options: dict[str, Any] = {"pool_pre_ping": True, "hide_parameters": True}
         if self._is_sqlite:
             if address.database and address.database != ":memory:":
-                Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-            options = {"connect_args": {"timeout": 60}}
+                file = Path(address.database)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch(mode=0o600)
+            options |= {"connect_args": {"timeout": 60}}
         self._engine = sa.create_engine(address, **options)
         # SQLite has one writer; threads that wait here do not busy-wait in the database.
         self._turn = threading.RLock()

@@ -274,6 +274,8 @@ def settle(
         if happened and entry.is_open:
             facts = {"detail": f"settled by {who}", "verified": True, "expected": (entry.status,)}
             ledger.finish(entry.key, entry.claim, entry.status, now=clock(), **facts)
+        if record not in (None, kind.made(entry.result)) and entry.status in words.DONE:
+            raise ValueError(f"it made record {kind.made(entry.result)}, which is noted now")
         if happened == (entry.status in words.DONE):
             return ledger.entries(key=entry.key)[0]
         raise ValueError(f"ServiceTitan shows otherwise: {entry.status}, {entry.detail}")

@@ -198,6 +198,7 @@ class Plan:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.kind}-{self.tenant}-{self.hash[:12]}.json"
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.touch(mode=0o600)
         unfinished.write_text(self.to_json())
         unfinished.replace(path)
         return path
