@@ -67,6 +67,8 @@ def test_lines_of_templates() -> None:
         template(2, "0", line(3, "1", "30"), line(4, "1", "-30")),
         template(3, "12", line(5, "0.333333", "9.999999"), is_deleted=True),
         template(4, "0"),
+        template(5, "66.66", line(6, "0.333333", "199.98"), flags="rounded items.quantity"),
+        template(6, "0", line(7, "999999999999.999999", "-999999999999.999999")),
     )
     rows = invoice_template_items(templates)
     columns = ("invoice_template_id", "position", "item_id", "line_total", "flags")
@@ -77,6 +79,8 @@ def test_lines_of_templates() -> None:
         (2, 1, 4, D(-30), None),
         # 0.333333 x 9.999999 = 3.333329666667, and the total says 12.
         (3, 0, 5, D("3.333330"), "lines_differ_from_total"),
+        (5, 0, 6, D("66.659933"), "lines_differ_from_total, amounts_rounded"),
+        (6, 0, 7, None, "line_total_too_large"),
     ]
 
 

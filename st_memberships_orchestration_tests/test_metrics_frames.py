@@ -14,7 +14,7 @@ import pytest
 
 from st_memberships_orchestration import metrics
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.metrics.frames import locate, pick
+from st_memberships_orchestration.metrics.frames import decimals, locate, pick
 from st_memberships_orchestration.metrics.tables import Table
 
 ZONE = ZoneInfo("America/New_York")
@@ -165,6 +165,12 @@ def event(id: int, service_id: int, member: int | None, due: str, **fields: Any)
 
 def frame(*rows: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(list(rows))
+
+
+def test_sums_beyond_eighteen_digits_are_the_most_that_money_holds() -> None:
+    sums = decimals(pd.Series([5 * 10**18, -(9 * 10**18), 10**18 - 1, None], dtype="Int64"))
+    most = Decimal("999999999999.999999")
+    assert sums.to_pylist() == [most, -most, most, None]
 
 
 def plain(rows: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:

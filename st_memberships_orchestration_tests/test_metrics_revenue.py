@@ -94,6 +94,45 @@ def test_the_price_of_a_membership_and_what_it_rests_on() -> None:
     assert amortised[3] == (None, D(199))  # exactly: not twelve times a rounded month
 
 
+def test_amounts_that_were_rounded_or_cannot_be_are_flagged() -> None:
+    types = frame(
+        membership_type(1, option(None, "Monthly", 20)),
+        membership_type(7, option(None, "Monthly", 3), flags="rounded durationBilling.salePrice"),
+        membership_type(9, option(None, "Monthly", "999999999999.999999")),
+    )
+    members = [
+        membership(1, billing_template_id=101),
+        membership(2, billing_template_id=102),
+        membership(3, billing_template_id=103),
+        membership(4, membership_type_id=9),
+        membership(5, membership_type_id=7),
+    ]
+    templates = frame(
+        template(101, "66.66", flags="rounded items.quantity"),
+        template(102, "33.333333", flags="rounded items.quantity, rounded total"),
+        template(103, "999999999999.999999"),
+    )
+    prices = membership_prices(frame(*members), types, templates)
+    assert by_id(prices, "membership_id", "monthly_price", "flags") == {
+        1: (D("66.66"), None),  # the rounded quantity is in no price
+        2: (D("33.333333"), "price_rounded"),
+        3: (None, "price_implausible"),
+        4: (None, "price_implausible"),
+        5: (D(3), "price_rounded"),
+    }
+    members = [membership(id, billing_template_id=101) for id in range(1, 4)]
+    rows = recurring_revenue_monthly(
+        frame(*members, membership(4, billing_template_id=103)),
+        active(*members, membership(4)),
+        pd.DataFrame(),
+        types,
+        templates,
+        today=TODAY,
+        zone=ZONE,
+    )
+    assert plain(rows, "mrr_end", "members_unpriced")[-1] == (D("199.98"), 1)
+
+
 def test_the_bridge_of_a_few_months() -> None:
     members = [
         membership(1, billing_template_id=30),

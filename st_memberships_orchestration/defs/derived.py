@@ -23,7 +23,7 @@ from st_memberships_orchestration.defs.metadata import (
 )
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.report import page_of
-from st_memberships_orchestration.lake.store import Lake, replace_tenant
+from st_memberships_orchestration.lake.store import Lake, replace_tenant, scan
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.tables import Table
 from st_memberships_orchestration.settings import Settings
@@ -131,10 +131,13 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
 
 
 def _frame(lake: Lake, source: str, tenant: str) -> pd.DataFrame:
-    columns = [name for name in schema_of(source).names if not _is_spare(name)]
-    rows = lake.rows(source, tenant=tenant, columns=[f'"{name}"' for name in columns])
-    if not rows.num_columns:
-        rows = schema_of(source).empty_table()
+    table, schema = lake.find(source), schema_of(source)
+    if table is None:
+        return schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
+    # One that no sync of this release has opened yet may lack a column.
+    there = {field.name for field in table.schema().fields}
+    columns = [name for name in schema.names if name in there and not _is_spare(name)]
+    rows = scan(table, tenant, [f'"{name}"' for name in columns]).read_all()
     return rows.to_pandas(types_mapper=pd.ArrowDtype)
 
 

@@ -1,6 +1,7 @@
 """Nested records of the API as tables of their own."""
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from st_memberships_orchestration.metrics.frames import (
@@ -9,6 +10,7 @@ from st_memberships_orchestration.metrics.frames import (
     decimals,
     explode,
     flags,
+    is_rounded,
     pick,
     working,
 )
@@ -23,6 +25,9 @@ from st_memberships_orchestration.metrics.tables import (
     Table,
 )
 
+MOST_MONEY = pa.scalar(10**12, pa.decimal128(13, 0))
+"""What no amount reaches: decimal(18, 6) ends before it."""
+
 
 def invoice_template_items(invoice_templates: pd.DataFrame) -> pd.DataFrame:
     """The lines of every invoice template.
@@ -30,7 +35,10 @@ def invoice_template_items(invoice_templates: pd.DataFrame) -> pd.DataFrame:
     One row per template and position of the line, also of deleted templates. `line_total` is
     quantity x unit price, rounded half up to a millionth; amounts are in the account's currency.
     Lines of visits' templates add up to about 0, and can be negative where revenue is deferred.
-    The flag `lines_differ_from_total` marks templates whose total is not the sum of their lines.
+    The flag `lines_differ_from_total` marks templates whose total is not the sum of their lines,
+    `amounts_rounded` those of which ServiceTitan sent an amount or quantity of more than six
+    decimals: it is rounded here, and exact in the `extra` of `current/invoice_templates`. A
+    `line_total` of a trillion or more is null and flagged.
 
     Source: `current/invoice_templates`; reference section 7.
 
@@ -51,7 +59,11 @@ def invoice_template_items(invoice_templates: pd.DataFrame) -> pd.DataFrame:
     )
     rows = explode(invoice_templates, "items", *names, owner="invoice_template_id")
     rows = rows.rename(columns={"id": "item_id"})
-    templates = pick(invoice_templates, "id", "total", "is_settings_template", "is_deleted")
+    rounded_items = is_rounded(invoice_templates, "items")
+    templates = pick(
+        invoice_templates.assign(is_rounded=rounded_items),
+        *("id", "total", "is_settings_template", "is_deleted", "is_rounded"),
+    )
     rows = attach(
         rows,
         templates,
@@ -59,15 +71,19 @@ def invoice_template_items(invoice_templates: pd.DataFrame) -> pd.DataFrame:
         template_total="total",
         is_settings_template="is_settings_template",
         is_deleted="is_deleted",
+        is_rounded="is_rounded",
     )
     product = pc.multiply(decimals(rows["quantity"]), decimals(rows["unit_price"]))
     rounded = pc.round(product, ndigits=6, round_mode="half_towards_infinity")
-    rows["line_total"] = working(rounded.cast(MICROS, safe=False), MICROS)
+    fits = pc.less(pc.abs(rounded), MOST_MONEY)
+    rows["line_total"] = working(pc.if_else(fits, rounded, None).cast(MICROS), MICROS)
     sums = rows.groupby(["tenant", "invoice_template_id"])["line_total"].transform("sum")
     repeated = rows.duplicated(["tenant", "invoice_template_id", "item_id"], keep=False)
     rows["flags"] = flags(
         lines_differ_from_total=sums != rows["template_total"],
         item_repeated=repeated & rows["item_id"].notna(),
+        line_total_too_large=~pd.Series(fits, dtype="boolean").fillna(True),
+        amounts_rounded=rows["is_rounded"],
     )
     return INVOICE_TEMPLATE_ITEMS.frame(rows)
 

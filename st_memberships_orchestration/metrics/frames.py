@@ -37,6 +37,9 @@ INSTANT = pa.timestamp("us", tz="UTC")
 MICROS = pa.decimal128(28, 6)
 MONEY = pa.decimal128(18, 6)
 MILLION = pa.scalar(Decimal(1_000_000))
+MOST = pa.scalar(10**18 - 1, pa.int64())
+LEAST = pa.scalar(1 - 10**18, pa.int64())
+"""Millionths that decimal(18, 6) holds."""
 
 KINDS: Mapping[str, pa.DataType] = {
     **dict.fromkeys(
@@ -67,7 +70,14 @@ KINDS: Mapping[str, pa.DataType] = {
         TEXT,
     ),
     **dict.fromkeys(
-        ("is_deleted", "is_add_on", "is_settings_template", "is_owed", "first_visit_complete"),
+        (
+            "is_deleted",
+            "is_add_on",
+            "is_settings_template",
+            "is_owed",
+            "first_visit_complete",
+            "is_rounded",
+        ),
         TRUTH,
     ),
     **dict.fromkeys(
@@ -255,13 +265,23 @@ def flags(**reasons: Column) -> Column:
     return pd.Series(pd.array(texts, dtype="str").take(row), dtype="str")
 
 
+def is_rounded(frame: Frame, field: str) -> Column:
+    """Whether ServiceTitan sent more decimals in `field` than its column holds, by `flags`."""
+    if frame.empty or "flags" not in frame:
+        return pd.Series(False, index=frame.index)
+    said = frame["flags"].astype("string")
+    return said.str.contains(f"rounded {field}", regex=False).fillna(False).astype(bool)
+
+
 def decimals(millionths: Column) -> pa.Array | pa.ChunkedArray:
-    """Whole millionths as decimal(18, 6)."""
+    """Whole millionths as decimal(18, 6); what lies beyond is the most that it holds."""
     whole = (
         pa.array(millionths, from_pandas=True) if isinstance(millionths, pd.Series) else millionths
     )
     point = pa.scalar(Decimal("0.000001"))
-    return pc.multiply(whole.cast(pa.int64()).cast(pa.decimal128(19, 0)), point).cast(MONEY)
+    held = pc.min_element_wise(whole.cast(pa.int64()), MOST, skip_nulls=False)
+    held = pc.max_element_wise(held, LEAST, skip_nulls=False)
+    return pc.multiply(held.cast(pa.decimal128(19, 0)), point).cast(MONEY)
 
 
 def local(moments: Column, zone: ZoneInfo) -> Column:

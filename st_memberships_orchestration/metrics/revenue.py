@@ -12,6 +12,7 @@ from st_memberships_orchestration.metrics.frames import (
     attach,
     explode,
     flags,
+    is_rounded,
     local,
     locate,
     month_of,
@@ -56,6 +57,8 @@ MONTHS_PER_BILL = {
     "Annual": 12,
 }
 ONE_TIME = "OneTime"
+LARGEST_PRICE = 100_000_000 * 1_000_000
+"""In millionths. A larger bill is a mistake, and counting it would make every sum one."""
 UTC = ZoneInfo("UTC")
 PRICING = ("membership_type_id", "billing_template_id", "duration", "billing_frequency")
 
@@ -85,7 +88,8 @@ def membership_prices(
 
     Source: `current/memberships`, `current/membership_types`, `current/invoice_templates`; rule:
     reference section 9.2. Known gaps: actual invoices are not in this API. A price that cannot be
-    told (options that contradict each other, null or negative amounts) is null and flagged.
+    told (options that contradict each other; amounts that are null, negative or above 100 million)
+    is null and flagged. `price_rounded`: ServiceTitan sent more than six decimals.
 
     Args:
         memberships: newest version of each membership.
@@ -249,7 +253,8 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
         rows = rows.assign(valid_from=pd.Timestamp.max.tz_localize("UTC").as_unit("us"))
     if "is_renewal" not in rows:
         rows = rows.assign(is_renewal=False)
-    templates = versions_of(invoice_templates, "total", "is_deleted")
+    invoice_templates = invoice_templates.assign(is_rounded=is_rounded(invoice_templates, "total"))
+    templates = versions_of(invoice_templates, "total", "is_deleted", "is_rounded")
     place = version_at(rows, templates, "billing_template_id")
     rows = rows.assign(
         **taken(
@@ -258,6 +263,7 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
             rows.index,
             template_total="total",
             template_gone="is_deleted",
+            template_rounded="is_rounded",
             template_since="valid_from",
         )
     )
@@ -269,13 +275,13 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
     months = rows["billing_frequency"].map(MONTHS_PER_BILL).astype("Int64")
     recurring = months.notna()
     total = rows["template_total"]
-    by_template = recurring & template_known & (total >= 0).fillna(False)
+    by_template = recurring & template_known & _is_price(total)
     listed = rows["billing_price"]
-    by_type = recurring & ~template_known & (listed >= 0).fillna(False)
+    by_type = recurring & ~template_known & _is_price(listed)
     lasts = (rows["duration"] > 0).fillna(False)
     renews = rows["is_renewal"] & ~(rows["renewal_price"] == 0).fillna(False)
     paid = rows["renewal_price"].where(renews, rows["sale_price"])
-    upfront = one_time & lasts & (paid >= 0).fillna(False)
+    upfront = one_time & lasts & _is_price(paid)
 
     bill = total.where(by_template, listed.where(by_type))
     rows["months_per_bill"] = months
@@ -297,6 +303,7 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
     options = rows["options"].fillna(0)
     relevant = paid.where(one_time, listed)
     contradict = (options > 1) & relevant.isna()
+    from_template = recurring & template_known
     rows["flags"] = flags(
         frequency_unknown=~recurring & ~one_time,
         template_missing=recurring & has_template & ~template_known,
@@ -304,6 +311,9 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
         template_total_missing=recurring & template_known & total.isna(),
         template_total_negative=recurring & template_known & (total < 0).fillna(False),
         price_zero=(bill == 0).fillna(False),
+        price_rounded=(by_template & rows["template_rounded"])
+        | ((by_type | upfront) & rows["type_rounded"]),
+        price_implausible=(total.where(from_template, relevant) > LARGEST_PRICE).fillna(False),
         type_unknown=~type_known,
         option_missing=by_list & type_known & (options == 0),
         options_contradict=by_list & contradict,
@@ -316,9 +326,10 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
 
 def _with_type_prices(rows: Frame, membership_types: Frame) -> Frame:
     """`rows` with the prices of their type's option of the same duration and frequency."""
-    types = versions_of(membership_types)
+    options_rounded = is_rounded(membership_types, "durationBilling")
+    types = versions_of(membership_types.assign(is_rounded=options_rounded), "is_rounded")
     version = version_at(rows, types, "membership_type_id")
-    columns = {"type_since": "valid_from", "place": "place"}
+    columns = {"type_since": "valid_from", "place": "place", "type_rounded": "is_rounded"}
     rows = rows.assign(type_known=version >= 0, **taken(types, version, rows.index, **columns))
     rows["place"] = rows["place"].astype("Int64")
     prices = ("billing_price", "sale_price", "renewal_price")
@@ -341,6 +352,10 @@ def _with_type_prices(rows: Frame, membership_types: Frame) -> Frame:
     rows["term"] = rows["duration"].fillna(-1)
     found = rows[key].merge(grouped[[*key, "options", *prices]], on=key, how="left")
     return rows.join(found.set_axis(rows.index).drop(columns=key))
+
+
+def _is_price(amount: Column) -> Column:
+    return ((amount >= 0) & (amount <= LARGEST_PRICE)).fillna(False)
 
 
 def _half_up(amount: Column, months: Column) -> Column:
