@@ -9,7 +9,7 @@ export MALLOC_ARENA_MAX ?= 1
 export _RJEM_MALLOC_CONF ?= narenas:1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes operation celery conformance bench audit sbom lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes oracle operation celery conformance bench audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -47,6 +47,9 @@ test-ui: env  ## walk the web UI in Chromium, as an operator would (skips withou
 
 torture-writes: env  ## 500 random schedules of faults and kills over all writes
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500
+
+oracle: env  ## recompute the derived tables of thirty unkind contractors in SQL, from raw/ alone
+	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.oracle
 
 celery: env  ## two Celery workers share a backfill, one is killed (needs PostgreSQL and Redis)
 	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.celery_workers

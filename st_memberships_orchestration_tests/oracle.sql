@@ -1,0 +1,633 @@
+-- Every derived table of one tenant, from the exports as they came (raw_<feed>). The session's
+-- time zone is the contractor's, and today() the contractor's day. Money is in millionths.
+
+create macro grace_days() as 30;
+create macro is_plausible(day) as coalesce(day between date '1990-01-01' and today() + 36525, false);
+create macro is_past(day) as is_plausible(day) and day <= today();
+-- Ticks of 100 ns, as the exports write them: the seventh digit is in the text alone.
+create macro ticks(moment, text) as epoch_us(moment) * 10
+    + coalesce(substr(rpad(regexp_extract(text, '\.(\d+)', 1), 7, '0'), 7, 1), '0')::bigint;
+create macro midnight(day) as epoch_us(day::timestamptz) * 10;
+create macro day_of(t) as make_timestamptz(t // 10)::date;
+create macro millionths(amount) as (amount * 1000000)::hugeint;
+create macro halved_up(amount, parts) as (2 * amount + parts) // (2 * parts);  -- amount >= 0
+-- Options that contradict each other tell no price, nor does a negative one.
+create macro single_price(price) as
+    if(min(price) = max(price) and count(price) = count(*) and min(price) >= 0, millionths(min(price)), null);
+
+-- VERSIONS
+
+create temp table member_versions as
+    select *, ticks(modified_on, modified_on_text) as seen_at,
+        if(active, status, 'Deleted') as standing
+    from raw_memberships;
+create temp table template_versions as
+    select *, ticks(modified_on, modified_on_text) as seen_at from raw_invoice_templates;
+create temp table type_versions as
+    select *, ticks(modified_on, modified_on_text) as seen_at from raw_membership_types;
+create temp table templates as
+    from template_versions qualify row_number() over (partition by id order by seen_at desc) = 1;
+create temp table types as
+    from type_versions qualify row_number() over (partition by id order by seen_at desc) = 1;
+create temp table services as
+    select *, ticks(modified_on, modified_on_text) as seen_at from raw_recurring_services
+    qualify row_number() over (partition by id order by seen_at desc) = 1;
+create temp table events as
+    select *, ticks(modified_on, modified_on_text) as seen_at from raw_recurring_service_events
+    qualify row_number() over (partition by id order by seen_at desc) = 1;
+
+-- Since when the newest status has been seen without a break.
+create temp table seen_since as
+    select id, min(seen_at) as seen_since
+    from (
+        select v.*, max(seen_at) filter (v.standing <> n.standing) over (partition by id) as broken
+        from member_versions v
+        join (select id, arg_max(standing, seen_at) as standing from member_versions group by id) n
+            using (id)
+    ) where seen_at > coalesce(broken, -1e18::bigint) group by id;
+
+-- STATUS, as it was at any time
+
+create temp table changes as
+    select id, membership_id as member, old_status as old, new_status as new,
+        ticks(created_on, created_on_text) as tick,
+        rank() over (partition by membership_id order by ticks(created_on, created_on_text)) - 1
+            as first_place,
+        count(*) over (partition by membership_id, ticks(created_on, created_on_text)) as tied
+    from (select distinct on (id) * from raw_membership_status_changes);
+
+-- Changes of one instant stand in the order in which each starts where the one before ended, the
+-- earliest first; of orders that fit alike, the one that ends in today's status, then that of ids.
+create temp table orders as
+    with recursive path as (
+        select distinct member, []::bigint[] as path, null::varchar as last, []::boolean[] as fits
+        from changes where tied > 1
+        union all
+        select c.member, list_append(path, c.id), c.new,
+            list_append(fits, coalesce(last = c.old, false))
+        from path p join changes c on c.member = p.member and not list_contains(path, c.id)
+            and len(path) between first_place and first_place + tied - 1
+    )
+    select member, path from path
+    left join (select id as member, arg_max(standing, seen_at) as standing from member_versions
+        group by id) using (member)
+    qualify row_number() over (partition by member order by len(path) desc, fits desc,
+        last is not distinct from standing desc, path) = 1;
+create temp table ordered_changes as
+    select c.*, coalesce(list_position(path, id) - 1, first_place) as place
+    from changes c left join orders using (member);
+
+-- A membership of which only changes are known has nothing but an id.
+create temp table members as
+    with newest as (
+        from member_versions
+        qualify row_number() over (partition by id order by seen_at desc) = 1
+        union all by name
+        select distinct member as id from changes
+        where member not in (select id from member_versions)
+    ), recorded as (
+        select member as id, min(tick) as first_change, max(tick) as last_change,
+            arg_min(old, place) as first_status, arg_max(new, place) as last_status
+        from ordered_changes group by member
+    ), dated as (
+        select m.*, r.*, seen_since,
+            if(is_plausible("from"), midnight("from"),
+                coalesce(ticks(created_on, created_on_text), first_change)) as begins,
+            case when standing = 'Canceled' and is_past(cancellation_date)
+                    then midnight(cancellation_date)
+                when standing = 'Expired' and is_past("to") then midnight("to" + 1)
+                else seen_since end as ends_at_best
+        from newest m left join recorded r using (id) left join seen_since using (id)
+    )
+    select *, coalesce(first_status, if(standing = 'Deleted', 'Deleted', 'Active')) as before,
+        coalesce(coalesce(last_status, if(standing = 'Deleted', 'Deleted', 'Active')) <> standing, false)
+            as is_contradicted
+    from dated;
+
+-- One row per step of a membership's life: its status from then on. What was before it began is
+-- no step; it begins with the status that it had come to. What lasts no microsecond is none either.
+create temp table steps as
+    with known as (
+        select id as member, -1 as place, begins as tick, before as status from members
+        union all
+        select member, place, tick, new from ordered_changes
+        union all
+        select id, 1000, greatest(ends_at_best, coalesce(last_change, begins)), standing
+        from members where is_contradicted
+    ), clipped as (
+        select k.* replace (greatest(k.tick, m.begins) // 10 * 10 as tick)
+        from known k join members m on m.id = k.member
+        qualify row_number() over (partition by member, greatest(k.tick, m.begins) // 10
+            order by place desc) = 1
+    ), told as (
+        select *, lag(status) over (partition by member order by tick) as old from clipped
+    )
+    select member, tick, status, row_number() over one as step, lag(status) over one as old,
+        lead(tick) over one as until
+    from told where old is distinct from status
+    window one as (partition by member order by tick);
+
+create temp table began as
+    select member, min(tick) as since from steps where status = 'Active' group by member;
+
+create temp table months as
+    select m::date as month, least((m + interval 1 month)::date, today() + 1) as until,
+        midnight(least((m + interval 1 month)::date, today() + 1)) as boundary
+    from range((
+        select date_trunc('month', min(day_of(tick))) from steps where status = 'Active'
+    )::timestamp, today() + 1, interval 1 month) as r(m);
+
+-- RENEWALS
+
+-- What was sold as the renewal of another, and of these what came to be: a renewal that was
+-- cancelled before it began renewed nothing.
+create temp table sold_links as
+    select a.id, b.id as successor, b.begins as successor_begins,
+        least(if(is_plausible(b."from"), b."from", null),
+            day_of(ticks(b.created_on, b.created_on_text))) as sold_on
+    from members a join members b on a.renewed_by_id = b.id
+    where a.standing <> 'Deleted' and b.standing <> 'Deleted'
+        and (b.begins, b.created_on, b.id) > (a.begins, a.created_on, a.id);
+create temp table links as from sold_links where successor in (select member from began);
+
+-- MOVEMENTS
+
+create temp table movements as
+    with stepped as (
+        select s.*, day_of(s.tick) as day, l.successor_begins, count(*) filter (s.status = 'Active')
+            over (partition by s.member order by s.step rows unbounded preceding) as nth_time
+        from steps s left join links l on l.id = s.member
+    ), earlier as (  -- when the memberships that this one renews had ended
+        select l.successor as member, bool_or(
+            not exists (from steps e where e.member = l.id and e.status in ('Expired', 'Canceled')
+                and e.tick <= l.successor_begins and coalesce(e.until > l.successor_begins, true)
+                and make_timestamptz(e.tick // 10)::timestamp + to_days(grace_days())
+                    < make_timestamptz(l.successor_begins // 10)::timestamp)
+            ) as in_time
+        from links l where l.id in (select member from began) group by l.successor
+    )
+    select s.member, s.step, s.day, date_trunc('month', s.day)::date as month, case
+        when s.status = 'Active' and nth_time = 1 and (old is null) then case
+            when in_time then 'renewed' when in_time = false then 'won_back' else 'new' end
+        when s.status = 'Active' then if(old = 'Suspended', 'resumed', 'won_back')
+        when old = 'Active' and s.status in ('Expired', 'Canceled')
+            and make_timestamptz(successor_begins // 10)::timestamp
+                <= make_timestamptz(s.tick // 10)::timestamp + to_days(grace_days())
+            then 'ended_by_renewal'
+        when old = 'Active' then case s.status when 'Canceled' then 'cancelled'
+            when 'Expired' then 'expired' when 'Suspended' then 'suspended'
+            when 'Deleted' then 'deleted' else 'other_exit' end
+        when old = 'Suspended' and s.status = 'Canceled' then 'cancelled_from_suspension'
+        when old = 'Suspended' and s.status = 'Expired' then 'expired_from_suspension'
+        end as kind
+    from stepped s left join earlier using (member)
+    where s.tick < midnight(today() + 1);
+
+create temp table at_ends as
+    select month, member, s.status, s.step from months
+    join steps s on s.tick < boundary and coalesce(s.until >= boundary, true);
+
+create temp table members_monthly as
+    with counts as (
+        select member, month, kind, 1 as n from movements where kind is not null
+        union all
+        select member, month, 'at_end', 1 from at_ends where status = 'Active'
+        union all
+        select member, (month + interval 1 month)::date, 'at_start', 1 from at_ends
+        where status = 'Active' and month < date_trunc('month', today())
+    )
+    select month, membership_type_id, business_unit_id,
+        count(*) filter (kind = 'at_start') as active_start,
+        count(*) filter (kind = 'new') as new, count(*) filter (kind = 'renewed') as renewed,
+        count(*) filter (kind in ('resumed', 'won_back')) as reactivated,
+        count(*) filter (kind = 'ended_by_renewal') as ended_by_renewal,
+        count(*) filter (kind = 'cancelled') as cancelled,
+        count(*) filter (kind = 'expired') as expired,
+        count(*) filter (kind = 'suspended') as suspended,
+        count(*) filter (kind = 'deleted') as deleted,
+        count(*) filter (kind = 'other_exit') as other_exit,
+        count(*) filter (kind = 'resumed') as resumed,
+        count(*) filter (kind = 'cancelled_from_suspension') as cancelled_from_suspension,
+        count(*) filter (kind = 'expired_from_suspension') as expired_from_suspension,
+        count(*) filter (kind = 'at_end') as active_end
+    from counts join members m on m.id = member group by all;
+
+-- PRICES, of the terms, the template and the list that held at a time
+
+create temp table options as
+    with entries as (
+        select id, seen_at, unnest(duration_billing) as o from type_versions
+    )
+    select id, seen_at, o.duration as duration, o.billing_frequency as frequency,
+        single_price(o.billing_price) as billing, single_price(o.sale_price) as sale,
+        single_price(o.renewal_price) as renewal
+    from entries where o is not null group by all;
+
+-- The moments to price at: the end of each month, and today.
+create temp table priced as
+    with moments as (
+        select month, boundary from months
+        union all select null, midnight(today() + 1)
+    ), terms as (
+        select m.month, m.boundary, v.id as member, v.billing_frequency as frequency, v.duration,
+            v.billing_template_id as template, v.membership_type_id as kind,
+            v.id in (select successor from sold_links) as is_renewal
+        from moments m join member_versions v on true
+        qualify row_number() over (partition by m.boundary, m.month, v.id order by
+            v.seen_at < m.boundary desc, if(v.seen_at < m.boundary, -v.seen_at, v.seen_at)) = 1
+    ), with_template as (
+        select t.*, v.id is not null as has_template, v.total
+        from terms t left join template_versions v on v.id = t.template
+        qualify row_number() over (partition by t.boundary, t.month, t.member order by
+            v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
+    ), with_list as (
+        select t.*, o.billing, o.sale, o.renewal from with_template t
+        left join (select distinct id, seen_at from type_versions) v on v.id = t.kind
+        left join options o on o.id = t.kind and o.seen_at = v.seen_at
+            and o.duration is not distinct from t.duration and o.frequency = t.frequency
+        qualify row_number() over (partition by t.boundary, t.month, t.member order by
+            v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
+    ), billed as (
+        select *, case frequency when 'Monthly' then 1 when 'EveryOtherMonth' then 2
+            when 'Quarterly' then 3 when 'BiAnnual' then 6 when 'Annual' then 12 end as every,
+            case when frequency = 'OneTime' then null
+                when has_template then if(total >= 0, millionths(total), null)
+                else billing end as bill,
+            if(frequency = 'OneTime', if(is_renewal, renewal, sale), null) as upfront
+        from with_list
+    )
+    select month, member, frequency, every, bill, halved_up(bill, every) as monthly,
+        halved_up(upfront, duration) as amortised,
+        case when bill is not null and has_template then 'billing_template'
+            when bill is not null then 'type_billing_price'
+            when upfront is not null and duration > 0 then
+                if(is_renewal, 'type_renewal_price', 'type_sale_price')
+            else 'none' end as basis,
+        coalesce(bill * 12 // every, halved_up(upfront * 12, duration)) as annual
+    from billed;
+
+create temp table membership_prices as
+    select m.id as membership_id, m.status, m.membership_type_id, m.business_unit_id,
+        m.billing_frequency, every as months_per_bill, bill as bill_amount,
+        monthly as monthly_price, amortised as amortised_monthly_price, annual as annual_value,
+        basis as price_basis
+    from members m join priced p on p.member = m.id and p.month is null;
+
+create temp table recurring_revenue_monthly as
+    with sides as (
+        select e.month, e.member, e.status, p.frequency, p.monthly, p.amortised, p.basis,
+            m.membership_type_id, m.business_unit_id
+        from at_ends e left join priced p using (month, member) join members m on m.id = e.member
+    ), both_sides as (
+        select coalesce(b.month, (a.month + interval 1 month)::date) as month,
+            coalesce(a.member, b.member) as member,
+            coalesce(a.membership_type_id, b.membership_type_id) as membership_type_id,
+            coalesce(a.business_unit_id, b.business_unit_id) as business_unit_id,
+            coalesce(a.status = 'Active', false) as was, coalesce(b.status = 'Active', false) as is_,
+            if(was, coalesce(a.monthly, 0), 0) as before, if(is_, coalesce(b.monthly, 0), 0) as after,
+            b.status, b.frequency, b.monthly, b.amortised, b.basis
+        from sides a full join sides b
+            on a.member = b.member and b.month = a.month + interval 1 month
+        where coalesce(b.month, a.month + interval 1 month) <= today()
+    ), came as (  -- the first entry and the last exit of the month decide
+        select member, month, arg_min(kind, step) as entry from movements
+        where kind in ('new', 'renewed', 'resumed', 'won_back') group by all
+    ), left_ as (
+        select member, month, arg_max(kind, step) as exit from movements
+        where kind not in ('new', 'renewed', 'resumed', 'won_back',
+            'cancelled_from_suspension', 'expired_from_suspension') group by all
+    ), moved as (
+        select b.*, entry, exit from both_sides b
+        left join came using (member, month) left join left_ using (member, month)
+    )
+    select month, membership_type_id, business_unit_id,
+        sum(before) as mrr_start,
+        coalesce(sum(after) filter (not was and entry = 'new'), 0) as new_mrr,
+        coalesce(sum(after) filter (not was and entry = 'renewed'), 0) as renewed_mrr,
+        coalesce(sum(after) filter (not was and entry in ('resumed', 'won_back')), 0)
+            as reactivated_mrr,
+        coalesce(sum(after - before) filter (was and is_ and after > before), 0) as expansion_mrr,
+        coalesce(sum(before - after) filter (was and is_ and after < before), 0) as contraction_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit in ('cancelled', 'expired')), 0)
+            as churned_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit = 'suspended'), 0) as suspended_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit = 'deleted'), 0) as deleted_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit = 'other_exit'), 0) as other_exit_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit = 'cancelled'), 0) as cancelled_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit = 'expired'), 0) as expired_mrr,
+        coalesce(sum(after) filter (not was and entry = 'resumed'), 0) as resumed_mrr,
+        coalesce(sum(before) filter (was and not is_ and exit = 'ended_by_renewal'), 0)
+            as ended_by_renewal_mrr,
+        sum(after) as mrr_end,
+        coalesce(sum(amortised) filter (is_), 0) as amortised_end,
+        count(*) filter (is_ and frequency is distinct from 'OneTime') as members_recurring,
+        count(*) filter (is_ and basis = 'billing_template') as members_by_template,
+        count(*) filter (is_ and basis = 'type_billing_price') as members_by_type,
+        count(*) filter (is_ and frequency is distinct from 'OneTime' and monthly is null) as members_unpriced,
+        count(*) filter (is_ and frequency = 'OneTime') as members_one_time,
+        count(*) filter (is_ and frequency = 'OneTime' and amortised is null) as one_time_unpriced
+    from moved where was or is_ group by all;
+
+-- RENEWALS
+
+create temp table renewals as
+    select m.id as membership_id, m.customer_id, m.membership_type_id, m.business_unit_id,
+        m.location_id, m.status, m.follow_up_status, m."from", m."to" as term_end,
+        m."to" - today() as days_left,
+        case when m."to" is null then 'unknown' when m."to" < today() then 'expired'
+            when m."to" <= today() + 30 then '0-30' when m."to" <= today() + 60 then '31-60'
+            when m."to" <= today() + 90 then '61-90' else 'later' end as bucket,
+        l.id is not null as is_renewed, l.successor as successor_id,
+        l.sold_on as successor_sold_on, m.payment_method_id is not null as has_payment_method,
+        m.sold_by_id, m.billing_frequency, coalesce(p.monthly, p.amortised) as monthly_value,
+        p.basis as price_basis
+    from members m left join links l using (id)
+    join priced p on p.member = m.id and p.month is null
+    where (m."to" is not null or m.duration is not null) and m.standing <> 'Deleted';
+
+create temp table renewal_rate_monthly as
+    with ended as (
+        select m.*, date_trunc('month', m."to")::date as month,
+            (date_trunc('month', m."to") + interval 1 month)::date as next_month, l.sold_on
+        from members m left join links l using (id)
+        where is_plausible(m."to") and m."to" <= today() and m.standing <> 'Deleted'
+            and not coalesce(m.standing = 'Canceled' and m.cancellation_date <= m."to", false)
+            and not exists (
+                from steps s where s.member = m.id and s.status in ('Canceled', 'Deleted')
+                    and s.tick < midnight(m."to" + 1)
+                    and coalesce(s.until >= midnight(m."to" + 1), true))
+    )
+    select month, membership_type_id, business_unit_id, count(*) as due,
+        count(*) filter (sold_on < next_month and sold_on <= today()) as renewed,
+        count(*) filter (sold_on >= next_month and sold_on <= today()) as renewed_late
+    from ended group by all;
+
+create temp table cohort_retention as
+    with recursive before as (  -- of several memberships that one renews, the oldest
+        select l.successor as id, arg_min(m.id, (m.begins, m.created_on, m.id)) as earlier
+        from sold_links l join members m using (id) group by all
+    ), chain as (
+        select id, id as origin from members
+        where standing <> 'Deleted' and id not in (select id from before)
+        union all
+        select b.id, c.origin from before b join chain c on c.id = b.earlier
+    ), sold as (
+        select id as origin, membership_type_id, date_trunc('month', least(
+            if(is_plausible("from"), "from", null),
+            day_of(ticks(created_on, created_on_text))))::date as cohort_month
+        from members where id in (select origin from chain)
+            and least("from", day_of(ticks(created_on, created_on_text))) <= today()
+    ), sizes as (
+        select cohort_month, membership_type_id, count(*) as members_sold from sold group by all
+    ), kept as (
+        select cohort_month, membership_type_id, month, count(distinct origin) as members_kept
+        from at_ends join chain on chain.id = member join sold using (origin)
+        where status = 'Active' group by all
+    ), grid as (
+        select s.*, r.m::date as month from sizes s,
+            range(cohort_month, today() + 1, interval 1 month) as r(m)
+    )
+    select cohort_month, membership_type_id, date_diff('month', cohort_month, month) as months_since,
+        month, members_sold, coalesce(members_kept, 0) as members_kept
+    from grid left join kept using (cohort_month, membership_type_id, month);
+
+-- VISITS
+
+create temp table visits as
+    with ended as (
+        select member, max(tick) as ended_at from steps
+        where status in ('Canceled', 'Expired', 'Deleted')
+            and member in (select id from members where standing in ('Canceled', 'Expired', 'Deleted'))
+        group by member
+    ), stated as (
+        select e.*, s.recurring_service_type_id, s.location_id, s.active as service_in_use,
+            s.business_unit_id as service_unit, m.standing, m.status as membership_status,
+            m.customer_id, m.membership_type_id, m.business_unit_id as member_unit, case
+            when not e.active and m.standing in ('Canceled', 'Expired', 'Deleted') then 'cancelled'
+            when not e.active then 'removed'
+            when e.status = 'Won' or e.job_id is not null then 'booked'
+            when e.status = 'Dismissed' then 'dismissed' when e.status = 'Contacted' then 'contacted'
+            when e.status in ('NotAttempted', 'Unreachable') then 'open' else 'unknown' end as state
+        from events e left join services s on s.id = e.location_recurring_service_id
+        left join members m on m.id = e.membership_id
+    ), owed as (
+        select *, state in ('open', 'contacted') and date <= today()
+            and is_plausible(date)
+            and coalesce(service_in_use, true)
+            and (membership_id is null or coalesce(standing = 'Active', false)) as is_owed
+        from stated
+    )
+    select o.id as event_id, date as due_on, state, is_owed,
+        if(is_owed, today() - date, 0) as days_overdue, o.status as event_status, job_id,
+        trim(location_recurring_service_name) as service_name,
+        location_recurring_service_id as recurring_service_id, recurring_service_type_id,
+        location_id, membership_id, membership_status, customer_id, membership_type_id,
+        coalesce(member_unit, service_unit) as business_unit_id
+    from owed o left join ended on ended.member = o.membership_id;
+
+create temp table visits_monthly as
+    select date_trunc('month', due_on)::date as month, membership_type_id, business_unit_id,
+        count(*) filter (state in ('booked', 'open', 'contacted', 'dismissed')) as due,
+        count(*) filter (state = 'booked') as booked,
+        count(*) filter (state in ('open', 'contacted')) as open,
+        count(*) filter (state = 'dismissed') as dismissed,
+        count(*) filter (is_owed) as owed,
+        count(*) filter (state in ('open', 'contacted') and standing in
+            ('Canceled', 'Expired', 'Deleted')) as open_ended,
+        count(*) filter (state = 'cancelled') as cancelled,
+        count(*) filter (state = 'removed') as removed
+    from visits left join (select id, standing from members) m on m.id = membership_id
+    where is_plausible(due_on) and due_on < date_trunc('month', today()) + interval 1 month
+    group by all;
+
+create temp table members_without_future_visit as
+    with in_use as (
+        select membership_id, count(*) as services from services where active group by all
+    ), ahead as (
+        select distinct membership_id from visits
+        where due_on >= today() and state in ('open', 'contacted', 'booked')
+    ), past as (
+        select membership_id, max(due_on) as last_visit_due_on from visits
+        where due_on < today() and is_plausible(due_on)
+            and state not in ('cancelled', 'removed') group by all
+    )
+    select m.id as membership_id, m.customer_id, m.membership_type_id, m.business_unit_id,
+        m."from", m."to", if(coalesce(services, 0) = 0, 'no_service', 'no_future_visit') as reason,
+        coalesce(services, 0) as services, len(t.recurring_services) > 0 as type_includes_visits,
+        last_visit_due_on
+    from members m left join types t on t.id = m.membership_type_id
+    left join in_use on in_use.membership_id = m.id
+    left join past on past.membership_id = m.id
+    where m.standing = 'Active' and m.begins < midnight(today() + 1)
+        and m.id not in (select membership_id from ahead where membership_id is not null);
+
+-- MONEY TO COME
+
+create temp table billing_due as
+    with billed as (
+        select m.*, p.bill, p.every, case when payment_method_id is not null then 'automatic'
+            when payment_type_id is not null then 'by_hand' else 'none' end as payment
+        from members m join priced p on p.member = m.id and p.month is null
+        where standing = 'Active' and next_scheduled_bill_date is not null
+    ), bills as (
+        select b.*, n = 0 as is_next,
+            (next_scheduled_bill_date + to_months((n * coalesce(every, 0))::int))::date as due_on
+        from billed b, range(120) as r(n)
+        where n = 0 or every is not null
+    ), windowed as (
+        select *, case when due_on < today() then 'overdue' when due_on <= today() + 30 then '0-30'
+            when due_on <= today() + 60 then '31-60' end as due_in
+        from bills
+        where is_next or (due_on <= coalesce("to", due_on) and due_on >= today())
+    )
+    select due_in, billing_frequency, business_unit_id, payment,
+        count(distinct id) as memberships, count(*) filter (is_next) as next_bills,
+        count(*) as bills, coalesce(sum(bill), 0) as amount,
+        count(*) filter (bill is null) as unpriced_bills
+    from windowed
+    where due_in is not null and due_on <= coalesce(cancellation_date, due_on) group by all;
+
+create temp table deferred_revenue_opening as
+    with counted as (
+        select membership_id, count(*) filter (state = 'booked') as visits_booked,
+            count(*) filter (state in ('open', 'contacted')) as visits_open,
+            count(*) filter (state = 'dismissed') as visits_dismissed
+        from visits group by all
+    )
+    select m.id as membership_id, m.customer_id, m.status, m.membership_type_id,
+        m.business_unit_id, t.revenue_recognition_mode,
+        millionths(m.initial_deferred_revenue) as initial_deferred_revenue,
+        coalesce(visits_booked, 0) as visits_booked, coalesce(visits_open, 0) as visits_open,
+        coalesce(visits_dismissed, 0) as visits_dismissed,
+        m.cancellation_balance_invoice_id is not null as has_cancellation_balance_invoice
+    from members m left join types t on t.id = m.membership_type_id
+    left join counted on counted.membership_id = m.id
+    where m.standing <> 'Deleted'
+        and (t.revenue_recognition_mode = 'Deferred' or m.initial_deferred_revenue <> 0);
+
+-- LINES
+
+create temp table invoice_template_items as
+    with lines as (
+        select t.*, unnest(items) as i, generate_subscripts(items, 1) - 1 as position
+        from templates t
+    )
+    select id as invoice_template_id, position, i.id as item_id, i.sku_id, i.sku_type,
+        i.description, millionths(i.quantity) as quantity, millionths(i.unit_price) as unit_price,
+        i.is_add_on, millionths(i.cost) as cost, millionths(i.hours) as hours,
+        i.workflow_action_item_id, millionths(total) as template_total, is_settings_template,
+        not active as is_deleted
+    from lines;
+
+create temp table membership_custom_fields as
+    with listed as (
+        select id, unnest(custom_fields) as f, generate_subscripts(custom_fields, 1) - 1 as position
+        from members
+    )
+    select id as membership_id, position, f.type_id, trim(f.name) as name, f.value from listed;
+
+-- CUSTOMERS, SALES, REASONS
+
+create temp table customers_monthly as
+    with held as (
+        select month, coalesce(customer_id, -member) as customer, count(*) as memberships
+        from at_ends e join members on id = member where e.status = 'Active' group by all
+    ), told as (
+        select *, min(month) over (partition by customer) as first_month,
+            lag(month) over (partition by customer order by month) as month_before,
+            lead(month) over (partition by customer order by month) as month_after
+        from held
+    ), counted as (
+        select month, 0 as customers_start, count(*) filter (month = first_month) as new_customers,
+            count(*) filter (month_before < month - interval 1 month) as returned_customers,
+            0 as lost_customers, count(*) as customers_end, sum(memberships) as memberships_end,
+            count(*) filter (memberships > 1) as with_several_end
+        from told group by month
+        union all
+        select (month + interval 1 month)::date, count(*), 0, 0,
+            count(*) filter (month_after is distinct from month + interval 1 month), 0, 0, 0
+        from told where month < date_trunc('month', today()) group by month
+    )
+    select month, sum(columns(* exclude month)) from counted group by month;
+
+create temp table sales_monthly as
+    with sold as (
+        select m.*, least(if(is_plausible("from"), "from", null),
+                day_of(ticks(created_on, created_on_text))) as sold_on,
+            coalesce(p.monthly, p.amortised) as value, case
+                when m.id in (select successor from sold_links) then 'renewal'
+                when m.import_id is not null then 'imported'
+                when m.activated_from_id is not null then 'new_sale' else 'manual' end as method,
+            day_of(a.since) <= today() - 90 as has_matured,
+            exists (from movements v where v.member = m.id and v.day <= day_of(a.since) + 90
+                and v.kind in ('cancelled', 'expired', 'cancelled_from_suspension',
+                    'expired_from_suspension')) as was_lost
+        from members m join priced p on p.member = m.id and p.month is null
+        left join began a on a.member = m.id
+        where standing <> 'Deleted'
+    )
+    select date_trunc('month', sold_on)::date as month, business_unit_id, sold_by_id,
+        method as activation_method, count(*) as sold, coalesce(sum(value), 0) as monthly_value,
+        count(*) filter (value is null) as unpriced, count(*) filter (has_matured) as matured,
+        count(*) filter (has_matured and was_lost) as lost_early
+    from sold where sold_on <= today() group by all;
+
+create temp table mrr_outlook as
+    with threats as (
+        select m.*, p.monthly, p.amortised, m.begins < midnight(today() + 1) as has_begun,
+            m.cancellation_date is not null as is_scheduled,
+            coalesce(m."to" between today() and today() + 90, false)
+                and m.id not in (select id from links) as is_expiring,
+            m.billing_frequency <> 'OneTime' and m.payment_method_id is null
+                and m.payment_type_id is null as is_unpaid
+        from members m join priced p on p.member = m.id and p.month is null
+        where standing in ('Active', 'Suspended')
+    ), seen as (
+        select *, case when standing = 'Suspended' then 'suspended'
+            when not has_begun then if(id in (select successor from links),
+                'committed_renewal', 'committed')
+            when is_scheduled then 'scheduled_to_end' when is_expiring then 'expiring'
+            when is_unpaid then 'no_payment_method' else 'secure' end as first_outlook
+        from threats
+    ), applied as (
+        select *, first_outlook as outlook from seen
+        union all
+        select seen.*, t.outlook from seen, (values ('scheduled_to_end'), ('expiring'),
+            ('no_payment_method')) as t(outlook)
+        where standing = 'Active' and has_begun and t.outlook <> first_outlook and case t.outlook
+            when 'scheduled_to_end' then is_scheduled when 'expiring' then is_expiring
+            else is_unpaid end
+    )
+    select membership_type_id, business_unit_id, outlook,
+        count(*) filter (outlook = first_outlook) as members,
+        coalesce(sum(monthly) filter (outlook = first_outlook), 0) as mrr,
+        coalesce(sum(amortised) filter (outlook = first_outlook), 0) as prepaid,
+        count(*) filter (outlook = first_outlook and monthly is null and amortised is null)
+            as unpriced,
+        count(*) as members_any, coalesce(sum(monthly), 0) as mrr_any
+    from applied group by all;
+
+create temp table cancellation_reasons_monthly as
+    with lost as (
+        select v.month, v.member, m.membership_type_id, m.business_unit_id, p.monthly,
+            c.note, c.id is not null as is_recorded
+        from movements v join members m on m.id = v.member
+        join steps s on s.member = v.member and s.step = v.step
+        left join priced p on p.member = m.id and p.month is null
+        left join (
+            select distinct on (id) id, membership_id, note, new_status,
+                ticks(created_on, created_on_text) // 10 * 10 as tick
+            from raw_membership_status_changes
+        ) c on c.membership_id = v.member and c.new_status = 'Canceled'
+            and c.tick = s.tick
+        where kind in ('cancelled', 'cancelled_from_suspension')
+        qualify row_number() over (partition by v.member, v.step order by c.id) = 1
+    ), spoken as (
+        select *, trim(regexp_replace(lower(note), '\s+', ' ', 'g'), ' .,;:!?-') as word from lost
+    ), spelt as (
+        select *, mode(note) over (partition by word) as spelling from spoken
+    )
+    select month, membership_type_id, business_unit_id, case when not is_recorded
+        then 'not recorded' when coalesce(word, '') = '' then 'none given' else spelling end as reason,
+        count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost
+    from spelt group by all;
