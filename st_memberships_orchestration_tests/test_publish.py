@@ -1,7 +1,9 @@
 """`publish/postgres` on a real server: every value arrives, and no reader sees half."""
 
+import math
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.lake.publish import PublishError, publish
+from st_memberships_orchestration.lake.publish import Published, PublishError, publish
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.sandbox.process import RunningSandbox
@@ -98,9 +100,10 @@ def prices(*amounts: str, **columns: pa.Array) -> pa.Table:
     return rows
 
 
-def republish(lake: Lake, url: str, rows: pa.Table, tenant: str = "acme") -> None:
+def republish(lake: Lake, url: str, rows: pa.Table, tenant: str = "acme") -> Published:
     replace_tenant(lake, NAME, rows, tenant=tenant)
-    publish(lake, url, tenant=tenant, descriptions={NAME: "The prices; 100 % of them."})
+    descriptions = {NAME: "The prices; 100 % of them."}
+    return publish(lake, url, tenant=tenant, descriptions=descriptions)[NAME]
 
 
 def test_a_tenant_is_replaced_alone_and_twice_is_the_same(lake: Lake, url: str) -> None:
@@ -138,6 +141,51 @@ def test_a_column_of_a_later_release_is_added_under_views(lake: Lake, url: str) 
     republish(lake, url, prices("1", "2", "3", note=pa.array(notes)))
     assert ask(url, "select note from derived.prices order by id") == [(note,) for note in notes]
     assert ask(url, "select count(*) from derived.mine") == [(3,)]
+
+
+def test_what_postgresql_cannot_hold_is_replaced_and_counted(lake: Lake, url: str) -> None:
+    notes = ["a\0b\0\0", "plain", r"\u0000", r"\\", None, "\ud7ff\U0010ffff", ""]
+    lists = [["x\0", r"\u0000\\", "\0\0\0"], ["\\\0"], [], None, ["é"], ["\\u0000"], [""]]
+    moments = [
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 30, tzinfo=UTC),
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
+    extremes = pa.array([2**62, -(2**62), None, None, None, None, 0], pa.int64())
+    rows = prices(
+        *["1"] * len(notes),
+        note=pa.array(notes),
+        texts=pa.array(lists),
+        at=pa.array(moments, pa.timestamp("us", tz="UTC")),
+        far=extremes.cast(pa.timestamp("us", tz="UTC")),
+        share=pa.array([math.inf, -math.inf, math.nan, 1e308, 5e-324, None, 0.0]),
+    )
+    published = republish(lake, url, rows)
+    assert published == Published(rows=7, changed=2, left_out=0)
+    found = ask(url, "select note, texts, at, far, share from derived.prices order by id")
+    clean = ["a\ufffdb\ufffd\ufffd", *notes[1:]]
+    assert [note for note, *_ in found] == clean
+    cleaned = [["x\ufffd", r"\u0000\\", "\ufffd" * 3], ["\\\ufffd"], *lists[2:]]
+    assert [texts for _, texts, *_ in found] == cleaned
+    assert [far for *_, far, _ in found] == [None] * 6 + [datetime(1970, 1, 1, tzinfo=UTC)]
+    shares = [share for *_, share in found]
+    assert shares[:2] == [math.inf, -math.inf]
+    assert math.isnan(shares[2])
+
+
+def test_a_row_that_postgresql_refuses_is_left_out_alone(lake: Lake, url: str) -> None:
+    republish(lake, url, prices("1"), tenant="bravo")
+    with psycopg.connect(url) as connection:
+        connection.execute("alter table derived.prices add check (price <> 13)")
+    rows = prices(*(str(number) for number in range(100)), "13", "13")
+    assert republish(lake, url, rows) == Published(rows=99, changed=0, left_out=3)
+    assert ask(url, "select count(*), sum(price) from derived.prices where tenant = 'acme'") == [
+        (99, Decimal(4950 - 13))
+    ]
 
 
 def test_a_column_of_another_type_changes_nothing_and_says_what_to_do(lake: Lake, url: str) -> None:

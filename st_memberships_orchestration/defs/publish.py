@@ -31,7 +31,9 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         description=(
             "All tables of current/ and derived/ in PostgreSQL, in schemas of these names, for BI "
             "tools: typed, indexed, commented. A tenant's rows are replaced in one transaction; no "
-            "reader sees half of them. Tables stay, and with them views and grants."
+            "reader sees half of them. Tables stay, and with them views and grants. A value that "
+            "PostgreSQL cannot hold (NUL in a text) is replaced, and a row that it refuses is left "
+            "out; both are counted in the metadata."
         ),
         group_name="publish",
         kinds={"postgres"},
@@ -41,18 +43,24 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         started = time.monotonic()
-        rows = publish(
+        published = publish(
             lake,
             url.get_secret_value(),
             tenant=context.partition_key,
             descriptions=descriptions,
         )
-        counts = [(name, f"{count:,}") for name, count in rows.items()]
+        counts = [
+            (name, f"{done.rows:,}", f"{done.changed:,}", f"{done.left_out:,}")
+            for name, done in published.items()
+        ]
+        headings = ["table", "rows", "of them changed", "left out"]
         return dg.MaterializeResult(
             metadata={
-                "rows": sum(rows.values()),
+                "rows": sum(done.rows for done in published.values()),
+                "rows_changed": sum(done.changed for done in published.values()),
+                "rows_left_out": sum(done.left_out for done in published.values()),
                 "seconds": round(time.monotonic() - started, 3),
-                "tables": dg.MetadataValue.md(markdown_table(["table", "rows"], counts)),
+                "tables": dg.MetadataValue.md(markdown_table(headings, counts)),
             }
         )
 
