@@ -260,6 +260,9 @@ def test_a_tenant_with_one_membership_and_nothing_else(
         "members_without_future_visit": 1,
         "attention": 2,  # no billing template, and no price without one
         "cohort_retention": 4,
+        "cohort_revenue": 4,
+        "membership_mrr_history": 1,
+        "revenue_retention": 4,
         "customers_monthly": 4,
         "membership_summary_monthly": 9,  # the new sale, and members at both ends of 4 months
         "mrr_outlook": 1,

@@ -256,6 +256,44 @@ DERIVED = {
         """,
         "Report it to this project, with these rows.",
     ),
+    "derived/membership_mrr_history": Claim(
+        "history_adds_up_to_mrr",
+        "What all memberships paid at the end of the last complete month is the MRR of that month.",
+        """
+        with months as (
+            select tenant, max(month) as month from derived.recurring_revenue_monthly
+            where is_complete group by tenant
+        ), paid as (
+            select tenant, m.month, membership_id, mrr, prepaid
+            from derived.membership_mrr_history h join months m using (tenant)
+            where h.month <= m.month
+            qualify row_number() over (
+                partition by tenant, membership_id order by h.month desc
+            ) = 1
+        ), added as (
+            select tenant, month, sum(mrr) as mrr, sum(prepaid) as prepaid from paid group by all
+        ), stated as (
+            select tenant, month, sum(mrr_end) as mrr_end, sum(amortised_end) as amortised_end
+            from derived.recurring_revenue_monthly group by all
+        )
+        select tenant, month, mrr, mrr_end, prepaid, amortised_end
+        from added join stated using (tenant, month)
+        where mrr <> mrr_end or prepaid <> amortised_end
+        """,
+        "If the two tables were derived at different times, run the job derive; else report it to "
+        "this project, with these rows.",
+        needs=("derived/recurring_revenue_monthly",),
+    ),
+    "derived/revenue_retention": Claim(
+        "retained_is_within_bounds",
+        "Gross retained is never more than was paid a year ago, nor than net retained.",
+        """
+        select tenant, month, membership_type_id, revenue_year_ago, gross_retained, net_retained
+        from derived.revenue_retention
+        where gross_retained not between 0 and least(revenue_year_ago, net_retained)
+        """,
+        "Report it to this project, with these rows.",
+    ),
     "derived/prepaid_unearned": Claim(
         "unearned_is_part_of_paid",
         "What is unearned is never more than what was paid, nor less than nothing.",

@@ -18,6 +18,11 @@ from st_memberships_orchestration.metrics.outcomes import RENEWAL_OUTCOMES_MONTH
 from st_memberships_orchestration.metrics.outlook import MRR_OUTLOOK
 from st_memberships_orchestration.metrics.prepaid import PREPAID_UNEARNED
 from st_memberships_orchestration.metrics.renewals import RENEWAL_RATE_MONTHLY, RENEWALS
+from st_memberships_orchestration.metrics.retention import (
+    COHORT_REVENUE,
+    MEMBERSHIP_MRR_HISTORY,
+    REVENUE_RETENTION,
+)
 from st_memberships_orchestration.metrics.revenue import (
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
@@ -37,6 +42,8 @@ TABLES = (
     MEMBERSHIP_SUMMARY_MONTHLY,
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
+    MEMBERSHIP_MRR_HISTORY,
+    REVENUE_RETENTION,
     MRR_OUTLOOK,
     CANCELLATION_REASONS_MONTHLY,
     PLAN_SWITCHES_MONTHLY,
@@ -53,6 +60,7 @@ TABLES = (
     ATTENTION,
     BILLING_DUE,
     COHORT_RETENTION,
+    COHORT_REVENUE,
     DEFERRED_REVENUE_OPENING,
     INVOICE_TEMPLATE_ITEMS,
     MEMBERSHIP_CUSTOM_FIELDS,

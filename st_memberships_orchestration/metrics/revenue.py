@@ -159,15 +159,17 @@ def recurring_revenue_monthly(
         zone: the contractor's time zone.
         renewal_grace_days: as in `members_monthly`.
     """
-    life = spells(membership_status, zone, memberships)
-    links = renewal_links(memberships, zone, life)
-    terms = _terms(
-        _every_version(membership_versions, memberships),
-        _every_version(membership_type_versions, membership_types),
-        _every_version(invoice_template_versions, invoice_templates),
-        links[links["is_successor"]],
+    rows = month_ends(
+        memberships,
+        membership_status,
+        membership_versions,
+        membership_types,
+        invoice_templates,
+        membership_type_versions,
+        invoice_template_versions,
+        today,
+        zone,
     )
-    rows = _month_ends(life, terms, today, zone)
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
     rows = attach(
         _bridge(rows, moves),
@@ -417,8 +419,33 @@ def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
     return cuts[within].assign(valid_from=cuts["cut"]).drop(columns="cut")
 
 
-def _month_ends(status: Frame, terms: Frame, today: date, zone: ZoneInfo) -> Frame:
-    """What each membership pays at the end of every month in which that may have changed."""
+def month_ends(
+    memberships: Frame,
+    membership_status: Frame,
+    membership_versions: Frame,
+    membership_types: Frame,
+    invoice_templates: Frame,
+    membership_type_versions: Frame,
+    invoice_template_versions: Frame,
+    today: date,
+    zone: ZoneInfo,
+) -> Frame:
+    """What each membership pays at the end of every month in which that may have changed.
+
+    Args: as of `recurring_revenue_monthly`.
+
+    Returns:
+        `tenant`, `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
+        membership and month.
+    """
+    status = spells(membership_status, zone, memberships)
+    links = renewal_links(memberships, zone, status)
+    terms = _terms(
+        _every_version(membership_versions, memberships),
+        _every_version(membership_type_versions, membership_types),
+        _every_version(invoice_template_versions, invoice_templates),
+        links[links["is_successor"]],
+    )
     member = ["tenant", "membership_id"]
     status = status.assign(
         active=(status["status"] == ACTIVE).astype("Int64"),

@@ -46,6 +46,10 @@ NEEDS: Mapping[str, Need] = {
     "members_without_future_visit": Need("derived/members_without_future_visit"),
     "billing_due": Need("derived/billing_due"),
     "cohort_retention": Need("derived/cohort_retention", "is_complete"),
+    "cohort_revenue": Need("derived/cohort_revenue", "is_complete"),
+    "revenue_retention": Need("derived/revenue_retention"),
+    "renewal_outcomes_monthly": Need("derived/renewal_outcomes_monthly"),
+    "membership_summary_monthly": Need("derived/membership_summary_monthly"),
     "customers_monthly": Need("derived/customers_monthly"),
     "cancellation_reasons_monthly": Need("derived/cancellation_reasons_monthly"),
     "plan_switches_monthly": Need("derived/plan_switches_monthly"),
@@ -266,6 +270,49 @@ SECTIONS: Mapping[str, str] = {
         ) <= {TOP_FINDINGS}
         order by reason, money desc nulls last, days desc nulls last, membership_id, event_id
     """,
+    "retained": """
+        with now as (
+            select *, coalesce(t.name, 'Type ' || membership_type_id, 'unknown') as type
+            from (from revenue_retention where not is_complete) r
+            left join membership_types t on t.id = membership_type_id
+            where recurring_revenue > 0 or revenue_year_ago > 0
+        )
+        select type as name, recurring_revenue, prepaid_end as prepaid, revenue_year_ago,
+            gross_revenue_retention as gross, net_revenue_retention as net, arpm, lifetime_value
+        from now
+        union all
+        select null, sum(recurring_revenue), sum(prepaid_end), sum(revenue_year_ago),
+            (sum(gross_retained) / nullif(sum(revenue_year_ago), 0))::double,
+            (sum(net_retained) / nullif(sum(revenue_year_ago), 0))::double, null, null
+        from now having count(*) > 0
+        order by name is null, recurring_revenue desc, name
+    """,
+    "outcomes": """
+        select month, is_complete, sum(due)::bigint as due,
+            sum(matured_30)::bigint as matured_30, sum(matured_60)::bigint as matured_60,
+            (sum(renewed_30) / nullif(sum(matured_30), 0))::double as renewed_30,
+            (sum(renewed_value_30) / nullif(sum(matured_value_30), 0))::double as value_30,
+            (sum(kept_30) / nullif(sum(matured_30), 0))::double as kept_30,
+            (sum(renewed_60) / nullif(sum(matured_60), 0))::double as renewed_60,
+            (sum(renewed_value_60) / nullif(sum(matured_value_60), 0))::double as value_60,
+            (sum(kept_60) / nullif(sum(matured_60), 0))::double as kept_60
+        from renewal_outcomes_monthly group by all having sum(matured_30) > 0
+        order by month desc limit 7
+    """,
+    "summary": """
+        select month, movement, sum(ours)::bigint as ours,
+            coalesce(sum(summary) filter (is_type_active), 0)::bigint as summary,
+            -coalesce(sum(summary) filter (not is_type_active), 0)::bigint as hidden,
+            sum(intermediate_step)::bigint as intermediate_step,
+            sum(went_on_as_renewal)::bigint as went_on_as_renewal,
+            sum(was_no_member)::bigint as was_no_member,
+            sum(named_otherwise)::bigint as named_otherwise
+        from membership_summary_monthly
+        where month = (select max(month) from membership_summary_monthly where is_complete)
+        group by month, movement
+        order by list_position(['active_at_start', 'new_sales', 'renewed', 'reactivated',
+            'suspended', 'canceled', 'expired', 'deleted', 'other', 'active_at_end'], movement)
+    """,
     "customers": """
         select month, is_complete, customers_start, new_customers, returned_customers,
             lost_customers, customers_end, memberships_end, memberships_per_customer,
@@ -281,8 +328,7 @@ SECTIONS: Mapping[str, str] = {
     "switches": f"""
         select coalesce(f.name, 'Type ' || from_type_id, 'unknown') as from_name,
             coalesce(t.name, 'Type ' || to_type_id, 'unknown') as to_name,
-            sum(switches)::bigint as switches, sum(upgrades)::bigint as upgrades,
-            sum(downgrades)::bigint as downgrades,
+            sum(switches)::bigint as switches,
             coalesce(sum(switches) filter (basis = 'same_customer'), 0)::bigint as inferred,
             sum(mrr_after - mrr_before) as change
         from plan_switches_monthly s
@@ -337,8 +383,15 @@ SECTIONS: Mapping[str, str] = {
     "retention": """
         select months_since as months, sum(members_sold)::bigint as sold,
             sum(members_kept)::bigint as kept,
-            (sum(members_kept) / nullif(sum(members_sold), 0))::double as retention
-        from cohort_retention where months_since in (1, 3, 6, 12, 24, 36)
+            (sum(members_kept) / nullif(sum(members_sold), 0))::double as retention,
+            any_value(revenue) as revenue
+        from cohort_retention
+        left join (
+            select months_since,
+                (sum(revenue_kept) / nullif(sum(revenue_sold), 0))::double as revenue
+            from cohort_revenue group by all
+        ) using (months_since)
+        where months_since in (1, 3, 6, 12, 24, 36)
         group by all order by months
     """,
 }
