@@ -1,6 +1,5 @@
 """`st-memberships plan | apply | undo | settle`: changes from a terminal, with the same locks."""
 
-import getpass
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,12 @@ from st_memberships_orchestration.escaping import visible, visible_lines
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.settings import NO_TENANT, Settings, data_folder
+from st_memberships_orchestration.settings import (
+    NO_TENANT,
+    Settings,
+    data_folder,
+    this_user,
+)
 from st_memberships_orchestration.terminal import console, program, read_settings
 from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.clocks import Clock
@@ -116,7 +120,7 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
                 ledger,
                 Lake(settings.lake_uri),
                 approval=approval_of(settings, approved_hash, dry_run=not send),
-                who=getpass.getuser(),
+                who=this_user(),
                 run_id=f"cli-{uuid.uuid4().hex[:12]}",
                 heard=lambda result: progress.advance(bar),
             )
@@ -164,7 +168,7 @@ def settle_(entry: str, outcome: str | None, record: int | None) -> None:
                 ledger,
                 entry,
                 happened=None if outcome is None else outcome == "happened",
-                who=getpass.getuser(),
+                who=this_user(),
                 clock=Clock(),
                 record=record,
             )

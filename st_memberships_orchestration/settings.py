@@ -1,7 +1,9 @@
 """The environment, or `.env`, as typed settings. Nothing else in the project reads either."""
 
 import codecs
+import getpass
 import os
+import re
 from contextlib import suppress
 from datetime import date
 from decimal import Decimal
@@ -45,6 +47,9 @@ NO_TENANT = (
 
 ENV_FILE = Path(".env")
 
+TENANT_NAME = re.compile(r"[^\W_](?!.*\.\.)[\w.-]{0,63}")
+UNREADABLE = re.compile(r"[\[\]^|\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
+
 CREDENTIALS = ("tenant_id", "client_id", "client_secret", "app_key")
 
 _timezones = cache(available_timezones)  # looks through a folder: milliseconds for each tenant
@@ -53,6 +58,39 @@ _timezones = cache(available_timezones)  # looks through a folder: milliseconds 
 def _wrong(said: str) -> PydanticCustomError:
     """A fault in one sentence; pydantic would keep a ValueError, and with it every frame below."""
     return PydanticCustomError("setting", "{said}", {"said": said})
+
+
+def this_user() -> str:
+    """Who runs this: a name, or the number where the system has none, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _tenant_name(name: str) -> str:
+    if not TENANT_NAME.fullmatch(name):
+        raise _wrong(
+            f"{name!r} cannot be a tenant's name, for files, tables and partitions are called by "
+            "it; use letters, digits, - and _, at most 64, a letter or digit first"
+        )
+    return name
+
+
+def _lake_address(uri: str) -> str:
+    """An address that the library of the lake can read (tried with deltalake 1.6)."""
+    whole = uri if "://" in uri else str(Path(uri).resolve())
+    if found := UNREADABLE.search(whole):
+        raise _wrong(
+            f"no lake can lie in {whole!r}, for Delta's library cannot read folders with "
+            f"{found[0]!r} in their names; use another ST_LAKE_URI"
+        )
+    return uri
+
+
+def _postgresql(url: object) -> object:
+    """`postgres://`, as many providers hand it out, is SQLAlchemy's `postgresql://`."""
+    return re.sub("^postgres(?=[:+])", "postgresql", url) if isinstance(url, str) else url
 
 
 def _known_timezone(name: str) -> str:
@@ -140,7 +178,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    tenants: dict[str, Tenant] = Field(
+    tenants: dict[Annotated[str, AfterValidator(_tenant_name)], Tenant] = Field(
         default_factory=dict, description="The tenants by their key, in lower case."
     )
     environment: Literal["production", "integration", "sandbox"] = Field(
@@ -160,13 +198,15 @@ class Settings(BaseSettings):
         default=date(1980, 1, 1),
         description="Earlier days of memberships and visits are mistakes, and count as not known.",
     )
-    lake_uri: str = Field(default=".data/lake", description="Folder or object-storage address.")
+    lake_uri: Annotated[str, AfterValidator(_lake_address)] = Field(
+        default=".data/lake", validate_default=True, description="Folder or object-storage address."
+    )
     report_dir: str = Field(default=".data/reports", description="Folder of the tenants' reports.")
-    ledger_url: SecretStr = Field(
+    ledger_url: Annotated[SecretStr, BeforeValidator(_postgresql)] = Field(
         default=SecretStr("sqlite:///.data/ledger.db"),
         description="SQLAlchemy URL of the write ledger: SQLite, or PostgreSQL.",
     )
-    publish_url: SecretStr | None = Field(
+    publish_url: Annotated[SecretStr | None, BeforeValidator(_postgresql)] = Field(
         default=None,
         description="PostgreSQL database to publish the tables to, for BI tools; none by default.",
     )

@@ -1,6 +1,7 @@
 """The lake: versions inserted once, the newest of each applied, positions kept in order."""
 
 import multiprocessing
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,7 @@ from st_memberships_orchestration.defs.metadata import table_metadata
 from st_memberships_orchestration.lake import latest as latest_module
 from st_memberships_orchestration.lake import maintenance as maintenance_module
 from st_memberships_orchestration.lake import quarantine as quarantine_module
+from st_memberships_orchestration.lake import store as store_module
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
 from st_memberships_orchestration.lake.maintenance import maintain
 from st_memberships_orchestration.lake.progress import (
@@ -393,6 +395,57 @@ def test_an_adoption_that_died_before_its_commit_is_repeated(
     assert current(lake) == {}
     assert apply(lake) == Applied(inserted=2)
     assert current(lake) == {1: "Active", 2: "Active"}
+
+
+def test_files_are_copied_where_they_cannot_be_linked(lake: Lake, tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=memory) as other:
+        Path(lake.uri).mkdir()
+        Path(lake.uri, "current").symlink_to(other)
+        insert(lake, record(1), record(2))
+        assert apply(lake) == Applied(inserted=2)
+        assert current(lake) == {1: "Active", 2: "Active"}
+        assert {*files(lake, "raw/things")} == {*files(lake, "current/things")}
+        insert(lake, record(1, 9, status="Expired"), record(3))
+        assert apply(lake) == Applied(inserted=1, updated=1)
+
+
+def test_files_that_can_be_neither_linked_nor_copied_are_read(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(store_module._Files, "take", refused)
+    insert(lake, record(1), record(2))
+    insert(lake, record(3))
+    assert apply(lake) == Applied(inserted=3)
+    assert current(lake) == dict.fromkeys((1, 2, 3), "Active")
+    assert not {*files(lake, "raw/things")} & {*files(lake, "current/things")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "100%", "x#y?z", "größe", "日本", "e\u0301", "it's", "{x}", "~", "a&b=c;d", "<x>"],
+)
+def test_a_lake_may_lie_in_a_folder_with_an_odd_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for lake in (Lake(str(tmp_path / name / "whole")), Lake("relative")):
+        insert(lake, record(1), record(2))
+        apply(lake)
+        insert(lake, record(1, 5, status="Expired"))
+        apply(lake)
+        assert current(lake) == {1: "Expired", 2: "Active"}
+        assert lake.names() == ["current/things", "raw/things"]
+        maintain(lake, "current/things")
+        with connect(lake) as connection:
+            assert connection.sql("select count(*) from raw.things").fetchall() == [(3,)]
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"whole", "relative"}
 
 
 @pytest.mark.parametrize("tenant", ["o'neil", "north & south", "a=b%20c"])

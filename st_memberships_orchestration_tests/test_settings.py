@@ -1,5 +1,7 @@
 """The settings, from files as people's editors write them, and what is said of bad ones."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -177,3 +179,67 @@ def test_caps_of_kinds_keep_the_defaults_of_those_left_out(monkeypatch: pytest.M
     assert caps == {"sell_memberships": 50, "update_memberships": 7}
     monkeypatch.setenv("ST_WRITE_CAP_PER_KIND", '{"sell_memberships": 3}')
     assert Settings().write_cap_per_kind == {"sell_memberships": 3}
+
+
+def account(name: str) -> dict[str, dict[str, str]]:
+    values = {"tenant_id": "1", "client_id": "a", "client_secret": "b", "app_key": "c"}
+    return {name: values}
+
+
+@pytest.mark.parametrize("name", ["acme", "acme_2", "north-east", "a.b", "müller", "7"])
+def test_a_tenant_may_be_called(name: str) -> None:
+    assert [*Settings(tenants=account(name)).tenants] == [name]
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../x", "a b", "", ".", "-x", "a|b", "a..b", "a\nb", "o'neil", "a" * 65, "a,b"]
+)
+def test_a_tenant_may_not_be_called(folder: Path, name: str) -> None:
+    with pytest.raises(ValidationError, match=r"cannot be a tenant's name.*use letters, digits"):
+        Settings(tenants=account(name))
+    (folder / ".env").write_text(f"ST_TENANTS={json.dumps(account(name))}")
+    status, printed = command(folder, "doctor")
+    assert status == 1
+    assert "cannot be a tenant's name" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("name", ["[x]", "a%20b", "a\\b", "a|b", "a^b", "a\tb"])
+def test_a_lake_that_delta_could_not_read_is_refused_before_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with pytest.raises(ValidationError, match=r"no lake can lie in .*use another ST_LAKE_URI"):
+        Settings(lake_uri=name)
+    (folder / name).mkdir()
+    monkeypatch.chdir(folder / name)
+    with pytest.raises(ValidationError, match="no lake can lie in"):
+        Settings()
+
+
+def test_postgres_addresses_may_begin_as_providers_hand_them_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LEDGER", "PUBLISH"):
+        monkeypatch.setenv(f"ST_{name}_URL", "postgres://u:postgres%3A@host/postgres")
+    settings = Settings()
+    assert settings.publish_url
+    for url in (settings.ledger_url, settings.publish_url):
+        assert url.get_secret_value() == "postgresql://u:postgres%3A@host/postgres"
+
+
+def test_a_user_without_a_name_is_called_by_its_number() -> None:
+    if os.getuid():
+        pytest.skip("only root may become another user")
+    script = """
+import os
+from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling
+from st_memberships_orchestration.settings import this_user
+os.setuid(54321)
+RequestCeiling(5, name="nobody's").wait()
+print(this_user())
+"""
+    settings = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "54321\n"

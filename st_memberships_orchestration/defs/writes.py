@@ -4,7 +4,6 @@ Each job has one op. Without an approval it makes a plan and shows it; with one 
 plan. Nothing here is ever repeated by itself: running a job again goes on where it stopped.
 """
 
-import getpass
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.escaping import markdown_table, visible, visible_lines
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, this_user
 from st_memberships_orchestration.writing.apply import Approval, Locked, Result
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
@@ -330,7 +329,7 @@ class _Work:
                 writes.ledger,
                 self.lake,
                 approval=writes.approval(config.approved_hash, dry_run=config.dry_run),
-                who=config.who or getpass.getuser(),
+                who=config.who or this_user(),
                 run_id=self.context.run_id,
                 patience=writes.patience,
                 heard=_Heard(self.context, len(plan.changes)),

@@ -28,6 +28,7 @@ from st_memberships_orchestration.lake.store import (
     repeated,
     retry_conflicts,
     scan,
+    take_over,
     with_ids,
 )
 from st_memberships_orchestration.lake.versions import (
@@ -87,7 +88,8 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     where = f"batch > {seen} and batch <= {newest}"
     met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
     unseen = _batches(scan(versions, tenant, ["id", "batch"], where), met)
-    files = _adoptable(versions, table, tenant, seen, unseen)
+    whole = _adoptable(versions, table, tenant, seen, unseen)
+    files = take_over(lake, whole, source=source, target=target)
     rest = np.setdiff1d([*unseen], [file["max.batch"] for file in files])
     # Only the last commit says that the batches were seen: a crash in between repeats them all.
     step, last = Transaction(tenant, seen), Transaction(tenant, newest)
@@ -103,7 +105,7 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
             ending = last if is_last and not files else step
             applied += _upsert(table, rows, met, tenant, modified, step, ending)
     if files:
-        adopt(lake, files, table, source=source, target=target, transaction=last)
+        adopt(files, table, transaction=last)
         applied += Applied(inserted=sum(file["num_records"] for file in files))
     return applied
 

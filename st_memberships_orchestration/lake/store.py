@@ -35,7 +35,7 @@ from deltalake import (
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from deltalake.schema import Schema as DeltaSchema
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ LAYERS = ("raw", "current", "reference", "history", "derived", "quarantine", "st
 
 CURRENT_FILE_BYTES = 4_000_000
 """Size of the files of `current/`: a change of a row rewrites the file that holds it."""
+
+BLOCK = 1 << 20
+"""Bytes that are copied at a time."""
 
 PLAIN = WriterProperties(
     compression="SNAPPY",
@@ -75,9 +78,17 @@ retry_conflicts = retry(
 class _Files(DeltaStorageHandler):
     """A lake's files, by the same means as its tables: one set of credentials reaches both."""
 
-    def copy_file(self, src: str, dst: str) -> None:
-        # deltalake 1.6 itself calls this with names that its Rust side does not know.
-        self._handler.copy_file(src, dst)
+    def take(self, source: str, target: str) -> None:
+        """A link where the storage has such, else its own copy, else one made here."""
+        try:
+            # deltalake 1.6 itself calls this with names that its Rust side does not know.
+            self._handler.copy_file(source, target)
+        except OSError:
+            copy = self._handler.open_output_stream(target, None)
+            with self.open_input_stream(source) as held:
+                while block := held.read(BLOCK):
+                    copy.write(bytes(block))
+            copy.close()
 
 
 @dataclass(frozen=True)
@@ -292,46 +303,62 @@ def append(table: DeltaTable, rows: pa.Table, *, transaction: Transaction | None
     )
 
 
-def adopt(
-    lake: Lake,
-    files: Sequence[Mapping[str, Any]],
-    table: DeltaTable,
-    *,
-    source: str,
-    target: str,
-    transaction: Transaction,
-) -> None:
-    """Make files of one table files of another too, in one commit and without reading them.
+def take_over(
+    lake: Lake, files: Sequence[Mapping[str, Any]], *, source: str, target: str
+) -> list[Mapping[str, Any]]:
+    """Lay files of one table into another's folder with their rows unread; those that lie there.
 
-    On a disk both have the same bytes, object storage makes a copy by itself. Each table removes
-    its own when it needs it no longer. A link is as old as its file, so only a full vacuum, which
-    removes what is old and in no log, may not run meanwhile (`maintenance` runs none).
+    On a disk both have the same bytes, object storage makes a copy by itself; where neither can be
+    had (network file systems, two disks), they are copied. A link is as old as its file, so only a
+    full vacuum, which removes what is old and in no log, may not run meanwhile (`maintenance` runs
+    none).
 
     Args:
         lake: where both tables lie.
         files: what the log of `source` says of them, flattened (`min.id`).
-        table: `target`, at the version that is to be changed; it has all columns of the files that
-            anyone is to see.
         source: name of the table that has the files.
-        target: name of the table that gets them.
+        target: name of the table that gets them, with `adopt`.
+    """
+    store = _Files(lake.uri)
+    taken: list[Mapping[str, Any]] = []
+    for file in files:
+        path = unquote(file["path"])  # the log has it encoded
+        try:
+            store.take(f"{source}/{path}", f"{target}/{path}")
+        except OSError as error:
+            logger.warning("%s reads %s, for it cannot be taken over: %s", target, path, error)
+        else:
+            taken.append(file)
+    return taken
+
+
+def adopt(
+    files: Sequence[Mapping[str, Any]], table: DeltaTable, *, transaction: Transaction
+) -> None:
+    """Make files that `take_over` laid there files of the table, in one commit.
+
+    Args:
+        files: as of `take_over`. Each table removes its own when it needs it no longer.
+        table: at the version that is to be changed; it has all columns of the files that anyone is
+            to see.
         transaction: as of `append`.
 
     Raises:
         CommitFailedError: another writer committed the same `transaction.app_id` since then.
     """
-    store, schema, added = _Files(lake.uri), table.schema(), []
-    for file in files:
-        path = unquote(file["path"])  # the log has it encoded
-        store.copy_file(f"{source}/{path}", f"{target}/{path}")
-        action = AddAction(
-            path=path,
+    schema = table.schema()
+    columns = [field.name for field in schema.fields]
+    added: list[AddAction | RemoveAction] = [
+        AddAction(
+            path=unquote(file["path"]),
             size=file["size_bytes"],
             partition_values={"tenant": file["partition.tenant"]},
             modification_time=file["modification_time"],
             data_change=True,
-            stats=_statistics(file, [field.name for field in schema.fields]),
+            stats=_statistics(file, columns),
         )
-        added.append(action)
+        for file in files
+    ]
     table.create_write_transaction(
         added,
         "append",

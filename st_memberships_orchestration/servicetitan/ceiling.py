@@ -1,6 +1,6 @@
 """The request ceiling of one tenant, kept by all threads and processes of this machine together."""
 
-import getpass
+import os
 import re
 import tempfile
 import threading
@@ -24,8 +24,9 @@ class RequestCeiling:
     """
 
     def __init__(self, per_second: int, *, name: str) -> None:
-        folder = Path(tempfile.gettempdir(), f"st-memberships-{getpass.getuser()}")
-        folder.mkdir(exist_ok=True)
+        # By number: in a container the user may have no name.
+        folder = Path(tempfile.gettempdir(), f"st-memberships-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
         shared = folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}.sqlite"
         rate = Rate(per_second, Duration.SECOND)
         bucket = SQLiteBucket.init_from_file([rate], db_path=str(shared), use_file_lock=True)
