@@ -95,7 +95,7 @@ def test_all_bad_rows_are_listed_with_their_lines(
         ("a.csv", b'id,memo\n1,"x\n', "no CSV"),
         ("a.csv", b"id,memo\n1,\xff\n", "not UTF-8"),
         ("a.csv", b"id,memo\n", "there are no rows"),
-        ("a.csv", b"id,colour\n1,red\n", "colour: Extra inputs"),
+        ("a.csv", b"id,colour\n1,red\n", "colour: there is no such column"),
         ("a.jsonl", b'{"id": 1}\n{"id"\n[1]\n', "line 2: no JSON"),
         ("a.jsonl", b'{"id": 1}\n[1]\n', "line 2: no JSON object"),
         ("a.parquet", b"nonsense", "no Parquet"),

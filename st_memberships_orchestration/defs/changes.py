@@ -89,7 +89,7 @@ def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
         BadRows: they name several, or none where there are several.
     """
     cells = [cell for row in rows for cell in row.values.items()]
-    owners = [value for name, value in cells if str(name).strip() == "tenant"]
+    owners = [value for name, value in cells if str(name).strip().lower() == "tenant"]
     named = {str(owner).strip() for owner in owners if owner is not None} - {""}
     if len(named) == 1:
         return named.pop()

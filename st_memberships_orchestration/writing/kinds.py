@@ -321,6 +321,21 @@ class Kind:
         """Id of the record that a creation has made."""
         return None
 
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """How the columns of its rows may be written -> their names."""
+        names = {"tenant": "tenant", **({self.target: self.target} if self.target else {})}
+        for written, told in self.change.model_fields.items():
+            name = written.removesuffix("_")
+            names |= {name: name, written: name, told.alias or name: name}
+        return names
+
+    @cached_property
+    def columns_to_read(self) -> frozenset[str]:
+        """Columns that its records have and a change cannot set."""
+        fields = self.record.model_fields
+        return frozenset({*fields, *(told.alias or "" for told in fields.values())})
+
     def takes_null(self, column: str) -> bool:
         """Whether the word `null` may stand in a column."""
         return column in {name.removesuffix("_") for name in models.nullable_fields(self.change)}

@@ -32,7 +32,7 @@ from st_memberships_orchestration.writing.kinds import (
     Lookups,
     Refused,
 )
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells
+from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named
 from st_memberships_orchestration.writing.values import Plain, plain, same, understood
 
 FORMAT = 3
@@ -332,7 +332,7 @@ def _understood(
 ) -> tuple[list[tuple[int, int | None, dict[str, Any]]], list[Fault]]:
     """Line, target and cells of each good row, and the faults of all others."""
     asked: list[tuple[int, int | None, dict[str, Any]]] = []
-    faults: list[Fault] = []
+    rows, faults = named(rows, kind.columns, kind.columns_to_read)
     first: dict[int, int] = {}
     for row in rows:
         try:

@@ -3,22 +3,50 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from st_memberships_orchestration.escaping import from_csv_cell
+from st_memberships_orchestration.escaping import from_csv_cell, visible
 from st_memberships_orchestration.servicetitan.models import Change
+from st_memberships_orchestration.writing.doubts import Doubt, examine
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+SAVE_AS = "in a spreadsheet save it as `CSV UTF-8 (comma delimited)`"
+SHOWN_FAULTS = 500
+
+LONGEST_NAME = 40
+"""Characters of a column's name in a message."""
+
+_OTHERS = {
+    b"PK\x03\x04": "a spreadsheet's own file (.xlsx, .ods)",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet's own file (.xls)",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+    b"\x1f\x8b": "a compressed file",
+    b"PAR1": "a Parquet file",
+}
+"""How files begin that are no text in UTF-8."""
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
 EMPTY = '""'
 """Two quotation marks in a cell stand for the empty text, as an empty cell leaves alone."""
+MOST_BYTES = 200_000_000
+"""Size of a file; a million rows take less."""
+
+_EXACT = range(-100, 1)
+"""Exponents of decimals that were written with all their digits: 1.23E+10 was not."""
+
 FIRST_INEXACT = 2.0**53
 """From here on a float may stand for another whole number than was meant."""
 
@@ -51,7 +79,10 @@ class BadRows(Exception):
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = sorted(faults, key=lambda fault: fault.line)
-        said = "\n".join(map(str, self.faults))
+        lines = [*map(str, self.faults[:SHOWN_FAULTS])]
+        if (more := len(self.faults) - SHOWN_FAULTS) > 0:
+            lines.append(f"and {more:,} more")
+        said = "\n".join(lines)
         super().__init__(f"{len(self.faults)} faults, nothing was planned:\n{said}")
 
 
@@ -60,12 +91,32 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises:
         BadRows: the file, or some of its lines, cannot be read.
+        OSError: there is no such file.
+    """
+    there = path.resolve(strict=True)  # a link is known by what it leads to
+    if not there.is_file():
+        raise BadRows([Fault(1, f"{path.name} is no file")])
+    if there.stat().st_size > MOST_BYTES:
+        raise BadRows([Fault(1, f"{path.name} is larger than {MOST_BYTES:,} bytes: divide it")])
+    return rows_of(there.name, there.read_bytes())
+
+
+def rows_of(name: str, content: bytes) -> list[Row]:
+    """The rows that a file holds.
+
+    Args:
+        name: of the file; its end says the format.
+        content: of the file.
+
+    Raises:
+        BadRows: the file, or some of its lines, cannot be read.
     """
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-    if path.suffix.lower() not in readers:
-        said = f"{path.name}: the name must end in one of {', '.join(FORMATS)}"
+    suffix = Path(name).suffix.lower()
+    if suffix not in readers:
+        said = f"{name}: the name must end in one of {', '.join(FORMATS)}"
         raise BadRows([Fault(1, said)])
-    return readers[path.suffix.lower()](path.read_bytes())
+    return readers[suffix](content)
 
 
 def table_rows(table: pa.Table) -> list[Row]:
@@ -83,21 +134,83 @@ def numbered(rows: Iterable[Mapping[str, Any]], *, first: int = 1) -> list[Row]:
     return [Row(line, values) for line, values in enumerate(rows, first)]
 
 
+def named(
+    rows: Sequence[Row], names: Mapping[str, str], known: Collection[str] = ()
+) -> tuple[list[Row], list[Fault]]:
+    """The rows with their columns' own names, and what is wrong with how those are written.
+
+    A name that is written otherwise, such as `ID` or `Customer Id`, is a fault. For all else the
+    column counts as the one that is meant, so that nothing else is said of it.
+
+    Args:
+        rows: as they were read.
+        names: how a column may be written -> its name.
+        known: names that somebody else judges.
+    """
+    by_letters = {_letters(written): name for written, name in names.items()}
+    faults: dict[str, Fault] = {}
+    found: list[Row] = []
+    for row in rows:
+        values: dict[str, Any] = {}
+        written_as: dict[str, str] = {}
+        for column, value in row.values.items():
+            written = str(column).strip()
+            name = names.get(written)
+            if name is None and (written.startswith("_") or written in known):
+                name = written
+            elif name is None and _letters(written) in by_letters:
+                name = by_letters[_letters(written)]
+                said = f"column {shown_name(written)}: write its name as {name}"
+                faults.setdefault(written, Fault(row.line, said))
+            elif name is None:
+                if not _is_empty(value):
+                    faults.setdefault(written, Fault(row.line, _unknown(written, names)))
+                continue
+            if name in values:
+                said = f"{written_as[name]} and {written} are the same column"
+                faults.setdefault(said, Fault(row.line, said))
+            values[name] = value
+            written_as[name] = written
+        found.append(replace(row, values=values))
+    return found, list(faults.values())
+
+
+def _letters(name: str) -> str:
+    """What two ways to write a name have in common: `customerId`, `Customer ID`, `customer_id`."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def _unknown(written: str, names: Mapping[str, str]) -> str:
+    near = get_close_matches(written.lower(), names, 1)
+    meant = f"is {names[near[0]]} meant? If" if near else "the columns are listed by --help; if"
+    return f"{shown_name(written)}: there is no such column; {meant} it is a note, call it _note"
+
+
+def shown_name(name: str) -> str:
+    """A column's name in a message; not more of it, as it may be anything."""
+    return visible(name, LONGEST_NAME)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
 def cells(row: Row, change: type[Change]) -> dict[str, Any]:
     """The cells of a row that say something.
 
     Empty ones leave alone, the word `null` is null, and two quotation marks are the empty text.
+    What would be doubted (`doubts`) stands in quotation marks if it is meant.
     Columns whose names begin with `_` are the user's own notes.
 
     Raises:
-        ValueError: a cell that holds a list is no JSON, or a number may have lost digits.
+        ValueError: a cell is not what can be meant, or probably is not.
     """
     said: dict[str, Any] = {}
     for column, value in row.values.items():
         name = str(column).strip()
-        if isinstance(value, str) and (name not in text_fields(change) or not value.strip()):
+        if isinstance(value, str) and (form_of(change, name) != "text" or not value.strip()):
             value = value.strip()  # ServiceTitan's own texts may end in spaces
-        if value is None or value == "" or value != value or name.startswith("_"):
+        if _is_empty(value) or name.startswith("_"):
             continue
         if value == "null":
             value = None
@@ -105,32 +218,57 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
             value = ""
         elif isinstance(value, str) and name in list_fields(change):
             value = _json_cell(name, value)
+        else:
+            value = _as_meant(name, value, form_of(change, name))
         _refuse_inexact(name, value)
         said[name] = value
     return said
 
 
+def _as_meant(name: str, value: Any, form: str) -> Any:
+    """The value, out of the quotation marks that say that it is meant."""
+    try:
+        if isinstance(value, str) and len(value) > 2 and value[0] == value[-1] == '"':
+            try:
+                examine(value[1:-1], form)
+            except Doubt:
+                return value[1:-1]
+            except ValueError:
+                pass
+        examine(value, form)
+    except Doubt as doubt:
+        said = f'{doubt}; if it is meant, put it in quotation marks: "{visible(str(value), 40)}"'
+        raise ValueError(f"{name}: {visible(str(value), 40)} {said}") from doubt
+    except ValueError as error:
+        raise ValueError(f"{name}: {visible(str(value), 40)} {error}") from error
+    return value
+
+
 @cache
 def list_fields(change: type[Change]) -> frozenset[str]:
     """Fields that hold lists, written as JSON in a cell."""
-    shapes = change.model_json_schema(by_alias=False)["properties"]
-    return frozenset(
-        name.removesuffix("_")
-        for name, shape in shapes.items()
-        if any(choice.get("type") == "array" for choice in [shape, *shape.get("anyOf", ())])
-    )
+    return frozenset(name for name, form in _forms(change).items() if form == "array")
+
+
+def form_of(change: type[Change], name: str) -> str:
+    """Form of a column: text, date, integer, decimal, array, boolean, a word out of some (enum)."""
+    return _forms(change).get(name, "integer" if name.endswith("id") else "")
 
 
 @cache
-def text_fields(change: type[Change]) -> frozenset[str]:
-    """Fields that hold free text, which is taken as it is written."""
+def _forms(change: type[Change]) -> dict[str, str]:
     shapes = change.model_json_schema(by_alias=False)["properties"]
-    return frozenset(
-        name.removesuffix("_")
-        for name, shape in shapes.items()
-        for choice in [shape, *shape.get("anyOf", ())]
-        if choice.get("type") == "string" and not {"format", "enum"} & set(choice)
-    )
+    return {name.removesuffix("_"): _form(shape) for name, shape in shapes.items()}
+
+
+def _form(shape: Mapping[str, Any]) -> str:
+    choices = [choice for choice in shape.get("anyOf", [shape]) if choice.get("type") != "null"]
+    (choice,) = choices
+    if "enum" in choice:
+        return "enum"
+    forms = {"int32": "integer", "int64": "integer", "date-time": "date"}
+    kind = str(choice.get("format", "text" if choice["type"] == "string" else choice["type"]))
+    return forms.get(kind, kind)
 
 
 def _refuse_doubled(columns: Sequence[str]) -> None:
@@ -142,52 +280,117 @@ def _refuse_doubled(columns: Sequence[str]) -> None:
 
 def _json_cell(name: str, text: str) -> Any:
     try:
-        return json.loads(text, parse_float=Decimal)
+        return _json(text)
     except ValueError as error:
         raise ValueError(f'{name}: a list is written as JSON, such as ["May"]; {error}') from error
 
 
+def _json(text: str) -> Any:
+    """What JSON says, exactly and once.
+
+    Raises:
+        ValueError: it is none, has a name twice, or is nested too deeply.
+    """
+    try:
+        return json.loads(
+            text, parse_float=Decimal, parse_constant=_refuse, object_pairs_hook=_named_once
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"{counts.most_common(1)[0][0]!r} is there twice")
+    return values
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no value")
+
+
 def _refuse_inexact(name: str, value: Any) -> None:
-    if isinstance(value, float) and abs(value) >= FIRST_INEXACT:
-        raise ValueError(f"{name}: {value!r} may have lost digits; write it as a whole number")
+    rounded = isinstance(value, float) and abs(value) >= FIRST_INEXACT
+    shortened = isinstance(value, Decimal) and value.as_tuple().exponent not in _EXACT
+    if rounded or shortened:
+        raise ValueError(f"{name}: {value} may have lost digits; write it as a whole number")
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for item in inside:
         _refuse_inexact(name, item)
 
 
-def _csv_rows(content: bytes) -> list[Row]:
+def _text(content: bytes) -> str:
+    """The text of a file.
+
+    Raises:
+        BadRows: it is none, or not UTF-8; with what it is, and how to save it.
+    """
+    for start, what in _OTHERS.items():
+        if content.startswith(start):
+            raise BadRows([Fault(1, f"this is {what}; {SAVE_AS}")])
+    if (place := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, place) + 1
+        raise BadRows([Fault(line, f"this is UTF-16 text, or none at all; {SAVE_AS}")])
     try:
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        rows, faults = [], []
-        _refuse_doubled(reader.fieldnames or ())
-        for values in reader:
-            if None in values:
-                faults.append(Fault(reader.line_num, "more cells than the header has columns"))
-            elif any(value is None for value in values.values()):
-                faults.append(Fault(reader.line_num, "fewer cells than the header has columns"))
-            elif any(value and value.strip() for value in values.values()):
-                rows.append(Row(reader.line_num, {n: from_csv_cell(v) for n, v in values.items()}))
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRows([Fault(1, f"not UTF-8 text: {error}")]) from error
+        line = content.count(b"\n", 0, error.start) + 1
+        said = f"not UTF-8 text, but probably Windows' (byte {content[error.start]:#x}); {SAVE_AS}"
+        raise BadRows([Fault(line, said)]) from error
+
+
+def _csv_rows(content: bytes) -> list[Row]:
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    reader = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _refuse_separators(header)
+        _refuse_doubled([name for name in header if name])
+        width = max((place for place, name in enumerate(header, 1) if name), default=0)
+        for line in reader:
+            if not any(cell.strip() for cell in line):
+                continue
+            strange = [n for n, c in enumerate(line) if c.strip() and not (header[n:] or [""])[0]]
+            if strange:
+                said = f"more cells than the header has names (cell {strange[0] + 1})"
+                faults.append(Fault(reader.line_num, said))
+            elif len(line) < width:
+                faults.append(Fault(reader.line_num, "fewer cells than the header has columns"))
+            else:
+                pairs = zip(header, map(from_csv_cell, line), strict=False)
+                rows.append(Row(reader.line_num, {name: cell for name, cell in pairs if name}))
     except csv.Error as error:
-        raise BadRows([Fault(1, f"no CSV: {error}")]) from error
+        raise BadRows([Fault(reader.line_num, f"no CSV: {error}")]) from error
     if faults:
         raise BadRows(faults)
     return rows
 
 
+def _refuse_separators(header: Sequence[str]) -> None:
+    """Refuse a header whose names are not separated by commas."""
+    if header and header[0].lower().startswith("sep="):
+        raise BadRows([Fault(1, f"`{shown_name(header[0])}` is for Excel alone; {SAVE_AS}")])
+    if len([name for name in header if name]) == 1:
+        for separator, name in _SEPARATORS.items():
+            if separator in header[0]:
+                raise BadRows([Fault(1, f"the columns are separated by {name}; {SAVE_AS}")])
+
+
 def _jsonl_rows(content: bytes) -> list[Row]:
-    rows, faults = [], []
-    for line, text in enumerate(content.splitlines(), 1):
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    for line, text in enumerate(_text(content).encode().splitlines(), 1):
         if not text.strip():
             continue
         try:
-            values = json.loads(text, parse_float=Decimal)
+            values = _json(text.decode())
         except ValueError as error:
             faults.append(Fault(line, f"no JSON: {error}"))
             continue
         if isinstance(values, dict):
-            rows.append(Row(line, values))
+            rows.append(Row(line, cast(dict[str, Any], values)))
         else:
             faults.append(Fault(line, "no JSON object"))
     if faults:
@@ -197,6 +400,6 @@ def _jsonl_rows(content: bytes) -> list[Row]:
 
 def _parquet_rows(content: bytes) -> list[Row]:
     try:
-        return table_rows(pq.read_table(pa.BufferReader(content)))
+        return table_rows(pq.ParquetFile(pa.BufferReader(content)).read())
     except (pa.ArrowException, OSError) as error:
         raise BadRows([Fault(1, f"no Parquet: {error}")]) from error

@@ -1,0 +1,102 @@
+"""Cells that are probably not what was meant: what spreadsheets and other programs make of values.
+
+A spreadsheet writes `#REF!` for what it could not compute, a number for a day, and four digits of
+ten for a long id. Sent as they are, such cells would overwrite what is right.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import Any
+
+YEARS = range(2000, 2100)
+"""Years of days that need no second look: ServiceTitan is younger, and nothing is sold so far
+ahead."""
+
+_ERRORS = re.compile(r"#[A-ZÄÖÜ¡/0 ]+[!?]|#N/?[ADV]|#{3,}|#GETTING_DATA", re.IGNORECASE)
+_NO_VALUES = re.compile(
+    r"null|\(null\)|<null>|\\n|nan|<na>|n/?a|n\.a\.|nat|none|nil|undefined|\(blank\)|\(empty\)",
+    re.IGNORECASE,
+)
+_SCIENTIFIC = re.compile(r"[+-]?[\d.,]+e[+-]?\d+", re.IGNORECASE)
+_FIRST_DAY = date(1899, 12, 30)
+"""Day 0 of spreadsheets, as they count days from March 1900 on."""
+
+
+class Doubt(ValueError):
+    """A cell is probably not what was meant; it is taken if it stands in quotation marks."""
+
+
+def examine(value: Any, form: str) -> None:
+    """Look twice at a cell.
+
+    Args:
+        value: of the cell; neither empty nor the word for null.
+        form: of its column: `text`, `date`, `integer`, `decimal`, or another one.
+
+    Raises:
+        Doubt: it may be meant so, but probably is not.
+        ValueError: it cannot be meant so.
+    """
+    if isinstance(value, str):
+        _examine_characters(value)
+        if form != "enum":  # its words are known, and None is one of them
+            _examine_words(value.strip())
+    if form in _FORMS:
+        _FORMS[form](value)
+
+
+def _examine_characters(text: str) -> None:
+    for char in text:
+        if unicodedata.category(char) in ("Cc", "Cs", "Cn") and char not in "\t\n\r":
+            raise ValueError(f"holds a character that is no text (U+{ord(char):04X})")
+    if "\ufffd" in text:
+        raise Doubt("holds �, which stands for a letter that was lost when the file was made")
+
+
+def _examine_words(text: str) -> None:
+    if _ERRORS.fullmatch(text):
+        raise Doubt("is what a spreadsheet writes where it could not compute a value")
+    if _NO_VALUES.fullmatch(text):
+        raise Doubt("looks like no value: the word `null` sets null, an empty cell leaves alone")
+
+
+def _examine_date(value: Any) -> None:
+    if isinstance(value, int | float | Decimal) or (
+        isinstance(value, str) and re.fullmatch(r"\d+([.,]\d+)?", value)
+    ):
+        number = float(str(value).replace(",", "."))
+        if 20_000 <= number < 80_000:
+            day = _FIRST_DAY + timedelta(days=int(number))
+            raise ValueError(f"is a spreadsheet's number of a day; if it is {day}, write it so")
+        raise ValueError("is no day: write it as 2026-05-31")
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d-\d\d(?!\d)", value, re.ASCII):
+        raise ValueError("is no day: write it as 2026-05-31")
+    year = int(value[:4]) if isinstance(value, str) else getattr(value, "year", YEARS[0])
+    if year not in YEARS:
+        raise Doubt(f"is in the year {year}")
+
+
+def _examine_integer(value: Any) -> None:
+    if not isinstance(value, str) or re.fullmatch(r"-?\d+(\.0+)?", value, re.ASCII):
+        return
+    if _SCIENTIFIC.fullmatch(value):
+        raise ValueError(
+            "has lost digits in a spreadsheet: show its column as a number without decimals there, "
+            "and save the file again"
+        )
+    raise ValueError("is no whole number: write digits alone")
+
+
+def _examine_decimal(value: Any) -> None:
+    if isinstance(value, str) and not re.fullmatch(r"-?\d+(\.\d+)?", value, re.ASCII):
+        raise ValueError("is no number: write it with a point and nothing else, such as 1234.50")
+
+
+_FORMS: dict[str, Callable[[Any], None]] = {
+    "date": _examine_date,
+    "integer": _examine_integer,
+    "decimal": _examine_decimal,
+}
