@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -96,6 +97,17 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     change(lake, "derived/members_monthly", lambda t: with_value(t, "active_end", 9))
     revenue = "derived/recurring_revenue_monthly"
     change(lake, revenue, lambda t: with_value(t, "churned_mrr", Decimal("1.25")))
+    for table, column, value in (
+        ("customers_monthly", "lost_customers", 9),
+        ("cancellation_reasons_monthly", "cancelled", 9),
+        ("membership_summary_monthly", "ours", 99),
+        ("membership_mrr_history", "mrr", Decimal("1.25")),
+        ("revenue_retention", "gross_retained", Decimal(9_999)),
+        ("prepaid_unearned", "unearned_by_time", Decimal(99_999)),
+        ("visit_entitlements", "used", 99),
+    ):
+        broken_column = partial(with_value, column=column, value=value, count=10_000)
+        change(lake, f"derived/{table}", broken_column)
     change(lake, "current/invoice_templates", lambda t: with_value(t, "name", "other", 5_000))
     raw = lake.find("raw/invoice_templates")
     assert raw is not None
@@ -120,6 +132,13 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "invoice_templates.row_counts_are_plausible",
         "members_monthly.movements_add_up",
         "recurring_revenue_monthly.bridge_adds_up",
+        "customers_monthly.customers_add_up",
+        "cancellation_reasons_monthly.reasons_add_up",
+        "membership_summary_monthly.differences_are_explained",
+        "membership_mrr_history.history_adds_up_to_mrr",
+        "revenue_retention.retained_is_within_bounds",
+        "prepaid_unearned.unearned_is_part_of_paid",
+        "visit_entitlements.visits_used_are_entitled",
     }
     sound = {"recurring_service_types.ids_are_unique", "invoice_templates.quarantine_is_empty"}
     assert not failing & sound

@@ -191,6 +191,10 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
         membership(9, **by, status="Expired", to="2026-01-31", renewed_by_id=10),
         membership(10, **{**by, "from_": "2026-02-01"}, membership_type_id=9),
         membership(11, from_="2026-05-01", created="2026-03-21"),  # sold tomorrow
+        membership(12, **{**by, "sold_by_id": 9}, to="2026-04-30", renewed_by_id=13),
+        membership(  # a renewal that was given up before it began
+            13, from_="2026-05-01", created="2026-02-20", status="Canceled", sold_by_id=9
+        ),
     )
     begun = "Active 2025-12-01"
     status = history(
@@ -203,6 +207,8 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
         m9=f"{begun}, Expired 2026-02-01",
         m10="Active 2026-02-01",
         m11="Active 2026-05-01",
+        m12=begun,
+        m13="Canceled 2026-05-01",
     )
     rows = sales_monthly(members, status, prices(members), **CLOCK)
     columns = ("month", "sold_by_id", "activation_method", "sold", "matured", "lost_early")
@@ -210,8 +216,10 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
     assert plain(rows, *columns, "early_loss_rate", "monthly_value", "unpriced", "flags") == [
         (december, 7, "new_sale", 6, 5, 1, pytest.approx(0.2), D(90), 0, None),
         (december, 8, "imported", 1, 1, 0, 0.0, D(15), 0, None),
+        (december, 9, "new_sale", 1, 1, 0, 0.0, D(15), 0, None),
         (december, None, "manual", 1, 1, 0, 0.0, D(15), 0, "seller_unknown"),
         (FEBRUARY, 7, "renewal", 1, 0, 0, None, D(0), 1, "prices_missing"),
+        (FEBRUARY, 9, "renewal", 1, 0, 0, None, D(15), 0, None),
     ]
     early = sales_monthly(members, status, prices(members), **CLOCK, early_days=39)
     assert early["lost_early"].sum() == 0

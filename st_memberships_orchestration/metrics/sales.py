@@ -20,7 +20,6 @@ from st_memberships_orchestration.metrics.history import (
     movements,
     renewal_links,
     share,
-    spells,
 )
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
@@ -52,8 +51,9 @@ def sales_monthly(
     One row per month of sale, business unit, seller and activation method. The month is that of
     the day of sale: the creation of the membership, or its first day if that is earlier. Deleted
     memberships are left out. `activation_method` has ServiceTitan's words but is inferred, as this
-    API does not have it: `renewal`, another membership was renewed by this one; `imported`, it
-    carries an import id; `new_sale`, an invoice item activated it; `manual`, none of these.
+    API does not have it: `renewal`, another membership was renewed by this one, also if it was
+    given up before it began; `imported`, it carries an import id; `new_sale`, an invoice item
+    activated it; `manual`, none of these.
 
     `monthly_value` is what they pay per month, amortised where paid upfront, in the account's
     currency. `lost_early` were cancelled or expired, and not renewed, no more than `early_days`
@@ -86,8 +86,8 @@ def sales_monthly(
         "activated_from_id",
         "import_id",
     )
-    life = spells(membership_status, zone, memberships)
-    rows = rows.join(renewal_links(memberships, zone, life)[["sold_on", "is_successor"]])
+    # A renewal that was given up before it began was sold as one all the same: no spells here.
+    rows = rows.join(renewal_links(memberships, zone)[["sold_on", "is_successor"]])
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
     began = moves[moves["is_entry"]].rename(columns={"membership_id": "id"})
     lost = moves[moves["kind"].isin(LOST)].rename(columns={"membership_id": "id"})
