@@ -26,7 +26,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Column, Table
 
-from st_memberships_orchestration import cli_writes
+from st_memberships_orchestration import cli_forget, cli_writes
 from st_memberships_orchestration.escaping import csv_cell, visible_drawing
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
@@ -399,6 +399,9 @@ def _show_headlines() -> None:
         for tenant, *numbers in found.fetchall():
             table.add_row(tenant, *(f"{number:,}" for number in numbers))
     console.print(table)
+
+
+main.add_command(cli_forget.build_command(_run, _set_dagster_home))
 
 
 # The demo's sandbox, and the servers of the UI

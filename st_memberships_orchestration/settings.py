@@ -248,6 +248,11 @@ class Settings(BaseSettings):
         default=90, ge=1, description="The same for runs that failed."
     )
 
+    forget_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="A long random word by which forgotten customers are known again. Keep it.",
+    )
+
     allow_plain_http: bool = Field(
         default=False,
         description="Send secrets to an http:// address that is not this machine; never needed for "

@@ -56,7 +56,7 @@ class LakeResource(dg.ConfigurableResource):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Lake]:
         """The lake as a plain object."""
-        yield Lake(self.uri)
+        yield Lake(self.uri, Settings().forget_key.get_secret_value())
 
 
 def from_settings(settings: Settings) -> dict[str, dg.ConfigurableResource]:

@@ -2,12 +2,19 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import sqlalchemy as sa
 from dagster import DagsterEventType
+from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogStorage
+from dagster._core.storage.event_log.schema import (
+    AssetCheckExecutionsTable,
+    AssetKeyTable,
+)
+from dagster._serdes import serialize_value
 
 from st_memberships_orchestration.settings import Settings
 
@@ -141,11 +148,36 @@ def needed_runs(
 
 def delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
     """Delete a run with its events, its logs, and the files that SQLite has for each run."""
-    from dagster._core.storage.event_log import SqliteEventLogStorage
-
     instance.delete_run(run_id)
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     if isinstance(instance.event_log_storage, SqliteEventLogStorage):
         shard = Path(instance.event_log_storage.path_for_shard(run_id))
         for file in (shard, *(shard.with_name(f"{shard.name}{end}") for end in ("-wal", "-shm"))):
             file.unlink(missing_ok=True)
+
+
+def delete_mentions(instance: dg.DagsterInstance, mentions: Callable[[str], bool]) -> int:
+    """Delete the runs and results of checks whose records mention somebody; how many they were."""
+    deleted = 0
+    for record in instance.get_run_records():
+        run = record.dagster_run
+        if run.is_finished:
+            texts = [serialize_value(run), *map(serialize_value, instance.all_logs(run.run_id))]
+            if any(map(mentions, texts)):
+                delete_run(instance, run.run_id)
+                deleted += 1
+    storage = instance.event_log_storage
+    if isinstance(storage, SqlEventLogStorage):
+        results, assets = AssetCheckExecutionsTable, AssetKeyTable
+        with storage.index_connection() as connection:
+            rows = connection.execute(sa.select(results.c.id, results.c.evaluation_event))
+            gone = [id for id, event in rows.fetchall() if event and mentions(event)]
+            connection.execute(results.delete().where(results.c.id.in_(gone)))
+            # What an asset's page shows is kept once more; the next sync says it anew.
+            rows = connection.execute(sa.select(assets.c.id, assets.c.last_materialization))
+            shown = [id for id, event in rows.fetchall() if event and mentions(event)]
+            connection.execute(
+                assets.update().where(assets.c.id.in_(shown)).values(last_materialization=None)
+            )
+        deleted += len(gone)
+    return deleted

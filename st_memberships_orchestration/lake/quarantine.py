@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 
+from st_memberships_orchestration.lake.forgetting import Forgotten
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import (
     TENANT,
@@ -94,7 +95,12 @@ def quarantine(
     tenant: str,
     read_at: datetime,
 ) -> None:
-    """Keep the `records` that the table does not hold yet, each with columns of `SCHEMA`."""
+    """Keep the `records` that the table does not hold yet, each with columns of `SCHEMA`.
+
+    Those of a customer who was forgotten are left out (`forgetting`).
+    """
+    forgotten, feed = Forgotten(lake, tenant), name.partition("/")[2]
+    records = [record for record in records if not forgotten.holds(feed, record["record"])]
     if not records:
         return
     table = lake.open(name, SCHEMA)

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -97,9 +97,11 @@ class Lake:
 
     Attributes:
         uri: a local folder, or an `s3://`, `gs://` or `abfss://` address.
+        forget_key: secret by which it is known who was forgotten (`forgetting`).
     """
 
     uri: str
+    forget_key: str = field(default="", repr=False)
 
     def address(self, name: str) -> str:
         """Where the table `name` lies."""
@@ -149,7 +151,7 @@ class Lake:
     def names(self) -> list[str]:
         """Names of all tables that exist, sorted."""
         try:
-            filesystem = pafs.PyFileSystem(_Files(self.uri))
+            filesystem = files_of(self)
         except TableNotFoundError:  # a folder that is not there yet
             return []
         found: list[str] = []
@@ -183,6 +185,11 @@ class Lake:
         if table is None:
             return 0
         return table.count() if tenant is None else counts(table)[tenant]
+
+
+def files_of(lake: Lake) -> pafs.FileSystem:
+    """The lake's files themselves, whichever tables they are of."""
+    return pafs.PyFileSystem(_Files(lake.uri))
 
 
 def _configuration(schema: pa.Schema) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, Transaction
 
+from st_memberships_orchestration.lake.forgetting import Forgotten
 from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
@@ -67,6 +68,8 @@ def insert_versions(
 ) -> int:
     """Insert the versions in `rows` that are not the newest of their record and time; their number.
 
+    What belongs to a customer who was forgotten is left out (`forgetting`).
+
     Only what lies in the rows' own range of modification time is compared, so the cost follows
     the rows and not the table; and content is compared only where id and time are the same.
 
@@ -80,6 +83,7 @@ def insert_versions(
             where the clock stands still or was turned back.
         after: a batch that readers have seen, beyond which the new ones lie.
     """
+    rows = Forgotten(lake, tenant).without(name.partition("/")[2], rows, now=loaded_at)
     table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH, IS_DELETED]))
     if not rows.num_rows:
         return 0

@@ -22,7 +22,7 @@ nothing else is sent to that record, by whichever plan and whatever the tenant i
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -265,6 +265,35 @@ class Ledger:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+    # Forgetting
+
+    def forget(self, mentions: Callable[[str], bool]) -> int:
+        """Blank what entries hold of somebody, and delete the plans that do; how many they were.
+
+        That something was asked for, by whom and when stays, and so does its key: nothing can be
+        sent a second time for it.
+
+        Raises:
+            ValueError: such an entry is open; it has to be settled first.
+        """
+        blank = {
+            **dict.fromkeys(("change", "wanted", "before", "seen"), "{}"),
+            **dict.fromkeys(("target", "after", "result", "answer"), None),
+            **{"detail": "forgotten", "trail": "[]", "record": ""},
+        }
+        known = {name: value for name, value in blank.items() if name in _entries.c}
+        found = [row for row in self._rows(sa.select(_entries)) if mentions(_text(row))]
+        if unresolved := [row.key[:12] for row in found if row.status in OPEN]:
+            raise ValueError(f"settle these first, nobody knows what became of them: {unresolved}")
+        plans = [row.hash for row in self._rows(sa.select(_plans)) if mentions(_text(row))]
+        with self._writing() as connection:
+            for row in found:
+                one = _entries.update().where(_entries.c.key == row.key)
+                connection.execute(one.values(**known))
+            for hash in plans:
+                connection.execute(_plans.delete().where(_plans.c.hash == hash))
+        return len(found) + len(plans)
 
     # Plans
 
@@ -713,6 +742,10 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     reads = connection.get_execution_options().get("st_reads")
     connection.exec_driver_sql("begin" if reads else "begin immediate")
+
+
+def _text(row: sa.Row[Any]) -> str:
+    return json.dumps([*row], default=str)
 
 
 # Ledgers of earlier releases

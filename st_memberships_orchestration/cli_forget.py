@@ -1,0 +1,175 @@
+"""`st-memberships forget`: all that is held of a customer goes, and does not come back."""
+
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from sqlalchemy.engine import make_url
+
+from st_memberships_orchestration.cli_writes import PLANS
+from st_memberships_orchestration.lake.forgetting import (
+    Forgotten,
+    WrongKey,
+    belongings,
+    clean,
+    remove,
+    traces,
+)
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.terminal import console, read_settings
+from st_memberships_orchestration.writing.ledger import Ledger
+
+Run = Callable[[str, str], Any]
+"""Runs a job for a tenant."""
+
+
+def build_command(run: Run, set_dagster_home: Callable[[], None]) -> click.Command:
+    """The command; it starts jobs, and finds Dagster's records, as the other commands do."""
+
+    @click.command()
+    @click.option("--tenant", required=True, help="Whose customers they are.")
+    @click.option("--customer", "customers", type=int, multiple=True, required=True,
+                  help="Id of the customer; may be repeated.")  # fmt: skip
+    @click.confirmation_option(
+        prompt="This deletes for good what is held of them here; ServiceTitan keeps them. Go on?"
+    )
+    def forget(tenant: str, customers: tuple[int, ...]) -> None:
+        """Forget customers: remove what is held of them, and never read them again.
+
+        Covers the lake with its old files and logs, reports, plans, the write ledger, published
+        tables, and Dagster's runs. Stop the daemon first. May be interrupted and started again;
+        at the end everything is searched for what is left.
+        """
+        settings = read_settings()
+        set_dagster_home()
+        _check(settings, tenant)
+        lake = Lake(settings.lake_uri, settings.forget_key.get_secret_value())
+        forgotten, now = Forgotten(lake, tenant), datetime.now(UTC)
+        try:
+            forgotten.remember(belongings(lake, tenant, customers), now=now)
+        except WrongKey as error:
+            raise click.ClickException(str(error)) from error
+        console.print(f"{_number(forgotten)} ids are remembered, as keyed hashes.")
+        for name, rows in remove(forgotten):
+            if rows:
+                console.print(f"  {name}: {rows:,} rows deleted")
+        _forget_files(settings, forgotten)
+        _forget_writes(settings, forgotten)
+        console.print("Deriving, reporting and publishing anew.")
+        if not run("derive", tenant).success:
+            raise click.ClickException("The job derive failed; its message is above. Run it again.")
+        _forget_runs(forgotten)
+        for name in lake.names():
+            clean(lake, name)
+        left = [*traces(forgotten), *_places(settings, forgotten)]
+        if left:
+            listed = "\n  ".join(left)
+            raise click.ClickException(
+                f"Something of them is left in:\n  {listed}\nStop what runs beside, and repeat."
+            )
+        console.print("All tables, logs and files were searched: nothing of them is left here.")
+        console.print("Left to you: backups, and copies that were taken of reports and tables.")
+
+    return forget
+
+
+def _check(settings: Settings, tenant: str) -> None:
+    if tenant not in settings.tenants:
+        raise click.BadParameter(f"{tenant!r} is not configured", param_hint="--tenant")
+    if not settings.forget_key.get_secret_value():
+        raise click.ClickException(
+            "Set ST_FORGET_KEY first, and keep it: by it forgotten customers are known again "
+            f"when ServiceTitan shows them. For example: ST_FORGET_KEY={secrets.token_urlsafe(24)}"
+        )
+    if under_way := _under_way():
+        raise click.ClickException(
+            f"Runs are under way ({', '.join(under_way)}), and might bring back what goes. Stop "
+            "the daemon, wait until they have ended, and start again."
+        )
+
+
+def _under_way() -> list[str]:
+    import dagster as dg
+
+    statuses = [
+        dg.DagsterRunStatus.QUEUED,
+        dg.DagsterRunStatus.NOT_STARTED,
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    with dg.DagsterInstance.get() as instance:
+        records = instance.get_run_records(dg.RunsFilter(statuses=statuses), limit=5)
+    return [f"{record.dagster_run.job_name} {record.dagster_run.run_id[:8]}" for record in records]
+
+
+def _number(forgotten: Forgotten) -> int:
+    return sum(forgotten.counts().values()) - 1  # one is of the key itself
+
+
+def _files(settings: Settings) -> Iterator[Path]:
+    """Files on this machine that people or jobs made of records."""
+    for folder in (PLANS, settings.inbox, settings.inbox.parent / "outbox", settings.report_dir):
+        yield from (path for path in Path(folder).rglob("*") if path.is_file())
+
+
+def _forget_files(settings: Settings, forgotten: Forgotten) -> None:
+    for path in _files(settings):
+        if path.is_file() and forgotten.mentions(path.read_bytes().decode("latin-1")):
+            path.unlink()
+            console.print(f"  {path} deleted")
+
+
+def _forget_writes(settings: Settings, forgotten: Forgotten) -> None:
+    url = settings.ledger_url.get_secret_value()
+    ledger = Ledger(url)
+    try:
+        blanked = ledger.forget(forgotten.mentions)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    finally:
+        ledger.close()
+    console.print(f"  the write ledger: {blanked:,} entries and plans blanked")
+    database = make_url(url).database
+    if url.startswith("sqlite") and database:
+        _vacuum([Path(database)])
+
+
+def _forget_runs(forgotten: Forgotten) -> None:
+    import dagster as dg
+
+    from st_memberships_orchestration.defs.retention import delete_mentions
+
+    with dg.DagsterInstance.get() as instance:
+        deleted = delete_mentions(instance, forgotten.mentions)
+        folder = Path(instance.storage_directory()).parent
+    console.print(f"  Dagster: {deleted:,} runs and results of checks deleted")
+    _vacuum([*folder.rglob("*.db")])
+
+
+def _vacuum(databases: Sequence[Path]) -> None:
+    """Give back the pages of SQLite files in which deleted rows still stand."""
+    for path in databases:
+        with closing(sqlite3.connect(path, timeout=30)) as database:
+            database.execute("pragma wal_checkpoint(truncate)")
+            database.execute("vacuum")
+            database.execute("pragma wal_checkpoint(truncate)")
+
+
+def _places(settings: Settings, forgotten: Forgotten) -> Iterator[str]:
+    """Files outside the lake that still mention somebody."""
+    import dagster as dg
+
+    with dg.DagsterInstance.get() as instance:
+        folder = Path(instance.storage_directory()).parent
+    lake = Path(settings.lake_uri).absolute()
+    stored = (path for path in folder.rglob("*") if lake not in path.absolute().parents)
+    for path in dict.fromkeys([*_files(settings), *stored]):
+        if path.is_file() and forgotten.mentions(path.read_bytes().decode("latin-1")):
+            yield str(path)

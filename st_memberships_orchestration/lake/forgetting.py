@@ -1,0 +1,393 @@
+"""Forgetting a customer: what the lake holds of one goes, and is known not to come back.
+
+Ids are remembered in `state/forgotten` as keyed hashes: with the key one can tell whether an id was
+forgotten, without it nobody can tell whose it was. Each step can be done again: what an interrupted
+one left is found by the hashes.
+"""
+
+import hmac
+import json
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from st_memberships_orchestration.lake.store import (
+    TENANT,
+    Lake,
+    append,
+    files_of,
+    literal,
+    retry_conflicts,
+    scan,
+)
+
+logger = logging.getLogger(__name__)
+
+TABLE = "state/forgotten"
+
+SCHEMA = pa.schema(
+    [
+        TENANT,
+        pa.field(
+            "kind", pa.string(), metadata={"comment": "What was forgotten, such as a customer."}
+        ),
+        pa.field("digest", pa.string(), metadata={"comment": "Keyed hash of its id."}),
+        pa.field(
+            "forgotten_at",
+            pa.timestamp("us", tz="UTC"),
+            metadata={"comment": "When it was first asked for."},
+        ),
+    ]
+)
+
+KINDS = {
+    "customer_id": "customer",
+    "membership_id": "membership",
+    "location_recurring_service_id": "service",
+    "recurring_service_id": "service",
+    "event_id": "event",
+}
+"""Column -> the kind of record that it names."""
+
+OWN_ID = {
+    "memberships": "membership",
+    "recurring_services": "service",
+    "recurring_service_events": "event",
+    "invoice_templates": "template",
+}
+"""Feed -> the kind of its own records. Types belong to the contractor, not to a customer."""
+
+LAYERS = ("raw", "current", "history", "derived")
+
+AUDIT = "derived/write_audit"
+
+TEMPLATES = (
+    "billing_template_id",
+    "invoice_template_id",
+    "invoice_template_for_following_years_id",
+)
+"""Columns that name an invoice template."""
+
+KEY_OF = ("key", 0)
+"""Remembered beside the ids, so that another key is noticed."""
+
+
+NUMBER = re.compile(r"(?<![\d.])\d{5,19}(?![\d.])")
+"""Numbers in a text that can be an id; a shorter one would be met in any text by chance."""
+
+
+class WrongKey(Exception):
+    """The key by which customers were forgotten is not there, or is another one."""
+
+
+@dataclass
+class Forgotten:
+    """Who must not come back into a tenant's tables.
+
+    Attributes:
+        lake: where it is remembered.
+        tenant: whose customers.
+    """
+
+    lake: Lake
+    tenant: str
+    _known: dict[int, bool] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def digests(self) -> dict[str, set[str]]:
+        """Kind -> the hashes of what was forgotten; nothing is the usual case.
+
+        Raises:
+            WrongKey: customers were forgotten, and the key is not the one of then.
+        """
+        rows = self.lake.rows(TABLE, tenant=self.tenant).to_pylist()
+        found: dict[str, set[str]] = {}
+        for row in rows:
+            found.setdefault(row["kind"], set()).add(row["digest"])
+        if found and self.digest(*KEY_OF) not in found.get(KEY_OF[0], ()):
+            raise WrongKey(
+                f"Customers of {self.tenant} were forgotten, and ST_FORGET_KEY is not the key of "
+                "then. Set it again: without it nobody can tell whom not to read."
+            )
+        return found
+
+    def digest(self, kind: str, id: int) -> str:
+        """The keyed hash of an id."""
+        said = f"{self.tenant}/{kind}/{id}".encode()
+        return hmac.digest(self.lake.forget_key.encode(), said, "sha256").hex()[:32]
+
+    def counts(self) -> dict[str, int]:
+        """Kind -> how many were forgotten."""
+        return {kind: len(digests) for kind, digests in self.digests.items()}
+
+    def among(self, kind: str, ids: Iterable[int]) -> list[int]:
+        """Of some ids those that were forgotten."""
+        known = self.digests.get(kind)
+        return [id for id in ids if self.digest(kind, id) in known] if known else []
+
+    def without(self, name: str, rows: pa.Table, *, now: datetime) -> pa.Table:
+        """`rows` of a feed, but for those of forgotten customers; what is new of them is noted.
+
+        A customer may buy again, or be met first in a feed that is read later: so the ids of what
+        is left out are remembered, too.
+        """
+        if not self.digests:
+            return rows
+        gone = self._of_forgotten(name, rows)
+        if (left_out := rows.filter(gone)).num_rows:
+            self.remember(_related(name, left_out), now=now)
+            logger.info("%s  %s: %s rows of forgotten customers left out", self.tenant, name,
+                        left_out.num_rows)  # fmt: skip
+        return rows.filter(pc.invert(gone))
+
+    def holds(self, name: str, record: str) -> bool:
+        """Whether a broken record, as JSON, is of a forgotten customer."""
+        if not self.digests:
+            return False
+        named = {_camel(column): kind for column, kind in _columns(name, [*KINDS, "id"]).items()}
+        return any(
+            self.among(kind, map(int, re.findall(rf'"{key}"\s*:\s*"?(\d{{1,19}})', record)))
+            for key, kind in named.items()
+        )
+
+    def mentions(self, text: str) -> bool:
+        """Whether a text has the id of something forgotten, as a number of its own."""
+        return any(self._knows(int(number)) for number in {*NUMBER.findall(text)})
+
+    def _knows(self, number: int) -> bool:
+        if number not in self._known:
+            kinds = (kind for kind in self.digests if kind != KEY_OF[0])
+            self._known[number] = any(self.among(kind, [number]) for kind in kinds)
+        return self._known[number]
+
+    def remember(self, ids: Mapping[str, Collection[int]], *, now: datetime) -> None:
+        """Note ids, before anything of them is removed."""
+        if not self.lake.forget_key:
+            raise WrongKey("ST_FORGET_KEY is not set.")
+        wanted = {(kind, self.digest(kind, id)) for kind, some in ids.items() for id in some}
+        wanted.add((KEY_OF[0], self.digest(*KEY_OF)))
+        fresh = [
+            {"tenant": self.tenant, "kind": kind, "digest": digest, "forgotten_at": now}
+            for kind, digest in sorted(wanted)
+            if digest not in self.digests.get(kind, ())
+        ]
+        if fresh:
+            _append(self.lake, pa.Table.from_pylist(fresh, SCHEMA))
+            del self.digests
+            self._known.clear()
+
+    def _of_forgotten(self, name: str, rows: pa.Table) -> pa.ChunkedArray:
+        gone = pa.repeat(pa.scalar(False), rows.num_rows)
+        for column, kind in _columns(name, rows.column_names).items():
+            ids = self.among(kind, pc.unique(rows[column].drop_null()).to_pylist())
+            if ids:
+                gone = pc.or_(gone, pc.is_in(rows[column], pa.array(ids, rows[column].type)))
+        if "location_id" in rows.column_names and "membership_id" in rows.column_names:
+            # A service without a membership is the customer's by its address alone.
+            alone = rows.filter(rows["membership_id"].is_null())
+            ids = self.among("location", pc.unique(alone["location_id"].drop_null()).to_pylist())
+            if ids:
+                there = pc.is_in(rows["location_id"], pa.array(ids, pa.int64()))
+                gone = pc.or_(gone, pc.and_(there, rows["membership_id"].is_null()))
+        return gone
+
+
+@retry_conflicts
+def _append(lake: Lake, rows: pa.Table) -> None:
+    append(lake.open(TABLE, SCHEMA), rows)
+
+
+def _columns(name: str, columns: Sequence[str]) -> dict[str, str]:
+    """Columns of a feed's table that name a record -> its kind."""
+    found = {column: kind for column, kind in KINDS.items() if column in columns}
+    own = OWN_ID.get(name)
+    return found | ({"id": own} if own and "id" in columns else {})
+
+
+def _related(name: str, rows: pa.Table) -> dict[str, set[int]]:
+    """Kind -> ids that rows of a customer hold of the customer's own things."""
+    found = {kind: _ids(rows, column) for column, kind in _columns(name, rows.column_names).items()}
+    if "location_id" in rows.column_names:
+        found["location"] = _ids(rows, "location_id")
+    return found
+
+
+def _ids(rows: pa.Table, *columns: str) -> set[int]:
+    return {
+        id for column in columns if column in rows.column_names
+        for id in pc.unique(rows[column].drop_null()).to_pylist()
+    }  # fmt: skip
+
+
+def belongings(lake: Lake, tenant: str, customers: Collection[int]) -> dict[str, set[int]]:
+    """Kind -> ids of all that the lake knows of some customers, themselves included.
+
+    An invoice template is one's own when nobody else is billed by it and it is not shared.
+    """
+
+    def rows(feed: str, columns: Sequence[str], where: str) -> pa.Table:
+        return lake.rows(f"raw/{feed}", tenant=tenant, columns=columns, where=where)
+
+    owned = f"customer_id in ({_listed(customers)})"
+    mine = rows("memberships", ["id", "location_id", "billing_template_id"], owned)
+    memberships, locations = _ids(mine, "id"), _ids(mine, "location_id")
+    theirs = (
+        f"membership_id in ({_listed(memberships)}) or "
+        f"(membership_id is null and location_id in ({_listed(locations)}))"
+    )
+    named = ["id", "invoice_template_id", "invoice_template_for_following_years_id"]
+    services = rows("recurring_services", named, theirs)
+    visits = rows(
+        "recurring_service_events",
+        ["id"],
+        f"membership_id in ({_listed(memberships)}) or "
+        f"location_recurring_service_id in ({_listed(_ids(services, 'id'))})",
+    )
+    templates = _ids(mine, *TEMPLATES) | _ids(services, *TEMPLATES)
+    others = (
+        _ids(rows("memberships", ["billing_template_id"], f"not ({owned})"), *TEMPLATES)
+        | _ids(rows("recurring_services", named[1:], f"not coalesce({theirs}, false)"), *TEMPLATES)
+        | _ids(rows("membership_types", ["billing_template_id"], "true"), *TEMPLATES)
+        | _ids(rows("recurring_service_types", ["invoice_template_id"], "true"), *TEMPLATES)
+        | _ids(rows("invoice_templates", ["id"], "is_settings_template"), "id")
+    )
+    return {
+        "customer": set(customers),
+        "membership": memberships,
+        "location": locations,
+        "service": _ids(services, "id"),
+        "event": _ids(visits, "id"),
+        "template": templates - others,
+    }
+
+
+def _listed(ids: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(ids))) or "null"
+
+
+def remove(forgotten: Forgotten) -> Iterator[tuple[str, int]]:
+    """Delete the rows of forgotten customers from every table; each table, and how many it had."""
+    lake, tenant = forgotten.lake, forgotten.tenant
+    for name in lake.names():
+        layer, _, short = name.partition("/")
+        table = lake.open_existing(name)
+        columns = [column.name for column in table.schema().fields]
+        if layer == "quarantine":
+            yield name, _delete_broken(forgotten, table, short)
+        elif name == AUDIT:
+            yield name, _delete_audited(forgotten, table)
+        elif layer in LAYERS:
+            yield name, _delete(forgotten, table, _conditions(forgotten, table, short, columns))
+        elif name == "reference/vanished_records":
+            known = scan(table, tenant, ["feed", "id"]).read_all().to_pylist()
+            gone = [
+                f"(feed = {literal(row['feed'])} and id = {row['id']})"
+                for row in known
+                if forgotten.among(OWN_ID.get(row["feed"], ""), [row["id"]])
+            ]
+            yield name, _delete(forgotten, table, gone)
+
+
+def _conditions(
+    forgotten: Forgotten, table: DeltaTable, short: str, columns: Sequence[str]
+) -> list[str]:
+    """SQL for a table's rows that name something forgotten."""
+    found = []
+    for column, kind in _columns(short, columns).items():
+        distinct = [f'distinct "{column}"']
+        there = scan(table, forgotten.tenant, distinct, f'"{column}" is not null').read_all()
+        if ids := forgotten.among(kind, there[column].to_pylist()):
+            found.append(f'"{column}" in ({_listed(ids)})')
+    if {"location_id", "membership_id"} <= {*columns} and short == "recurring_services":
+        alone = "membership_id is null and location_id is not null"
+        there = scan(table, forgotten.tenant, ["distinct location_id"], alone).read_all()
+        if ids := forgotten.among("location", there["location_id"].to_pylist()):
+            found.append(f"(membership_id is null and location_id in ({_listed(ids)}))")
+    return found
+
+
+def _delete(forgotten: Forgotten, table: DeltaTable, conditions: Sequence[str]) -> int:
+    if not conditions:
+        return 0
+    return _delete_where(
+        table, f"tenant = {literal(forgotten.tenant)} and ({' or '.join(conditions)})"
+    )
+
+
+@retry_conflicts
+def _delete_where(table: DeltaTable, where: str) -> int:
+    table.update_incremental()
+    return int(table.delete(where)["num_deleted_rows"])
+
+
+def _delete_broken(forgotten: Forgotten, table: DeltaTable, feed: str) -> int:
+    kept = scan(table, forgotten.tenant, ["record"]).read_all()["record"].to_pylist()
+    gone = [f"record = {literal(record)}" for record in kept if forgotten.holds(feed, record)]
+    return _delete(forgotten, table, gone)
+
+
+def _delete_audited(forgotten: Forgotten, table: DeltaTable) -> int:
+    rows = scan(table, forgotten.tenant).read_all().to_pylist()
+    gone = [
+        f"(plan = {literal(row['plan'])} and line = {row['line']})"
+        for row in rows
+        if forgotten.mentions(json.dumps(row, default=str))
+    ]
+    return _delete(forgotten, table, gone)
+
+
+def clean(lake: Lake, name: str) -> None:
+    """Remove a table's old files and its log's old lines, which hold what was deleted.
+
+    Nobody may write to the table meanwhile: files of a commit under way would go, too.
+    """
+    table = lake.open_existing(name)
+    table.optimize.compact()
+    table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+    table = lake.open_existing(name)
+    table.create_checkpoint()
+    files = files_of(lake)
+    newest = table.version()
+    for entry in files.get_file_info(pafs.FileSelector(f"{name}/_delta_log")):
+        version = re.match(r"\d{20}", entry.base_name)
+        if version and int(version[0]) < newest:
+            files.delete_file(entry.path)
+
+
+def traces(forgotten: Forgotten) -> Iterator[str]:
+    """Files of the lake that hold an id of something forgotten: all columns, and all logs."""
+    files = files_of(forgotten.lake)
+    for name in forgotten.lake.names():
+        for entry in files.get_file_info(pafs.FileSelector(name, recursive=True)):
+            if entry.type == pafs.FileType.File:
+                with files.open_input_file(entry.path) as file:
+                    if entry.path.endswith(".parquet"):
+                        texts = _as_text(pq.ParquetFile(file))
+                    else:
+                        texts = iter([file.read().decode("latin-1")])
+                    if any(map(forgotten.mentions, texts)):
+                        yield entry.path
+
+
+def _as_text(file: pq.ParquetFile) -> Iterator[str]:
+    """All values of a file that can hold an id, a batch at a time."""
+    for batch in file.iter_batches():
+        for column in batch.columns:
+            if not (pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type)):
+                flat = pa.types.is_integer(column.type) or pa.types.is_string(column.type)
+                values = pc.unique(column) if flat else column
+                yield json.dumps(values.to_pylist(), default=str)
+
+
+def _camel(column: str) -> str:
+    first, *rest = column.split("_")
+    return first + "".join(word.title() for word in rest)

@@ -1,0 +1,180 @@
+"""Forgetting a customer: nothing of one is left in any byte, and nothing brings one back."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from st_memberships_orchestration.lake.forgetting import Forgotten, WrongKey, belongings, remove
+from st_memberships_orchestration.lake.quarantine import quarantine
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration_tests.doors import PlainReader
+
+KEY = "a long random word"
+
+
+class House:
+    """A folder with a lake, reports and Dagster's records, as a user of the terminal has it."""
+
+    def __init__(self, folder: Path, sandbox: RunningSandbox) -> None:
+        self.folder = folder
+        self.sandbox = sandbox
+        self.write_env(KEY)
+
+    def write_env(self, key: str) -> None:
+        started = datetime.now(UTC).date() - timedelta(days=1)
+        lines = {**self.sandbox.env, "ST_FORGET_KEY": key, "ST_HISTORY_START": str(started)}
+        (self.folder / ".env").write_text("".join(f"{n}={v}\n" for n, v in lines.items()))
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        program = Path(sys.executable).parent / "st-memberships"
+        done = subprocess.run(
+            [program, *arguments], cwd=self.folder, capture_output=True, text=True, check=False
+        )
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    def forget(self, customer: int) -> tuple[int, str]:
+        return self.run("forget", "--tenant", "acme", "--customer", str(customer), "--yes")
+
+    def belongings(self) -> tuple[int, set[int]]:
+        """The customer with most memberships, and all ids of theirs, by ServiceTitan's exports."""
+        acme = PlainReader(self.sandbox)
+        feeds = {
+            name: acme.walk(name)
+            for name in ("memberships", "recurring_services", "recurring_service_events")
+        }
+        of_one = Counter(record["customerId"] for record in feeds["memberships"].values())
+        customer, _ = of_one.most_common(1)[0]
+        memberships = {
+            id for id, record in feeds["memberships"].items() if record["customerId"] == customer
+        }
+        theirs = {customer, *memberships}
+        for name in ("recurring_services", "recurring_service_events"):
+            theirs |= {
+                id for id, record in feeds[name].items() if record["membershipId"] in memberships
+            }
+        return customer, theirs
+
+    def places_of(self, ids: set[int]) -> set[str]:
+        """Files below the folder that hold one of the ids, whatever they are written in."""
+        wanted = re.compile(rf"(?<!\d)({'|'.join(map(str, ids))})(?!\d)")
+        found = set()
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                text = path.read_bytes().decode("latin-1")
+                if path.suffix == ".parquet":
+                    text += str(pq.ParquetFile(path).read().to_pylist())
+                if wanted.search(text):
+                    found.add(str(path.relative_to(self.folder)))
+        return found
+
+
+@pytest.fixture
+def house(tmp_path: Path, sandbox: RunningSandbox) -> House:
+    return House(tmp_path, sandbox)
+
+
+def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House) -> None:
+    customer, theirs = house.belongings()
+    assert house.run("sync", "--tenant", "acme")[0] == 0
+    broken = {"id": 1, "reason": "broken", "record": json.dumps({"id": 1, "customerId": customer})}
+    lake = Lake(str(house.folder / ".data/lake"), KEY)
+    quarantine(lake, "quarantine/memberships", [_whole(broken)], tenant="acme",
+               read_at=datetime.now(UTC))  # fmt: skip
+    plans = house.folder / ".data/plans"
+    plans.mkdir()
+    (plans / "mine.json").write_text(f'{{"customer_id": {customer}}}')
+    (plans / "another.json").write_text('{"customer_id": 99999999}')
+    before = house.places_of(theirs)
+    for layer in ("raw/", "current/", "history/", "derived/", "quarantine/", "dagster/", "plans/"):
+        assert any(layer in place for place in before), layer
+
+    # As if the first try was killed between two tables.
+    forgotten = Forgotten(lake, "acme")
+    forgotten.remember(belongings(lake, "acme", [customer]), now=datetime.now(UTC))
+    steps = remove(forgotten)
+    while next(steps)[0] != "raw/memberships":
+        pass
+    status, printed = house.forget(customer)
+    assert status == 0, printed
+    assert "nothing of them is left here" in printed
+    assert house.places_of(theirs) == set()
+    assert (plans / "another.json").exists()
+    assert lake.count("current/memberships", tenant="acme") > 0
+
+    house.sandbox.control("POST", "/_sandbox/clock", {"advance": "40d"})
+    day = datetime.now(UTC).date()
+    status, printed = house.run(
+        "backfill", "--from", str(day - timedelta(days=1)), "--to", str(day)
+    )
+    assert status == 0, printed
+    assert "of forgotten customers left out" in printed
+    assert house.places_of(theirs) == set()
+
+
+def _whole(record: dict[str, Any]) -> dict[str, Any]:
+    """A broken record with all columns of the table."""
+    from st_memberships_orchestration.lake.quarantine import SCHEMA
+
+    return {**dict.fromkeys(set(SCHEMA.names) - {"tenant", "read_at"}), **record}
+
+
+def test_another_key_stops_the_reading_instead_of_bringing_people_back(
+    house: House, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / ".data/lake"), KEY)
+    Forgotten(lake, "acme").remember({"customer": [123456]}, now=datetime.now(UTC))
+    for key in ("", "another word"):
+        house.write_env(key)
+        status, printed = house.run("sync", "--tenant", "acme")
+        assert status == 1
+        assert "ST_FORGET_KEY is not the key of then" in printed
+    assert house.run("sync", "--tenant", "bravo")[0] == 0
+
+
+def test_the_command_asks_for_a_key_and_runs_beside_nobody(house: House) -> None:
+    house.write_env("")
+    status, printed = house.forget(1)
+    assert status == 1
+    assert "ST_FORGET_KEY=" in printed
+    house.write_env(KEY)
+    assert house.run("forget", "--tenant", "nobody", "--customer", "1", "--yes")[0] == 2
+    with dg.DagsterInstance.from_config(str(house.folder)) as instance:
+        del instance  # it is made ready by the command before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(house.folder)
+        with dg.DagsterInstance.from_config(str(house.folder)) as instance:
+            instance.add_run(_started())
+    status, printed = house.forget(1)
+    assert status == 1
+    assert "Runs are under way (sync" in printed
+
+
+def _started() -> dg.DagsterRun:
+    return dg.DagsterRun("sync", status=dg.DagsterRunStatus.STARTED)
+
+
+def test_ids_are_hashed_with_the_key_and_by_tenant(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"), KEY)
+    mine = Forgotten(lake, "acme")
+    mine.remember({"customer": [36000001]}, now=datetime.now(UTC))
+    assert mine.among("customer", [36000001, 36000002]) == [36000001]
+    assert Forgotten(lake, "bravo").among("customer", [36000001]) == []
+    assert mine.digest("customer", 1) != Forgotten(Lake(lake.uri, "b"), "acme").digest(
+        "customer", 1
+    )
+    with pytest.raises(WrongKey):
+        Forgotten(Lake(lake.uri, "b"), "acme").counts()
+    rows = pa.table({"id": [1, 2], "customer_id": [36000001, 36000002]})
+    assert mine.without("memberships", rows, now=datetime.now(UTC))["id"].to_pylist() == [2]
+    assert mine.among("membership", [1, 2]) == [1], "what a forgotten customer buys is forgotten"
