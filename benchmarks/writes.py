@@ -68,6 +68,7 @@ def main(changes: int, per_second: int, latency_ms: int, kill_after: float | Non
         running(memberships=changes, tenants=("acme",), latency_ms=latency_ms) as sandbox,
     ):
         os.chdir(folder)
+        Path(".data").mkdir()
         os.environ |= sandbox.env | {
             "ST_WRITES": "on",
             "ST_WRITE_CAP_PER_RUN": str(changes),

@@ -16,6 +16,7 @@ import pytest
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.clocks import elapsed
 from st_memberships_orchestration.servicetitan.models import InvoiceTemplateCreate, MembershipSale
 from st_memberships_orchestration.writing import apply as apply_module
 from st_memberships_orchestration.writing import ledger as words
@@ -495,6 +496,54 @@ def test_a_sale_is_not_made_by_a_second_plan(
     assert statuses(run(meant, client, ledger)) == [words.SUCCEEDED]
 
 
+def test_a_template_that_a_lost_ledger_has_made_is_not_made_again(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    tmp_path: Path,
+) -> None:
+    rows = some("create_invoice_templates", client, 2, dice)
+    first = plan_of(client, "create_invoice_templates", rows[:1])
+    assert statuses(run(first, client, ledger)) == [words.SUCCEEDED]
+    before = len(writes(written))
+    other = Ledger(f"sqlite:///{tmp_path}/other.db")
+    both = plan_of(client, "create_invoice_templates", rows)
+    assert statuses(run(both, client, other)) == [STOPPED, words.SUCCEEDED]
+    assert len(writes(written)) == before + 1
+    meant = plan_of(client, "create_invoice_templates", rows[:1], occasion="another")
+    assert statuses(run(meant, client, other)) == [words.SUCCEEDED]
+    other.close()
+
+
+def test_what_was_compared_too_long_ago_is_compared_again_before_it_is_sent(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    rows = [{"id": r["id"], "memo": "ours"} for r in some("update_memberships", client, 2, dice)]
+    plan = plan_of(client, "update_memberships", rows)
+    before = len(writes(written))
+    waited = [0.0]
+
+    class Slow(type(KINDS["update_memberships"])):  # type: ignore[misc]
+        def send(self, client: Any, target: Any, change: Any) -> Any:
+            if not waited[0] and target == rows[0]["id"]:  # as if the ceiling kept it waiting
+                waited[0] = 6.0
+                edit = {"tenant": "acme", "feed": "memberships", "ids": [target]}
+                written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
+            return super().send(client, target, change)
+
+    clock = replace(Clock(), ticks=lambda: elapsed() + waited[0])
+    slow, kind = Slow(), KINDS["update_memberships"]
+    KINDS["update_memberships"] = slow
+    try:
+        results = run(plan, client, ledger, clock=clock, workers=1)
+    finally:
+        KINDS["update_memberships"] = kind
+    assert statuses(results) == [words.NOT_SENT, words.SUCCEEDED]
+    assert "changed since the plan (memo)" in results[0].detail
+    assert len(writes(written)) == before + 1
+
+
 def test_credentials_that_fail_stop_the_run(
     written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
 ) -> None:
@@ -781,6 +830,39 @@ def test_what_somebody_changed_since_is_not_undone(
     back = reversal(plan, client, ledger)
     assert back.rows == []
     assert [left.why for left in back.left] == ["somebody changed it since"]
+
+
+def test_an_undoing_takes_values_as_they_were_and_says_what_cannot_be_undone(
+    written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
+) -> None:
+    ids = [row["id"] for row in some("update_memberships", client, 5, dice)]
+    olds = ["", "  ", "null", '""', None]
+    for id, old in zip(ids, olds, strict=True):
+        edit = {"tenant": "acme", "feed": "memberships", "ids": [id], "set": {"memo": old}}
+        written.control("POST", "/_sandbox/edit", edit)
+    edit = {"tenant": "acme", "feed": "memberships", "ids": [ids[0]]}
+    paid = {"paymentMethodId": 77, "paymentTypeId": None}
+    written.control("POST", "/_sandbox/edit", edit | {"set": paid})
+    rows = [{"id": id, "memo": "ours"} for id in ids]
+    rows[0] |= {"payment_type_id": 5}
+    plan = plan_of(client, "update_memberships", rows)
+    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 5
+    assert client.get_membership(ids[0]).payment_method_id is None
+    back = reversal(plan, client, ledger)
+    assert [(left.target, "takes no null" in left.why) for left in back.left] == [(ids[4], True)]
+    undone = make_plan(
+        client,
+        KINDS["update_memberships"],
+        back.rows,
+        tenant="acme",
+        environment="sandbox",
+        source="undo",
+        now=datetime.now(UTC),
+    )
+    assert statuses(run(undone, client, ledger)) == [words.SUCCEEDED] * 4
+    assert [client.get_membership(id).memo for id in ids] == [*olds[:4], "ours"]
+    first = client.get_membership(ids[0])
+    assert (first.payment_method_id, first.payment_type_id) == (77, None)
 
 
 def test_the_ledger_holds_no_secret(

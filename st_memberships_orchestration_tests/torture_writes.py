@@ -463,7 +463,7 @@ def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: 
         last = round == 3
         if last:
             yard.control("DELETE", "faults")
-        later = timedelta(minutes=20 * round)
+        later = timedelta(minutes=21 * round)
         _round(yard, dice, (env, url, file, ledger_url, later), "plain" if last else mode)
         if "slow" in phases or "during" in phases.values():
             time.sleep(SLOW * 1.2)  # what a killed process asked for may still be under way
@@ -528,7 +528,7 @@ def _faults(kind: str, dice: random.Random) -> list[dict[str, Any]]:
         phase = dice.choice(["before", "during", "after"])
         if phase == "during" and fault != "reset":
             phase = "before"
-        if fault in ("429", "expire_token"):  # both mean by definition: not processed
+        if fault == "expire_token":  # it means by definition: not processed
             phase = "before"
         faults[fault] = {
             "on": _path(kind),

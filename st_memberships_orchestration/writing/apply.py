@@ -341,10 +341,34 @@ class _Run:
         yield from finished
         if to_send:
             self.before_sending()
-            self.starting_point = self.kind.starting_point(self.client, self.clock())
+            self.starting_point, lately = self.kind.starting_point(self.client, self.clock())
+            to_send, stopped = self._not_there(to_send, lately)
+            yield from stopped
         for wave in self._waves(to_send):
             yield from self._wave(wave, elsewhere)
         yield from self._elsewhere(elsewhere)
+
+    def _not_there(
+        self, to_send: list[PlannedChange], lately: Sequence[Any]
+    ) -> tuple[list[PlannedChange], list[Result]]:
+        """Stop what was made lately by nobody here: a ledger that is lost may have noted it."""
+        if not isinstance(self.kind, Creation) or self.plan.occasion or not lately:
+            return to_send, []
+        explained = self.ledger.made(self.kind, self.client.account)
+        new = [record for record in lately if record.id not in explained]
+        left: list[PlannedChange] = []
+        stopped: list[Result] = []
+        for planned in to_send:
+            like = [record.id for record in new if self.kind.is_as(planned.wanted, record)]
+            if like:
+                said = (
+                    f"{', '.join(map(str, like))} is just like it and was made or changed lately, "
+                    "not by this ledger; to have one more beside it, plan it with an occasion"
+                )
+                stopped.append(self._stopped(planned, said))
+            else:
+                left.append(planned)
+        return left, stopped
 
     def _waves(self, to_send: Sequence[PlannedChange]) -> list[list[PlannedChange]]:
         """Of each record one change in a wave: the next one waits until it was seen."""

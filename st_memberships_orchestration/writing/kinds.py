@@ -296,9 +296,11 @@ class Kind:
         """
         return [name for name in before if now[name] != before[name]]
 
-    def starting_point(self, client: MembershipsClient, now: datetime) -> Plain:
-        """What a run notes before it makes anything, to tell new records from others."""
-        return {}
+    def starting_point(
+        self, client: MembershipsClient, now: datetime
+    ) -> tuple[Plain, Sequence[Any]]:
+        """What a run notes before it makes anything, and what was made or changed lately."""
+        return {}, ()
 
     def look(
         self,
@@ -803,8 +805,12 @@ class CreateInvoiceTemplates(Creation):
         case.money = sum((i.quantity * i.unit_price for i in items), Decimal(0))
 
     @override
-    def starting_point(self, client: MembershipsClient, now: datetime) -> Plain:
-        """Where the feed ends now, and the ids that it shows once more from there on."""
+    def starting_point(
+        self, client: MembershipsClient, now: datetime
+    ) -> tuple[Plain, Sequence[Any]]:
+        """Where the feed ends now, the ids that it shows again from there on, and its last day."""
+        found: list[_Shown] | None = []
+        token = ""
         for days in (1, 30, None):
             start = None if days is None else (now - timedelta(days=days)).isoformat()
             found, token = self._read_on(client, start)
@@ -813,7 +819,7 @@ class CreateInvoiceTemplates(Creation):
             ):  # else our clock may be ahead of theirs, and the token of a time to come
                 break
         repeated, _ = self._read_on(client, token)
-        return {BASELINE: token, "ids": sorted(shown.id for shown in repeated or ())}
+        return {BASELINE: token, "ids": sorted(shown.id for shown in repeated or ())}, found or ()
 
     @override
     def appeared(
