@@ -11,7 +11,6 @@ from typing import Any
 import click
 from sqlalchemy.engine import make_url
 
-from st_memberships_orchestration.cli_writes import PLANS
 from st_memberships_orchestration.lake.forgetting import (
     Forgotten,
     WrongKey,
@@ -21,7 +20,7 @@ from st_memberships_orchestration.lake.forgetting import (
     traces,
 )
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, data_folder
 from st_memberships_orchestration.terminal import console, read_settings
 from st_memberships_orchestration.writing.ledger import Ledger
 
@@ -115,7 +114,12 @@ def _number(forgotten: Forgotten) -> int:
 
 def _files(settings: Settings) -> Iterator[Path]:
     """Files on this machine that people or jobs made of records."""
-    for folder in (PLANS, settings.inbox, settings.inbox.parent / "outbox", settings.report_dir):
+    for folder in (
+        data_folder() / "plans",
+        settings.inbox,
+        settings.inbox.parent / "outbox",
+        settings.report_dir,
+    ):
         yield from (path for path in Path(folder).rglob("*") if path.is_file())
 
 
