@@ -551,3 +551,93 @@ def test_bills_to_come(sql: duckdb.DuckDBPyConnection) -> None:
         where status = 'Active' and next_scheduled_bill_date <= today() + 60 group by all
         """,
     )
+
+
+def test_the_membership_summary(sql: duckdb.DuckDBPyConnection) -> None:
+    same(
+        sql,
+        "select tenant, month, membership_type_id, movement, summary"
+        " from our_membership_summary_monthly where summary > 0 and movement not like 'active%'",
+        """
+        with changed as (
+            select s.tenant, s.membership_id, date_trunc('month', valid_from)::date as month,
+                valid_from, s.status, lag(s.status) over life as old
+            from membership_status s
+            window life as (partition by s.tenant, s.membership_id order by valid_from)
+        ), last as (
+            select tenant, membership_id, month, arg_max(status, valid_from) as status,
+                arg_max(old is null, valid_from) as is_first
+            from changed
+            where old is distinct from status and valid_from < (today() + 1)::timestamptz
+            group by all
+        )
+        select l.tenant, month, m.membership_type_id, case
+            when l.status <> 'Active' then lower(l.status)
+            when not is_first then 'reactivated'
+            when exists (from links where links.tenant = l.tenant and successor = l.membership_id)
+                then 'renewed' else 'new_sales' end, count(*)
+        from last l
+        left join memberships m on m.tenant = l.tenant and m.id = l.membership_id
+        group by all
+        """,
+    )
+
+
+def test_renewals_of_matured_terms(sql: duckdb.DuckDBPyConnection) -> None:
+    same(
+        sql,
+        "select tenant, month, sum(matured_30), sum(renewed_30), sum(matured_60), sum(renewed_60),"
+        " sum(renewed_value_60) from our_renewal_outcomes_monthly group by all having sum(due) > 0",
+        """
+        with ended as (
+            select m.tenant, m.id, m."to", date_trunc('month', m."to")::date as month,
+                l.successor_sold_on as sold,
+                coalesce(p.monthly_price, p.amortised_monthly_price, 0) as value
+            from memberships m left join links l using (tenant, id)
+            left join our_membership_prices p on p.tenant = m.tenant and p.membership_id = m.id
+            where m."to" <= today() and m.status <> 'Deleted'
+                and not coalesce(m.status = 'Canceled' and m.cancellation_date <= m."to", false)
+                and not exists (from membership_status s
+                    where s.tenant = m.tenant and s.membership_id = m.id
+                        and s.status in ('Canceled', 'Deleted')
+                        and s.valid_from < (m."to" + 1)::timestamptz
+                        and coalesce(s.valid_to >= (m."to" + 1)::timestamptz, true))
+        )
+        select tenant, month, count(*) filter ("to" + 30 <= today()),
+            count(*) filter ("to" + 30 <= today() and sold <= "to" + 30),
+            count(*) filter ("to" + 60 <= today()),
+            count(*) filter ("to" + 60 <= today() and sold <= "to" + 60),
+            coalesce(sum(value) filter ("to" + 60 <= today() and sold <= "to" + 60), 0)
+        from ended group by all
+        """,
+    )
+
+
+def test_retention_of_customers(sql: duckdb.DuckDBPyConnection) -> None:
+    same(
+        sql,
+        "select tenant, month, membership_type_id, revenue_year_ago, gross_retained, net_retained"
+        " from our_revenue_retention where month >= '2024-01-01' and revenue_year_ago > 0",
+        """
+        with paid as (
+            select g.tenant, g.month, g.membership_id, coalesce(customer_id, -g.membership_id)
+                as customer, membership_type_id as kind, mrr + prepaid as pays
+            from (select * from months, (select distinct tenant, membership_id
+                from our_membership_mrr_history)) g
+            asof join our_membership_mrr_history h on h.tenant = g.tenant
+                and h.membership_id = g.membership_id and h.month <= g.month
+        ), by_kind as (
+            select tenant, month, customer, kind, sum(pays) as pays from paid group by all
+        ), customers as (
+            select tenant, month, customer, sum(pays) as pays,
+                list(kind order by pays desc, coalesce(kind, -1))[1] as kind
+            from by_kind group by all
+        )
+        select a.tenant, n.month, a.kind, sum(a.pays), sum(least(a.pays, coalesce(b.pays, 0))),
+            sum(coalesce(b.pays, 0))
+        from customers a join months n on n.month = a.month + interval 1 year
+        left join customers b
+            on b.tenant = a.tenant and b.customer = a.customer and b.month = n.month
+        where a.pays > 0 group by all
+        """,
+    )
