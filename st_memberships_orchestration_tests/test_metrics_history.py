@@ -133,6 +133,7 @@ def test_what_ended_before_changes_were_recorded_is_inferred_from_its_dates(live
             member(10, "Expired", to="2021-12-01", **since),  # ends before it begins
             member(11, "Expired", to="2026-12-31", **since),
             member(12, "Canceled", from_=None, created_on="2022-03-01T15:00:00Z"),
+            member(13, "Canceled", to="2026-05-20", **since),  # seen before its term was over
         ]
     )
     active = "Active 2022-01-01 00:00 before_inferred_change"
@@ -150,6 +151,7 @@ def test_what_ended_before_changes_were_recorded_is_inferred_from_its_dates(live
         10: ["Expired 2022-01-01 00:00 to"],
         11: [active, f"Expired {seen}"],
         12: ["Active 2022-03-01 10:00 before_inferred_change", f"Canceled {seen}"],
+        13: [active, f"Canceled {seen}"],
     }
 
 
@@ -218,14 +220,24 @@ def test_the_day_of_an_inferred_change_stays_when_the_record_changes_again(lives
 
 def test_a_membership_that_came_back_was_one_before_too(lives: Any) -> None:
     since = {"from_": "2022-01-01", "created_on": "2022-01-01T15:00:00Z"}
+    older = "2025-12-01T15:00:00Z"
     found = lives(
         [
             member(1, to="2022-12-31", **since),
             member(2, "Canceled", cancellation_date="2023-06-15", **since),
+            # Of these an older version is known.
+            member(3, "Canceled", cancellation_date="2025-08-01", modified_on=older, **since),
+            member(3, modified_on="2026-03-01T15:00:00Z", **since),
+            member(4, "Suspended", modified_on=older, **since),
+            member(4, modified_on="2026-03-01T15:00:00Z", **since),
+            member(5, **since),
         ],
         [
             change(1, 1, "Expired", "Active", "2025-03-01T15:00:00Z"),
             change(2, 2, "Canceled", "Active", "2025-03-01T15:00:00Z"),
+            change(3, 3, "Canceled", "Active", "2026-03-01T15:00:00Z"),
+            change(4, 4, "Suspended", "Active", "2026-03-01T15:00:00Z"),
+            change(5, 5, "Suspended", "Active", "2026-03-01T15:00:00Z"),
         ],
     )
     active = "Active 2022-01-01 00:00 before_inferred_change"
@@ -236,6 +248,17 @@ def test_a_membership_that_came_back_was_one_before_too(lives: Any) -> None:
             active,
             "Canceled 2023-06-15 00:00 cancellation_date",
             "Canceled 2025-03-01 10:00 cancellation_date",
+        ],
+        3: [
+            active,
+            "Canceled 2025-08-01 00:00 cancellation_date",
+            "Active 2026-03-01 10:00 change",
+        ],
+        4: [active, "Suspended 2025-12-01 10:00 modified_on", "Active 2026-03-01 10:00 change"],
+        # Nothing says when it was suspended.
+        5: [
+            "Suspended 2022-01-01 00:00 before_first_change",
+            "Active 2026-03-01 10:00 change",
         ],
     }
 

@@ -1,6 +1,7 @@
 """Members and cohorts, on paper."""
 
 from datetime import date
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -8,9 +9,11 @@ import pytest
 
 from st_memberships_orchestration.metrics.cohorts import cohort_retention
 from st_memberships_orchestration.metrics.members import members_monthly
+from st_memberships_orchestration.metrics.renewals import renewal_rate_monthly
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
     ZONE,
+    active,
     frame,
     history,
     membership,
@@ -185,3 +188,146 @@ def test_retention_follows_a_sale_through_its_renewals() -> None:
     # 8 was a mistake and counts nowhere; 9 is sold in March and begins in April.
     assert (date(2026, 2, 1), 1, 0) not in kept
     assert kept[date(2026, 3, 1), 1, 0][:2] == (1, 0)
+
+
+def monthly_of(members: pd.DataFrame, status: pd.DataFrame, *columns: str, **settings: Any) -> dict:
+    """Columns by month, over all cells' only one."""
+    rows = members_monthly(members, status, **{"today": TODAY, "zone": ZONE, **settings})
+    return {month: tuple(rest) for month, *rest in plain(rows, "month", *columns)}
+
+
+JANUARY, FEBRUARY, MARCH = (date(2026, month, 1) for month in (1, 2, 3))
+
+
+def test_nobody_is_a_member_before_the_first_day() -> None:
+    members = frame(
+        membership(1, from_="2026-03-21", created="2026-03-01"),  # tomorrow
+        membership(2, from_="2026-03-20", created="2026-03-01"),  # today
+        membership(3, from_="2026-02-10", created="2026-01-15"),  # paused before it began
+    )
+    status = history(
+        m1="Active 2026-03-01",
+        m2="Active 2026-03-01",
+        m3="Active 2026-01-15, Suspended 2026-01-20, Active 2026-02-01",
+    )
+    assert monthly_of(members, status, "new", "suspended", "active_end") == {
+        FEBRUARY: (1, 0, 1),
+        MARCH: (1, 0, 2),
+    }
+
+
+def test_a_renewal_sold_ahead_counts_once() -> None:
+    members = frame(
+        membership(1, from_="2025-04-01", to="2026-03-31", duration=12, renewed_by_id=2),
+        membership(2, from_="2026-04-01", created="2026-03-05"),
+    )
+    status = history(m1="Active 2025-04-01", m2="Active 2026-03-05")
+    assert monthly_of(members, status, "renewed", "active_end")[MARCH] == (0, 1)
+    later = {"today": date(2026, 4, 10)}
+    ended = history(m1="Active 2025-04-01, Expired 2026-04-01 01:00", m2="Active 2026-03-05")
+    found = monthly_of(members, ended, "renewed", "ended_by_renewal", "active_end", **later)
+    assert found[date(2026, 4, 1)] == (1, 1, 1)
+
+
+def test_a_loss_out_of_suspension_is_counted_when_it_becomes_final() -> None:
+    members = frame(
+        *(membership(id, from_="2025-12-01") for id in range(1, 6)),
+        membership(6, from_="2025-12-01", to="2026-02-28", renewed_by_id=7),
+        membership(7, from_="2026-03-01"),
+        membership(8, from_="2025-12-01"),
+    )
+    status = history(
+        m1="Active 2025-12-01, Suspended 2026-01-10, Canceled 2026-03-05",
+        m2="Active 2025-12-01, Suspended 2026-02-10, Expired 2026-02-20",
+        m3="Active 2025-12-01, Suspended 2026-01-10, Active 2026-02-10",
+        m4="Active 2025-12-01, Suspended 2026-01-10, Deleted 2026-02-10",
+        m5="Active 2025-12-01, Suspended 2026-01-31",  # still suspended
+        m6="Active 2025-12-01, Suspended 2026-02-10, Expired 2026-03-01 01:00",  # but renewed
+        m7="Active 2026-03-01 00:00",
+        m8="Active 2025-12-01, Canceled 2026-02-15",
+    )
+    losses = ("cancelled_from_suspension", "expired_from_suspension")
+    columns = ("active_start", "suspended", "cancelled", *losses, "resumed", "active_end", "churn")
+    assert monthly_of(members, status, *columns) == {
+        date(2025, 12, 1): (0, 0, 0, 0, 0, 0, 7, None),
+        JANUARY: (7, 4, 0, 0, 0, 0, 3, 0.0),
+        # 2 is paused and lost within the month, and 8 leaves: 2 of 3.
+        FEBRUARY: (3, 2, 1, 0, 1, 1, 1, 2 / 3),
+        # 1 is lost; 7 goes on from 6, which so is no loss.
+        MARCH: (1, 0, 0, 1, 0, 0, 2, 1.0),
+    }
+
+
+def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back() -> None:
+    year = {"from_": "2025-02-01", "to": "2026-01-31", "duration": 12, "status": "Expired"}
+    given_up = {"status": "Canceled", "created": "2026-01-20"}
+    members = frame(
+        membership(1, **year, renewed_by_id=11),
+        membership(11, from_="2026-05-01", cancellation_date="2026-02-20", **given_up),
+        membership(2, **year, renewed_by_id=12),
+        membership(12, from_="2026-03-17", created="2026-03-17"),  # 45 days after
+        membership(3, **year, renewed_by_id=13),
+        membership(13, from_="2026-03-02", created="2026-03-02"),  # 29 days after
+        membership(4, from_="2025-02-01", status="Canceled", renewed_by_id=14),  # never ran
+        membership(14, from_="2026-03-10", created="2026-03-10"),
+    )
+    ran = "Active 2025-02-01, Expired 2026-02-01 01:00"
+    status = history(
+        m1=ran,
+        m2=ran,
+        m3=ran,
+        m4="Canceled 2025-02-01",
+        m11="Active 2026-01-20, Canceled 2026-02-20",
+        m12="Active 2026-03-17",
+        m13="Active 2026-03-02",
+        m14="Active 2026-03-10",
+    )
+    columns = ("new", "renewed", "reactivated", "ended_by_renewal", "expired", "active_end")
+    found = monthly_of(members, status, *columns)
+    assert found[FEBRUARY] == (0, 0, 0, 1, 2, 0)
+    assert found[MARCH] == (1, 1, 1, 0, 0, 3)
+    rate = renewal_rate_monthly(members, status, today=TODAY, zone=ZONE)
+    assert plain(rate, "due", "renewed", "renewed_late")[0] == (3, 0, 2)
+
+
+def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:
+    members = frame(membership(1), membership(2, is_deleted=True))
+    assert monthly_of(members, active(*members.to_dict("records")), "active_end")[MARCH] == (1,)
+
+
+def test_days_that_cannot_be_bound_the_months_and_the_tenure() -> None:
+    members = frame(
+        membership(1, from_="0021-05-01", created="2026-02-10"),
+        membership(2, from_="2206-01-01", created="2026-02-10"),
+        membership(3, from_="1979-12-31", created="2026-02-10"),
+    )
+    status = history(m1="Active 2026-02-10", m2="Active 2026-02-10", m3="Active 2026-02-10")
+    found = monthly_of(members, status, "new", "active_end", "tenure_days")
+    assert found == {FEBRUARY: (3, 3, 18.0), MARCH: (0, 3, 38.0)}
+    since = monthly_of(members, status, "tenure_days", earliest=date(1970, 1, 1))
+    assert since[MARCH][0] > 5_000
+    cohorts = cohort_retention(members, status, today=TODAY, zone=ZONE)
+    assert plain(cohorts, "cohort_month", "members_sold", "members_kept") == [(FEBRUARY, 3, 3)] * 2
+
+
+def test_months_say_how_much_of_them_is_inferred() -> None:
+    members = frame(*(membership(id, from_="2025-12-01") for id in (1, 2, 3)))
+    status = history(
+        m1="Active 2025-12-01, Canceled 2026-02-10",
+        m2="Active 2025-12-01, Canceled 2026-03-10",
+        m3="Active 2025-12-01",
+    ).assign(
+        basis=[
+            *("before_first_change", "change"),
+            *("before_inferred_change", "cancellation_date"),
+            "unchanged",
+        ]
+    )
+    columns = ("active_end", "inferred_end", "inferred_share", "inferred_moves")
+    assert monthly_of(members, status, *columns) == {
+        # Before the account's first recorded change all rests on inference.
+        date(2025, 12, 1): (3, 3, 1.0, 1),
+        JANUARY: (3, 3, 1.0, 0),
+        FEBRUARY: (2, 1, 0.5, 0),
+        MARCH: (1, 0, 0.0, 1),
+    }

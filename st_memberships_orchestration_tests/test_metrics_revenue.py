@@ -1,7 +1,9 @@
 """Prices and recurring revenue, on paper."""
 
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal as D
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
@@ -259,3 +261,237 @@ def test_members_whose_versions_are_all_known_pay_from_their_first_day(ids: tupl
         (date(2026, 2, 1), mrr, D(0), D(0)),
         (date(2026, 3, 1), mrr, D(0), D(0)),
     ]
+
+
+def revenue(
+    members: list[dict[str, Any]],
+    status: pd.DataFrame,
+    *columns: str,
+    templates: list[dict[str, Any]] | None = None,
+    types: list[dict[str, Any]] | None = None,
+    zone: ZoneInfo = ZONE,
+    today: date = TODAY,
+) -> dict[date, tuple[Any, ...]]:
+    """Columns of MRR by month; of templates and types all versions are given, in order."""
+    templates, types = templates or [], types or TYPES.to_dict("records")
+    newest = [{row["id"]: row for row in rows}.values() for rows in (types, templates)]
+    versions = [[row for row in rows if "valid_from" in row] for rows in (types, templates)]
+    rows = recurring_revenue_monthly(
+        frame(*members),
+        status,
+        pd.DataFrame(),
+        *(
+            frame(*({k: v for k, v in row.items() if k != "valid_from"} for row in rows))
+            for rows in newest
+        ),
+        *(frame(*rows) for rows in versions),
+        today=today,
+        zone=zone,
+    )
+    return {month: tuple(rest) for month, *rest in plain(rows, "month", *columns)}
+
+
+DECEMBER, JANUARY, FEBRUARY, MARCH = (
+    date(2025, 12, 1),
+    *(date(2026, month, 1) for month in (1, 2, 3)),
+)
+
+
+def test_a_template_that_was_edited_in_place_changes_its_own_month_only() -> None:
+    member = membership(1, billing_template_id=101)
+    templates = [
+        template(101, "30.79", valid_from=moment("2026-01-10")),
+        template(101, "500", valid_from=moment("2026-02-03")),  # twice in one month:
+        template(101, "999.99", valid_from=moment("2026-02-20")),  # the last one counts
+        template(101, "999.99", valid_from=moment("2026-03-02"), is_deleted=True),
+    ]
+    columns = ("mrr_end", "new_mrr", "expansion_mrr", "backdated_share")
+    assert revenue([member], active(member), *columns, templates=templates) == {
+        DECEMBER: (D("30.79"), D("30.79"), D(0), 1.0),  # as far back as it is known: from January
+        JANUARY: (D("30.79"), D(0), D(0), 0.0),
+        FEBRUARY: (D("999.99"), D(0), D("969.20"), 0.0),
+        MARCH: (D("999.99"), D(0), D(0), 0.0),
+    }
+
+
+def test_a_list_price_that_was_edited_applies_from_then_on() -> None:
+    def priced_at(price: int | None, day: str) -> dict[str, Any]:
+        options = [option(None, "Monthly", price)] if price else []
+        return membership_type(1, *options, valid_from=moment(day))
+
+    members = [
+        membership(1),
+        membership(2, billing_template_id=404),  # a template that is not known: list price, too
+    ]
+    types = [
+        priced_at(20, "2025-11-01"),
+        priced_at(22, "2026-01-15"),
+        priced_at(None, "2026-02-15"),  # the option is sold no more, and so has no price
+        priced_at(25, "2026-03-15"),
+    ]
+    columns = ("mrr_end", "expansion_mrr", "contraction_mrr", "members_unpriced")
+    assert revenue(members, active(*members), *columns, types=types) == {
+        DECEMBER: (D(40), D(0), D(0), 0),
+        JANUARY: (D(44), D(4), D(0), 0),
+        FEBRUARY: (D(0), D(0), D(44), 2),
+        MARCH: (D(50), D(50), D(0), 0),
+    }
+
+
+def test_a_template_known_before_the_membership_is_applies_by_its_own_time() -> None:
+    member = membership(1, billing_template_id=101)
+    known = {**member, "valid_from": moment("2026-03-01")}
+    templates = [
+        template(101, "20", valid_from=moment("2025-11-01")),
+        template(101, "30", valid_from=moment("2026-02-01")),
+    ]
+    rows = recurring_revenue_monthly(
+        frame(member),
+        active(member),
+        frame(known),
+        TYPES,
+        frame(template(101, "30")),
+        pd.DataFrame(),
+        frame(*templates),
+        today=TODAY,
+        zone=ZONE,
+    )
+    # Which template it was billed from is known since March only; what that one said, always.
+    assert plain(rows, "mrr_end", "backdated_mrr") == [
+        (D(20), D(20)),
+        (D(20), D(20)),
+        (D(30), D(30)),
+        (D(30), D(0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("zone", "out", "back", "day"),
+    [
+        # Each zone's clock shows an earlier time at the second moment than at the first.
+        ("America/New_York", "2026-11-01 05:45", "2026-11-01 06:15", date(2026, 11, 1)),
+        ("Australia/Lord_Howe", "2026-04-04 14:50", "2026-04-04 15:05", date(2026, 4, 5)),
+        ("Pacific/Auckland", "2026-04-04 13:45", "2026-04-04 14:15", date(2026, 4, 5)),
+        ("America/Sao_Paulo", "2018-02-18 01:45", "2018-02-18 02:15", date(2018, 2, 17)),
+    ],
+)
+def test_steps_in_the_hour_that_comes_twice_keep_their_order(
+    zone: str, out: str, back: str, day: date
+) -> None:
+    def utc(text: str) -> datetime:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+    status = frame(
+        *(
+            {"membership_id": 1, "tenant": "acme", "status": word, "valid_from": a, "valid_to": b}
+            for word, a, b in (
+                ("Active", utc("2017-12-01 12:00"), utc(out)),
+                ("Suspended", utc(out), utc(back)),
+                ("Active", utc(back), None),
+            )
+        )
+    )
+    member = membership(1, from_="2017-12-01", billing_template_id=101)
+    found = revenue(
+        [member],
+        status,
+        "mrr_end",
+        "suspended_mrr",
+        templates=[template(101, "25")],
+        zone=ZoneInfo(zone),
+        today=day,
+    )
+    assert set(found.values()) == {(D(25), D(0))}
+
+
+def test_money_is_lost_by_the_words_of_the_members() -> None:
+    members = [membership(id, billing_template_id=10 * id) for id in range(1, 8)]
+    members[5] |= {"to": date(2026, 1, 31), "renewed_by_id": 7}
+    members[6] |= {"from": date(2026, 3, 17), "created_on": moment("2026-03-17")}
+    status = history(
+        m1="Active 2025-12-01, Suspended 2026-01-10, Canceled 2026-03-05",
+        m2="Active 2025-12-01, Canceled 2026-01-10, Active 2026-02-10, Expired 2026-03-05",
+        m3="Active 2025-12-01, Deleted 2026-01-10",
+        m4="Active 2025-12-01, Suspended 2026-01-10, Active 2026-03-10",
+        m5="Active 2025-12-01, Frozen 2026-01-10",
+        m6="Active 2025-12-01, Expired 2026-02-01 01:00",
+        m7="Active 2026-03-17 00:00",  # 45 days later: won back
+    )
+    templates = [template(10 * id, str(10 * id)) for id in range(1, 8)]
+    flows = (
+        *("reactivated_mrr", "resumed_mrr", "renewed_mrr", "churned_mrr", "cancelled_mrr"),
+        *("expired_mrr", "suspended_mrr", "deleted_mrr", "other_exit_mrr"),
+        *("cancelled_from_suspension_mrr", "mrr_end"),
+    )
+    found = revenue(members, status, *flows, templates=templates)
+    months = {month: [int(value) for value in values] for month, values in found.items()}
+    assert months == {
+        DECEMBER: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 210],
+        JANUARY: [0, 0, 0, 20, 20, 0, 50, 30, 50, 0, 60],
+        FEBRUARY: [20, 0, 0, 60, 0, 60, 0, 0, 0, 0, 20],
+        MARCH: [110, 40, 0, 20, 0, 20, 0, 0, 0, 10, 110],
+    }
+
+
+def test_every_renewal_of_a_membership_is_known_to_money() -> None:
+    # It ended with its successor at hand, was taken up again, and ended so once more.
+    members = [
+        membership(1, from_="2025-11-01", billing_template_id=101, renewed_by_id=2),
+        membership(2, from_="2026-01-02", billing_template_id=101),
+    ]
+    status = history(
+        m1="Active 2025-11-01, Expired 2025-12-20, Active 2026-01-05, Expired 2026-02-02",
+        m2="Active 2026-01-02 00:00",
+    )
+    columns = ("renewed_mrr", "reactivated_mrr", "ended_by_renewal_mrr", "churned_mrr", "mrr_end")
+    found = revenue(members, status, *columns, templates=[template(101, "25")])
+    assert {month: tuple(map(int, values)) for month, values in found.items()} == {
+        date(2025, 11, 1): (0, 0, 0, 0, 25),
+        DECEMBER: (0, 0, 25, 0, 0),
+        JANUARY: (25, 25, 0, 0, 50),
+        FEBRUARY: (0, 0, 25, 0, 25),
+        MARCH: (0, 0, 0, 0, 25),
+    }
+
+
+def test_a_renewal_paid_upfront_paid_the_renewal_price() -> None:
+    def upfront(duration: int, sale: int, renewal: int | None) -> dict[str, Any]:
+        price = None if renewal is None else D(renewal)
+        return option(duration, "OneTime", 0, sale) | {"renewal_price": price}
+
+    types = frame(
+        membership_type(1, upfront(12, 240, 180), upfront(6, 120, 0), upfront(3, 90, None))
+    )
+    once = {"billing_frequency": "OneTime", "from_": "2026-01-01"}
+    members = frame(
+        membership(
+            1, from_="2025-01-01", renewed_by_id=2, duration=12, billing_frequency="OneTime"
+        ),
+        membership(2, duration=12, **once),
+        membership(3, from_="2025-01-01", renewed_by_id=4),
+        membership(4, duration=6, **once),  # a renewal price of zero is none
+        membership(5, from_="2025-01-01", renewed_by_id=6),
+        membership(6, duration=3, **once),
+    )
+    prices = membership_prices(members, types, pd.DataFrame())
+    found = by_id(prices, "membership_id", "amortised_monthly_price", "price_basis", "flags")
+    assert found[1] == (D(20), "type_sale_price", None)
+    assert found[2] == (D(15), "type_renewal_price", None)
+    assert found[4] == (D(20), "type_sale_price", "renewal_price_zero")
+    assert found[6] == (None, "none", "option_without_price")
+    rows = [row for row in members.to_dict("records") if row["id"] in (1, 2)]
+    status = history(m1="Active 2025-01-01, Expired 2026-01-01", m2="Active 2026-01-01")
+    amortised = revenue(rows, status, "amortised_end", types=types.to_dict("records"))
+    assert (amortised[DECEMBER], amortised[MARCH]) == ((D(20),), (D(15),))
+
+
+def test_a_template_without_a_total_is_no_negative_one() -> None:
+    templates = frame(template(101, "0"), template(102, "0"), template(103, "-1"))
+    templates["total"] = [None, D(0), D(-1)]
+    members = frame(*(membership(n, billing_template_id=100 + n) for n in (1, 2, 3)))
+    prices = membership_prices(members, TYPES, templates)
+    assert by_id(prices, "membership_id", "monthly_price", "flags") == {
+        1: (None, "template_total_missing"),
+        2: (D(0), "price_zero"),
+        3: (None, "template_total_negative"),
+    }

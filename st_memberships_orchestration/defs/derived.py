@@ -28,7 +28,8 @@ from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.tables import Table
 from st_memberships_orchestration.settings import Settings
 
-CLOCK = ("today", "zone")
+CLOCK = ("today", "zone", "earliest")
+"""Arguments that come from the tenant and the settings."""
 
 HISTORY = {
     "membership_status": "history/membership_status",
@@ -69,6 +70,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         clock = {
             "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
             "zone": zone,
+            "earliest": settings.earliest_date,
         }
         frames = {arg: _frame(lake, source, tenant) for arg, source in needed.items()}
         wanted = inspect.signature(table.of).parameters

@@ -119,11 +119,15 @@ def rebuild_membership_status(
     instant are put so that each starts where the one before it ended, and by id where that does
     not tell. Before the first change the status is what that change started from.
 
-    ServiceTitan records changes since 2025, and not all of them. What is missing is inferred: a
-    membership is sold as Active, and one whose last recorded status is not today's changed on its
-    cancellation date (Canceled), on the day after its last (Expired), or with the first version
-    that shows today's status; never before its last recorded change. A Deleted one without any
-    change was a mistake from the start. `basis` says what each span rests on.
+    ServiceTitan records changes since 2025, and not all of them. What is missing is inferred. A
+    membership is sold as Active, so one whose first recorded change starts from another status,
+    or that has no recorded change and another status today, came into that status unrecorded; so
+    did one whose last recorded status is not today's. When: a Canceled one on its cancellation
+    date, else on the earlier of the day after its last and the first version that shows it; an
+    Expired one on the day after its last; else with the first version that shows the status.
+    Never before its last recorded change; and where nothing dates the status before the first
+    change, it had that one from its first day. A Deleted one without any change was a mistake from
+    the start. `basis` says what each span rests on.
 
     Args:
         lake: where the tables lie.
@@ -143,14 +147,18 @@ def rebuild_membership_status(
         return
     changes = lake.rows("current/membership_status_changes", tenant=tenant, columns=CHANGES.names)
     versions = lake.rows(
-        "raw/memberships", tenant=tenant, columns=["id", "status", "active", "modified_on"]
+        "raw/memberships",
+        tenant=tenant,
+        columns=["id", "status", "active", "modified_on", '"to"', "cancellation_date"],
     )
     if not changes.num_columns:
         changes = CHANGES.empty_table()
     with duck(memberships=memberships, changes=changes, versions=versions) as connection:
         connection.sql("set timezone = 'UTC'")
         connection.sql(f"create macro midnight(day) as timezone('{zone.key}', day::timestamp)")
-        connection.sql(f"create macro known(day) as if(day >= date '{earliest}', day, null)")
+        connection.sql(f"create macro earliest() as date '{earliest}'")
+        connection.sql(NEWEST)
+        connection.sql(PASSED)
         connection.sql(IN_ORDER)
         connection.register("moved", _chained(connection))
         history = connection.sql(SPANS).to_arrow_table().cast(STATUS_COLUMNS)
@@ -167,11 +175,21 @@ IN_ORDER = f"""
     from (select *, {BEYOND_MICROSECONDS} as digits from changes)
 """
 
+NEWEST = """
+    create macro newest() as (
+        -- When the records were last known to be as they are.
+        select greatest(max(loaded_at), max(modified_on), (select max(created_on) from changes))
+        from memberships
+    )
+"""
+PASSED = """
+    create macro passed(day) as if(
+        day >= earliest() and midnight(day) <= newest(), midnight(day), null
+    )
+"""
+
 SPANS = f"""
-    with newest as (
-        select greatest(max(loaded_at), max(modified_on), max(latest)) as moment
-        from memberships, (select max(created_on) as latest from changes)
-    ), recorded as (
+    with recorded as (
         select membership_id, old_status, new_status, created_on,
             count(*) over (partition by membership_id) as steps, row_number() over (
                 partition by membership_id order by coalesce(moved.place, in_order.place)
@@ -184,67 +202,79 @@ SPANS = f"""
     ), last as (
         select membership_id, created_on as last_at, new_status from recorded where step = steps
     ), stated as (
-        select id as membership_id, if(is_deleted, 'Deleted', status) as status, modified_on,
+        select id as membership_id, if(is_deleted, 'Deleted', status) as status_today, modified_on,
             coalesce(
-                midnight(if("from" <= moment + interval 20 year, known("from"), null)),
+                if("from" between earliest() and newest() + interval 20 year, midnight("from"),
+                    null),
                 least(created_on, first_at)
             ) as since,
-            if(midnight(cancellation_date) <= moment, midnight(known(cancellation_date)), null)
-                as cancelled_at,
-            if(midnight("to" + 1) <= moment, midnight(known("to") + 1), null) as over_at,
-            first_at, last_at, new_status as last_status, old_status
-        from memberships cross join newest
+            passed(cancellation_date) as cancelled_at, passed("to" + 1) as over_at,
+            first_at, last_at, old_status, coalesce(old_status, if(status_today in
+                ('Canceled', 'Expired', 'Suspended'), 'Active', status_today)) as first_status,
+            coalesce(new_status, first_status) <> status_today as is_missing
+        from memberships
         left join first on first.membership_id = id left join last on last.membership_id = id
-    ), begun as (
-        -- What a membership was before its first change, or all the time.
-        select *, coalesce(old_status,
-            if(status in ('Canceled', 'Expired', 'Suspended'), 'Active', status)) as first_status,
-            case old_status when 'Canceled' then cancelled_at when 'Expired' then over_at end
-                as ended_at
-        from stated
-    ), ended as (
-        select *, coalesce(last_status, first_status) <> status as is_missing
-        from begun
-    ), versions_since as (
-        select membership_id, v.modified_on, if(active, v.status, 'Deleted') = e.status as same
-        from versions v join ended e on e.membership_id = v.id where is_missing
-    ), seen as (
-        -- The first version that shows today's status, with no other status after it.
-        select membership_id, min(modified_on) as seen_at from (
-            select *, max(if(same, null, modified_on)) over (partition by membership_id) as other_at
-            from versions_since
-        ) where same and coalesce(modified_on > other_at, true) group by membership_id
-    ), missing as (
-        select membership_id, status, last_at, coalesce(seen_at, modified_on) as seen_at, case
-                when status = 'Canceled' then coalesce(cancelled_at, over_at)
-                when status = 'Expired' then over_at end as dated_at,
-            if(status = 'Canceled' and cancelled_at is not null, 'cancellation_date', 'to') as basis
-        from ended left join seen using (membership_id) where is_missing
+    ), shown as (
+        select id as membership_id, if(active, status, 'Deleted') as status, modified_on as seen_at,
+            passed(cancellation_date) as cancelled_at, passed("to" + 1) as over_at
+        from versions
+        union all
+        select membership_id, status_today, modified_on, cancelled_at, over_at from stated
+    ), sightings as (
+        select shown.*, status_today, old_status, since, first_at,
+            max(if(status <> status_today, seen_at, null)) over (partition by membership_id)
+                as other_at
+        from shown join stated using (membership_id)
+        where is_missing or old_status in ('Canceled', 'Expired', 'Suspended')
+    ), evidence as (
+        -- Before the first change: what explains its old status. At the end: since when, without
+        -- another status after it, today's is seen.
+        select membership_id,
+            max(cancelled_at) filter (cancelled_at > since and cancelled_at < first_at)
+                as cancelled_before,
+            max(over_at) filter (over_at > since and over_at < first_at) as over_before,
+            min(seen_at) filter (status = old_status and seen_at < first_at) as seen_before,
+            min(seen_at) filter (status = status_today and coalesce(seen_at > other_at, true))
+                as seen_last
+        from sightings group by membership_id
+    ), unrecorded as (
+        select membership_id, old_status as status, 0 as step, since as not_before,
+            cancelled_before as cancelled_at, over_before as over_at, seen_before as seen_at
+        from stated join evidence using (membership_id)
+        where old_status in ('Canceled', 'Expired', 'Suspended')
+        union all
+        select membership_id, status_today, 1000000, last_at, cancelled_at, over_at, seen_last
+        from stated join evidence using (membership_id) where is_missing
+    ), inferred as (
+        select membership_id, status, step, greatest(changed_at, not_before) as began, basis
+        from (
+            select *, case status
+                    when 'Canceled' then coalesce(cancelled_at, least(over_at, seen_at))
+                    when 'Expired' then coalesce(over_at, seen_at)
+                    else seen_at end as changed_at,
+                case when status = 'Canceled' and cancelled_at is not null
+                        then 'cancellation_date'
+                    when status in ('Canceled', 'Expired') and changed_at = over_at then 'to'
+                    else 'modified_on' end as basis
+            from unrecorded
+        ) where changed_at is not null
     ), spans as (
         select membership_id, new_status as status, created_on as began, step, 'change' as basis
         from recorded
         union all
-        select membership_id, first_status, since, 0, case
+        select membership_id, if(i.step = 0, 'Active', first_status), since, -1, case
+            when i.step = 0 then 'before_inferred_change'
             when old_status is not null then 'before_first_change'
             when is_missing then 'before_inferred_change' else 'unchanged' end
-        from ended where coalesce(ended_at not between since and first_at, true)
+        from stated left join (from inferred where step = 0) i using (membership_id)
         union all
-        select membership_id, 'Active', since, -1, 'before_inferred_change'
-        from ended where ended_at between since and first_at
-        union all
-        select membership_id, old_status, ended_at, 0,
-            if(old_status = 'Canceled', 'cancellation_date', 'to')
-        from ended where ended_at between since and first_at
-        union all
-        select membership_id, status, greatest(coalesce(dated_at, seen_at), last_at), 1000000,
-            if(dated_at is null, 'modified_on', basis)
-        from missing
+        select membership_id, status, began, step, basis from inferred
     )
     select membership_id, spans.status, greatest(began, since) as {VALID_FROM},
         lead(greatest(began, since)) over (
             partition by membership_id order by greatest(began, since), step
         ) as {VALID_TO}, basis
-    from spans left join ended using (membership_id)
+    from spans left join stated using (membership_id)
     qualify {VALID_TO} is null or {VALID_TO} > {VALID_FROM}
     order by membership_id, {VALID_FROM}
 """

@@ -7,7 +7,17 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from st_memberships_orchestration.metrics.frames import Column, Frame, attach, explode, locate, pick
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    Column,
+    Frame,
+    attach,
+    explode,
+    locate,
+    pick,
+    plausible,
+    with_plausible_days,
+)
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
     CELL,
@@ -47,6 +57,7 @@ def attention(
     billing_delay_days: int = 1,
     owed_days: int = 30,
     suspended_days: int = 60,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """What needs someone's attention, with the money at stake and the job that mends it.
 
@@ -60,8 +71,10 @@ def attention(
     than `suspended_days`; `visit_open_after_end`: a visit is still open though due after its
     membership ended; `visit_long_owed`: a visit is owed for more than `owed_days`;
     `service_missing`: an Active membership lacks recurring services that its type includes;
-    `status_contradicts_dates`, `status_contradicts_history`, `renewal_link_broken`: the data
-    contradicts itself, `detail` says how.
+    `date_implausible`: a day of a membership or a visit lies before `earliest` or more than 20
+    years ahead, so it counts as not known; `status_contradicts_dates`,
+    `status_contradicts_history`, `renewal_link_broken`: the data contradicts itself. `detail` says
+    how.
 
     `money_at_stake`, in the account's currency, is what `money_basis` says: `one_bill`, or
     `one_year` at the present price (of a template that is not positive: at the list price); null
@@ -86,7 +99,9 @@ def attention(
         billing_delay_days: how late automatic billing may be; it runs daily.
         owed_days: days after which an owed visit is a finding.
         suspended_days: days after which a suspension is a finding.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    as_stated, memberships = memberships, with_plausible_days(memberships, earliest, today)
     now: Any = pd.Timestamp(today)
     rows = _members(memberships, membership_status, membership_prices, zone)
     rows = attach(
@@ -164,6 +179,7 @@ def attention(
             since=rows["status_since"],
         ),
         *_contradictions(rows, now),
+        *_implausible_days(rows, as_stated, earliest, today),
         _missing_services(rows[active], membership_types, recurring_services),
         *_visit_findings(visits, owed_days),
     ]
@@ -177,7 +193,6 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
     more = pick(
         memberships,
         "id",
-        "is_deleted",
         "billing_frequency",
         "billing_template_id",
         "duration",
@@ -300,6 +315,33 @@ def _contradictions(rows: Frame, now: Any) -> list[Frame]:
     ]
 
 
+def _implausible_days(rows: Frame, memberships: Frame, earliest: date, today: date) -> list[Frame]:
+    """Days that cannot be, as the records state them; `rows` are the same memberships."""
+    names = {
+        "from": "first day",
+        "to": "last day",
+        "cancellation_date": "cancellation day",
+        "next_scheduled_bill_date": "next bill date",
+    }
+    days = pick(memberships, *names)
+    findings = []
+    for name, words in names.items():
+        ahead = today if name in ("from", "next_scheduled_bill_date") else None
+        wrong = days[name].notna() & plausible(days[name], earliest, ahead).isna()
+        stated = pd.Series(days[name].dt.strftime("%Y-%m-%d"), dtype="str")
+        findings.append(
+            _finding(
+                rows,
+                wrong & ~rows["is_deleted"],
+                "date_implausible",
+                (f"Its {words} cannot be: " + stated)[wrong & ~rows["is_deleted"]],
+                basis=None,
+                job=None if name == "cancellation_date" else "update_memberships",
+            )
+        )
+    return findings
+
+
 def _missing_services(active: Frame, membership_types: Frame, recurring_services: Frame) -> Frame:
     """Services that the type includes more often than the membership has them."""
     kind = ["tenant", "membership_type_id", "recurring_service_type_id"]
@@ -342,11 +384,22 @@ def _visit_findings(visits: Frame, owed_days: int) -> list[Frame]:
         "is_owed",
         "days_overdue",
         "membership_ended_on",
+        "flags",
     )
+    implausible = rows["flags"].str.contains("due_day_implausible", na=False)
     ended = rows["state"].isin(UNDONE) & (rows["due_on"] > rows["membership_ended_on"])
+    ended &= ~implausible
     long_owed = rows["is_owed"] & (rows["days_overdue"] > owed_days).fillna(False)
-    rows = rows[ended | long_owed]
+    rows = rows[ended | long_owed | implausible]
     return [
+        _finding(
+            rows,
+            implausible.loc[rows.index],
+            "date_implausible",
+            "The day on which the visit is due cannot be.",
+            basis=None,
+            job=None,
+        ),
         _finding(
             rows,
             ended.loc[rows.index],

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Column,
     Frame,
     attach,
@@ -15,6 +16,8 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    plausible,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import ACTIVE
 from st_memberships_orchestration.metrics.revenue import MONTHS_PER_BILL
@@ -29,6 +32,8 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 SHORTEST_MONTH = 28
+LEAP_CYCLE = 48
+"""Steps after which a bill has met every length of each month that it meets at all."""
 
 
 def billing_due(
@@ -37,6 +42,8 @@ def billing_due(
     *,
     today: date,
     windows: Sequence[int] = (30, 60),
+    month_end_stays: bool = True,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Bills to come in the next days, by frequency, business unit and way of payment.
 
@@ -45,8 +52,12 @@ def billing_due(
     holds next bills whose day has passed. Only Active memberships are billed. `next_bills` counts
     those on the membership's next scheduled bill date, as ServiceTitan's own list does; `bills`
     also counts the later ones of the same membership that follow by its frequency within the
-    windows and its term. `amount` is the sum of `bill_amount` of the `bills` (see
-    `membership_prices`), in the account's currency; `unpriced_bills` add nothing to it.
+    windows and its term. These are `projected_bills`: their day is not ServiceTitan's but ours, so
+    many months after the record's own next date. From the 31st that is the last of a shorter
+    month, and then, as ServiceTitan's help says of February, that day again (`month_end_stays`).
+    No bill is made after a cancellation day, or after a last day that is still to come. `amount`
+    is the sum of `bill_amount` of the `bills` (see `membership_prices`), in the account's
+    currency; `unpriced_bills` add nothing to it.
 
     Source: `current/memberships`, `derived/membership_prices`; formula: reference section 9.2.
     Known gaps: whether a bill was paid is not in this API; prices of renewals are not foreseen.
@@ -56,7 +67,11 @@ def billing_due(
         membership_prices: the derived table.
         today: the contractor's day.
         windows: last days of the windows, counted from today.
+        month_end_stays: whether a bill that slid from the 29th, 30th or 31st to the end of a
+            shorter month stays on that day; false: it returns to its own day.
+        earliest: bill dates before this one are mistakes, and are left out.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
         memberships,
         "id",
@@ -68,10 +83,12 @@ def billing_due(
         "payment_type_id",
         "next_scheduled_bill_date",
         "to",
+        "cancellation_date",
     )
     prices = pick(membership_prices, "membership_id", "bill_amount")
     prices = prices.rename(columns={"membership_id": "id"})
     rows = attach(rows, prices, "id", bill_amount="bill_amount")
+    rows["next_scheduled_bill_date"] = plausible(rows["next_scheduled_bill_date"], earliest, today)
     due = rows["next_scheduled_bill_date"].notna()
     rows = rows[due & (rows["status"] == ACTIVE) & ~rows["is_deleted"]].reset_index(drop=True)
     rows["payment"] = np.select(
@@ -79,7 +96,7 @@ def billing_due(
         ["automatic", "by_hand"],
         "none",
     )
-    bills = _bills(rows, today, max(windows))
+    bills = _bills(rows, today, max(windows), month_end_stays)
     left = (bills["due_on"] - pd.Timestamp(today)).dt.days
     edges = [-1, *windows]
     names = ["overdue", *(f"{low + 1}-{high}" for low, high in zip(edges, windows, strict=False))]
@@ -89,6 +106,7 @@ def billing_due(
     sums = bills.groupby(grain, as_index=False).agg(
         bills=("id", "size"),
         next_bills=("is_next", "sum"),
+        projected_bills=("is_projected", "sum"),
         memberships=("id", "nunique"),
         amount=("bill_amount", "sum"),
         unpriced_bills=("unpriced_bills", "sum"),
@@ -97,34 +115,47 @@ def billing_due(
     return BILLING_DUE.frame(sums)
 
 
-def _bills(rows: Frame, today: date, horizon: int) -> Frame:
+def _bills(rows: Frame, today: date, horizon: int, month_end_stays: bool) -> Frame:
     """Every next bill up to the horizon, and those that follow it from today on."""
     now = pd.Timestamp(today)
     end = now + pd.Timedelta(days=horizon)
-    step = rows["billing_frequency"].map(MONTHS_PER_BILL)
+    step = rows["billing_frequency"].map(MONTHS_PER_BILL).fillna(0).astype("int64")
     first = rows["next_scheduled_bill_date"]
-    nearest = ((month_number(today) - month_of(first)) // step.astype("Int64")).clip(lower=1)
-    bills = [rows.assign(due_on=first, is_next=True)[first <= end]]
-    for further in range(horizon // SHORTEST_MONTH + 2):
-        repeats = step.notna()
-        count = (nearest + further)[repeats].astype("int64")
-        later = rows[repeats]
-        later = later.assign(
-            due_on=_add_months(first[repeats], count * step[repeats].astype("int64")),
-            is_next=False,
-        )
-        in_time = (later["due_on"] >= now) & (later["due_on"] <= end)
-        bills.append(later[in_time & ~(later["due_on"] > later["to"])])
-    return pd.concat(bills, ignore_index=True)
+    ahead = np.maximum(month_number(today) - month_of(first).astype("int64"), 0)
+    bills = [rows.assign(due_on=first, is_next=True)]
+    for further in range(1, horizon // SHORTEST_MONTH + 3):
+        # The first that can be due today or later, and those after it.
+        count = np.maximum(ahead // step.clip(lower=1), 1) + further - 1
+        due_on = _months_later(first, count, step, month_end_stays)
+        bills.append(rows.assign(due_on=due_on, is_next=False)[(step > 0) & (due_on >= now)])
+    found = pd.concat(bills, ignore_index=True)
+    found["is_projected"] = ~found["is_next"]
+    is_over = (found["due_on"] > found["to"]) & (found["is_projected"] | (found["to"] >= now))
+    is_over |= found["due_on"] > found["cancellation_date"]
+    return found[(found["due_on"] <= end) & ~is_over].reset_index(drop=True)
 
 
-def _add_months(days: Column, months: Column) -> np.ndarray:
-    """The same day so many months later; a day that the month lacks becomes its last."""
-    month = month_of(days).astype("int64")
-    start = month_start(month + months)
-    length = month_start(month + months + 1) - start
-    day = days.to_numpy() - month_start(month)
-    return start + np.minimum(day, length - np.timedelta64(1, "D"))
+def _months_later(days: Column, count: Column, step: Column, month_end_stays: bool) -> Column:
+    """The day of the bill after so many steps; a day that a month lacks becomes its last.
+
+    Where a month end stays, the shortest month that the bill went through tells its day.
+    """
+    month = month_of(days).to_numpy(np.int64)
+    count, step = count.to_numpy(np.int64), step.to_numpy(np.int64)
+    start = month_start(month + count * step)
+    day = np.minimum(days.dt.day.to_numpy(np.int64), _length(month + count * step))
+    late = np.flatnonzero(days.dt.day > SHORTEST_MONTH)
+    if month_end_stays and len(late):
+        each = np.arange(min(count[late].max(), LEAP_CYCLE) + 1)
+        lengths = _length(month[late, None] + each * step[late, None])
+        passed = each <= count[late, None]
+        day[late] = np.minimum(day[late], np.where(passed, lengths, 31).min(axis=1))
+    return pd.Series(start + (day - 1).astype("timedelta64[D]"), index=days.index)
+
+
+def _length(months: np.ndarray) -> np.ndarray:
+    """Days of months since January 1970."""
+    return (month_start(months + 1) - month_start(months)).astype("timedelta64[D]").astype(int)
 
 
 BILLING_DUE = Table(
@@ -141,6 +172,7 @@ BILLING_DUE = Table(
         "bills": (COUNT, "These, and those that follow them in the window."),
         "amount": (MONEY, "Sum of the bills whose price is known."),
         "unpriced_bills": (COUNT, "Bills without a known price."),
+        "projected_bills": (COUNT, "Of the bills, those that follow: their day is projected."),
         "flags": FLAGS,
     },
 )

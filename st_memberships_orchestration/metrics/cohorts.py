@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Frame,
     locate,
     month_number,
     month_of,
     month_start,
     pick,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
@@ -40,6 +42,7 @@ def cohort_retention(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Of the members sold in a month, how many are still members so many months later.
 
@@ -58,7 +61,9 @@ def cohort_retention(
         membership_status: spells of status, without gap or overlap per membership.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     last = month_number(today)
     known = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     life = spells(membership_status, zone, memberships)

@@ -29,6 +29,11 @@ Frame: TypeAlias = Any
 Column: TypeAlias = Any
 """One column of a frame, or an array."""
 
+EARLIEST = date(1980, 1, 1)
+"""Earlier days are mistakes, unless the settings say otherwise."""
+YEARS_AHEAD = 20
+"""What begins, or is due, later than so many years from today is a mistake, too."""
+
 ID = pa.int64()
 TEXT = pa.string()
 TRUTH = pa.bool_()
@@ -220,6 +225,32 @@ def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
     named = np.flatnonzero(theirs >= 0)[::-1]  # of doubled records the first counts
     place[theirs[named]] = named
     return np.where(mine < 0, -1, place[mine])
+
+
+def plausible(days: Column, earliest: date, today: date | None = None) -> Column:
+    """`days`, those that cannot be as not known: too early, or with `today` too far ahead."""
+    wrong = days < pd.Timestamp(earliest)
+    if today is not None:
+        wrong |= days > pd.Timestamp(today) + pd.DateOffset(years=YEARS_AHEAD)
+    return days.mask(wrong)
+
+
+def with_plausible_days(memberships: Frame, earliest: date, today: date) -> Frame:
+    """`memberships`, with first, last and cancellation days that cannot be as not known.
+
+    A last day may lie as far ahead as it likes: a membership for life can have one of 2099.
+    """
+    if memberships.empty:
+        return memberships
+    days = {
+        name: working(memberships[name], KINDS[name]).set_axis(memberships.index)
+        for name in ("from", "to", "cancellation_date")
+        if name in memberships
+    }
+    ahead = {"from": today}
+    return memberships.assign(
+        **{name: plausible(each, earliest, ahead.get(name)) for name, each in days.items()}
+    )
 
 
 def versions_of(frame: Frame, *names: str) -> Frame:

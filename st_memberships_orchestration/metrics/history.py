@@ -96,7 +96,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     """Which membership was renewed by which, one row per membership in the order given.
 
     A link counts if the successor is known, begins later (by `from`, creation, id), neither of
-    the two is deleted, and the successor was not ended before its first day. So no chain of
+    the two is deleted, and the successor was not over before its first day. So no chain of
     renewals has a cycle, whatever the data says.
 
     Args:
@@ -162,10 +162,10 @@ def movements(
 
     Entries are `new`; `renewed`, the first day of a successor whose predecessor still ran or had
     ended at most `renewal_grace_days` before; and `reactivated`: one that came back, or a successor
-    that came later than that. Exits are `cancelled`, `expired`, `suspended`, `deleted`,
-    `other_exit`, and `ended_by_renewal`, an end with a successor in time. A suspended membership
-    that ends without such a successor is lost for good: `cancelled_from_suspension` or
-    `expired_from_suspension`, which is no exit from Active.
+    that came later than that. The successor of one that never ran is `new`. Exits are `cancelled`,
+    `expired`, `suspended`, `deleted`, `other_exit`, and `ended_by_renewal`, an end with a successor
+    in time. A suspended membership that ends without such a successor is lost for good:
+    `cancelled_from_suspension` or `expired_from_suspension`, which is no exit from Active.
 
     Returns:
         `tenant`, `membership_id`, `at`, `began` (local), `month`, `kind`, `is_entry`, `change`
@@ -177,7 +177,7 @@ def movements(
     life = spells(membership_status, zone, memberships)
     links = renewal_links(memberships, zone, life)
     known = pick(memberships, "id", "from", "membership_type_id", "business_unit_id").join(
-        links[["successor_id", "is_successor"]]
+        links[["successor_id"]]
     )
     first = life[~follows(life)].rename(columns={"membership_id": "id"})
     known = attach(known, first, "id", starts="began")
@@ -186,9 +186,11 @@ def movements(
     known["since"] = begins.take(links["origin"]).to_numpy()
     known = attach(known, _ends(life), "id", ended="began")
     known = attach(known, known, "successor_id", successor_starts="starts")
-    late = known["successor_starts"] > known["ended"] + grace
-    in_time = known[known["successor_id"].notna() & ~late]
-    known["in_time"] = locate(known, in_time, "id", "successor_id") >= 0
+    ran = locate(known, life[~life["status"].isin(ENDED)], "id", "membership_id") >= 0
+    renewed = known[known["successor_id"].notna() & ran]
+    late = renewed["successor_starts"] > renewed["ended"] + grace
+    known["is_successor"] = locate(known, renewed, "id", "successor_id") >= 0
+    known["in_time"] = locate(known, renewed[~late], "id", "successor_id") >= 0
 
     rows = life[life["began"] < before(today)]
     is_entry, was_active = rows["status"] == ACTIVE, rows["previous"] == ACTIVE

@@ -6,7 +6,13 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from st_memberships_orchestration.metrics.frames import day_numbers, flags, month_start
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    day_numbers,
+    flags,
+    month_start,
+    with_plausible_days,
+)
 from st_memberships_orchestration.metrics.history import (
     CELL,
     by_month,
@@ -40,6 +46,7 @@ def members_monthly(
     today: date,
     zone: ZoneInfo,
     renewal_grace_days: int = 30,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Members at the start and end of each month, and every movement between.
 
@@ -53,8 +60,8 @@ def members_monthly(
     leaves as `ended_by_renewal` if it expired or was cancelled and its successor begins no later
     than `renewal_grace_days` after. So a recent `expired` can still turn into it. With a later
     successor the old one stays expired or cancelled, and the successor is won back: `reactivated`.
-    Every step counts: a membership that was suspended and came back within a month shows in both
-    columns (ServiceTitan's Membership Summary shows only its last status).
+    Every step that lasts counts: a membership that was suspended and came back within a month
+    shows in both columns (ServiceTitan's Membership Summary shows only its last status).
 
     A pause is no loss. One that ends in cancellation or expiry is: it stands in
     `cancelled_from_suspension` or `expired_from_suspension` of the month in which it became final,
@@ -74,7 +81,9 @@ def members_monthly(
         zone: the contractor's time zone.
         renewal_grace_days: days between an end and the start of its renewal that still count as
             going on.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
     kinds = (*ENTRIES, *EXITS, *LOSSES)
     measures = {kind: (moves["kind"] == kind).astype("int64") for kind in kinds}

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Frame,
     attach,
     flags,
     month_of,
     month_start,
     pick,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     CELL,
@@ -47,6 +49,7 @@ def renewals(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Every membership with a fixed term, when the term ends, and whether it was renewed.
 
@@ -67,7 +70,9 @@ def renewals(
         membership_status: spells of status; without them, a successor is taken to have begun.
         today: the contractor's day.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     life = None
     if membership_status is not None:
         life = spells(membership_status, zone, memberships)
@@ -117,6 +122,7 @@ def renewal_rate_monthly(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Of the terms that ended in a month, the share that was renewed by the end of that month.
 
@@ -135,7 +141,9 @@ def renewal_rate_monthly(
         membership_status: spells of status, without gap or overlap per membership.
         today: the contractor's day.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
     rows = ended_terms(memberships, life, today, zone)
     rows["month"] = month_of(rows["to"])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Column,
     Frame,
     attach,
@@ -20,6 +21,7 @@ from st_memberships_orchestration.metrics.frames import (
     taken,
     version_at,
     versions_of,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
@@ -116,6 +118,7 @@ def recurring_revenue_monthly(
     today: date,
     zone: ZoneInfo,
     renewal_grace_days: int = 30,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Monthly recurring revenue (MRR) at the start and end of each month, and why it changed.
 
@@ -158,7 +161,9 @@ def recurring_revenue_monthly(
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
         renewal_grace_days: as in `members_monthly`.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = month_ends(
         memberships,
         membership_status,

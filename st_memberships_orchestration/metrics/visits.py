@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Frame,
     attach,
     explode,
@@ -16,6 +17,8 @@ from st_memberships_orchestration.metrics.frames import (
     month_number,
     month_of,
     pick,
+    plausible,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
@@ -55,6 +58,7 @@ def visits(
     zone: ZoneInfo,
     booked_statuses: Sequence[str] = BOOKED,
     done_statuses: Sequence[str] = (),
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Every visit of a recurring service, past and planned, and where it stands.
 
@@ -65,9 +69,11 @@ def visits(
     its status is Won, or it is attached to a job; `dismissed`: will not be done; `contacted`;
     `open`: nobody reached yet (NotAttempted, Unreachable); `unknown`: any other status.
 
-    A visit is owed if it is due today or earlier, still `open` or `contacted`, and its membership
-    is Active, or the service was sold without a membership. `days_overdue` counts from the due
-    day; 0 if nothing is owed. Days are the contractor's.
+    A visit is owed if it is due today or earlier, still `open` or `contacted`, its service is not
+    deleted, and its membership is Active, or the service was sold without a membership.
+    `days_overdue` counts from the due day; 0 if nothing is owed. A due day that cannot be (before
+    `earliest`, or 20 years ahead) is shown and flagged, and nothing is owed. Days are the
+    contractor's.
 
     Source: `current/recurring_service_events`, `current/recurring_services`,
     `current/memberships`, `history/membership_status`; reference sections 7, 9.1 and 9.2. Known
@@ -83,7 +89,9 @@ def visits(
         zone: the contractor's time zone.
         booked_statuses: statuses of events that mean the visit is booked.
         done_statuses: statuses of events that this contractor takes for done.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
         recurring_service_events,
         "id",
@@ -104,7 +112,12 @@ def visits(
         }
     )
     services = pick(
-        recurring_services, "id", "recurring_service_type_id", "location_id", "business_unit_id"
+        recurring_services,
+        "id",
+        "recurring_service_type_id",
+        "location_id",
+        "business_unit_id",
+        "is_deleted",
     )
     rows = attach(
         rows,
@@ -113,6 +126,7 @@ def visits(
         recurring_service_type_id="recurring_service_type_id",
         location_id="location_id",
         service_unit="business_unit_id",
+        service_deleted="is_deleted",
     )
     members = with_end(memberships, membership_status, zone)
     rows = attach(
@@ -124,12 +138,13 @@ def visits(
         membership_type_id="membership_type_id",
         business_unit_id="business_unit_id",
         membership_ended_on="ended_on",
+        member_deleted="is_deleted",
     )
     rows["business_unit_id"] = rows["business_unit_id"].fillna(rows.pop("service_unit"))
 
     rows["service_name"] = rows["service_name"].str.strip()
     deleted, status = rows["is_deleted"], rows["event_status"]
-    ended = rows["membership_status"].isin(ENDED)
+    ended = rows["membership_status"].isin(ENDED) | rows["member_deleted"]
     won, attached = status.isin(booked_statuses), rows["job_id"].notna()
     dismissed = status == "Dismissed"
     rows["state"] = pd.Series(
@@ -151,10 +166,10 @@ def visits(
     undone = rows["state"].isin(UNDONE)
     alone = rows["membership_id"].isna()
     now = pd.Timestamp(today)
-    rows["is_owed"] = (
-        undone & (rows["due_on"] <= now) & (alone | (rows["membership_status"] == ACTIVE))
-    )
-    overdue = (now - rows["due_on"]).dt.days
+    due_on = plausible(rows["due_on"], earliest, today)
+    member = (rows["membership_status"] == ACTIVE) & ~rows["member_deleted"]
+    rows["is_owed"] = undone & (due_on <= now) & (alone | member) & ~rows["service_deleted"]
+    overdue = (now - due_on).dt.days
     rows["days_overdue"] = overdue.where(rows["is_owed"], 0).astype("int64")
     rows["flags"] = flags(
         service_unknown=locate(rows, services, "recurring_service_id") < 0,
@@ -164,11 +179,13 @@ def visits(
         open_after_membership_ended=undone & (rows["due_on"] > rows["membership_ended_on"]),
         status_unknown=rows["state"] == "unknown",
         due_day_missing=rows["due_on"].isna(),
+        due_day_implausible=rows["due_on"].notna() & due_on.isna(),
+        service_deleted=undone & rows["service_deleted"],
     )
     return VISITS.frame(rows)
 
 
-def visits_monthly(visits: pd.DataFrame, *, today: date) -> pd.DataFrame:
+def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIEST) -> pd.DataFrame:
     """Of the visits due in each month, how many were booked, are open, or were dismissed.
 
     One row per month of the due day, membership type and business unit, from the first visit on;
@@ -184,6 +201,7 @@ def visits_monthly(visits: pd.DataFrame, *, today: date) -> pd.DataFrame:
     Args:
         visits: the derived table.
         today: the contractor's day; its month is the last.
+        earliest: visits due before this day are mistakes, and are left out.
     """
     rows = pick(
         visits,
@@ -195,7 +213,7 @@ def visits_monthly(visits: pd.DataFrame, *, today: date) -> pd.DataFrame:
         "is_owed",
         "membership_ended_on",
     )
-    rows["month"] = month_of(rows["due_on"])
+    rows["month"] = month_of(plausible(rows["due_on"], earliest))
     rows = rows[(rows["month"] <= month_number(today)).fillna(False)].reset_index(drop=True)
     state = rows["state"]
     open_ = state.isin((*UNDONE, "unknown"))
@@ -233,13 +251,14 @@ def members_without_future_visit(
     visits: pd.DataFrame,
     *,
     today: date,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Active members for whom no visit is planned.
 
     One row per membership with status Active, begun by today, without any visit due today or
-    later that is open, contacted or booked. `reason` is `no_service` (no recurring service in use
-    belongs to the membership) or `no_future_visit`. Members whose type includes no visits are
-    listed too, with `type_includes_visits` false.
+    later that is open, contacted or booked and whose service is not deleted. `reason` is
+    `no_service` (no recurring service in use belongs to the membership) or `no_future_visit`.
+    Members whose type includes no visits are listed too, with `type_includes_visits` false.
 
     Source: `current/memberships`, `current/membership_types`, `current/recurring_services`,
     `derived/visits`; rule: reference section 9.2. Known gap: ServiceTitan plans visits about 12
@@ -251,6 +270,7 @@ def members_without_future_visit(
         recurring_services: newest version of each service.
         visits: the derived table.
         today: the contractor's day.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
     rows = pick(
         memberships,
@@ -264,9 +284,14 @@ def members_without_future_visit(
         "is_deleted",
     ).rename(columns={"id": "membership_id"})
     now = pd.Timestamp(today)
-    rows = rows[(rows["status"] == ACTIVE) & ~rows["is_deleted"] & ~(rows["from"] > now)]
-    dated = pick(visits, "event_id", "membership_id", "due_on", "state")
-    ahead = dated[(dated["due_on"] >= now) & dated["state"].isin((*UNDONE, "booked", "done"))]
+    begins = plausible(rows["from"], earliest, today)
+    rows = rows[(rows["status"] == ACTIVE) & ~rows["is_deleted"] & ~(begins > now)]
+    services = pick(recurring_services, "id", "membership_id", "is_deleted")
+    dated = pick(visits, "event_id", "membership_id", "recurring_service_id", "due_on", "state")
+    dated = attach(dated, services, "recurring_service_id", given_up="is_deleted")
+    due_on = plausible(dated["due_on"], earliest, today)
+    planned = dated["state"].isin((*UNDONE, "booked", "done")) & ~dated["given_up"]
+    ahead = dated[planned & (due_on >= now)]
     rows = rows[locate(rows, ahead, "membership_id", "membership_id") < 0].reset_index(drop=True)
 
     kept = dated[~dated["state"].isin(("cancelled", "removed")) & (dated["due_on"] < now)]
@@ -274,7 +299,6 @@ def members_without_future_visit(
     rows = attach(
         rows, last.rename(columns={"membership_id": "id"}), "membership_id", last="due_on"
     )
-    services = pick(recurring_services, "id", "membership_id", "is_deleted")
     in_use = services[~services["is_deleted"]]
     counts = in_use.groupby(["tenant", "membership_id"], as_index=False)["id"].count()
     counts = counts.rename(columns={"id": "services", "membership_id": "id"})
@@ -309,6 +333,7 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
         "from",
         "to",
         "cancellation_date",
+        "is_deleted",
     )
     latest = spells(membership_status, zone, memberships).drop_duplicates(
         ["tenant", "membership_id"], keep="last"
