@@ -201,3 +201,68 @@ def test_bills_to_come() -> None:
         ("31-60", "Annual", "automatic"): (1, 1, 1, D(0), 1),
     }
     assert date(2026, 5, 19) - TODAY == pd.Timedelta(days=60)
+
+
+def bills(members: list[dict[str, Any]], **settings: Any) -> dict[str, tuple[int, int, int]]:
+    """Bills, next and projected ones, by window."""
+    rows = frame(*members)
+    prices = membership_prices(rows, TYPES, TEMPLATES)
+    table = billing_due(rows, prices, **{"today": TODAY, **settings})
+    return {
+        window: tuple(counts)
+        for window, *counts in plain(table, "due_in", "bills", "next_bills", "projected_bills")
+    }
+
+
+def test_a_bill_that_slid_to_the_end_of_a_short_month_follows_the_record() -> None:
+    january = {"today": date(2026, 1, 20), "windows": (10, 39, 67, 70)}
+    # From the 31st: 31 January, 28 February, and then the 28th again, as ServiceTitan's help says.
+    stays = bills(
+        [good(1, next_bill="2026-01-31")], windows=(10, 38, 39, 66, 70), today=date(2026, 1, 20)
+    )
+    assert stays == {"11-38": (1, 1, 0), "39-39": (1, 0, 1), "67-70": (1, 0, 1)}
+    returns = bills([good(1, next_bill="2026-01-31")], **january, month_end_stays=False)
+    assert returns == {"11-39": (2, 1, 1), "68-70": (1, 0, 1)}
+    # One that stands on 28 February is taken as it stands, wherever it came from.
+    stands = bills(
+        [good(1, next_bill="2026-02-28")], today=date(2026, 2, 20), windows=(8, 36, 37, 67)
+    )
+    assert stands == {"0-8": (1, 1, 0), "9-36": (1, 0, 1), "38-67": (1, 0, 1)}
+
+
+def test_no_bill_is_made_after_the_end() -> None:
+    members = [
+        good(1, next_bill="2026-03-25", cancellation_date="2026-04-10"),  # not in April
+        good(2, next_bill="2026-03-25", cancellation_date="2026-03-24"),
+        good(3, next_bill="2026-03-25", cancellation_date="2026-03-25"),  # its last day
+        good(4, next_bill="2026-03-25", to="2026-03-24", duration=12),
+        good(5, next_bill="2026-03-25", is_deleted=True),
+        good(6, next_bill="1900-01-01"),
+    ]
+    assert bills(members) == {"0-30": (2, 2, 0)}
+
+
+def test_days_that_cannot_be_are_named() -> None:
+    members = [
+        good(1, from_="0021-05-01", created="2026-01-10"),
+        good(2, from_="2206-05-01", created="2026-01-10"),
+        good(3, to="1926-01-01", duration=12),
+        good(4, to="2099-12-31", duration=12),  # for life
+        good(5, next_bill="2126-03-25"),
+    ]
+    status = history(**{f"m{id}": "Active 2026-01-10" for id in range(1, 6)})
+    services = frame(service(1, 4))
+    events = frame(event(1, 1, 4, "1900-01-01"))
+    found = findings(members, status, services, events)
+    named = [(id, job) for reason, id, *_, job in found if reason == "date_implausible"]
+    job = "update_memberships"
+    assert named == [(1, job), (2, job), (3, job), (4, None), (5, job)]
+
+
+def test_changes_that_end_in_another_status_than_todays_are_a_finding() -> None:
+    status = history(m1="Canceled 2026-01-01, Active 2026-03-01", m2="Active 2025-12-01").assign(
+        basis=["change", "modified_on", "unchanged"]
+    )
+    assert [row[:2] for row in findings([good(1), good(2)], status)] == [
+        ("status_contradicts_history", 1)
+    ]

@@ -151,3 +151,42 @@ def test_members_without_a_future_visit() -> None:
         5: ("no_service", 0, False, None),
         8: ("no_service", 0, None, None),
     }
+
+
+def test_nothing_is_owed_of_what_was_given_up_or_cannot_be() -> None:
+    members = frame(membership(1), membership(2, is_deleted=True), membership(3))
+    services = frame(
+        service(1, 1),
+        service(2, 1, is_deleted=True),
+        service(3, 2),
+        service(4, None, is_deleted=True),
+        service(5, 3, is_deleted=True),
+    )
+    events = frame(
+        event(1, 1, 1, "2026-03-10"),
+        event(2, 2, 1, "2026-03-10"),  # its service is deleted
+        event(3, 3, 2, "2026-03-10"),  # its membership is
+        event(4, 4, None, "2026-03-10"),
+        event(5, 1, 1, "1900-01-01"),
+        event(6, 1, 1, "2126-03-10"),
+        event(7, 5, 3, "2026-04-10"),  # planned, but its service is deleted
+        event(8, 1, 1, "2026-04-10"),
+    )
+    table = visits(events, services, members, active(), today=TODAY, zone=ZONE)
+    assert by_id(table, "event_id", "is_owed", "flags") == {
+        1: (True, None),
+        2: (False, "service_deleted"),
+        3: (False, None),
+        4: (False, "service_deleted"),
+        5: (False, "due_day_implausible"),
+        6: (False, "due_day_implausible"),
+        7: (False, "service_deleted"),
+        8: (False, None),
+    }
+    months = visits_monthly(table, today=TODAY)
+    assert {month for (month,) in plain(months, "month")} == {date(2026, 3, 1)}
+    early = visits_monthly(table, today=TODAY, earliest=date(1890, 1, 1))
+    assert len(early) > 1_000
+    types = frame(membership_type(1, services=[1]))
+    without = members_without_future_visit(members, types, services, table, today=TODAY)
+    assert by_id(without, "membership_id", "reason") == {3: "no_service"}

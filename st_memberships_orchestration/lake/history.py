@@ -124,10 +124,10 @@ def rebuild_membership_status(
     or that has no recorded change and another status today, came into that status unrecorded; so
     did one whose last recorded status is not today's. When: a Canceled one on its cancellation
     date, else on the earlier of the day after its last and the first version that shows it; an
-    Expired one on the day after its last; else with the first version that shows the status.
-    Never before its last recorded change; and where nothing dates the status before the first
-    change, it had that one from its first day. A Deleted one without any change was a mistake from
-    the start. `basis` says what each span rests on.
+    Expired one on the day after its last; else with the first version that shows the status. A
+    date that lies ahead tells nothing, and no change comes before the last recorded one. Where
+    nothing dates the status before the first change, it had that one from its first day. A Deleted
+    one without any change was a mistake from the start. `basis` says what each span rests on.
 
     Args:
         lake: where the tables lie.
@@ -139,7 +139,7 @@ def rebuild_membership_status(
         "current/memberships",
         tenant=tenant,
         columns=[
-            *("id", "status", "is_deleted", "created_on", "modified_on", "loaded_at"),
+            *("id", "status", "is_deleted", "created_on", "modified_on"),
             *('"from"', '"to"', "cancellation_date"),
         ],
     )
@@ -177,9 +177,8 @@ IN_ORDER = f"""
 
 NEWEST = """
     create macro newest() as (
-        -- When the records were last known to be as they are.
-        select greatest(max(loaded_at), max(modified_on), (select max(created_on) from changes))
-        from memberships
+        -- A later day cannot tell when something happened that the records show already.
+        select greatest(max(modified_on), (select max(created_on) from changes)) from memberships
     )
 """
 PASSED = """

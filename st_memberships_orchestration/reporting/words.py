@@ -20,6 +20,7 @@ REASONS = {
     "visit_open_after_end": "Visit still open after the membership ended",
     "visit_long_owed": "Visit owed for long",
     "service_missing": "Services of the type are missing",
+    "date_implausible": "A day that cannot be",
     "status_contradicts_dates": "Status and dates contradict each other",
     "status_contradicts_history": "Status and its history contradict each other",
     "renewal_link_broken": "Renewal link is broken",
