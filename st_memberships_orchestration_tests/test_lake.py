@@ -80,6 +80,18 @@ def current(lake: Lake, tenant: str = "acme") -> dict[int, str]:
     return {row["id"]: row["status"] for row in found.to_pylist()}
 
 
+def test_modifications_at_both_ends_of_time_stop_nobody(lake: Lake) -> None:
+    last, first = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+    ends = [{**record(1), "modified_on": last}, {**record(2), "modified_on": first}]
+    for _ in range(2):
+        insert(lake, *ends, record(3))
+        apply(lake)
+    insert(lake, record(2, 1), record(3, 1), record(4))
+    apply(lake)
+    assert sorted(current(lake)) == [1, 2, 3, 4]
+    assert lake.count("raw/things") == 6
+
+
 def test_a_repeat_inserts_nothing_and_a_new_version_one_row(lake: Lake) -> None:
     assert insert(lake, record(1), record(2), record(2)) == 2
     assert insert(lake, record(2), record(1)) == 0

@@ -18,11 +18,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from st_memberships_orchestration.defs.claims import claims_of
+from st_memberships_orchestration.defs.reading import FeedReader, Window
+from st_memberships_orchestration.lake.history import rebuild_versions
+from st_memberships_orchestration.lake.latest import apply_versions
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.servicetitan.auth import Access
+from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.servicetitan.pages import DecodedPage, decode_page
 from st_memberships_orchestration_tests import hostile_pages
-from st_memberships_orchestration_tests.doors import PlainReader, snake
+from st_memberships_orchestration_tests.doors import PlainReader, contents, snake
+from st_memberships_orchestration_tests.raw_server import Bytes, Server, answer
 
 RECORDS = 4
 """Of each page: the second is the strange one."""
@@ -237,6 +246,65 @@ def test_a_record_is_read_the_same_whatever_stands_beside_it(
     assert_kept(feed, in_company, [strange, beside])
     assert alone.rows.equals(in_company.rows)
     assert [b.record for b in alone.broken] == [b.record for b in in_company.broken][:-1]
+
+
+@pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
+def test_a_feed_full_of_strange_records_is_read_to_its_end_into_the_lake(
+    feed: ExportFeed, pages: Pages, lake: Lake
+) -> None:
+    _, record, *_ = pages[feed.name]
+    texts = [as_text(record)]
+    for number, place in enumerate([*places(record), ("somethingNew",)]):
+        for value in VALUES[number % 5 :: 5]:
+            strange = {**record, "id": Number(10**9 + len(texts))}
+            texts.append(written(strange, place, value))
+    half = len(texts) // 2
+    bodies = {"one": texts[:half], "two": texts[half:]}
+
+    def speak(path: str) -> Bytes:
+        if path == "/connect/token":
+            yield answer(b'{"access_token": "any", "expires_in": 900}')
+            return
+        now = "two" if "two" in path else "one"
+        more = json.dumps({"hasMore": now == "one", "continueFrom": "two"})[:-1]
+        page = f'{more}, "data": [{", ".join(bodies[now])}]}}'.encode()
+        yield answer(page, f"x-trace-id: trace-{now}")
+
+    server = Server(speak)
+    access = Access("acme", 1, server.url, "secret", "key", server.url, server.url, 1000)
+    start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    with MembershipsClient.open(access, attempts=1) as client:
+        reader = FeedReader(
+            client, lake, feed, tenant="acme", environment="sandbox", history_start=start
+        )
+        for _ in range(2):  # the second time nothing is new
+            reading = reader.read(Window(start, start + timedelta(days=1)))
+            applied = apply_versions(
+                lake,
+                source=f"raw/{feed.name}",
+                target=f"current/{feed.name}",
+                tenant="acme",
+                modified=feed.modified,
+            )
+    server.close()
+    assert reading.rows + reading.broken == len(bodies["two"])  # it goes on from its last token
+    assert (reading.versions, applied.inserted + applied.updated) == (0, 0)
+    expected = decoded(feed, texts)
+    assert contents(lake.rows(f"raw/{feed.name}", tenant="acme").drop_columns("tenant")) == {
+        repr(row) for row in expected.rows.to_pylist()
+    }
+    aside = lake.rows(f"quarantine/{feed.name}", tenant="acme").to_pylist()
+    back = set(expected.rows["id"].to_pylist())
+    assert {row["record"] for row in aside} == {
+        broken.record for broken in expected.broken if broken.id not in back
+    }
+    assert {row["trace_id"] for row in aside} == {"trace-one", "trace-two"}
+    assert lake.count(f"current/{feed.name}", tenant="acme") == len(back)
+    rebuild_versions(lake, feed.name, tenant="acme", modified=feed.modified)
+    with connect(lake) as connection:
+        for claim in claims_of(feed):
+            if {table.replace(".", "/") for table in claim.needs} <= set(lake.names()):
+                connection.sql(claim.query).fetchall()
 
 
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)

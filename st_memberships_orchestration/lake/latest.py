@@ -246,8 +246,10 @@ def _newest(table: DeltaTable, tenant: str, modified: str) -> datetime:
     if name not in files.column_names or files[name].null_count:
         return datetime.max.replace(tzinfo=UTC)
     newest = pc.max(files[name].filter(pc.equal(files["partition.tenant"], tenant))).as_py()
-    # Delta's statistics cut moments to milliseconds.
-    return newest + timedelta(milliseconds=1) if newest else datetime.min.replace(tzinfo=UTC)
+    if newest is None:
+        return datetime.min.replace(tzinfo=UTC)
+    cut = timedelta(milliseconds=1)  # Delta's statistics end with milliseconds
+    return min(newest, datetime.max.replace(tzinfo=UTC) - cut) + cut
 
 
 def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.ChunkedArray:

@@ -290,7 +290,8 @@ def duck(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
 def literal(value: str | int | datetime) -> str:
     """A value in SQL."""
     if isinstance(value, datetime):
-        return f"timestamp '{value.isoformat()}'"
+        # A bare timestamp would be one of nanoseconds, which end in 2262.
+        return f"arrow_cast('{value.isoformat()}', 'Timestamp(Microsecond, Some(\"UTC\"))')"
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
 
 
