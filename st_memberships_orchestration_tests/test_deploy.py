@@ -59,7 +59,7 @@ def test_celery_is_the_run_launcher(storage: str) -> None:
 def test_one_run_at_a_time_for_a_tenant(path: Path) -> None:
     instance = yaml.safe_load(path.read_text())
     alone = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    for rule in ("run_retries", "telemetry", "nux", "python_logs"):
+    for rule in ("run_retries", "telemetry", "nux", "python_logs", "retention"):
         assert instance[rule] == alone[rule], rule
     limits = instance["concurrency"]["runs"]["tag_concurrency_limits"]
     assert limits == alone["concurrency"]["runs"]["tag_concurrency_limits"]
@@ -90,6 +90,26 @@ def test_secrets_of_tenants_are_only_where_runs_and_sensors_are(path: Path) -> N
     assert {name for name, one in services.items() if "env_file" in one} <= {"code", "worker"}
     ledgers = {name for name, one in services.items() if "ST_LEDGER_URL" in str(one)}
     assert ledgers <= {"code", "worker"}
+
+
+def test_containers_of_ours_can_gain_nothing() -> None:
+    for path in COMPOSE:
+        for name, one in yaml.safe_load(path.read_text())["services"].items():
+            if "st-memberships-orchestration" in str(one.get("image")):
+                assert one["read_only"], name
+                assert one["cap_drop"] == ["ALL"], name
+                assert one["security_opt"] == ["no-new-privileges:true"], name
+                assert one["mem_limit"], name
+            elif "image" in one:
+                assert one["mem_limit"], name
+    values = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())
+    (location,) = values["dagster-user-deployments"]["deployments"]
+    runs = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    for part in (location, values["dagsterWebserver"], values["dagsterDaemon"]):
+        assert part["podSecurityContext"]["runAsNonRoot"]
+        assert part["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert runs["podSpecConfig"]["securityContext"]["runAsNonRoot"]
+    assert not runs["containerConfig"]["securityContext"]["allowPrivilegeEscalation"]
 
 
 def test_celery_runs_as_much_at_once_as_its_workers_take() -> None:
@@ -136,7 +156,7 @@ def test_kubernetes_runs_one_release_and_the_same_rules() -> None:
     text = (DEPLOY / "kubernetes.yaml").read_text()
     values = yaml.safe_load(text)
     alone = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-    for rule in ("run_retries", "nux"):
+    for rule in ("run_retries", "nux", "retention"):
         assert values["additionalInstanceConfig"][rule] == alone[rule], rule
     coordinator = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
     (limit,) = alone["concurrency"]["runs"]["tag_concurrency_limits"]
