@@ -22,6 +22,7 @@ from st_memberships_orchestration.defs.changes import (
     plan_changes,
     rows_of_query,
     tenant_of,
+    tenant_of_account,
 )
 from st_memberships_orchestration.escaping import visible, visible_lines
 from st_memberships_orchestration.lake.store import Lake
@@ -139,14 +140,15 @@ def undo(plan_or_hash: str) -> None:
     with _work() as (settings, ledger):
         path = Path(plan_or_hash)
         done = load_plan(path) if path.is_file() else ledger.find_plan(plan_or_hash)
-        with MembershipsClient.open(settings.access(done.tenant)) as client:
+        tenant = tenant_of_account(settings, done.account.id if done.account else "", done.tenant)
+        with MembershipsClient.open(settings.access(tenant)) as client:
             back = reversal(done, client, ledger)
         for left in back.left:
             console.print(f"line {left.line}, record {left.target}: {escape(visible(left.why))}")
         if back.kind is None or not back.rows:
             raise click.ClickException("There is nothing that can be undone.")
         kind, source = KINDS[back.kind], f"undo of {done.hash[:12]}"
-        _make(settings, ledger, kind, back.rows, done.tenant, source, "", ())
+        _make(settings, ledger, kind, back.rows, tenant, source, "", ())
 
 
 @click.command(name="settle")
@@ -162,7 +164,8 @@ def settle_(entry: str, outcome: str | None, record: int | None) -> None:
         found = ledger.entry(entry)
         if found is None:
             raise KeyError(f"no single open entry of the ledger begins {entry!r}")
-        with MembershipsClient.open(settings.access(found.tenant)) as client:
+        tenant = tenant_of_account(settings, found.account, found.tenant)
+        with MembershipsClient.open(settings.access(tenant)) as client:
             settled = settle(
                 client,
                 ledger,

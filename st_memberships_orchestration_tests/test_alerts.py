@@ -22,6 +22,7 @@ from st_memberships_orchestration.health.states import SCHEMA, Facts, row_of
 from st_memberships_orchestration.lake.store import replace_all
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.ledger import (
     NEEDS_REVIEW,
     SENDING,
@@ -343,16 +344,35 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     assert "gone" not in alert["message"]
     health([Facts("acme", "memberships", now, last_success_at=now)])
     ledger = Ledger(Settings().ledger_url.get_secret_value())
-    intent = Intent("k" * 64, "sandbox", "acme", "sell_memberships", "p", 1, None, "c", {}, {}, {},
-                    None, "me", "r1")  # fmt: skip
-    claim = ledger.claim(intent, seen=None, now=now, budget=Budget())
-    assert claim
-    ledger.finish(intent.key, claim, NEEDS_REVIEW, now=now, expected=(SENDING,), detail="two match")
+    for key, tenant in (("k" * 64, "acme"), ("g" * 64, "gone")):
+        intent = Intent(
+            key=key,
+            account=f"sandbox {tenant}",
+            environment="sandbox",
+            tenant=tenant,
+            kind="sell_memberships",
+            record="customers/1",
+            plan="p",
+            line=1,
+            target=None,
+            content_hash="c",
+            change={},
+            wanted={},
+            before={},
+            money=None,
+            who="me",
+            run_id="r1",
+        )
+        claim = ledger.claim(intent, seen=None, since=9, clock=Clock(), budget=Budget())
+        assert claim
+        facts_of = {"now": now, "expected": (SENDING,), "detail": "two match"}
+        ledger.finish(key, claim, NEEDS_REVIEW, **facts_of)
     ledger.close()
     sensors.tick("health_alerts")
     text = messages[1]["message"]
     assert "Recovered:" in text
     assert "st-memberships settle kkkkkkkkkkkk" in text
+    assert "gggggggg" not in text, "of a tenant that is gone nobody can look at anything"
     health([Facts("acme", "memberships", now - timedelta(hours=2), last_success_at=read)])
     sensors.tick("health_alerts")
     assert "health_every_15_minutes" in messages[2]["message"]

@@ -100,6 +100,12 @@ def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
     raise BadRows([Fault(1, said)])
 
 
+def tenant_of_account(settings: Settings, account: str, name: str) -> str:
+    """What the settings call the tenant of an account now; the name it had, if none is that."""
+    keys = (key for key in settings.tenants if settings.access(key).account.id == account)
+    return next(keys, name)
+
+
 def plan_changes(
     client: MembershipsClient,
     ledger: Ledger,
@@ -184,7 +190,7 @@ def apply_audited(
         unsent: list[dict[str, Any]] = []
         if known:
             unsent += unsent_rows(plan, known, who=who, run_id=run_id, now=clock())
-        bring_audit_up_to_date(lake, ledger, plan.environment, plan.tenant, unsent)
+        bring_audit_up_to_date(lake, ledger, plan.environment, plan.tenant, unsent, plan=plan.hash)
         if any(result.sent for result in known):
             remember()
 
@@ -241,6 +247,7 @@ def bring_audit_up_to_date(
     environment: str,
     tenant: str,
     unsent: Sequence[dict[str, Any]] = (),
+    plan: str | None = None,
 ) -> None:
     """Bring what the ledger noted since the last time into `derived/write_audit`.
 
@@ -253,15 +260,21 @@ def bring_audit_up_to_date(
         environment: of the changes.
         tenant: whose changes.
         unsent: rows of what a run did not send.
+        plan: whose entries are brought whatever their time, as clocks may be set back.
     """
     try:
-        _bring(lake, ledger, environment, tenant, unsent)
+        _bring(lake, ledger, environment, tenant, unsent, plan)
     except Exception:
         logger.exception("%s is behind; the next run brings what was sent", AUDIT_TABLE)
 
 
 def _bring(
-    lake: Lake, ledger: Ledger, environment: str, tenant: str, unsent: Sequence[dict[str, Any]]
+    lake: Lake,
+    ledger: Ledger,
+    environment: str,
+    tenant: str,
+    unsent: Sequence[dict[str, Any]],
+    plan: str | None,
 ) -> None:
     last = lake.rows(
         AUDIT_TABLE,
@@ -273,6 +286,6 @@ def _bring(
     since = datetime.min.replace(tzinfo=UTC) if newest is None else newest - OVERLAP
     entries = ledger.entries(environment=environment, tenant=tenant, since=since)
     # A rival process may have sent since what a run has stopped.
-    entries += ledger.entries(plan={row["plan"] for row in unsent})
+    entries += ledger.entries(plan={plan} if plan else {row["plan"] for row in unsent})
     rows = audit_rows(entries, unsent)
     upsert(lake, AUDIT_TABLE, rows, tenant=tenant, key=("plan", "line"), newer="updated_at")

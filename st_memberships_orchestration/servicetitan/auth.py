@@ -54,10 +54,10 @@ class Account:
         is, whatever was configured; a proxy stands before the configured one; any other address is
         a world of its own, such as a sandbox.
         """
-        realm = OWN_HOSTS.get(urlsplit(self.address).netloc)
+        host = self.address.partition("://")[2]
+        realm = OWN_HOSTS.get(host)
         if realm is None:
-            known = self.environment in OWN_HOSTS.values()
-            realm = self.environment if known else self.address
+            realm = self.environment if self.environment in OWN_HOSTS.values() else host
         return f"{realm} {self.tenant_id}"
 
 

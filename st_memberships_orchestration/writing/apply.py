@@ -749,7 +749,7 @@ class _Run:
         entry = self.standing.get(self.keys[planned.line])
         if entry is None or entry.plan != self.plan.hash:
             return False
-        return entry.status == words.SUCCEEDED and entry.verified
+        return entry.status == words.SUCCEEDED and entry.verified and bool(entry.before)
 
     def _entry(self, planned: PlannedChange) -> Entry:
         return self.standing[self.keys[planned.line]]
