@@ -1,12 +1,16 @@
 """Who was a member when: the history of statuses from records as they landed, on paper."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from st_memberships_orchestration.lake.history import rebuild_membership_status
 from st_memberships_orchestration.lake.latest import apply_versions
@@ -64,6 +68,79 @@ def land(lake: Lake, feed: str, rows: list[dict[str, Any]]) -> None:
     apply_versions(lake, source=f"raw/{feed}", target=f"current/{feed}", **where)
 
 
+WORDS = ("Active", "Suspended", "Canceled", "Expired")
+hours = st.integers(0, 24 * 300)
+
+
+@st.composite
+def books(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Memberships and changes that need not fit each other, two changes at the same time among."""
+    start = datetime(2025, 7, 1, tzinfo=UTC)
+
+    def text(hour: int) -> str:
+        return f"{start + timedelta(hours=hour):%Y-%m-%dT%H:%M:%SZ}"
+
+    def day(hour: int | None) -> str | None:
+        return None if hour is None else text(hour)[:10]
+
+    members, changes = [], []
+    for id in range(1, draw(st.integers(1, 12)) + 1):
+        some_day = st.one_of(st.none(), hours)
+        members.append(
+            member(
+                id,
+                draw(st.sampled_from((*WORDS, "Deleted"))),
+                from_=day(draw(some_day)),
+                to=day(draw(some_day)),
+                cancellation_date=day(draw(some_day)),
+                created_on=text(draw(hours)),
+                modified_on=text(draw(hours)),
+            )
+        )
+        for hour in draw(st.lists(hours, max_size=4)):
+            old, new = draw(st.sampled_from(WORDS)), draw(st.sampled_from(WORDS))
+            changes.append(change(1000 - len(changes), id, old, new, text(hour)))
+    return members, changes
+
+
+@settings(max_examples=20, deadline=None)
+@given(books())
+def test_whatever_is_recorded_holds_and_today_is_servicetitans(
+    book: tuple[list[dict[str, Any]], list[dict[str, Any]]],
+) -> None:
+    members, changes = book
+    with TemporaryDirectory() as folder:
+        lake = Lake(folder)
+        land(lake, "memberships", members)
+        if changes:
+            land(lake, "membership_status_changes", changes)
+        rebuild_membership_status(lake, tenant="acme", zone=NEW_YORK)
+        rows = lake.rows("history/membership_status", tenant="acme").to_pylist()
+    for record in members:
+        spans = [row for row in rows if row["membership_id"] == record["id"]]
+        spans.sort(key=lambda row: row["valid_from"])
+        ends = [row["valid_to"] for row in spans]
+        assert ends == [*(row["valid_from"] for row in spans[1:]), None]
+        assert all(row["valid_from"] != row["valid_to"] for row in spans)
+        assert spans[-1]["status"] == record["status"]
+        first_day = record["from"] and datetime.combine(record["from"], time(), NEW_YORK)
+        assert not first_day or spans[0]["valid_from"] >= first_day
+        mine = [each for each in changes if each["membership_id"] == record["id"]]
+        moments = sorted({each["created_on"] for each in mine})
+        for moment, until in pairwise(moments):
+            # Between two recorded changes a membership is as the first of them says.
+            said = {each["new_status"] for each in mine if each["created_on"] == moment}
+            halfway = moment + (until - moment) / 2
+            held = [
+                row["status"]
+                for row in spans
+                if row["valid_from"] <= halfway
+                and (not row["valid_to"] or halfway < row["valid_to"])
+            ]
+            assert set(held) <= said
+            assert held or (first_day and halfway < first_day)
+
+
 @pytest.fixture
 def lives(tmp_path: Path) -> Any:
     """The spans of memberships as texts, by id: status, first moment (local), basis."""
@@ -72,13 +149,13 @@ def lives(tmp_path: Path) -> Any:
         members: list[dict[str, Any]],
         changes: list[dict[str, Any]] | None = None,
         zone: ZoneInfo = NEW_YORK,
-        **settings: Any,
+        **options: Any,
     ) -> dict[int, list[str]]:
         lake = Lake(str(tmp_path))
         land(lake, "memberships", members)
         if changes:
             land(lake, "membership_status_changes", changes)
-        rebuild_membership_status(lake, tenant="acme", zone=zone, **settings)
+        rebuild_membership_status(lake, tenant="acme", zone=zone, **options)
         rows = lake.rows("history/membership_status", tenant="acme").to_pylist()
         found: dict[int, list[str]] = {}
         until: dict[int, Any] = {}

@@ -288,6 +288,10 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
     assert found[MARCH] == (1, 1, 1, 0, 0, 3)
     rate = renewal_rate_monthly(members, status, today=TODAY, zone=ZONE)
     assert plain(rate, "due", "renewed", "renewed_late")[0] == (3, 0, 2)
+    # 11 was sold as a renewal, so it is no first sale that could be kept.
+    cohorts = cohort_retention(members, status, today=TODAY, zone=ZONE)
+    sold = plain(cohorts, "cohort_month", "months_since", "members_sold")
+    assert [row for row in sold if row[1] == 0] == [(date(2025, 2, 1), 0, 4)]
 
 
 def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:

@@ -183,6 +183,7 @@ def test_nothing_is_owed_of_what_was_given_up_or_cannot_be() -> None:
         7: (False, "service_deleted"),
         8: (False, None),
     }
+    assert by_id(table, "event_id", "membership_ended_on")[3] is None  # nobody knows when
     months = visits_monthly(table, today=TODAY)
     assert {month for (month,) in plain(months, "month")} == {date(2026, 3, 1)}
     early = visits_monthly(table, today=TODAY, earliest=date(1890, 1, 1))

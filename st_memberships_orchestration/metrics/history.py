@@ -106,8 +106,9 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
 
     Returns:
         `tenant`, `id`, `successor_id` (null without a link that counts), `link_problem`,
-        `is_successor`, `origin` (position of the first membership of its chain) and `sold_on`
-        (day of the sale: creation, or `from` if that is earlier, as with imported ones).
+        `is_successor` (sold as the renewal of another, also where it never began), `origin`
+        (position of the first membership of its chain) and `sold_on` (day of the sale: creation,
+        or `from` if that is earlier, as with imported ones).
     """
     rows = pick(memberships, "id", "from", "created_on", "renewed_by_id", "is_deleted", "status")
     unwanted = (rows["is_deleted"] | (rows["status"] == "Deleted")).to_numpy()
@@ -132,8 +133,12 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     problem = np.full(len(rows), None, dtype=object)
     problem[named & (successor < 0)] = "successor_unknown"
     problem[there[~later]] = "successor_not_later"
-    counts = np.zeros(len(rows), dtype=bool)
-    counts[there] = later & ~unwanted[there] & ~unwanted[theirs] & ~never_began[theirs]
+    sold = np.zeros(len(rows), dtype=bool)
+    sold[there] = later & ~unwanted[there] & ~unwanted[theirs]
+    is_successor = np.zeros(len(rows), dtype=bool)
+    is_successor[successor[sold]] = True
+    counts = sold.copy()
+    counts[there] &= ~never_began[theirs]
     # Of several memberships that one renews, the oldest leads to the start of its chain.
     origin = np.arange(len(rows))
     linked = np.flatnonzero(counts)
@@ -141,8 +146,6 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     origin[successor[linked]] = linked
     while not np.array_equal(origin, origin[origin]):
         origin = origin[origin]
-    is_successor = np.zeros(len(rows), dtype=bool)
-    is_successor[successor[linked]] = True
     return rows[["tenant", "id", "sold_on"]].assign(
         successor_id=rows["renewed_by_id"].where(counts),
         link_problem=pd.Series(problem, dtype="str"),

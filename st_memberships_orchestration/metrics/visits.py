@@ -341,10 +341,11 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
     latest["since"] = latest["began"].dt.normalize().astype("datetime64[s]")
     latest = latest.rename(columns={"membership_id": "id"})
     rows = attach(rows, latest, "id", history_status="status", status_since="since")
-    expired = rows["to"].where(rows["status"] == "Expired")
-    since = rows["status_since"].where(rows["history_status"] == rows["status"])
+    status = rows["status"].mask(rows["is_deleted"], "Deleted")
+    expired = rows["to"].where(status == "Expired")
+    since = rows["status_since"].where(rows["history_status"] == status)
     ended = expired.fillna(since).fillna(rows["cancellation_date"])
-    rows["ended_on"] = ended.where(rows["status"].isin(ENDED))
+    rows["ended_on"] = ended.where(status.isin(ENDED))
     return rows
 
 
