@@ -45,8 +45,9 @@ test-docs: env  ## run the commands of README and docs, as a reader would, and t
 test-ui: env  ## walk the web UI in Chromium, as an operator would (skips without one)
 	@$(BIN)/python -m pytest -n 0 st_memberships_orchestration_tests/ui_walk.py
 
-torture-writes: env  ## 500 random schedules of faults and kills over all writes
+torture-writes: env  ## 1,500 random schedules over all writes: faults, kills, and a hostile ServiceTitan
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500
+	@$(BIN)/python -m st_memberships_orchestration_tests.torture_hostile --schedules 1000
 
 oracle: env  ## recompute the derived tables of thirty unkind contractors in SQL, from raw/ alone
 	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.oracle

@@ -370,7 +370,7 @@ class Account:
         if table != "membership-status-changes":
             record = record | {"modifiedOn": stamp}
         record.setdefault("createdOn", stamp)
-        now = self.world.time.now()
+        now = self.world.now()
         self.tables[table].setdefault(record["id"], []).append((now, record))
         self.changed[table].append((now, record["id"]))
         return record
@@ -584,7 +584,7 @@ class Account:
         if not isinstance(body, dict):
             raise Refusal(400, "A non-empty request body is required.")
         made, price, kind, answer = WRITES[door](self, target, body)
-        self.done.append(Done(kind, target, body, made, price, self.world.time.now()))
+        self.done.append(Done(kind, target, body, made, price, self.world.now()))
         return answer
 
     def _sell(self, target: int | None, body: Json) -> tuple[int, Decimal, str, Json]:
@@ -870,6 +870,7 @@ class Hostile:
         self.open.set()
         self._tokens: dict[str, tuple[int, float]] = {}
         self._queued: list[tuple[float, Callable[[], None]]] = []
+        self._moment: float = 0
         handler = type("Handler", (_Handler,), {"world": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -900,9 +901,13 @@ class Hostile:
             self.orders.append(order)
         return order
 
+    def now(self) -> float:
+        """When what is being carried out happens: now, or when its turn in the queue came."""
+        return self._moment or self.time.now()
+
     def stamp(self) -> str:
         """Now by ServiceTitan's own clock, to 100 ns and in as many digits as it likes."""
-        at = datetime.fromtimestamp(self.time.now() + self.skew, UTC)
+        at = datetime.fromtimestamp(self.now() + self.skew, UTC)
         digits = f"{at.microsecond:06}{self.dice.randint(0, 9)}".rstrip("0") or "0"
         return f"{at:%Y-%m-%dT%H:%M:%S}.{digits}Z"
 
@@ -921,13 +926,21 @@ class Hostile:
             assert time.monotonic() < deadline, f"{door} was not asked {count} times"
             time.sleep(0.01)
 
+    def wait_until_quiet(self, seconds: float = 0.7) -> None:
+        """Until nobody has asked anything for a while: all wait for something."""
+        deadline, count = time.monotonic() + 20, -1
+        while count != len(self.received) and time.monotonic() < deadline:
+            count = len(self.received)
+            time.sleep(seconds)
+
     def settle(self) -> None:
         """Carry out what waited in the queue until now."""
         with self.lock:
             due = [one for one in self._queued if one[0] <= self.time.now()]
             self._queued = [one for one in self._queued if one not in due]
-            for _, carry_out in sorted(due, key=lambda one: one[0]):
+            for self._moment, carry_out in sorted(due, key=lambda one: one[0]):
                 carry_out()
+            self._moment = 0
 
     # One request
 

@@ -8,6 +8,7 @@ set, or stand still while it sleeps.
 
 import contextlib
 import datetime as datetime_module
+import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -127,6 +128,8 @@ class Running:
         """Wait for its end."""
         self._process.join(SECONDS)
         if self._process.exitcode is None:
+            os.kill(self._process.pid, signal.SIGUSR1)  # where is it?
+            self._process.join(2)
             self.kill()
             self._process.join(10)
             raise AssertionError(f"did not end: {self.command}\n{self._output.read_text()}")
@@ -208,7 +211,8 @@ def csv_of(rows: list[dict[str, Any]]) -> str:
 def forkserver() -> Any:
     """Processes forked from one that has imported the program and opened nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["st_memberships_orchestration_tests.machine_preload"])
+    modules = ["machine", "machine_preload"]
+    context.set_forkserver_preload([f"st_memberships_orchestration_tests.{m}" for m in modules])
     columns = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "2000"  # so that no line of a table is broken
     multiprocessing.forkserver.ensure_running()
@@ -224,6 +228,7 @@ def _in_process(
     for name in [name for name in os.environ if name.startswith("ST_")]:
         del os.environ[name]
     os.environ |= env
+    faulthandler.register(signal.SIGUSR1, file=2)
     tempfile.tempdir = None
     os.chdir(folder)
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
