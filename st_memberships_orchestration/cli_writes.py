@@ -35,7 +35,7 @@ from st_memberships_orchestration.settings import (
     this_user,
 )
 from st_memberships_orchestration.terminal import console, program, read_settings
-from st_memberships_orchestration.writing.apply import Locked
+from st_memberships_orchestration.writing.apply import DryRun, Locked
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
@@ -51,6 +51,7 @@ from st_memberships_orchestration.writing.report import (
     plan_totals,
     result_lines,
     tally,
+    what_next,
 )
 from st_memberships_orchestration.writing.rows import BadRows, Row, read_rows
 from st_memberships_orchestration.writing.undo import reversal
@@ -103,7 +104,8 @@ for _kind in KINDS.values():
 @click.argument("plan_file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--hash", "approved_hash", default="", help="Hash of the plan that you read.")
 @click.option("--send", is_flag=True, help="Really send; without it this is a dry run.")
-def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
+@click.option("--who", default=None, help="Who approved it; the user of this machine if not given.")
+def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> None:
     """Apply a plan: needs its hash, --send and ST_WRITES=on. Run it again to go on."""
     with _work() as (settings, ledger):
         chosen = load_plan(plan_file)
@@ -115,21 +117,26 @@ def apply(plan_file: Path, approved_hash: str, send: bool) -> None:
             Progress(console=console, transient=True) as progress,
         ):
             bar = progress.add_task("Applying", total=len(chosen.changes))
-            results = apply_audited(
-                chosen,
-                client,
-                ledger,
-                Lake(settings.lake_uri),
-                approval=approval_of(settings, approved_hash, dry_run=not send),
-                who=this_user(),
-                run_id=f"cli-{uuid.uuid4().hex[:12]}",
-                heard=lambda result: progress.advance(bar),
-            )
+            try:
+                results = apply_audited(
+                    chosen,
+                    client,
+                    ledger,
+                    Lake(settings.lake_uri),
+                    approval=approval_of(settings, approved_hash, dry_run=not send),
+                    who=who or this_user(),
+                    run_id=f"cli-{uuid.uuid4().hex[:12]}",
+                    heard=lambda result: progress.advance(bar),
+                )
+            except DryRun as dry:
+                console.print(f"\n{escape(visible_lines(str(dry)))}", soft_wrap=True)
+                _show_how_to_send(plan_file, chosen)
+                return
         _show(RESULT_HEADINGS, result_lines(results))
         console.print(f"{tally(results)}. All of it: {AUDIT_TABLE}, plan {chosen.hash[:12]}.")
         if not all(result.is_good for result in results):
             raise click.ClickException(
-                "Not all is done and read back; what succeeded stays done. Run it again."
+                f"Not all is done and read back; what succeeded stays done.\n{what_next(results)}"
             )
 
 
@@ -246,10 +253,17 @@ def _make(
     ledger.save_plan(made)
     path = made.save(data_folder() / "plans")
     _show_plan(made)
-    console.print(f"\nThe plan is {path}. Read it; then:", soft_wrap=True)
-    send = f"{program()} apply {path} --send --hash {made.hash}"
-    console.print(f"  ST_WRITES=on {send}", soft_wrap=True)
-    console.print(f"or launch the job {made.kind} with approved_hash and dry_run: false.")
+    console.print(f"\nThe plan is {path}. Read it.", soft_wrap=True)
+    _show_how_to_send(path, made)
+
+
+def _show_how_to_send(path: Path, plan: Plan) -> None:
+    if not plan.changes:
+        console.print("There is nothing to send.")
+        return
+    send = f"{program()} apply {path} --send --hash {plan.hash}"
+    console.print(f"Then, to send it:\n  ST_WRITES=on {send}", soft_wrap=True)
+    console.print(f"or launch the job {plan.kind} with approved_hash and dry_run: false.")
 
 
 def _show_plan(shown: Plan) -> None:

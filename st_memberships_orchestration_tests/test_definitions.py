@@ -97,6 +97,7 @@ def test_inventory(location: Location) -> None:
         "maintain_lake",
         "prune_runs",
         *KINDS,
+        "undo_changes",
     }
     assert {s.name for s in repository.schedule_defs} == {
         "sync_every_15_minutes",

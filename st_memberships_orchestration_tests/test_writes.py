@@ -104,7 +104,6 @@ def test_plan_approve_apply_audit(
     here.monkeypatch.setenv("ST_WRITES", "on")
     for config, said in (
         ({"rows": rows, "dry_run": False}, "at least 8 characters"),
-        ({"approved_hash": plan["plan_hash"]}, "dry_run is true"),
         ({"approved_hash": plan["plan_hash"][:12], "dry_run": False}, "give the whole hash"),
         ({"approved_hash": "f" * 64, "dry_run": False}, "0 plans in the ledger"),
         (
@@ -201,7 +200,7 @@ def test_the_audit_tells_of_every_line_what_became_of_it(
     # What is open on a record stops every other plan on it.
     held = facts(launch(here, job, rows=[{"id": free.id, "memo": "again"}]), job)
     assert (held["changes"], held["refused"]) == (0, 1)
-    assert "is needs_review" in held["differences"]
+    assert "is needs_review" in cells(held["differences"], "remark")[0][0]
     other = facts(launch(here, job, rows=[{"id": edited.id, "memo": "again"}]), job)
     launch(here, job, approved_hash=other["plan_hash"], dry_run=False)
     found = here.lake.rows("derived/write_audit", tenant="acme").to_pylist()
@@ -257,8 +256,8 @@ def test_the_inbox_makes_plans_and_applies_none(
         ("fresh.csv", "still being written"),
     ):
         (inbox / name).write_text(text)
-        if name != "fresh.csv":
-            os.utime(inbox / name, (old, old))
+        at = old + 3600 * (name == "fresh.csv")
+        os.utime(inbox / name, (at, at))
     sensor = defs().get_repository_def().get_sensor_def("write_plan_inbox")
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
     with dg.build_sensor_context(instance=here.instance) as context:
@@ -278,6 +277,105 @@ def test_the_inbox_makes_plans_and_applies_none(
     assert [file.name for file in inbox.glob("*")] == ["fresh.csv"]
     assert list(waiting_files(Path(".data/inbox"), now=datetime.now(UTC))) == []
     assert writes_of(sandbox) == []
+
+
+def test_a_bad_file_stops_no_other_and_shows_no_secret(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    inbox = Path(".data/inbox/update_memberships")
+    inbox.mkdir(parents=True)
+    Path(".env").write_text("ST_APP_KEY=hunter2,memo\n")
+    id = next(iter(client.list_memberships())).id
+    (inbox / "good.csv").write_text(f"id,memo\n{id},hello\n")
+    (inbox / "secret.csv").symlink_to(Path(".env").absolute())
+    (inbox / "loop.csv").symlink_to("loop.csv")
+    (inbox / "gone.csv").symlink_to("nowhere.csv")
+    (inbox / f"{'long' * 62}.csv").write_text("id,colour\n1,red\n")
+    (inbox / "deep.jsonl").write_text("[" * 200_000)
+    (inbox / "half.jsonl").write_text(f'{{"id": {id}, "memo": "\\ud800"}}')
+    (inbox / "nul.csv").write_bytes(b"id,memo\n1,\0\n")
+    (inbox / "folder.csv").mkdir()
+    os.mkfifo(inbox / "pipe.csv")
+    Path(os.fsdecode(bytes(inbox) + b"/\xff.csv")).write_text("id,memo\n")
+    bad = ["secret.csv", "loop.csv", "gone.csv", f"{'long' * 62}.csv", "deep.jsonl", "half.jsonl"]
+    bad += ["nul.csv", "pipe.csv"]
+    sensor = defs().get_repository_def().get_sensor_def("write_plan_inbox")
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    assert {file.name for _, file, _ in waiting_files(Path(".data/inbox"), now=later)} == {
+        "good.csv",
+        *bad,
+    }
+    old = later.timestamp() - 300
+    for name in ("good.csv", *bad):
+        os.utime(inbox / name, (old, old), follow_symlinks=False)
+    with dg.build_sensor_context(instance=here.instance) as context:
+        requests = sensor.evaluate_tick(context).run_requests or []
+    assert len(requests) == 1 + len(bad)
+    for request in requests:
+        (config,) = [op["config"] for op in request.run_config["ops"].values()]
+        good = launch(here, "update_memberships", **config).success
+        assert good == config["file"].endswith("good.csv"), config["file"]
+    outbox = Path(".data/outbox/update_memberships")
+    assert len(list(outbox.glob("*-good.csv/plan.md"))) == 1
+    texts = {path.parent: path.read_text() for path in outbox.glob("*/broken.txt")}
+    assert len(texts) == len(bad)
+    assert "hunter2" not in "".join(texts.values())
+    assert sum("it is a link, or no ordinary file" in text for text in texts.values()) == 4
+    assert sorted(path.name for path in inbox.iterdir())[0] == "folder.csv"
+    assert len(list(inbox.iterdir())) == 2
+    # Nor can a run be told to take away a file from elsewhere.
+    run = launch(here, "update_memberships", file=str(Path(".env").absolute()), from_inbox=True)
+    assert "does not lie in the inbox" in facts(run, "update_memberships")["said"]
+    assert Path(".env").exists()
+
+
+def test_very_many_files_are_taken_in_turns(here: Location) -> None:
+    inbox = Path(".data/inbox/update_memberships")
+    inbox.mkdir(parents=True)
+    for number in range(250):
+        (inbox / f"{number:03}.csv").write_text("id\n")
+        os.utime(inbox / f"{number:03}.csv", (1, 1))
+    sensor = defs().get_repository_def().get_sensor_def("write_plan_inbox")
+    cursor, asked = None, set[str]()
+    for _ in range(3):
+        with dg.build_sensor_context(instance=here.instance, cursor=cursor) as context:
+            tick = sensor.evaluate_tick(context)
+        cursor = tick.cursor
+        assert len(tick.run_requests or []) == 100
+        asked |= {request.run_key or "" for request in tick.run_requests or []}
+    assert len(asked) == 250
+
+
+def test_a_plan_is_undone_from_the_ui(
+    here: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    job = "mark_events_complete"
+    rows = open_visits(client, 2)
+    plan = facts(launch(here, job, rows=rows), job)
+    assert "who: YOUR NAME" in plan["to_apply"]
+    early = launch(here, "undo_changes", plan=plan["plan_hash"])
+    assert "nothing that can be undone" in facts(early, "undo_changes")["said"]
+    # A dry run shows the plan once more, and is well.
+    dry = launch(here, job, approved_hash=plan["plan_hash"])
+    assert dry.success
+    assert facts(dry, job)["plan_hash"] == plan["plan_hash"]
+    assert writes_of(sandbox) == []
+    done = launch(here, job, approved_hash=plan["plan_hash"], dry_run=False, who="Ann")
+    assert done.success
+    record = here.instance.get_run_by_id(done.run_id)
+    assert record
+    assert (record.tags["who"], record.tags["changes"]) == ("Ann", "applied")
+    undone = launch(here, "undo_changes", plan=plan["plan_hash"][:12])
+    assert undone.success
+    back = facts(undone, "undo_changes")
+    assert (back["kind"], back["changes"]) == ("mark_events_incomplete", 2)
+    assert "mark_events_incomplete_by_plan" in back["to_apply"]
+    assert len(writes_of(sandbox)) == 2
+    config = {"approved_hash": back["plan_hash"], "dry_run": False}
+    assert launch(here, "mark_events_incomplete", **config).success
+    visits = {visit.id: visit.job_id for visit in client.list_recurring_service_events()}
+    assert [visits[row["event_id"]] for row in rows] == [None, None]
 
 
 def test_a_file_that_met_an_outage_is_tried_again(
@@ -423,7 +521,9 @@ def test_a_newcomer_s_way_from_a_query_to_undo(
     (file,) = Path(".data/plans").glob("*.json")
     plan = load_plan(file)
     assert f"--send --hash {plan.hash}" in said
-    assert "dry_run is true" in command("apply", str(file), "--hash", plan.hash, fails=True)
+    said = command("apply", str(file), "--hash", plan.hash)
+    assert "dry_run is true: nothing was sent" in said
+    assert f"--send --hash {plan.hash}" in said
     send = ("apply", str(file), "--send", "--hash", plan.hash)
     assert "only 'on' lets anything be sent" in command(*send, fails=True)
     assert writes_of(sandbox) == []

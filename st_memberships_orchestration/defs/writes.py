@@ -5,15 +5,18 @@ plan. Nothing here is ever repeated by itself: running a job again goes on where
 """
 
 import hashlib
+import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import sqlalchemy as sa
 from pydantic import Field, create_model
 
 from st_memberships_orchestration.defs.changes import (
@@ -31,7 +34,7 @@ from st_memberships_orchestration.escaping import markdown_table, visible, visib
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings, this_user
-from st_memberships_orchestration.writing.apply import Approval, Locked, Result
+from st_memberships_orchestration.writing.apply import Approval, DryRun, Locked, Result
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
@@ -47,10 +50,23 @@ from st_memberships_orchestration.writing.report import (
     plan_totals,
     result_lines,
     tally,
+    what_next,
 )
-from st_memberships_orchestration.writing.rows import FORMATS, BadRows, Row, numbered, read_rows
+from st_memberships_orchestration.writing.rows import (
+    FORMATS,
+    MOST_BYTES,
+    BadRows,
+    Fault,
+    Row,
+    numbered,
+    read_rows,
+    rows_of,
+)
+from st_memberships_orchestration.writing.undo import reversal
 
 AUDIT_KEY = dg.AssetKey(AUDIT_TABLE.split("/"))
+LEFT_HEADINGS = ("line", "record", "why not")
+
 LOGGED_RESULTS = 500
 """Runs with more results log only those that went wrong, and every so many-th."""
 
@@ -60,6 +76,12 @@ SETTLED_SECONDS = 5.0
 AGAIN_SECONDS = 3600.0
 """A file that still lies in the inbox after so long is tried again: its run was killed, or met an
 outage."""
+
+
+FILES_A_TICK = 100
+"""Runs that one look into the inbox asks for: a sensor has a minute."""
+
+logger = logging.getLogger(__name__)
 
 
 class WriteConfig(dg.Config):
@@ -93,7 +115,12 @@ class WriteConfig(dg.Config):
         description=f"Explicit confirmations, such as `{NO_SERVICES}`, which may delete a "
         "customer's recurring services.",
     )
-    who: str = Field(default="", description="Who applies it; the user of the process if empty.")
+    who: str = Field(
+        default="",
+        description="Your name, as the one who read the plan and approves it. It stands in the "
+        "audit and as a tag of the run; without it the user of the process stands there, which in "
+        "the UI says nothing.",
+    )
     from_inbox: bool = Field(
         default=False, description="Set by the inbox: plan and report go to the outbox."
     )
@@ -163,14 +190,14 @@ def build_assets(settings: Settings) -> list[dg.AssetSpec]:
 
 
 def build_jobs(resources: Mapping[str, Any]) -> list[dg.JobDefinition]:
-    """One job for each kind of change.
+    """One job for each kind of change, and one that plans how to undo a plan.
 
     Args:
         resources: `servicetitan`, `lake` and `writes`, bound here: a sensor whose jobs Dagster
             has to bind first is rebuilt by it with parameters that it warns about (1.13).
     """
     needed = {name: resources[name] for name in ("servicetitan", "lake", "writes")}
-    return [_job(kind, needed) for kind in KINDS.values()]
+    return [*(_job(kind, needed) for kind in KINDS.values()), _undo_job(needed)]
 
 
 def op_name(kind: str) -> str:
@@ -207,12 +234,8 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
         writes: dg.ResourceParam[Writes],
     ) -> None:
         work = _Work(context, config, kind, servicetitan, lake, writes)
-        try:
+        with _failures():
             work.apply() if config.approved_hash or not config.dry_run else work.plan()
-        except (BadRows, Locked, KeyError, ValueError, OSError) as error:
-            raise dg.Failure(_said(error), allow_retries=False) from error
-        except ServiceTitanError as error:
-            raise dg.Failure(str(error), metadata=error.facts(), allow_retries=False) from error
 
     write.__annotations__["config"] = config_type
     description = f"{title}. Undone by: {kind.reverse}."
@@ -236,6 +259,65 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
     return job
 
 
+class UndoConfig(dg.Config):
+    """Which plan to undo."""
+
+    plan: str = Field(
+        description="Hash of the plan that was applied (8 characters or more), or its file."
+    )
+
+
+def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
+    description = (
+        "Plans how to undo a plan that was applied, as far as that goes, and sends nothing: the "
+        "reverse changes are shown like any plan, and applied by the job of their kind."
+    )
+
+    @dg.op(name=op_name("undo_changes"), description=description)
+    def undo(
+        context: dg.OpExecutionContext,
+        config: UndoConfig,
+        servicetitan: dg.ResourceParam[ServiceTitan],
+        lake: dg.ResourceParam[Lake],
+        writes: dg.ResourceParam[Writes],
+    ) -> None:
+        with _failures():
+            file = Path(config.plan)
+            done = load_plan(file) if file.is_file() else writes.ledger.find_plan(config.plan)
+            back = reversal(done, servicetitan.client(done.tenant), writes.ledger)
+            left = [(str(one.line), str(one.target or "new"), one.why) for one in back.left]
+            context.add_output_metadata({"not_undone": _table(LEFT_HEADINGS, cut(left))})
+            if back.kind is None or not back.rows:
+                why = "; ".join(dict.fromkeys(one.why for one in back.left)) or "nothing was done"
+                raise ValueError(f"there is nothing that can be undone: {why}")
+            work = _Work(context, config, KINDS[back.kind], servicetitan, lake, writes)
+            work.show(work.made(back.rows, done.tenant, f"undo of {done.hash[:12]}"))
+
+    @dg.job(
+        name="undo_changes",
+        description=description,
+        config=run_config("undo_changes", plan=""),
+        tags={"dagster/max_retries": "0"},
+        executor_def=dg.in_process_executor,
+        resource_defs=resources,
+    )
+    def job() -> None:
+        undo()
+
+    return job
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What goes wrong, as the failure of a run that is not repeated."""
+    try:
+        yield
+    except (BadRows, Locked, KeyError, ValueError, OSError) as error:
+        raise dg.Failure(_said(error), allow_retries=False) from error
+    except ServiceTitanError as error:
+        raise dg.Failure(str(error), metadata=error.facts(), allow_retries=False) from error
+
+
 @dataclass
 class _Work:
     """One run of a write job."""
@@ -251,47 +333,59 @@ class _Work:
 
     def plan(self) -> None:
         """Make a plan, keep it in the ledger, and show it."""
-        aside = _Aside(self.writes.settings, self.kind, Path(self.config.file))
-        if self.config.from_inbox and aside.was_planned():
-            self.context.log.warning("%s was planned before", self.config.file)
-            return
+        aside = None
+        if self.config.from_inbox:
+            aside = _Aside(self.writes.settings, self.kind, Path(self.config.file))
+            if aside.was_planned():
+                self.context.log.warning("%s was planned before", self.config.file)
+                return
         try:
-            plan = self._planned()
-        except (BadRows, KeyError, ValueError) as error:
-            if self.config.from_inbox:
+            plan = self._planned(aside)
+        except (ServiceTitanError, Locked, OSError, sa.exc.SQLAlchemyError):
+            raise  # nothing is wrong with the file: it is tried again
+        except Exception as error:
+            if aside:
                 aside.broken(_said(error))
             raise
-        self.writes.ledger.save_plan(plan)
-        lines = cut(plan_lines(plan))
-        to_apply = how_to_apply(plan)
+        self.show(plan)
+        if aside:
+            table = markdown_table(PLAN_HEADINGS, cut(plan_lines(plan)), LONGEST_CELL)
+            aside.planned(plan, f"{table}\n\n{how_to_apply(plan)}")
+
+    def show(self, plan: Plan) -> None:
+        """Show a plan, and what to launch once it was read."""
         self._tag(plan, "planned")
         self.context.add_output_metadata(
             {
-                "differences": _table(PLAN_HEADINGS, lines),
-                "to_apply": dg.MetadataValue.md(to_apply),
+                "differences": _table(PLAN_HEADINGS, cut(plan_lines(plan))),
+                "to_apply": dg.MetadataValue.md(how_to_apply(plan)),
                 **_totals(plan),
             }
         )
-        if self.config.from_inbox:
-            table = markdown_table(PLAN_HEADINGS, lines, LONGEST_CELL)
-            aside.planned(plan, f"{table}\n\n{to_apply}")
 
-    def _planned(self) -> Plan:
-        rows, source = self._rows()
+    def _planned(self, aside: "_Aside | None") -> Plan:
+        rows, source = (aside.rows(), self.config.file) if aside else self._rows()
         settings = self.writes.settings
         tenant = self.config.tenant or tenant_of(rows, settings)
-        return plan_changes(
+        given = {"occasion": self.config.occasion, "confirmed": self.config.confirm}
+        return self.made(rows, tenant, source, **given)
+
+    def made(self, rows: Sequence[Row], tenant: str, source: str, **options: Any) -> Plan:
+        """A plan of the rows, kept in the ledger."""
+        ledger = self.writes.ledger
+        plan = plan_changes(
             self.servicetitan.client(tenant),
-            self.writes.ledger,
+            ledger,
             self.lake,
             self.kind,
             rows,
-            settings=settings,
+            settings=self.writes.settings,
             tenant=tenant,
             source=source,
-            occasion=self.config.occasion,
-            confirmed=self.config.confirm,
+            **options,
         )
+        ledger.save_plan(plan)
+        return plan
 
     def _rows(self) -> tuple[list[Row], str]:
         config = self.config
@@ -321,7 +415,8 @@ class _Work:
         if config.tenant not in ("", plan.tenant):
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
         writes.ledger.save_plan(plan, made=False)
-        self._tag(plan, "applied")
+        who = config.who or self.context.run.tags.get("who") or this_user()
+        self._tag(plan, "applied", who=who)
         try:
             results = apply_audited(
                 plan,
@@ -329,11 +424,15 @@ class _Work:
                 writes.ledger,
                 self.lake,
                 approval=writes.approval(config.approved_hash, dry_run=config.dry_run),
-                who=config.who or this_user(),
+                who=who,
                 run_id=self.context.run_id,
                 patience=writes.patience,
                 heard=_Heard(self.context, len(plan.changes)),
             )
+        except DryRun as dry:
+            self.context.log.info("%s", visible_lines(str(dry)))
+            self.show(plan)
+            return
         finally:
             self._log_audit(plan.tenant)
         facts = {
@@ -346,15 +445,15 @@ class _Work:
         if bad:
             raise dg.Failure(
                 f"{len(bad)} of {len(results)} changes are not done and read back: {tally(bad)}. "
-                "What succeeded stays done; run the job again to go on.",
+                f"What succeeded stays done.\n{what_next(bad)}",
                 metadata=facts,
                 allow_retries=False,
             )
         self.context.add_output_metadata(facts)
 
-    def _tag(self, plan: Plan, changes: str) -> None:
+    def _tag(self, plan: Plan, changes: str, **more: str) -> None:
         """Let the run be found by its tenant, its plan, and what it did with it."""
-        tags = {"tenant": plan.tenant, "plan": plan.hash[:12], "changes": changes}
+        tags = {"tenant": plan.tenant, "plan": plan.hash[:12], "changes": changes, **more}
         self.context.instance.add_run_tags(self.context.run_id, tags)
 
     def _log_audit(self, tenant: str) -> None:
@@ -399,7 +498,7 @@ def how_to_apply(plan: Plan) -> str:
     return (
         f"Read the differences. Then, with ST_WRITES=on, launch the job `{plan.kind}` with\n\n"
         f"```yaml\nops:\n  {op_name(plan.kind)}:\n    config:\n"
-        f"      approved_hash: {plan.hash}\n      dry_run: false\n```"
+        f"      approved_hash: {plan.hash}\n      dry_run: false\n      who: YOUR NAME\n```"
     )
 
 
@@ -425,45 +524,93 @@ class _Heard:
 
 
 class _Aside:
-    """Where a file of the inbox goes, with what became of it beside it.
+    """A file of the inbox: read once, and put aside with what became of it beside it.
 
     A file is known by its content: what came of it lies in `outbox/<kind>/<content>-<name>/`.
+
+    Raises:
+        ValueError: it does not lie in the inbox of its kind.
     """
 
     def __init__(self, settings: Settings, kind: Kind, file: Path) -> None:
-        self._file = file
+        self._file = file = file.absolute()
+        if file.parent != (settings.inbox / kind.name).absolute():
+            raise ValueError(f"{file} does not lie in the inbox of {kind.name}")
         self._outbox = settings.inbox.parent / "outbox" / kind.name
+        self._fault = ""
+        self._content = b""
+        try:
+            self._content = _read_itself(file)
+        except FileNotFoundError:
+            self._fault = "it is gone"
+        except OSError as error:
+            self._fault = f"it cannot be read: {error.strerror}"
+        except ValueError as error:
+            self._fault = str(error)
+        # Also of a file that cannot be read: by its name, then.
+        known_by = self._content or os.fsencode(file.name)
+        self._digest = hashlib.sha256(known_by).hexdigest()[:12]
+
+    def rows(self) -> list[Row]:
+        """The rows that it holds.
+
+        Raises:
+            BadRows: they cannot be understood, or the file cannot be read.
+        """
+        if self._fault:
+            raise BadRows([Fault(1, self._fault)])
+        return rows_of(self._file.name, self._content)
 
     def was_planned(self) -> bool:
         """Whether a run was here before: for this file, or for the same rows, then moved aside."""
-        if not self._file.exists():
+        if not os.path.lexists(self._file):
             return True
-        earlier = [p for p in self._outbox.glob(f"{_content(self._file)}-*/plan-*.json")]
-        if not earlier:
+        earlier = [*self._outbox.glob(f"{self._digest}-*/plan-*.json")]
+        if not earlier or self._fault:
             return False
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        folder = self._outbox / f"repeated-{stamp}-{self._file.name}"
         said = f"The same rows were planned before: {earlier[0].parent.name}"
-        self._moved(folder, "repeated.txt", said)
+        self._moved(self._outbox / f"repeated-{stamp}-{self._short_name}", "repeated.txt", said)
         return True
 
     def broken(self, reason: str) -> None:
         """Move the file aside with the reason."""
-        self._moved(self._folder(), "broken.txt", reason)
+        self._moved(self._folder, "broken.txt", reason)
 
     def planned(self, plan: Plan, report: str) -> None:
         """Put file, plan and report into the outbox."""
-        folder = self._folder()
-        plan.save(folder).rename(folder / f"plan-{plan.hash[:12]}.json")
-        self._moved(folder, "plan.md", f"Plan {plan.hash}\n\n{report}")
+        plan.save(self._folder).rename(self._folder / f"plan-{plan.hash[:12]}.json")
+        self._moved(self._folder, "plan.md", f"Plan {plan.hash}\n\n{report}")
 
+    @property
+    def _short_name(self) -> str:
+        """So much of the name as leaves room in a folder's name for more."""
+        return os.fsencode(self._file.name)[:100].decode(errors="ignore")
+
+    @property
     def _folder(self) -> Path:
-        return self._outbox / f"{_content(self._file)}-{self._file.name}"
+        return self._outbox / f"{self._digest}-{self._short_name}"
 
     def _moved(self, folder: Path, name: str, text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{text}\n")
         os.replace(self._file, folder / self._file.name)  # last: what was killed is begun anew
+
+
+def _read_itself(file: Path) -> bytes:
+    """A file's content; not that of another one to which its name leads.
+
+    Raises:
+        ValueError: it is a link, a device, or the like, or too large.
+        OSError: it cannot be read.
+    """
+    about = file.lstat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is a link, or no ordinary file: put the file itself into the inbox")
+    if about.st_size > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES:,} bytes: divide it")
+    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+        return opened.read(MOST_BYTES)
 
 
 def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
@@ -480,29 +627,53 @@ def build_inbox(jobs: Sequence[dg.JobDefinition]) -> dg.SensorDefinition:
             "aside with the reason; the same rows twice are one plan."
         ),
     )
-    def write_plan_inbox() -> Iterator[dg.RunRequest]:
-        for kind, file, run_key in waiting_files(Settings().inbox, now=datetime.now(UTC)):
-            yield dg.RunRequest(
-                run_key=run_key,
-                job_name=kind,
-                run_config=run_config(kind, file=str(file), from_inbox=True),
-            )
+    def write_plan_inbox(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        waiting = list(waiting_files(Settings().inbox, now=datetime.now(UTC)))
+        # Where very many wait, each tick goes on where the last one ended.
+        last = context.cursor or ""
+        turn = sorted(waiting, key=lambda one: (str(one[1]) <= last, str(one[1])))[:FILES_A_TICK]
+        return dg.SensorResult(
+            [
+                dg.RunRequest(
+                    run_key=run_key,
+                    job_name=kind,
+                    run_config=run_config(kind, file=str(file), from_inbox=True),
+                )
+                for kind, file, run_key in turn
+            ],
+            cursor=str(turn[-1][1]) if len(waiting) > FILES_A_TICK else "",
+        )
 
     return write_plan_inbox
 
 
 def waiting_files(inbox: Path, *, now: datetime) -> Iterator[tuple[str, Path, str]]:
-    """Kind, file and run key of each file in the inbox that is not being written any more."""
+    """Kind, file and run key of each file in the inbox that is not being written any more.
+
+    Nothing is opened here, and what is wrong with one file holds no other back: its run says so.
+    """
     for kind in sorted(KINDS):
-        for file in sorted((inbox / kind).glob("*")):
-            with suppress(FileNotFoundError):  # a run may move it aside at this moment
-                changed = file.stat().st_mtime_ns
-                age = now.timestamp() - changed / 1e9
-                if file.is_file() and file.suffix.lower() in FORMATS and age >= SETTLED_SECONDS:
-                    turn = int(age // AGAIN_SECONDS)
-                    key = f"{kind} {file.name} {changed} {_content(file)} {turn}"
-                    yield kind, file.absolute(), key
-
-
-def _content(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        folder = inbox / kind
+        try:
+            names = sorted(entry.name for entry in os.scandir(folder))
+        except OSError as error:
+            if folder.exists():
+                logger.warning("The inbox %s cannot be read: %s", folder, error)
+            continue
+        for name in names:
+            file = folder / name
+            if file.suffix.lower() not in FORMATS:
+                continue
+            try:
+                name.encode()
+                about = file.lstat()
+            except UnicodeEncodeError:
+                logger.warning("A file in %s has a name that is no text: %r", folder, name)
+                continue
+            except OSError:  # a run may move it aside at this moment
+                continue
+            age = now.timestamp() - about.st_mtime
+            if not stat.S_ISDIR(about.st_mode) and age >= SETTLED_SECONDS:
+                turn = int(age // AGAIN_SECONDS)
+                run_key = f"{kind} {name} {about.st_mtime_ns} {about.st_size} {about.st_ino} {turn}"
+                yield kind, file.absolute(), run_key

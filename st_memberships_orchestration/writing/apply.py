@@ -70,6 +70,10 @@ class Locked(Exception):
     """A lock holds, so nothing was sent; the text says which, and what opens it."""
 
 
+class DryRun(Locked):
+    """Nothing was to be sent, so nothing was: an end as it was meant."""
+
+
 @dataclass(frozen=True)
 class Caps:
     """How much may be changed; None is no limit.
@@ -110,7 +114,7 @@ class Approval:
     def check(self, plan: Plan, age: timedelta) -> None:
         """Raise `Locked` if a lock holds for the whole plan."""
         if self.dry_run:
-            raise Locked("dry_run is true: nothing was sent")
+            raise DryRun("dry_run is true: nothing was sent")
         if self.switch != "on":
             raise Locked(f"ST_WRITES is {self.switch!r}; only 'on' lets anything be sent")
         if self.hash != plan.hash:
@@ -300,7 +304,7 @@ class _Run:
             self.check_caps(to_send)
         except Locked as lock:
             said = "".join(f"\nStill open: {entry.said}" for entry in open_)
-            raise Locked(f"{lock}{said}") from lock
+            raise type(lock)(f"{lock}{said}") from lock
 
     def check_caps(self, to_send: Sequence[PlannedChange]) -> None:
         caps, plan = self.approval.caps, self.plan

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from st_memberships_orchestration.writing.apply import NO_OP, STOPPED, Result
+from st_memberships_orchestration.writing import ledger as words
+from st_memberships_orchestration.writing.apply import NO_OP, NOT_READ_BACK, STOPPED, Result
 from st_memberships_orchestration.writing.kinds import KINDS, Kind
 from st_memberships_orchestration.writing.ledger import FREE, Entry
 from st_memberships_orchestration.writing.plans import NOT_READABLE, Plan
@@ -84,6 +85,26 @@ def tally(results: Iterable[Result]) -> str:
     """Number of results by status, in words."""
     counted = sorted(Counter(result.status for result in results).items())
     return ", ".join(f"{number} {status}" for status, number in counted)
+
+
+NEXT_STEPS = {
+    words.SENDING: "another run sends it, or was killed: run again",
+    words.UNKNOWN: "run again: it looks, and sends only what 20 minutes later shows nowhere",
+    NOT_READ_BACK: "run again: it reads back",
+    words.NOT_SENT: "run again: it sends",
+    words.REFUSED: "ServiceTitan said no: mend the rows by what it said and plan again",
+    STOPPED: "each line says what is in the way; where the record changed, plan again",
+    words.NOT_APPLIED: "it happened, but not as asked: see the record, and plan what is missing",
+    words.NEEDS_REVIEW: "see in ServiceTitan what is there, then `st-memberships settle KEY …`, "
+    "with KEY from `derived/write_audit`",
+}
+"""What a person does next, by what became of a change."""
+
+
+def what_next(results: Iterable[Result]) -> str:
+    """What to do about changes that are not done, one line for each state that there is."""
+    there = {result.status for result in results if not result.is_good}
+    return "\n".join(f"{status}: {said}." for status, said in NEXT_STEPS.items() if status in there)
 
 
 def cut(lines: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
