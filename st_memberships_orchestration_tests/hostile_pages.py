@@ -89,7 +89,7 @@ def main() -> None:
         with suppress(NotAPage):
             decode_page(body, FEEDS[number % len(FEEDS)].model)
         with suppress(NotAPage):
-            parse_json(body, ENVELOPE)
+            parse_json(body, ENVELOPE if number % 2 else list)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,24 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
+from st_memberships_orchestration.servicetitan.columns import (
+    columns_of,
+    records_table,
+    table_schema,
+)
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.servicetitan.models import (
     ExportedRecurringServiceEvent,
     InvoiceTemplate,
     MembershipType,
 )
-from st_memberships_orchestration.servicetitan.pages import DecodedPage, NotAPage, decode_page
+from st_memberships_orchestration.servicetitan.pages import (
+    ENVELOPE,
+    DecodedPage,
+    NotAPage,
+    decode_page,
+    parse_json,
+)
 
 EVENT: dict[str, Any] = {
     "id": 9007199254740993,
@@ -244,3 +254,22 @@ def test_column_descriptions_are_table_comments() -> None:
 def test_widths_follow_the_document() -> None:
     types = {column.name: column.type for column in columns_of(FEEDS[3].model)}
     assert (types["id"], types["duration"]) == (pa.int64(), pa.int32())
+
+
+def test_records_read_one_by_one_are_held_and_flagged_alike() -> None:
+    wide = (
+        page(TYPE)
+        .replace(b"12.1,", b"0.12345678901234567890,")
+        .replace(b'"salePrice": 0', b'"salePrice": 1e12')
+    )
+    answer = parse_json(wide.replace(b'"Basic"', b'"Newest"'), ENVELOPE)
+    record = MembershipType.model_validate(answer["data"][0])
+    (row,) = records_table([record], MembershipType).to_pylist()
+    assert row["discount"] == Decimal("0.123457")
+    assert (row["discount_mode"], row["duration_billing"][0]["sale_price"]) == ("Newest", None)
+    assert row["flags"] == (
+        "rounded discount, too_large durationBilling.salePrice, new_word discountMode"
+    )
+    extra = json.loads(row["extra"], parse_float=Decimal)
+    assert extra["discount"] == Decimal("0.12345678901234567890")
+    assert extra["durationBilling"][0]["salePrice"] == 10**12

@@ -63,8 +63,8 @@ ODD_TIMES = WRITTEN_TIMES.split()
 
 ODD_WORDS = ["", " ", "Active", "Paused", "null", "a\u0000b", "\u2028", "é" * 40, "1,5", "=1"]
 
-DEEP = ["[" * depth + "]" * depth for depth in (2, 60, 2000)]
-DEEP += ['{"a":' * depth + "1" + "}" * depth for depth in (2, 60, 2000)]
+DEEP = ["[" * depth + "]" * depth for depth in (2, 60, 200, 2000)]
+DEEP += ['{"a":' * depth + "1" + "}" * depth for depth in (2, 60, 200, 2000)]
 
 NO_JSON = ["NaN", "Infinity", "-Infinity", "nul", "'x'", "01", "+1", "1.", ".5", "0x10", '"\t"']
 

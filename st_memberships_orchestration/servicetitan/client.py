@@ -273,22 +273,22 @@ class MembershipsClient:
                 feed, start=start, include_recent_changes=include_recent_changes
             )
             if page.has_more and answers.get(start) == page.digest:
-                raise self._stuck(feed, "the feed repeats its position and its rows")
+                raise self._stuck(feed.path, "the feed repeats its position and its rows")
             yield page
             if not page.has_more:
                 return
             rows = _fingerprint(page, feed)
             without_news = without_news + 1 if rows in shown else 0
             if without_news >= MOST_WITHOUT_NEWS:
-                raise self._stuck(feed, f"{without_news:,} pages in a row showed nothing new")
+                raise self._stuck(feed.path, f"{without_news:,} pages in a row showed nothing new")
             shown.add(rows)
             answers[start] = page.digest
             start = page.continue_from
-        raise self._stuck(feed, f"{MOST_PAGES:,} pages were read")
+        raise self._stuck(feed.path, f"{MOST_PAGES:,} pages were read")
 
-    def _stuck(self, feed: ExportFeed, what: str) -> FeedStuck:
+    def _stuck(self, path: str, what: str) -> FeedStuck:
         message = f"{what}, and hasMore still says that there is more."
-        where = {"tenant": self._tenant, "method": "GET", "path": feed.path}
+        where = {"tenant": self._tenant, "method": "GET", "path": path}
         return FeedStuck(message, status=200, **where)
 
     # Memberships
@@ -518,25 +518,27 @@ class MembershipsClient:
     ) -> Listing[R]:
         def fetch(query: dict[str, Any]) -> ListPage[R]:
             envelope = self._json(path, query, {"data": list, "hasMore": bool})
+            if query.get("page", 0) > MOST_PAGES:
+                raise self._stuck(path, f"{MOST_PAGES:,} pages were read")
+            total = envelope.get("totalCount")
             return ListPage(
                 records=[self._record(model, row, path) for row in envelope["data"]],
                 has_more=envelope["hasMore"],
-                total=envelope.get("totalCount"),
+                total=total if isinstance(total, int) else None,
             )
 
         return Listing(fetch, params, page=page)
 
     def _get(self, path: str, model: type[R]) -> R:
-        return self._record(model, self._json(path, {}), path)
+        return self._record(model, self._json(path, {}, dict), path)
 
     def _get_all(self, path: str, model: type[R], **params: Any) -> list[R]:
         query = {name: value for name, value in params.items() if value is not None}
-        return [self._record(model, row, path) for row in self._json(path, query)]
+        rows = self._json(path, query, list)
+        return [self._record(model, row, path) for row in rows]
 
-    def _json(
-        self, path: str, params: dict[str, Any], members: Mapping[str, type] | None = None
-    ) -> Any:
-        answer, _ = self._read(path, params, lambda body, _: parse_json(body, members or {}))
+    def _json(self, path: str, params: dict[str, Any], kind: type | Mapping[str, type]) -> Any:
+        answer, _ = self._read(path, params, lambda body, _: parse_json(body, kind))
         return answer
 
     def _record(self, model: type[R], row: Any, path: str, method: str = "GET") -> R:

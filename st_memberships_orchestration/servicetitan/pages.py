@@ -59,6 +59,9 @@ that it stands behind a name, and not within a text."""
 # Strings, whole or to the end of what was cut short, and the characters that give JSON its shape.
 SHAPE = re.compile(r'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)|[\[\]{},]', re.DOTALL)
 
+DEEPEST = 100
+"""Levels of a value; what is nested more deeply is no data, and stops programs that read it."""
+
 FAULTS = 5
 """Faults of one record that are told."""
 
@@ -199,17 +202,25 @@ def _read_json(body: bytes, schema: pa.Schema, *, unknown: str) -> pa.Table:
     )
 
 
-def parse_json(body: bytes, members: Mapping[str, type]) -> Any:
+def parse_json(body: bytes, kind: type | Mapping[str, type]) -> Any:
     """An answer, decimals kept exact.
 
+    Args:
+        body: the answer.
+        kind: what it has to be; or, of an object, its members and what each has to be.
+
     Raises:
-        NotAPage: it is not JSON, is cut short, or is no object with all these members.
+        NotAPage: it is not JSON, is cut short, or something else.
     """
     try:
         answer = json.loads(body, parse_float=Decimal)
     except (ValueError, RecursionError, ArithmeticError) as error:
         raise _not_a_page(error) from error
-    return _with_members(answer, members)
+    if isinstance(kind, Mapping):
+        return _with_members(answer, kind)
+    if not isinstance(answer, kind):
+        raise NotAPage(f"the answer is no {kind.__name__}, but a {type(answer).__name__}.")
+    return answer
 
 
 def _with_members(answer: Any, members: Mapping[str, type]) -> Any:
@@ -279,15 +290,14 @@ class _Reader:
         start, fields, fault = self._at, None, None
         try:
             fields, self._at = _DECODER.raw_decode(self._text, start)
-        except RecursionError:
-            fault = "is nested too deeply"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fault = f"is not JSON: {error}"
-        if fault:
             self._at = _end(self._text, start)
         text = self._text[start : self._at]
         self._skip()
-        if not fault and not is_text(text):
+        if _is_deep(text):
+            fault = "is nested too deeply"
+        elif not fault and not is_text(text):
             fault = "holds bytes that are no UTF-8"
         elif not fault and "\\u" in text and not is_text(_plain_json(fields)):
             fault = "holds half of a character"  # which JSON can write, and no text can hold
@@ -369,6 +379,16 @@ def _end(text: str, start: int) -> int:
             if depth == 0:
                 return shape.end()
     raise ValueError("it is cut short")
+
+
+def _is_deep(text: str) -> bool:
+    if text.count("{") + text.count("[") <= DEEPEST:
+        return False
+    depth = deepest = 0
+    for shape in SHAPE.finditer(text):
+        depth += (shape[0] in ("{", "[")) - (shape[0] in ("}", "]"))
+        deepest = max(depth, deepest)
+    return deepest > DEEPEST
 
 
 def _not_json(word: str) -> NoReturn:
