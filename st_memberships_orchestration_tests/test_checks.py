@@ -100,7 +100,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     for table, column, value in (
         ("customers_monthly", "lost_customers", 9),
         ("cancellation_reasons_monthly", "cancelled", 9),
-        ("membership_summary_monthly", "ours", 99),
+        ("membership_summary", "ours", 99),
         ("membership_mrr_history", "mrr", Decimal("1.25")),
         ("revenue_retention", "gross_retained", Decimal(9_999)),
         ("prepaid_unearned", "unearned_by_time", Decimal(99_999)),
@@ -134,7 +134,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "recurring_revenue_monthly.bridge_adds_up",
         "customers_monthly.customers_add_up",
         "cancellation_reasons_monthly.reasons_add_up",
-        "membership_summary_monthly.differences_are_explained",
+        "membership_summary.differences_are_explained",
         "membership_mrr_history.history_adds_up_to_mrr",
         "revenue_retention.retained_is_within_bounds",
         "prepaid_unearned.unearned_is_part_of_paid",

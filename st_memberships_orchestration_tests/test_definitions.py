@@ -51,7 +51,7 @@ DERIVED = {
         "membership_custom_fields",
         "membership_mrr_history",
         "membership_prices",
-        "membership_summary_monthly",
+        "membership_summary",
         "mrr_outlook",
         "plan_switches_monthly",
         "prepaid_unearned",

@@ -264,7 +264,7 @@ def test_a_tenant_with_one_membership_and_nothing_else(
         "membership_mrr_history": 1,
         "revenue_retention": 4,
         "customers_monthly": 4,
-        "membership_summary_monthly": 9,  # the new sale, and members at both ends of 4 months
+        "membership_summary": 9,  # the new sale, and members at both ends of 4 months
         "mrr_outlook": 1,
         "sales_monthly": 1,
         "visit_entitlements": 1,

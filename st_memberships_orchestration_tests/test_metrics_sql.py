@@ -557,7 +557,7 @@ def test_the_membership_summary(sql: duckdb.DuckDBPyConnection) -> None:
     same(
         sql,
         "select tenant, month, membership_type_id, movement, summary"
-        " from our_membership_summary_monthly where summary > 0 and movement not like 'active%'",
+        " from our_membership_summary where summary > 0 and movement not like 'active%'",
         """
         with changed as (
             select s.tenant, s.membership_id, date_trunc('month', valid_from)::date as month,

@@ -10,7 +10,7 @@ import pytest
 from st_memberships_orchestration.metrics.members import members_monthly
 from st_memberships_orchestration.metrics.outcomes import renewal_outcomes_monthly
 from st_memberships_orchestration.metrics.revenue import membership_prices
-from st_memberships_orchestration.metrics.summary import REASONS, membership_summary_monthly
+from st_memberships_orchestration.metrics.summary import REASONS, membership_summary
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
     ZONE,
@@ -54,7 +54,7 @@ def test_the_membership_summary_counts_last_statuses_and_ours_every_step() -> No
         m8="Active 2026-03-15",
         m9="Active 2026-01-05",
     )
-    rows = membership_summary_monthly(members, status, TYPES, **CLOCK)
+    rows = membership_summary(members, status, TYPES, **CLOCK)
     assert (rows["difference"] == rows[list(REASONS)].sum(axis=1)).all()
     february = rows[(rows["month"] == date(2026, 2, 1)) & (rows["membership_type_id"] == 1)]
     assert by_id(february, "movement", "summary", "ours", "difference", "reasons") == {

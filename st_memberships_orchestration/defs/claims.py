@@ -245,12 +245,12 @@ DERIVED = {
         "run the job derive; else report it to this project, with these rows.",
         needs=("derived/members_monthly",),
     ),
-    "derived/membership_summary_monthly": Claim(
+    "derived/membership_summary": Claim(
         "differences_are_explained",
         "Each difference between the Membership Summary and ours is the sum of its reasons.",
         """
         select tenant, month, membership_type_id, movement, summary, ours
-        from derived.membership_summary_monthly
+        from derived.membership_summary
         where summary - ours <> intermediate_step + went_on_as_renewal + was_no_member
             + named_otherwise
         """,

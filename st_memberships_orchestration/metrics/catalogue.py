@@ -28,7 +28,7 @@ from st_memberships_orchestration.metrics.revenue import (
     RECURRING_REVENUE_MONTHLY,
 )
 from st_memberships_orchestration.metrics.sales import SALES_MONTHLY
-from st_memberships_orchestration.metrics.summary import MEMBERSHIP_SUMMARY_MONTHLY
+from st_memberships_orchestration.metrics.summary import MEMBERSHIP_SUMMARY
 from st_memberships_orchestration.metrics.visits import (
     MEMBERS_WITHOUT_FUTURE_VISIT,
     VISITS,
@@ -39,7 +39,7 @@ from st_memberships_orchestration.metrics.workload import VISIT_ENTITLEMENTS, VI
 TABLES = (
     MEMBERS_MONTHLY,
     CUSTOMERS_MONTHLY,
-    MEMBERSHIP_SUMMARY_MONTHLY,
+    MEMBERSHIP_SUMMARY,
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
     MEMBERSHIP_MRR_HISTORY,

@@ -58,7 +58,7 @@ OURS = {
 """Our words for a movement, and the report's column that says the same."""
 
 
-def membership_summary_monthly(
+def membership_summary(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
     membership_types: pd.DataFrame,
@@ -123,7 +123,7 @@ def membership_summary_monthly(
     rows["is_type_active"] = ~rows["hidden"]
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
-    return MEMBERSHIP_SUMMARY_MONTHLY.frame(rows)
+    return MEMBERSHIP_SUMMARY.frame(rows)
 
 
 LINE = ["tenant", "month", "membership_type_id"]
@@ -201,8 +201,8 @@ def _stocks(steps: Frame, today: date) -> list[Frame]:
     ]
 
 
-MEMBERSHIP_SUMMARY_MONTHLY = Table(
-    of=membership_summary_monthly,
+MEMBERSHIP_SUMMARY = Table(
+    of=membership_summary,
     grain=(*LINE, "movement"),
     columns={
         "tenant": TENANT,

@@ -49,7 +49,7 @@ NEEDS: Mapping[str, Need] = {
     "cohort_revenue": Need("derived/cohort_revenue", "is_complete"),
     "revenue_retention": Need("derived/revenue_retention"),
     "renewal_outcomes_monthly": Need("derived/renewal_outcomes_monthly"),
-    "membership_summary_monthly": Need("derived/membership_summary_monthly"),
+    "membership_summary": Need("derived/membership_summary"),
     "customers_monthly": Need("derived/customers_monthly"),
     "cancellation_reasons_monthly": Need("derived/cancellation_reasons_monthly"),
     "plan_switches_monthly": Need("derived/plan_switches_monthly"),
@@ -307,8 +307,8 @@ SECTIONS: Mapping[str, str] = {
             sum(went_on_as_renewal)::bigint as went_on_as_renewal,
             sum(was_no_member)::bigint as was_no_member,
             sum(named_otherwise)::bigint as named_otherwise
-        from membership_summary_monthly
-        where month = (select max(month) from membership_summary_monthly where is_complete)
+        from membership_summary
+        where month = (select max(month) from membership_summary where is_complete)
         group by month, movement
         order by list_position(['active_at_start', 'new_sales', 'renewed', 'reactivated',
             'suspended', 'canceled', 'expired', 'deleted', 'other', 'active_at_end'], movement)
