@@ -225,6 +225,18 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
     assert early["lost_early"].sum() == 0
 
 
+def test_a_first_day_that_cannot_be_makes_no_month_of_its_own() -> None:
+    members = frame(
+        membership(1, from_="0021-05-01", created="2026-02-03"),
+        membership(2, from_="1900-01-01", created="2026-02-03", customer_id=1001),
+    )
+    status = history(m1="Active 2026-02-03", m2="Active 2026-02-03")
+    rows = sales_monthly(members, status, prices(members), **CLOCK)
+    assert plain(rows, "month", "sold") == [(FEBRUARY, 2)]
+    rows = customers_monthly(members, status, **CLOCK)
+    assert plain(rows, "month", "customers_end") == [(FEBRUARY, 1), (MARCH, 1)]
+
+
 def test_customers_beside_memberships() -> None:
     members = frame(
         membership(1, customer_id=7, status="Canceled"),

@@ -109,13 +109,14 @@ def test_renewal_rates_of_matured_terms_by_count_value_and_customer() -> None:
         term(10, january, status="Canceled", cancellation_date=january),
         term(20, january, customer_id=12),  # its customer holds another, bought long ago
         membership(21, from_="2025-06-01", customer_id=12),
+        term(30, "0021-01-20"),  # a last day that cannot be
     )
     ends = {row["id"]: row["to"] for row in members.to_dict("records") if row["to"]}
     status = history(
         **{
             f"m{id}": f"Active 2025-02-01, Expired {to + pd.Timedelta(days=1)} 01:00"
             for id, to in ends.items()
-            if id != 10
+            if id not in (10, 30)
         },
         m10="Active 2025-02-01, Canceled 2026-01-19",
         **{f"m{id}": "Active 2026-03-01" for id in (11, 12, 13, 15, 16, 17, 18, 21)},

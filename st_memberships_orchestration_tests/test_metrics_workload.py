@@ -186,6 +186,8 @@ def test_what_is_on_the_list_counts_once_and_what_was_removed_stays_away() -> No
 def test_used_against_entitled_visits() -> None:
     members = [
         membership(1, from_="2026-01-01", to="2026-12-31"),
+        membership(6, from_="2025-03-21", to="2099-12-31"),  # for life: its year ends today
+        membership(7, from_="0021-05-01"),  # a first day that cannot be
         membership(2, from_="2024-02-29"),  # ongoing: its year began on 28 February 2026
         membership(3, from_="2026-04-01"),  # not begun
         membership(4, status="Expired", to="2026-02-28"),
@@ -194,6 +196,7 @@ def test_used_against_entitled_visits() -> None:
     services = [
         service(1, 1, recurrence_interval=4, recurrence_days_of_month=[1], to="2026-12-31"),
         service(2, 2, recurrence_interval=6, recurrence_days_of_month=[1]),
+        service(6, 6, recurrence_type="Daily", recurrence_interval=1),
     ]
     events = [
         event(1, 1, 1, "2025-12-31"),  # before the term
@@ -204,6 +207,8 @@ def test_used_against_entitled_visits() -> None:
         event(6, 1, 1, "2026-04-01"),
         event(7, 2, 2, "2026-02-27"),  # last year's
         event(8, 2, 2, "2026-03-01", status="Won"),
+        event(9, 6, 6, "2026-03-19", status="Won"),
+        event(10, 6, 6, "2999-01-01"),  # a day that cannot be: the rule goes on before it
     ]
     _, rows = tables(services, events, *members)
     columns = ("entitled", "used", "dismissed", "unused", "overdue", "projected", "days_left")
@@ -213,6 +218,7 @@ def test_used_against_entitled_visits() -> None:
         # On the list 8; by the rule 1 September; the next year begins on 28 February 2027.
         2: (2, 1, 0, 1, 0, 1, 344, None),
         5: (0, 0, 0, 0, 0, 0, -20, "term_over, no_visits"),
+        6: (2, 1, 0, 1, 0, 1, 0, None),
     }
     periods = by_id(rows, "membership_id", "period_from", "period_to", "period_basis")
     assert periods[1] == (date(2026, 1, 1), date(2026, 12, 31), "term")

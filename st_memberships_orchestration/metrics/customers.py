@@ -5,7 +5,14 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
-from st_memberships_orchestration.metrics.frames import Frame, attach, month_of, pick
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    Frame,
+    attach,
+    month_of,
+    pick,
+    with_plausible_days,
+)
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
     before,
@@ -31,6 +38,7 @@ def customers_monthly(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Customers with at least one member at the start and end of each month, and who came and went.
 
@@ -53,7 +61,9 @@ def customers_monthly(
         membership_status: spells of status, without gap or overlap per membership.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = spells(membership_status, zone, memberships)
     now = before(today)
     rows["until"] = rows["began"].shift(-1).where(follows(rows).shift(-1, fill_value=False))

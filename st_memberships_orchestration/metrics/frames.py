@@ -69,6 +69,7 @@ KINDS: Mapping[str, pa.DataType] = {
             "recurrence_week",
             "recurrence_day_of_nth_week",
             "duration_type",
+            "period_basis",
             "new_status",
             "note",
         ),

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Column,
     Frame,
     attach,
@@ -18,6 +19,7 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     CANCELLED,
@@ -55,6 +57,7 @@ def cancellation_reasons_monthly(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
 ) -> pd.DataFrame:
     """Why members cancelled: the notes of their status changes, counted, with the MRR lost.
@@ -84,8 +87,10 @@ def cancellation_reasons_monthly(
         membership_prices: the derived table.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
         renewal_grace_days: as in `members_monthly`.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
     rows["reason"] = _reasons(_notes(rows, membership_status_changes, zone))
@@ -114,6 +119,7 @@ def plan_switches_monthly(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
     switch_days: int = 30,
 ) -> pd.DataFrame:
@@ -146,10 +152,12 @@ def plan_switches_monthly(
         membership_prices: the derived table.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
         renewal_grace_days: as in `members_monthly`.
         switch_days: days between leaving one membership and beginning another of the same
             customer that still count as a switch.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     known = pick(memberships, "id", "customer_id", "membership_type_id", "from", "is_deleted")
     links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))
     known["successor_id"] = links["successor_id"]

@@ -6,7 +6,16 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pyarrow as pa
 
-from st_memberships_orchestration.metrics.frames import Column, Frame, attach, flags, month_of, pick
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    Column,
+    Frame,
+    attach,
+    flags,
+    month_of,
+    pick,
+    with_plausible_days,
+)
 from st_memberships_orchestration.metrics.history import (
     CELL,
     by_month,
@@ -39,6 +48,7 @@ def renewal_outcomes_monthly(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Renewal rates of terms whose end lies 30 and 60 days back: by count, by value, by customer.
 
@@ -68,7 +78,9 @@ def renewal_outcomes_monthly(
         membership_prices: the derived table.
         today: the contractor's day.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
     rows = ended_terms(memberships, life, today, zone)
     prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")

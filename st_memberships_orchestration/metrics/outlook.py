@@ -6,7 +6,14 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from st_memberships_orchestration.metrics.frames import Frame, attach, flags, pick
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    Frame,
+    attach,
+    flags,
+    pick,
+    with_plausible_days,
+)
 from st_memberships_orchestration.metrics.history import ACTIVE, CELL, renewal_links, spells
 from st_memberships_orchestration.metrics.revenue import ONE_TIME
 from st_memberships_orchestration.metrics.tables import (
@@ -29,6 +36,7 @@ def mrr_outlook(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
     expiring_days: int = 90,
 ) -> pd.DataFrame:
     """Today's MRR by what threatens it, and the MRR beside it: suspended, or sold and not begun.
@@ -59,8 +67,10 @@ def mrr_outlook(
         membership_prices: the derived table.
         today: the contractor's day.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
         expiring_days: days ahead within which the end of a term counts as a threat.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
         memberships,
         "id",

@@ -5,7 +5,15 @@ from datetime import date
 import numpy as np
 import pandas as pd
 
-from st_memberships_orchestration.metrics.frames import Column, attach, flags, month_of, pick
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    Column,
+    attach,
+    flags,
+    month_of,
+    pick,
+    with_plausible_days,
+)
 from st_memberships_orchestration.metrics.history import share
 from st_memberships_orchestration.metrics.revenue import ONE_TIME
 from st_memberships_orchestration.metrics.tables import (
@@ -34,6 +42,7 @@ def prepaid_unearned(
     visit_entitlements: pd.DataFrame,
     *,
     today: date,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """The part of each prepaid membership that is not yet earned, by time and by visits.
 
@@ -62,7 +71,9 @@ def prepaid_unearned(
         membership_prices: the derived table.
         visit_entitlements: the derived table.
         today: the contractor's day.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
         memberships,
         "id",
@@ -106,7 +117,8 @@ def prepaid_unearned(
     rows["days_left"] = left = left.where(left < days, days)
     rows["unearned_share_by_time"] = share(left, days)
     rows["unearned_by_time"] = _part(rows["paid"], left, days)
-    visits = pick(visit_entitlements, "membership_id", "entitled", "unused")
+    visits = pick(visit_entitlements, "membership_id", "entitled", "unused", "period_basis")
+    visits = visits[visits.pop("period_basis") == "term"]
     visits = visits.rename(columns={"membership_id": "id"})
     rows = attach(rows, visits, "membership_id", entitled="entitled", unused="unused")
     entitled, unused = rows["entitled"].where(upfront), rows["unused"].where(upfront)

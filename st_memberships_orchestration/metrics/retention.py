@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Column,
     Frame,
     attach,
@@ -16,6 +17,7 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     CELL,
@@ -60,6 +62,7 @@ def membership_mrr_history(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """What each membership pays at the end of each month, a row for each change.
 
@@ -85,7 +88,9 @@ def membership_mrr_history(
         invoice_template_versions: every known version of the templates; likewise.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = month_ends(
         memberships,
         membership_status,
@@ -183,6 +188,7 @@ def cohort_revenue(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Of the recurring revenue sold in a month, how much is still paid some months later.
 
@@ -206,7 +212,9 @@ def cohort_revenue(
         membership_mrr_history: the derived table.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     last = month_number(today)
     known = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     attach,
     flags,
     month_number,
     month_of,
     month_start,
     pick,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     LOST,
@@ -43,6 +45,7 @@ def sales_monthly(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
     early_days: int = 90,
 ) -> pd.DataFrame:
@@ -73,9 +76,11 @@ def sales_monthly(
         membership_prices: the derived table.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
         renewal_grace_days: as in `members_monthly`.
         early_days: days after its beginning within which a loss counts as early.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
         memberships,
         "id",

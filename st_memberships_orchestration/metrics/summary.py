@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Column,
     Frame,
     attach,
@@ -15,6 +16,7 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
@@ -65,6 +67,7 @@ def membership_summary(
     *,
     today: date,
     zone: ZoneInfo,
+    earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
 ) -> pd.DataFrame:
     """The Membership Summary report of ServiceTitan for each month, beside the same of ours.
@@ -102,8 +105,10 @@ def membership_summary(
         membership_types: newest version of each type.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
         renewal_grace_days: as in `members_monthly`.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     steps = _steps(memberships, membership_status, today, zone, renewal_grace_days)
     counted = [
         _counted(steps, steps["theirs"], summary=1),

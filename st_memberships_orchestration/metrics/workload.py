@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
     Column,
     Frame,
     attach,
@@ -16,6 +17,8 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    plausible,
+    with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import ACTIVE, share
 from st_memberships_orchestration.metrics.recurrence import projected
@@ -36,6 +39,8 @@ from st_memberships_orchestration.metrics.visits import UNDONE
 RUNNING = (ACTIVE, "Suspended")
 MADE = ("booked", "done")
 TO_MAKE = (*UNDONE, *MADE, "unknown")
+LONGEST_TERM = 60
+"""Months: longer ones, such as memberships for life that end in 2099, are no terms to look at."""
 FAR = np.iinfo(np.int32).max
 
 
@@ -46,6 +51,7 @@ def visit_forecast(
     visits: pd.DataFrame,
     *,
     today: date,
+    earliest: date = EARLIEST,
     months_ahead: int = 12,
 ) -> pd.DataFrame:
     """The visits that fall due in the running month, from today on, and in each month after it.
@@ -75,8 +81,10 @@ def visit_forecast(
         memberships: newest version of each membership, also deleted ones.
         visits: the derived table.
         today: the contractor's day.
+        earliest: days before this one are mistakes, and are taken as not known.
         months_ahead: months after the running one.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     services, members = _services(recurring_services), _members(memberships)
     services = attach(
         services, members, "membership_id", member_status="status", member_ends="ends_on"
@@ -86,7 +94,7 @@ def visit_forecast(
     horizon = day_numbers(month_start(np.array([month_number(today) + months_ahead + 1])))[0] - 1
     until = np.minimum(_last_days(services), horizon)
     until = np.where(running & ~services["is_deleted"], until, day_numbers([_day(today)])[0] - 1)
-    listed = _listed(visits)
+    listed = _listed(visits, earliest, today)
     new, unclear = projected(recurring_services, listed, until, today)
 
     now, last = pd.Timestamp(today), month_number(today) + months_ahead
@@ -137,16 +145,17 @@ def visit_entitlements(
     visits: pd.DataFrame,
     *,
     today: date,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """Visits that each running membership is entitled to in its present period, and has used.
 
     One row per Active or Suspended membership with a first day that has begun. The period is the
-    whole term of a membership with a last day (`period_basis` term), else its running year, from
-    the anniversary of its first day (`running_year`). `entitled` counts the visits due in the
-    period: those on ServiceTitan's list that were not deleted, and `projected` ones, which rest on
-    the recurrence rules (see `visit_forecast`). `used` were booked or done: this API does not know
-    which were performed. `unused = entitled - used - dismissed`; `overdue` of them were due before
-    today.
+    whole term of a membership with a last day (`period_basis` term), else, and for terms of more
+    than five years, its running year, from the anniversary of its first day (`running_year`).
+    `entitled` counts the visits due in the period: those on ServiceTitan's list that were not
+    deleted, and `projected` ones, which rest on the recurrence rules (see `visit_forecast`). `used`
+    were booked or done: this API does not know which were performed. `unused = entitled - used -
+    dismissed`; `overdue` of them were due before today.
 
     Example: a term from 1 January to 31 December with visits due on 1 March (booked), 1 June
     (dismissed) and 1 October (open), seen on 15 October: entitled 3, used 1, dismissed 1, unused
@@ -160,7 +169,9 @@ def visit_entitlements(
         memberships: newest version of each membership, also deleted ones.
         visits: the derived table.
         today: the contractor's day.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     now = pd.Timestamp(today)
     rows = periods(memberships, today)
     services = _services(recurring_services)
@@ -170,7 +181,7 @@ def visit_entitlements(
     place = services["place"].to_numpy()
     until = np.where(owned, np.r_[ends, 0][place], day_numbers([_day(today)])[0] - 1)
     until = np.minimum(until, _last_days(services.assign(member_ends=pd.NaT)))
-    listed = _listed(visits)
+    listed = _listed(visits, earliest, today)
     new, _ = projected(recurring_services, listed, until, today)
 
     place = locate(listed, rows, "membership_id", "membership_id")
@@ -216,7 +227,7 @@ def periods(memberships: Frame, today: date) -> Frame:
     now = pd.Timestamp(today)
     begun = rows["from"] <= now
     rows = rows[rows["status"].isin(RUNNING) & ~rows["is_deleted"] & begun].reset_index(drop=True)
-    term = rows["to"].notna()
+    term = (month_of(rows["to"]) - month_of(rows["from"]) <= LONGEST_TERM).fillna(False)
     months = month_of(rows["from"]).to_numpy(np.int64)
     years = (month_number(today) - months) // 12
     years -= (on_day(rows["from"], months + 12 * years) > _day(today)).astype(int)
@@ -262,8 +273,9 @@ def _last_days(services: Frame) -> np.ndarray:
     return np.where(ends.isna(), FAR, day_numbers(ends.fillna(pd.Timestamp(0))))
 
 
-def _listed(visits: Frame) -> Frame:
+def _listed(visits: Frame, earliest: date, today: date) -> Frame:
     rows = pick(visits, "recurring_service_id", "membership_id", "due_on", "state")
+    rows["due_on"] = plausible(rows["due_on"], earliest, today)
     return rows.assign(is_removed=rows["state"].isin(("cancelled", "removed")))
 
 
