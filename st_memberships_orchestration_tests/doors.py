@@ -76,7 +76,12 @@ class Location:
         )
 
     def derive(
-        self, job: str = "derive", tenant: str = "acme", *, assets: tuple[str, ...] = ()
+        self,
+        job: str = "derive",
+        tenant: str = "acme",
+        *,
+        assets: tuple[str, ...] = (),
+        raise_on_error: bool = True,
     ) -> dg.ExecuteInProcessResult:
         """One run of a job that is partitioned by tenant alone, or of some of its assets."""
         return (
@@ -86,6 +91,7 @@ class Location:
                 instance=self.instance,
                 partition_key=tenant,
                 asset_selection=[dg.AssetKey(name.split("/")) for name in assets] or None,
+                raise_on_error=raise_on_error,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
         )

@@ -1,8 +1,10 @@
 """Each check was seen to hold on sound data and to fail on data broken on purpose."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -14,6 +16,7 @@ from deltalake import write_deltalake
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import checks
+from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.health import contradicted_checks, measure
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.quarantine import quarantine
@@ -69,6 +72,30 @@ def test_all_hold_on_a_fresh_lake(synced: Location) -> None:
     failing = {name: check.metadata for name, check in found.items() if not check.passed}
     assert failing == {}
     assert len(found) >= 7 * 6 + 10 + 5
+
+
+def test_a_table_that_cannot_be_written_makes_everything_downstream_say_so(
+    synced: Location,
+) -> None:
+    table = synced.lake.open_existing("current/memberships")
+    rows = table.to_pyarrow_table()
+    place = rows.schema.get_field_index("memo")
+    other = rows.set_column(place, "memo", pa.nulls(rows.num_rows, pa.int64()))
+    write_deltalake(table, other, mode="overwrite", schema_mode="overwrite")
+    assert not synced.sync(raise_on_error=False).success
+    run = synced.derive(raise_on_error=False)
+    assert not run.success
+    said = [failed.message for failed in failures_of(synced.instance, run.run_id)]
+    assert [text for text in said if "current/memberships was made by another" not in text] == []
+    made = {event.asset_key for event in run.get_asset_materialization_events()}
+    assert dg.AssetKey(["derived", "members_monthly"]) not in made
+    found = evaluate(synced)
+    for name in ("memberships.ids_are_unique", "memberships.sample_matches"):
+        assert not found[name].passed
+        assert "memberships is stale" in str(found[name].description)
+    shutil.rmtree(Path(synced.lake.uri, "current/memberships"))
+    assert synced.sync().success, "what the error says to do heals it"
+    assert synced.derive(assets=("history/memberships",)).success
 
 
 def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Location) -> None:

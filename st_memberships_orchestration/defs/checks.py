@@ -12,6 +12,7 @@ import dagster as dg
 import pandas as pd
 
 from st_memberships_orchestration.defs.claims import DERIVED, Claim, claims_of
+from st_memberships_orchestration.defs.failures import unwritten_feeds
 from st_memberships_orchestration.defs.metadata import (
     CONTRADICTING_TENANTS,
     NOT_COMPARED_TENANTS,
@@ -69,13 +70,13 @@ FRESH = (
 def build_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """All checks: of the lake alone, of the lake against ServiceTitan, and of the last syncs."""
     tenants = sorted(settings.tenants)
-    claimed = [_lake_checks(f"current/{feed.name}", claims_of(feed)) for feed in FEEDS]
-    claimed += [_lake_checks(table, [claim]) for table, claim in DERIVED.items()]
+    claimed = [_lake_checks(f"current/{feed.name}", claims_of(feed), tenants) for feed in FEEDS]
+    claimed += [_lake_checks(table, [claim], tenants) for table, claim in DERIVED.items()]
     compared = [_api_checks(feed, tenants) for feed in FEEDS]
     return [*claimed, *compared, _freshness_checks(tenants)]
 
 
-def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
+def _lake_checks(table: str, claims: list[Claim], tenants: list[str]) -> dg.AssetChecksDefinition:
     key = dg.AssetKey(table.split("/"))
 
     @dg.multi_asset_check(
@@ -88,6 +89,7 @@ def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
         context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.AssetCheckResult]:
         selected = {check.name for check in context.selected_asset_check_keys}
+        stale = _stale(context.instance, key, tenants)
         with connect(lake) as connection:
             there = set(lake.names())
             for claim in claims:
@@ -96,6 +98,7 @@ def _lake_checks(table: str, claims: list[Claim]) -> dg.AssetChecksDefinition:
                     rows = pd.DataFrame()
                     if tables <= there:
                         rows = connection.sql(claim.query).to_arrow_table().to_pandas()
+                    rows = pd.concat([rows, stale]) if len(stale) else rows
                     yield _result(key, claim.name, rows, claim.severity, claim.remedy)
 
     return checks
@@ -136,9 +139,22 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
         for name, mismatches in found.items():
             rows = pd.DataFrame([m.__dict__ for m in mismatches], dtype=object)
             _, remedy = COMPARED[name]
+            stale = _stale(context.instance, key, tenants)
+            rows = pd.concat([rows, stale]) if len(stale) else rows
             yield _result(key, name, rows, dg.AssetCheckSeverity.ERROR, remedy)
 
     return checks
+
+
+def _stale(instance: dg.DagsterInstance, key: dg.AssetKey, tenants: list[str]) -> pd.DataFrame:
+    """Rows that say of which tenants a table is older than what was read, and why."""
+    rows = [
+        {"tenant": tenant, "what": NOT_COMPARED, "why": f"{feed} is stale: {failed.message}"}
+        for tenant in tenants
+        for feed, failed in unwritten_feeds(instance, tenant).items()
+        if key.path[0] != "current" or feed == key.path[-1]
+    ]
+    return pd.DataFrame(rows)
 
 
 def _freshness_checks(tenants: list[str]) -> dg.AssetChecksDefinition:

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field, create_model
 
+from st_memberships_orchestration.defs.failures import refuse_stale
 from st_memberships_orchestration.defs.metadata import (
     OPERATIONS,
     column_schema,
@@ -47,6 +48,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
     needed, options = _arguments(table)
     name = f"derived/{table.name}"
+    feeds = {source.removeprefix("current/") for source in needed.values()}
 
     @dg.asset(
         key=["derived", table.name],
@@ -64,6 +66,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         lake: dg.ResourceParam[Lake],
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
+        refuse_stale(context.instance, tenant, feeds)
         zone = settings.tenants[tenant].zone
         chosen = config.model_dump()
         as_of = chosen.pop("as_of")

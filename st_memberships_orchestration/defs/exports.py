@@ -230,6 +230,8 @@ class _Failed:
 
 def _failure(failed: list[_Failed]) -> dg.Failure:
     """The first error, with the names of all feeds that failed; the log has the others' errors."""
+    # What is no error of ServiceTitan's first: tables that cannot be written make others stale.
+    failed.sort(key=lambda each: isinstance(each.error, ServiceTitanError))
     error = failed[0].error
     feeds = {FAILED_FEEDS: ", ".join(dict.fromkeys(each.feed.name for each in failed))}
     if isinstance(error, ServiceTitanError):

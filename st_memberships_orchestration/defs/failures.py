@@ -1,6 +1,7 @@
 """Why a run failed, in words: read from what Dagster recorded of it."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import dagster as dg
@@ -77,6 +78,36 @@ def failures_of(instance: dg.DagsterInstance, run_id: str) -> list[Failed]:
     events = [record.event_log_entry.get_dagster_event() for record in records]
     found = [replace(_of_step(event), step=name) for event in events for name in _names(event)]
     return found or [_of_run(instance, run_id)]
+
+
+def unwritten_feeds(instance: dg.DagsterInstance, tenant: str) -> dict[str, Failed]:
+    """Feeds that the tenant's last sync could not write to the lake -> what it failed with.
+
+    What their tables hold is then older than what ServiceTitan showed, however sound it looks. A
+    feed that ServiceTitan did not show is another matter: health and freshness tell of it.
+    """
+    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    of_tenant = dg.RunsFilter(job_name="sync", tags={"tenant": tenant}, statuses=ended)
+    runs = instance.get_runs(of_tenant, limit=1)
+    if not runs or runs[0].status == dg.DagsterRunStatus.SUCCESS:
+        return {}
+    failed = failures_of(instance, runs[0].run_id)
+    return {f.step: f for f in failed if f.step and not hasattr(errors, f.error)}
+
+
+def refuse_stale(instance: dg.DagsterInstance, tenant: str, feeds: Collection[str]) -> None:
+    """Fail what would be made of feeds that could not be written.
+
+    Raises:
+        dagster.Failure: it names them, and why they are stale.
+    """
+    for feed, failed in unwritten_feeds(instance, tenant).items():
+        if feed in feeds:
+            raise dg.Failure(
+                f"{tenant}: what the last sync read of {feed} could not be written, so nothing is "
+                f"made of it. {failed.error}: {failed.message} {failed.remedy} Then run `sync`.",
+                allow_retries=False,
+            )
 
 
 def _names(event: dg.DagsterEvent) -> list[str | None]:

@@ -5,6 +5,7 @@ import inspect
 import dagster as dg
 import pyarrow as pa
 
+from st_memberships_orchestration.defs.failures import refuse_stale
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.lake.history import (
@@ -57,6 +58,7 @@ def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
+        refuse_stale(context.instance, tenant, [feed.name])
         rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified)
         return dg.MaterializeResult(metadata=table_metadata(lake, f"history/{feed.name}", [tenant]))
 
@@ -81,6 +83,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
+        refuse_stale(context.instance, tenant, ["memberships", "membership_status_changes"])
         rebuild_membership_status(
             lake,
             tenant=tenant,

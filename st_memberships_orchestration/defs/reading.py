@@ -24,6 +24,7 @@ from st_memberships_orchestration.lake.versions import (
     newest_batch,
 )
 from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
+from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.errors import (
     RecordNotFound,
     RequestRefused,
@@ -449,6 +450,7 @@ class FeedReader:
 
     def _commit(self, pages: list[ExportPage], reading: Reading) -> Reading:
         rows = pa.concat_tables([page.rows for page in pages])
+        rows = rows.cast(table_schema(self._feed.model))  # with the columns' comments
         broken = [
             {**asdict(record), "trace_id": page.trace_id}
             for page in pages

@@ -214,7 +214,7 @@ def _carry_over(name: str, table: DeltaTable, schema: pa.Schema) -> bool:
         raise TypeError(
             f"The table {name} was made by another release, and its columns do not fit: {error} "
             "Move its folder away: the next run makes it anew."
-        ) from error
+        ) from None  # what a run failed with is told by its first cause
     carried = pa.schema([unified.field(column) for column in there.names])
     wanted = pa.schema([*carried, *(field for field in unified if field.name not in there.names)])
     if wanted.equals(there, check_metadata=True):
