@@ -230,6 +230,7 @@ def test_decimals_stay_exact_beside_a_broken_record() -> None:
         page(EVENT, hasMore=None),
         page(EVENT, continueFrom=None),
         page(EVENT, data=None),
+        page(EVENT).replace(b"token", b"tok\xffen"),
     ],
     ids=lambda body: body[:12].decode(errors="replace"),
 )

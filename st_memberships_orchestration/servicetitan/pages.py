@@ -141,6 +141,7 @@ def _decode_columns(body: bytes, columns: tuple[Column, ...]) -> DecodedPage:
     )
     if envelope.num_rows != 1 or not all(s.is_valid for s in (has_more, continue_from, data)):
         raise _LookCloser
+    continue_from.validate(full=True)  # see `_regular`
     return DecodedPage(
         rows=_typed(_regular(data.values, columns), columns),
         broken=(),
