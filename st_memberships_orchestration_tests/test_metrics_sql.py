@@ -477,7 +477,7 @@ def test_visits(sql: duckdb.DuckDBPyConnection) -> None:
         "select tenant, state, is_owed, count(*), sum(days_overdue) from our_visits group by all",
         """
         with stated as (
-            select e.*, m.status as member, case
+            select e.*, m.status as member, coalesce(s.is_deleted, false) as given_up, case
                 when e.is_deleted and m.status in ('Canceled', 'Expired', 'Deleted')
                     then 'cancelled'
                 when e.is_deleted then 'removed'
@@ -486,9 +486,12 @@ def test_visits(sql: duckdb.DuckDBPyConnection) -> None:
                 when e.status = 'Contacted' then 'contacted' else 'open' end as state
             from recurring_service_events e
             left join memberships m on m.tenant = e.tenant and m.id = e.membership_id
+            left join recurring_services s
+                on s.tenant = e.tenant and s.id = e.location_recurring_service_id
         ), owed as (
             select *, state in ('open', 'contacted') and date <= today()
-                and (membership_id is null or member = 'Active') as is_owed from stated
+                and not given_up and (membership_id is null or member = 'Active') as is_owed
+            from stated
         )
         select tenant, state, is_owed, count(*), sum(if(is_owed, today() - date, 0))
         from owed group by all
@@ -548,7 +551,10 @@ def test_bills_to_come(sql: duckdb.DuckDBPyConnection) -> None:
             then 'automatic' when payment_type_id is not null then 'by_hand' else 'none' end,
             count(*)
         from memberships
-        where status = 'Active' and next_scheduled_bill_date <= today() + 60 group by all
+        where status = 'Active' and next_scheduled_bill_date <= today() + 60
+            and not coalesce(cancellation_date < next_scheduled_bill_date, false)
+            and not coalesce("to" >= today() and "to" < next_scheduled_bill_date, false)
+        group by all
         """,
     )
 
