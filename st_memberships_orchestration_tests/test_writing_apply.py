@@ -544,6 +544,43 @@ def test_what_was_compared_too_long_ago_is_compared_again_before_it_is_sent(
     assert len(writes(written)) == before + 1
 
 
+@pytest.mark.parametrize("named", [0, 10**12, "another's"])
+@pytest.mark.parametrize("happened", [False, True])
+def test_a_receipt_that_names_what_it_cannot_have_made_is_none(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    named: Any,
+    happened: bool,
+) -> None:
+    (row,) = some("sell_memberships", client, 1, dice)
+    plan = plan_of(client, "sell_memberships", [row])
+    kind = KINDS["sell_memberships"]
+    send = type(kind).send
+    others = (m.id for m in client.list_memberships() if m.customer_id != row["customer_id"])
+    id = named if isinstance(named, int) else next(others)
+
+    def lying(self: Any, *args: Any) -> Any:
+        if happened:
+            send(self, *args)
+        return {"customer_membership_id": id}
+
+    monkeypatch.setattr(type(kind), "send", lying)
+    before = len(writes(written))
+    (result,) = run(plan, client, ledger)
+    assert not result.is_good or happened
+    monkeypatch.undo()
+    monkeypatch.setattr(client_module, "_exponential", lambda state: 0.01)
+    (result,) = run(plan, client, ledger, later=LATER)
+    if happened:
+        (result,) = run(plan, client, ledger, later=LATER)
+    expected = words.SUCCEEDED if happened or named == 0 else words.NEEDS_REVIEW
+    assert result.status == expected, result
+    assert len(writes(written)) == before + (happened or named == 0)
+
+
 def test_credentials_that_fail_stop_the_run(
     written: RunningSandbox, client: MembershipsClient, ledger: Ledger, dice: random.Random
 ) -> None:

@@ -640,7 +640,7 @@ class _Run:
         id = receipt.get("id") if planned.target else self.kind.made(receipt)
         there = before.get(BASELINE)
         known = there if isinstance(there, list) else before.get("ids", [])
-        if id in known or planned.target not in (None, id):
+        if not id or id < 0 or id in known or planned.target not in (None, id):
             said = f"its receipt names record {id}, which it cannot be"
             return words.UNKNOWN, {"detail": said, "answer": said}
         return words.SUCCEEDED, {"result": receipt, "found_by": "receipt", "detail": ""}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, cast
 
 from typing_extensions import override
@@ -637,9 +637,24 @@ class Creation(Kind):
         return []
 
     def appeared(
-        self, client: MembershipsClient, sought: Sequence[Sought]
+        self,
+        client: MembershipsClient,
+        sought: Sequence[Sought],
+        explained: Callable[[], Collection[int]],
     ) -> dict[str, list[Any] | None]:
-        """By request the records that have appeared since; None if that cannot be told."""
+        """By request the records that have appeared since and that nothing explains.
+
+        None if that cannot be told.
+
+        Args:
+            client: reads.
+            sought: the requests.
+            explained: ids of records that the ledger ascribes to a request; asked after reading.
+        """
+        raise NotImplementedError
+
+    def may_be(self, wanted: Plain, record: Any) -> bool:
+        """Whether a request may have made a record, however much of it was altered."""
         raise NotImplementedError
 
     def is_as(self, wanted: Plain, record: Any) -> bool:
@@ -653,14 +668,13 @@ class Creation(Kind):
         sought: Sequence[Sought],
         rivals: Callable[[], Rivals],
     ) -> dict[str, Sighting]:
-        new = self.appeared(client, sought)
-        others = rivals()
-        return {one.key: self._seen(one, new[one.key], others) for one in sought}
+        asked = cache(rivals)
+        new = self.appeared(client, sought, lambda: asked().explained)
+        return {one.key: self._seen(one, new[one.key], asked()) for one in sought}
 
-    def _seen(self, sought: Sought, records: Sequence[Any] | None, rivals: Rivals) -> Sighting:
-        if records is None:
+    def _seen(self, sought: Sought, new: Sequence[Any] | None, rivals: Rivals) -> Sighting:
+        if new is None:
             return Sighting(Seen.UNCLEAR, "ServiceTitan does not say any more what came since")
-        new = [record for record in records if record.id not in rivals.explained]
         if not new:
             return Sighting(Seen.ABSENT, "no such record has appeared since")
         others = [r for r in rivals.unresolved if r.record == sought.record and r.key != sought.key]
@@ -738,11 +752,15 @@ class SellMemberships(Creation):
 
     @override
     def appeared(
-        self, client: MembershipsClient, sought: Sequence[Sought]
+        self,
+        client: MembershipsClient,
+        sought: Sequence[Sought],
+        explained: Callable[[], Collection[int]],
     ) -> dict[str, list[Any] | None]:
         """All new memberships of the customer; None if one of them cannot be read."""
         customers = Lookups(client)
         customers.read_customers(one.wanted["customer_id"] for one in sought)
+        ours = explained()
         found: dict[str, list[Any] | None] = {}
         for one in sought:
             try:
@@ -750,8 +768,13 @@ class SellMemberships(Creation):
             except Refused:
                 found[one.key] = None
             else:
-                found[one.key] = [there for there in held if there.id not in one.before[BASELINE]]
+                known = {*one.before[BASELINE]}
+                found[one.key] = [m for m in held if m.id not in known and m.id not in ours]
         return found
+
+    @override
+    def may_be(self, wanted: Plain, record: Any) -> bool:
+        return bool(record.customer_id == wanted["customer_id"])
 
     @override
     def is_as(self, wanted: Plain, record: Any) -> bool:
@@ -823,7 +846,10 @@ class CreateInvoiceTemplates(Creation):
 
     @override
     def appeared(
-        self, client: MembershipsClient, sought: Sequence[Sought]
+        self,
+        client: MembershipsClient,
+        sought: Sequence[Sought],
+        explained: Callable[[], Collection[int]],
     ) -> dict[str, list[Any] | None]:
         """Templates that the feed shows since, with none but the items asked for.
 
@@ -831,25 +857,36 @@ class CreateInvoiceTemplates(Creation):
         ServiceTitan's clocks are not asked which of them are new: one that was only changed, to
         what was asked, counts as well.
         """
-        found: dict[str, list[Any] | None] = {}
+        shown: dict[str, list[_Shown] | None] = {}
         for token in {one.before[BASELINE] for one in sought}:
-            asked = [one for one in sought if one.before[BASELINE] == token]
             try:
-                shown, _ = self._read_on(client, token)
+                shown[token], _ = self._read_on(client, token)
             except (RequestRefused, RecordNotFound):  # the position is not accepted any more
-                shown = None
-            for one in asked:
-                skus = {line["sku_id"] for line in one.wanted["items"]}
-                there = {*one.before.get("ids", ())}
-                found[one.key] = (
-                    None
-                    if shown is None
-                    else [n for n in shown if n.id not in there and skus.issuperset(n.skus)]
-                )
+                shown[token] = None
+        ours = explained()
+        new = {
+            token: None if there is None else [one for one in there if one.id not in ours]
+            for token, there in shown.items()
+        }
+        found: dict[str, list[Any] | None] = {}
+        for one in sought:
+            there = new[one.before[BASELINE]]
+            known, skus = {*one.before.get("ids", ())}, {*_skus(one.wanted["items"])}
+            found[one.key] = (
+                None
+                if there is None
+                else [n for n in there if n.id not in known and skus.issuperset(_skus(n.items))]
+            )
         return found
 
     @override
+    def may_be(self, wanted: Plain, record: Any) -> bool:
+        return {*_skus(wanted["items"])}.issuperset(_skus(record.items))
+
+    @override
     def is_as(self, wanted: Plain, record: Any) -> bool:
+        if _skus(wanted["items"]) != _skus(record.items):
+            return False
         return same(wanted["items"], plain(record.items))
 
     def _read_on(
@@ -876,9 +913,10 @@ class _Shown:
     id: int
     items: list[Plain]
 
-    @property
-    def skus(self) -> set[int]:
-        return {line["sku_id"] for line in self.items}
+
+def _skus(lines: Iterable[Any]) -> list[int]:
+    """The pricebook items of lines, as a feed or a record has them."""
+    return sorted(line["sku_id"] if isinstance(line, dict) else line.sku_id for line in lines)
 
 
 def ids(records: Iterable[Any]) -> str:

@@ -138,10 +138,7 @@ def _note(ledger: Ledger, entry: Entry, sighting: Sighting, clock: Clock, left: 
         said = f"it did not happen: {sighting.said}{answer}"
         ledger.finish(entry.key, entry.claim, status, detail=said, **facts)
     else:
-        said = (
-            f"{sighting.said}; when you know what happened, settle it: st-memberships settle "
-            f"{entry.key[:12]} happened|did-not-happen{answer}"
-        )
+        said = f"{sighting.said}; {_to_settle(entry)}{answer}"
         ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
 
 
@@ -164,8 +161,14 @@ def _read_back(
     ids = {entry.key: entry.target or kind.made(entry.result) for entry in done}
     records, _ = kind.read_apart(client, [id for id in ids.values() if id is not None])
     seen: list[ReadBack] = []
+    doubtful: list[Entry] = []
     for entry in done:
         record = records.get(ids[entry.key] or 0)
+        made = isinstance(kind, Creation) and entry.wanted
+        if made and (record is None or not kind.may_be(entry.wanted, record)):
+            if waited[entry.key] >= patience.lag:
+                doubtful.append(entry)
+            continue
         names = entry.wanted if entry.target is None else {**entry.wanted, **entry.before}
         after = {} if record is None else state(record, names)
         after.pop(MODIFIED, None)
@@ -183,6 +186,38 @@ def _read_back(
         if not missed or (last and moved) or waited[entry.key] >= patience.lag:
             seen.append(ReadBack(entry, after, missed))
     ledger.read_back(seen, now=clock())
+    if doubtful:
+        _doubt(kind, client, ledger, doubtful, clock)
+
+
+def _doubt(
+    kind: Kind, client: MembershipsClient, ledger: Ledger, entries: Sequence[Entry], clock: Clock
+) -> None:
+    """A receipt that names a record which never shows, or somebody else's, is none: look for it."""
+    sightings = kind.look(
+        client,
+        [_sought(entry) for entry in entries],
+        lambda: _rivals(ledger, kind, client.account),
+    )
+    for entry in entries:
+        sighting = sightings[entry.key]
+        said = f"its receipt names record {kind.made(entry.result)}, which it cannot be"
+        facts: dict[str, Any] = {"now": clock(), "expected": (words.SUCCEEDED,)}
+        if sighting.seen is Seen.THERE:
+            facts |= {"result": sighting.result, "found_by": "reconciliation"}
+            said = f"{said}; found by reconciliation: {sighting.said}"
+            ledger.finish(entry.key, entry.claim, words.SUCCEEDED, detail=said, **facts)
+        else:
+            said = f"{said}; {sighting.said}; {_to_settle(entry)}"
+            facts["result"] = {}
+            ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
+
+
+def _to_settle(entry: Entry) -> str:
+    return (
+        "when you know what happened, settle it: st-memberships settle "
+        f"{entry.key[:12]} happened|did-not-happen"
+    )
 
 
 def count(
@@ -200,14 +235,12 @@ def count(
     Raises:
         ServiceTitanError: a read failed.
     """
-    appeared = kind.appeared(client, [_sought(entry) for entry in entries])
-    explained = ledger.made(kind, client.account)  # asked after: who made one noted it before
+    sought = [_sought(entry) for entry in entries]
+    appeared = kind.appeared(client, sought, lambda: ledger.made(kind, client.account))
     doubled: set[str] = set()
     for entry in entries:
         more = sorted(
-            record.id
-            for record in appeared[entry.key] or ()
-            if record.id not in explained and kind.is_as(entry.wanted, record)
+            record.id for record in appeared[entry.key] or () if kind.is_as(entry.wanted, record)
         )
         if more:
             said = (
