@@ -230,6 +230,31 @@ def test_a_wrong_key_is_one_problem_however_many_jobs_meet_it(
     assert right not in json.dumps(messages) + str(sensors.cursors)
 
 
+def test_a_write_that_named_no_tenant_there_is_is_over_with_the_next_that_is_well(
+    location: Location,
+    sensors: Sensors,
+    people: tuple[str, list[Message]],
+    shared_sandbox: RunningSandbox,
+) -> None:
+    location.use(shared_sandbox)
+    job = defs().resolve_job_def("update_memberships")
+    rows = [{"id": 1, "memo": "x"}]  # there is no such record, which is a line of a good plan
+
+    def plan(tenant: str) -> bool:
+        config = {
+            "ops": {"update_memberships_by_plan": {"config": {"tenant": tenant, "rows": rows}}}
+        }
+        return job.execute_in_process(
+            instance=location.instance, run_config=config, raise_on_error=False
+        ).success
+
+    assert not plan("nobody")
+    sensors.tick("run_failure_alerts")
+    assert plan("acme")
+    sensors.tick("run_failure_alerts")
+    assert [m["title"].split(": ")[1] for m in people[1]] == ["all tenants", "Recovered"]
+
+
 def test_a_run_that_dagster_starts_again_is_waited_for(
     location: Location, sensors: Sensors, people: tuple[str, list[Message]]
 ) -> None:

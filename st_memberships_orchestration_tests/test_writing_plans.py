@@ -292,6 +292,10 @@ def test_no_services_needs_a_confirmation(client: MembershipsClient) -> None:
     assert "contradict each other" in refusal(plan_of(client, "sell_memberships", [sale]))
     plan = plan_of(client, "sell_memberships", [sale], confirmed=[NO_SERVICES])
     assert plan.money == (option.sale_price or 0)
+    first = next(plan_lines(plan))
+    assert first[5] == plan.changes[0].money
+    assert f"sells {kind.name} " in first[6]
+    assert f"{option.sale_price.normalize():f} now" in first[6]
     sale["duration_billing_id"] = 5
     assert "no membership type has the option 5" in refusal(
         plan_of(client, "sell_memberships", [sale], confirmed=[NO_SERVICES])

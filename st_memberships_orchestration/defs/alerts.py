@@ -166,7 +166,9 @@ def _after_runs(
                     problem = _of_run(settings, run, job, tenant or failed.tenant, failed, at)
                     causes[problem["key"]] = (problem, [job])
             for key, (_, jobs) in list(known.items()):
-                concerned = tenant in ("", known[key][0]["tenant"]) and job in jobs
+                whose = known[key][0]["tenant"]
+                # A run that failed before it knew its tenant is over with any of its job.
+                concerned = (tenant == "" or whose in ("", tenant)) and job in jobs
                 if concerned and key not in causes:
                     left = [j for j in jobs if j != job] if causes else []
                     if left:

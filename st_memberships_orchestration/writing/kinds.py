@@ -124,6 +124,7 @@ class Lookups:
         types: option -> its membership type, as far as a plan has found it out; spares reading
             all types.
         ours: ids of memberships that the same plan has sold.
+        type_names: names of membership types, once `options` has read all of them.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Lookups:
         self.ours = ours
         self._client = client
         self._templates: dict[int, models.InvoiceTemplate | None] = {}
+        self.type_names: dict[int, str] = {}
         self._held: dict[int, list[models.Membership]] = {}
         self._broken: dict[int, str] = {}
 
@@ -144,7 +146,9 @@ class Lookups:
         """Id of each duration/billing option -> its membership type, and the option."""
         kinds = {*self.types.values()}
         if not kinds:
-            kinds = {k.id for k in self._client.list_membership_types(active=ActiveRequestArg.ANY)}
+            listed = self._client.list_membership_types(active=ActiveRequestArg.ANY)
+            self.type_names = {kind.id: kind.name for kind in listed}
+            kinds = {*self.type_names}
         return {
             item.id: (kind, item)
             for kind in sorted(kinds)
@@ -736,6 +740,7 @@ class SellMemberships(Creation):
             "billing_frequency": plain(option.billing_frequency),
         }
         case.money = option.sale_price
+        case.warnings.append(_offer(lookups.type_names.get(type_id, str(type_id)), option))
         held = lookups.held(sale.customer_id)
         case.before = {BASELINE: sorted(there.id for there in held)}
         for there in held:
@@ -781,6 +786,16 @@ class SellMemberships(Creation):
         names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
         there = plain(record)
         return all(wanted.get(n) == there[n] for n in (*names, "billing_frequency"))
+
+
+def _offer(name: str, option: models.DurationBillingItem) -> str:
+    """What is sold, for people: an option has no name of its own."""
+    term = "without end" if option.duration is None else f"for {option.duration} months"
+    price, renewal = plain(option.sale_price), plain(option.renewal_price)
+    return (
+        f"sells {name} {term}, billed {plain(option.billing_frequency)}: {price} now, then "
+        f"{plain(option.billing_price)} a bill, {renewal} at renewal"
+    )
 
 
 def _is_held(sale: models.MembershipSale, type_id: int, there: models.Membership) -> bool:
