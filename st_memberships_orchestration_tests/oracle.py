@@ -53,6 +53,11 @@ KEYS = {
     "customers_monthly": ("month",),
     "sales_monthly": ("month", "business_unit_id", "sold_by_id", "activation_method"),
     "mrr_outlook": ("membership_type_id", "business_unit_id", "outlook"),
+    "membership_mrr_history": ("membership_id", "month"),
+    "cohort_revenue": ("cohort_month", "membership_type_id", "months_since"),
+    "revenue_retention": ("month", "membership_type_id"),
+    "renewal_outcomes_monthly": ("month", "membership_type_id", "business_unit_id"),
+    "membership_summary": ("month", "membership_type_id", "movement"),
     "cancellation_reasons_monthly": ("month", "membership_type_id", "business_unit_id", "reason"),
 }
 """Table -> the columns that name a row. All others that the oracle has are compared."""

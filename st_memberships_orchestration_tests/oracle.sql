@@ -2,8 +2,9 @@
 -- time zone is the contractor's, and today() the contractor's day. Money is in millionths.
 
 create macro grace_days() as 30;
-create macro is_plausible(day) as coalesce(day between date '1990-01-01' and today() + 36525, false);
-create macro is_past(day) as is_plausible(day) and day <= today();
+create macro is_plausible(day) as
+    coalesce(day between date '1980-01-01' and today() + interval 20 year, false);
+create macro plausible(day) as if(is_plausible(day), day, null);
 -- Ticks of 100 ns, as the exports write them: the seventh digit is in the text alone.
 create macro ticks(moment, text) as epoch_us(moment) * 10
     + coalesce(substr(rpad(regexp_extract(text, '\.(\d+)', 1), 7, '0'), 7, 1), '0')::bigint;
@@ -89,26 +90,48 @@ create temp table members as
         select member as id, min(tick) as first_change, max(tick) as last_change,
             arg_min(old, place) as first_status, arg_max(new, place) as last_status
         from ordered_changes group by member
+    ), now as (  -- a date that lies ahead of all that is known dates nothing
+        select greatest((select max(seen_at) from member_versions), (select max(tick) from changes))
+            as tick
     ), dated as (
         select m.*, r.*, seen_since,
-            if(is_plausible("from"), midnight("from"),
-                coalesce(ticks(created_on, created_on_text), first_change)) as begins,
-            case when standing = 'Canceled' and is_past(cancellation_date)
-                    then midnight(cancellation_date)
-                when standing = 'Expired' and is_past("to") then midnight("to" + 1)
-                else seen_since end as ends_at_best
-        from newest m left join recorded r using (id) left join seen_since using (id)
+            coalesce(midnight(plausible("from")), ticks(created_on, created_on_text), first_change)
+                as begins,
+            if(midnight(plausible(cancellation_date)) <= now.tick, midnight(cancellation_date), null)
+                as cancelled_at,
+            if(midnight(plausible("to") + 1) <= now.tick, midnight("to" + 1), null) as over_at
+        from now, newest m left join recorded r using (id) left join seen_since using (id)
+    ), seen_before as (  -- older versions date the status from which the first change starts
+        select v.id, min(v.seen_at) as first_seen from member_versions v join recorded r using (id)
+        where standing = first_status and v.seen_at < first_change group by v.id
+    ), came_before as (
+        select v.id, max(came_at) as came_at
+        from (
+            select v.id, case standing
+                when 'Canceled' then coalesce(midnight(plausible(cancellation_date)),
+                    least(midnight(plausible("to") + 1), first_seen))
+                when 'Expired' then coalesce(midnight(plausible("to") + 1), first_seen)
+                else first_seen end as came_at
+            from member_versions v join recorded r using (id) join seen_before using (id)
+            where standing = first_status and standing <> 'Active' and v.seen_at < first_change
+        ) v join dated d using (id)
+        where came_at > begins and came_at < first_change group by v.id
     )
-    select *, coalesce(first_status, if(standing = 'Deleted', 'Deleted', 'Active')) as before,
-        coalesce(coalesce(last_status, if(standing = 'Deleted', 'Deleted', 'Active')) <> standing, false)
-            as is_contradicted
-    from dated;
+    select dated.*, came_at, if(came_at is not null, 'Active',
+            coalesce(first_status, if(standing = 'Deleted', 'Deleted', 'Active'))) as before,
+        coalesce(case standing when 'Canceled' then coalesce(cancelled_at, least(over_at, seen_since))
+            when 'Expired' then over_at end, seen_since) as ends_at_best,
+        coalesce(coalesce(last_status, if(standing = 'Deleted', 'Deleted', 'Active')) <> standing,
+            false) as is_contradicted
+    from dated left join came_before using (id);
 
 -- One row per step of a membership's life: its status from then on. What was before it began is
 -- no step; it begins with the status that it had come to. What lasts no microsecond is none either.
 create temp table steps as
     with known as (
-        select id as member, -1 as place, begins as tick, before as status from members
+        select id as member, -2 as place, begins as tick, before as status from members
+        union all
+        select id, -1, came_at, first_status from members where came_at is not null
         union all
         select member, place, tick, new from ordered_changes
         union all
@@ -143,7 +166,7 @@ create temp table months as
 -- cancelled before it began renewed nothing.
 create temp table sold_links as
     select a.id, b.id as successor, b.begins as successor_begins,
-        least(if(is_plausible(b."from"), b."from", null),
+        least(plausible(b."from"),
             day_of(ticks(b.created_on, b.created_on_text))) as sold_on
     from members a join members b on a.renewed_by_id = b.id
     where a.standing <> 'Deleted' and b.standing <> 'Deleted'
@@ -345,22 +368,22 @@ create temp table renewals as
     join priced p on p.member = m.id and p.month is null
     where (m."to" is not null or m.duration is not null) and m.standing <> 'Deleted';
 
+-- Fixed terms that are over, but for deleted memberships and those cancelled by then.
+create temp table ended_terms as
+    from members m
+    where is_plausible("to") and "to" <= today() and standing <> 'Deleted'
+        and not coalesce(standing = 'Canceled' and cancellation_date <= "to", false)
+        and not exists (
+            from steps s where s.member = m.id and s.status in ('Canceled', 'Deleted')
+                and s.tick < midnight(m."to" + 1)
+                and coalesce(s.until >= midnight(m."to" + 1), true));
 create temp table renewal_rate_monthly as
-    with ended as (
-        select m.*, date_trunc('month', m."to")::date as month,
-            (date_trunc('month', m."to") + interval 1 month)::date as next_month, l.sold_on
-        from members m left join links l using (id)
-        where is_plausible(m."to") and m."to" <= today() and m.standing <> 'Deleted'
-            and not coalesce(m.standing = 'Canceled' and m.cancellation_date <= m."to", false)
-            and not exists (
-                from steps s where s.member = m.id and s.status in ('Canceled', 'Deleted')
-                    and s.tick < midnight(m."to" + 1)
-                    and coalesce(s.until >= midnight(m."to" + 1), true))
-    )
-    select month, membership_type_id, business_unit_id, count(*) as due,
-        count(*) filter (sold_on < next_month and sold_on <= today()) as renewed,
-        count(*) filter (sold_on >= next_month and sold_on <= today()) as renewed_late
-    from ended group by all;
+    select date_trunc('month', "to")::date as month, membership_type_id, business_unit_id,
+        count(*) as due,
+        count(*) filter (date_trunc('month', sold_on) <= month and sold_on <= today()) as renewed,
+        count(*) filter (date_trunc('month', sold_on) > month and sold_on <= today())
+            as renewed_late
+    from ended_terms left join links using (id) group by all;
 
 create temp table cohort_retention as
     with recursive before as (  -- of several memberships that one renews, the oldest
@@ -373,12 +396,12 @@ create temp table cohort_retention as
         select b.id, c.origin from before b join chain c on c.id = b.earlier
     ), sold as (
         select id as origin, membership_type_id, date_trunc('month', least(
-            if(is_plausible("from"), "from", null),
+            plausible("from"),
             day_of(ticks(created_on, created_on_text))))::date as cohort_month
         from members where id in (select origin from chain)
-            and least("from", day_of(ticks(created_on, created_on_text))) <= today()
     ), sizes as (
-        select cohort_month, membership_type_id, count(*) as members_sold from sold group by all
+        select cohort_month, membership_type_id, count(*) as members_sold from sold
+        where cohort_month <= today() group by all
     ), kept as (
         select cohort_month, membership_type_id, month, count(distinct origin) as members_kept
         from at_ends join chain on chain.id = member join sold using (origin)
@@ -444,8 +467,10 @@ create temp table members_without_future_visit as
     with in_use as (
         select membership_id, count(*) as services from services where active group by all
     ), ahead as (
-        select distinct membership_id from visits
-        where due_on >= today() and state in ('open', 'contacted', 'booked')
+        select distinct v.membership_id
+        from visits v left join services s on s.id = v.recurring_service_id
+        where due_on >= today() and is_plausible(due_on)
+            and state in ('open', 'contacted', 'booked') and coalesce(s.active, true)
     ), past as (
         select membership_id, max(due_on) as last_visit_due_on from visits
         where due_on < today() and is_plausible(due_on)
@@ -464,28 +489,32 @@ create temp table members_without_future_visit as
 -- MONEY TO COME
 
 create temp table billing_due as
-    with billed as (
-        select m.*, p.bill, p.every, case when payment_method_id is not null then 'automatic'
-            when payment_type_id is not null then 'by_hand' else 'none' end as payment
+    with recursive billed as (
+        select m.id, m.billing_frequency, m.business_unit_id, p.bill, p.every,
+            case when payment_method_id is not null then 'automatic'
+                when payment_type_id is not null then 'by_hand' else 'none' end as payment,
+            plausible(next_scheduled_bill_date) as next_on,
+            least(coalesce(plausible(cancellation_date), date '9999-01-01'),
+                if(plausible("to") >= today(), "to", date '9999-01-01')) as last_on
         from members m join priced p on p.member = m.id and p.month is null
-        where standing = 'Active' and next_scheduled_bill_date is not null
+        where standing = 'Active'
     ), bills as (
-        select b.*, n = 0 as is_next,
-            (next_scheduled_bill_date + to_months((n * coalesce(every, 0))::int))::date as due_on
-        from billed b, range(120) as r(n)
-        where n = 0 or every is not null
+        select id, next_on as due_on, true as is_next from billed where next_on is not null
+        union all
+        select b.id, (b.due_on + to_months(m.every))::date, false
+        from bills b join billed m using (id) where b.due_on + to_months(m.every) <= today() + 60
     ), windowed as (
-        select *, case when due_on < today() then 'overdue' when due_on <= today() + 30 then '0-30'
+        select b.*, m.* exclude (id), case when due_on < today() then 'overdue'
+            when due_on <= today() + 30 then '0-30'
             when due_on <= today() + 60 then '31-60' end as due_in
-        from bills
-        where is_next or (due_on <= coalesce("to", due_on) and due_on >= today())
+        from bills b join billed m using (id)
+        where due_on <= last_on and (is_next or due_on >= today())
     )
     select due_in, billing_frequency, business_unit_id, payment,
         count(distinct id) as memberships, count(*) filter (is_next) as next_bills,
-        count(*) as bills, coalesce(sum(bill), 0) as amount,
-        count(*) filter (bill is null) as unpriced_bills
-    from windowed
-    where due_in is not null and due_on <= coalesce(cancellation_date, due_on) group by all;
+        count(*) as bills, count(*) filter (not is_next) as projected_bills,
+        coalesce(sum(bill), 0) as amount, count(*) filter (bill is null) as unpriced_bills
+    from windowed where due_in is not null group by all;
 
 create temp table deferred_revenue_opening as
     with counted as (
@@ -552,7 +581,7 @@ create temp table customers_monthly as
 
 create temp table sales_monthly as
     with sold as (
-        select m.*, least(if(is_plausible("from"), "from", null),
+        select m.*, least(plausible("from"),
                 day_of(ticks(created_on, created_on_text))) as sold_on,
             coalesce(p.monthly, p.amortised) as value, case
                 when m.id in (select successor from sold_links) then 'renewal'
@@ -631,3 +660,136 @@ create temp table cancellation_reasons_monthly as
         then 'not recorded' when coalesce(word, '') = '' then 'none given' else spelling end as reason,
         count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost
     from spelt group by all;
+
+-- SERVICETITAN'S OWN REPORT, and terms with the same time to be renewed
+
+create temp table renewal_outcomes_monthly as
+    with terms as (
+        select m.id, m.customer_id, m."to", m.membership_type_id, m.business_unit_id,
+            coalesce(p.monthly, p.amortised) as value, l.sold_on
+        from members m left join links l using (id)
+        join priced p on p.member = m.id and p.month is null
+        where m.id in (select id from ended_terms)
+    )
+    select date_trunc('month', "to")::date as month, membership_type_id, business_unit_id,
+        count(*) as due, count(*) filter (value is null) as unpriced,
+        count(*) filter ("to" + 30 <= today()) as matured_30,
+        count(*) filter ("to" + 30 <= today() and sold_on <= "to" + 30) as renewed_30,
+        coalesce(sum(value) filter ("to" + 30 <= today()), 0) as matured_value_30,
+        coalesce(sum(value) filter ("to" + 30 <= today() and sold_on <= "to" + 30), 0)
+            as renewed_value_30,
+        count(*) filter ("to" + 60 <= today()) as matured_60,
+        count(*) filter ("to" + 60 <= today() and sold_on <= "to" + 60) as renewed_60,
+        coalesce(sum(value) filter ("to" + 60 <= today()), 0) as matured_value_60,
+        coalesce(sum(value) filter ("to" + 60 <= today() and sold_on <= "to" + 60), 0)
+            as renewed_value_60
+    from terms group by all;
+
+create temp table membership_summary as
+    with last_steps as (
+        select date_trunc('month', day_of(s.tick))::date as month, m.membership_type_id, case
+            when s.status = 'Active' and s.old is null then if(
+                s.member in (select successor from sold_links), 'renewed', 'new_sales')
+            when s.status = 'Active' then 'reactivated' else lower(s.status) end as movement
+        from steps s join members m on m.id = s.member
+        where s.tick < midnight(today() + 1)
+        qualify row_number() over (partition by s.member, date_trunc('month', day_of(s.tick))
+            order by s.step desc) = 1
+    ), standing as (
+        select month, membership_type_id, 'active_at_end' as movement
+        from at_ends e join members m on m.id = e.member where e.status = 'Active'
+        union all
+        select (month + interval 1 month)::date, membership_type_id, 'active_at_start'
+        from at_ends e join members m on m.id = e.member
+        where e.status = 'Active' and month < date_trunc('month', today())
+    ), steps_of_ours as (
+        select month, membership_type_id, case kind when 'new' then 'new_sales'
+            when 'won_back' then 'reactivated' when 'resumed' then 'reactivated'
+            when 'cancelled' then 'canceled' when 'cancelled_from_suspension' then 'canceled'
+            when 'expired_from_suspension' then 'expired' else kind end as movement
+        from movements join members on id = member
+        where kind not in ('ended_by_renewal', 'other_exit')
+        union all from standing
+    ), counted as (
+        select *, 1 as summary, 0 as ours from last_steps
+        union all select *, 1, 0 from standing
+        union all select *, 0, 1 from steps_of_ours
+    )
+    select month, membership_type_id, movement, sum(summary) as summary, sum(ours) as ours
+    from counted where movement in ('active_at_start', 'new_sales', 'renewed', 'reactivated',
+        'suspended', 'canceled', 'expired', 'deleted', 'active_at_end') group by all;
+
+-- REVENUE OVER TIME
+
+create temp table paid as  -- what each member pays at each month's end
+    select month, member, coalesce(monthly, 0) as mrr, coalesce(amortised, 0) as prepaid
+    from at_ends e left join priced using (month, member) where e.status = 'Active';
+
+create temp table membership_mrr_history as
+    with grid as (
+        select r.month, b.member, p.member is not null as is_member, coalesce(p.mrr, 0) as mrr,
+            coalesce(p.prepaid, 0) as prepaid
+        from months r join began b on b.since < r.boundary
+        left join paid p on p.month = r.month and p.member = b.member
+    )
+    select member as membership_id, month, is_member, mrr, prepaid from grid
+    qualify (is_member, mrr, prepaid) is distinct from
+        lag((is_member, mrr, prepaid), 1, (false, 0, 0)) over (partition by member order by month);
+
+create temp table cohort_revenue as
+    with recursive before as (
+        select l.successor as id, arg_min(m.id, (m.begins, m.created_on, m.id)) as earlier
+        from sold_links l join members m using (id) group by all
+    ), chain as (
+        select id, id as origin from members
+        where standing <> 'Deleted' and id not in (select id from before)
+        union all
+        select b.id, c.origin from before b join chain c on c.id = b.earlier
+    ), sold as (
+        select id as origin, membership_type_id, date_trunc('month', least(
+            plausible("from"),
+            day_of(ticks(created_on, created_on_text))))::date as cohort_month
+        from members where id in (select origin from chain)
+    ), sizes as (
+        select cohort_month, membership_type_id, sum(first_paid) as revenue_sold
+        from sold left join (
+            select member as origin, arg_min(mrr + prepaid, month) as first_paid from paid group by all
+        ) using (origin) where cohort_month <= today() group by all
+    ), kept as (
+        select cohort_month, membership_type_id, p.month, sum(mrr + prepaid) as revenue_kept
+        from paid p join chain on chain.id = p.member join sold using (origin) group by all
+    ), grid as (
+        select s.*, r.m::date as month from sizes s,
+            range(cohort_month, today() + 1, interval 1 month) as r(m)
+    )
+    select cohort_month, membership_type_id, date_diff('month', cohort_month, month) as months_since,
+        coalesce(revenue_sold, 0) as revenue_sold, coalesce(revenue_kept, 0) as revenue_kept
+    from grid left join kept using (cohort_month, membership_type_id, month);
+
+create temp table revenue_retention as
+    with typed as (
+        select p.month, coalesce(customer_id, -member) as customer, membership_type_id,
+            sum(mrr) as mrr, sum(prepaid) as prepaid
+        from paid p join members m on m.id = p.member group by all
+    ), customers as (
+        select month, customer, sum(mrr + prepaid) as revenue,
+            arg_max(membership_type_id, (mrr + prepaid, -membership_type_id)) as membership_type_id
+        from typed group by all
+    ), kept as (
+        select (a.month + interval 12 month)::date as month, a.membership_type_id,
+            sum(a.revenue) as revenue_year_ago,
+            sum(least(a.revenue, coalesce(b.revenue, 0))) as gross_retained,
+            coalesce(sum(b.revenue), 0) as net_retained
+        from customers a
+        left join customers b on b.customer = a.customer and b.month = a.month + interval 12 month
+        where a.month + interval 12 month <= today() and a.revenue > 0 group by all
+    ), ends as (
+        select month, membership_type_id, sum(mrr) as mrr_end, sum(prepaid) as prepaid_end
+        from typed group by all
+    )
+    select coalesce(k.month, e.month) as month,
+        coalesce(k.membership_type_id, e.membership_type_id) as membership_type_id,
+        mrr_end, prepaid_end, mrr_end + prepaid_end as recurring_revenue, revenue_year_ago,
+        gross_retained, net_retained
+    from kept k full join ends e
+        on e.month = k.month and e.membership_type_id is not distinct from k.membership_type_id;
