@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from st_memberships_orchestration_tests.attacks import (
     DOORS,
@@ -182,9 +183,25 @@ def test_a_second_plan_on_a_record_waits_while_the_first_is_open(
     assert most(account.happened(kind)) == 1
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A ledger that two machines share; on PostgreSQL in a database of its own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/shared.db"
+        return
+    server = sa.make_url(request.getfixturevalue("postgres")).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("create database hostile")
+        yield server.set(database="hostile").render_as_string(hide_password=False)
+        connection.exec_driver_sql("drop database hostile with (force)")
+    engine.dispose()
+
+
 def test_two_overlapping_plans_at_once_attach_each_visit_once(
-    world: Hostile, account: Account, machine: Machine, tmp_path: Path
+    world: Hostile, account: Account, machine: Machine, tmp_path: Path, ledger_url: str
 ) -> None:
+    machine.env["ST_LEDGER_URL"] = ledger_url
     rows = rows_of(account, "mark_events_complete", 12)
     other = Machine(tmp_path / "other", world, account)
     other.env["ST_LEDGER_URL"] = machine.env["ST_LEDGER_URL"]
@@ -544,6 +561,20 @@ def test_a_receipt_that_names_a_record_which_is_not_the_sale_is_not_believed(
     assert len(account.done) <= 1
     assert len(account.done) == 1 or said.code, "nothing was sold, and that is no success"
     assert said.code or f"│ {account.done[0].made} " in said.text
+
+
+@pytest.mark.parametrize("kind", ["sell_memberships", "create_invoice_templates"])
+@pytest.mark.parametrize("answer", ["200 id 0", "200 foreign id"])
+def test_a_receipt_that_names_a_record_which_is_not_there_proves_nothing(
+    world: Hostile, account: Account, machine: Machine, kind: str, answer: str
+) -> None:
+    command = apply_command(machine.plan(kind, rows_of(account, kind, 2)))
+    world.order(DOORS[kind], answer=answer, carried_out=0)
+    world.order(DOORS[kind], answer=answer, carried_out=1)
+    said = persist(machine, command)[-1]
+
+    assert most(account.happened(kind)) == 1
+    assert "not_applied" not in said.text, "that says that it happened"
 
 
 def test_undoing_a_payment_type_brings_the_payment_method_back(

@@ -65,6 +65,8 @@ class Schedule:
     doubles: int = 0
     """Requests that a proxy repeats: nobody can prevent those."""
     ledgers: dict[Path, bytes] = field(default_factory=dict)
+    meddled: dict[int, float] = field(default_factory=dict)
+    """Line -> when another person changed its record."""
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -107,6 +109,25 @@ class Schedule:
             self.doubles += 1
         self.world.order(DOORS[self.kind], wanted=mark(self.kind, row), **what)
         self.note(f"{row}: {what}")
+
+    def meddle(self) -> None:
+        """Another person changes the record of a row, or buys what the row would sell."""
+        place = self.dice.randrange(len(self.rows))
+        row, account = self.rows[place], self.account
+        if any(order.late and order.wanted == mark(self.kind, row) for order in self.world.orders):
+            return  # what waits in a queue comes after all that anybody does
+        if self.kind == "sell_memberships":
+            account.add_membership(row["customer_id"], row["duration_billing_id"])
+        elif self.kind.startswith("update"):
+            table = DOORS[self.kind].removeprefix("PATCH ").removesuffix("/{id}")
+            account.edit(table, row["id"], active=True)
+        elif self.kind.startswith("mark"):
+            account.edit("recurring-service-events", row["event_id"], jobId=account.add_job())
+        else:
+            return
+        self.meddled[place + 2] = self.world.time.now()
+        self.note(f"somebody changes what line {place + 2} is about")
+        self.world.time.advance(HOUR)
 
     # What happens to the machines
 
@@ -183,7 +204,7 @@ class Schedule:
                 wait = max(said.times).timestamp() - machine.clock.wall()
                 self.world.time.advance(max(wait, 0) + 1)
             for told in said.commands:
-                if " settle " in told:
+                if "happened|did-not-happen" in told:
                     self._settle(machine, told)
                 elif told != command:
                     self.heard(machine.run(told))
@@ -210,6 +231,13 @@ class Schedule:
         said = machine.run(words)
         self.heard(said)
         self.note(f"{words}: {said.text.strip()}")
+
+    def last_done(self, row: dict[str, Any]) -> float:
+        wanted = mark(self.kind, row)
+        return max(
+            (one.at for one in self.account.done if one.kind == self.kind and wanted in shown(one)),
+            default=0,
+        )
 
 
 def shown(done: Done) -> str:
@@ -241,6 +269,8 @@ def run(name: str, kind: str, dice: random.Random, folder: Path) -> Schedule:
         lost = dice.random() < 0.1
         for _ in range(dice.randint(1, 3)):
             schedule.round(commands)
+        if dice.random() < 0.3:
+            schedule.meddle()
         if dice.random() < 0.2:
             schedule.note("another account's credentials")
             with schedule.in_another_account():
@@ -270,7 +300,11 @@ def judge(schedule: Schedule, last: Said, *, lost: bool) -> None:
         count, outcome = times(account, kind, row), said.get(line, "nothing")
         schedule.note(f"line {line} happened {count} times, and is said to be {outcome}")
         doubled += max(count - 1, 0)
-        if outcome in HAPPENED and not count:
+        if count > 1 and "sell" in kind and outcome == "succeeded":
+            schedule.wrong.append(f"line {line} is {outcome} and happened {count} times")
+        if line in schedule.meddled and schedule.last_done(row) > schedule.meddled[line]:
+            schedule.wrong.append(f"line {line} was sent after somebody had changed its record")
+        if outcome in HAPPENED and not count and not ("sell" in kind and line in schedule.meddled):
             schedule.wrong.append(f"line {line} is {outcome} and did not happen")
         if outcome in DID_NOT and count and not lost:
             schedule.wrong.append(f"line {line} is {outcome} and happened {count} times")
