@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from st_memberships_orchestration.metrics.history import spells
 from st_memberships_orchestration.metrics.members import ENTRIES, EXITS, LOSSES, MEMBERS_MONTHLY
 from st_memberships_orchestration.metrics.revenue import BRIDGE, RECURRING_REVENUE_MONTHLY
+from st_memberships_orchestration.metrics.summary import REASONS
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
     ZONE,
@@ -161,6 +162,47 @@ def test_the_revenue_bridge_adds_up_in_every_cell(book: dict[str, Any]) -> None:
     # Where money moves, members do, and by the same word.
     for word in (*ENTRIES, *EXITS, *LOSSES):
         assert (both[word] > 0)[both[f"{word}_mrr"] > 0].all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(books())
+def test_tables_that_tell_of_the_same_agree(book: dict[str, Any]) -> None:
+    tables = all_tables(book)
+    month = ["tenant", "month"]
+    members = tables["members_monthly"].groupby(month).sum(numeric_only=True)
+    revenue = tables["recurring_revenue_monthly"].groupby(month)[["mrr_end", "amortised_end"]].sum()
+
+    customers = tables["customers_monthly"].set_index(month)
+    came = customers["new_customers"] + customers["returned_customers"]
+    assert (customers["customers_start"] + came - customers["lost_customers"]).tolist() == (
+        customers["customers_end"].tolist()
+    )
+    held = customers["memberships_end"].reindex(members.index, fill_value=0)
+    assert held.tolist() == members["active_end"].tolist()
+    assert (customers["customers_end"] <= customers["memberships_end"]).all()
+
+    summary = tables["membership_summary"]
+    assert (summary["difference"] == summary[list(REASONS)].sum(axis=1)).all()
+    ends = summary[summary["movement"] == "active_at_end"].groupby(month)["ours"].sum()
+    assert ends.reindex(members.index, fill_value=0).tolist() == members["active_end"].tolist()
+
+    lost = members["cancelled"] + members["cancelled_from_suspension"]
+    reasons = tables["cancellation_reasons_monthly"].groupby(month)["cancelled"].sum()
+    assert reasons.reindex(lost.index, fill_value=0).tolist() == lost.tolist()
+
+    paid = tables["membership_mrr_history"].sort_values("month")
+    last = paid.groupby(["tenant", "membership_id"])[["mrr", "prepaid"]].last().groupby("tenant")
+    ending = revenue.groupby("tenant").last()
+    assert last.sum().reindex(ending.index, fill_value=0).values.tolist() == ending.values.tolist()
+
+    kept = tables["revenue_retention"]
+    assert (kept["gross_retained"] <= kept["revenue_year_ago"]).all()
+    assert (kept["gross_retained"] <= kept["net_retained"]).all()
+    used = tables["visit_entitlements"]
+    assert (used["used"] + used["dismissed"] + used["unused"] == used["entitled"]).all()
+    assert (used["overdue"] + used["projected"] <= used["unused"]).all()
+    forecast = tables["visit_forecast"]
+    assert (forecast["due"] == forecast["listed"] + forecast["projected"]).all()
 
 
 @settings(max_examples=30, deadline=None)
