@@ -221,6 +221,20 @@ def test_two_overlapping_plans_at_once_attach_each_visit_once(
     assert set(lines.values()) == {2}, "the template has two lines"
 
 
+@pytest.mark.parametrize("kind", ["mark_events_complete", "update_recurring_services"])
+def test_a_second_plan_that_reads_an_old_copy_does_not_repeat_the_first(
+    world: Hostile, account: Account, machine: Machine, kind: str
+) -> None:
+    rows = rows_of(account, kind, 2)
+    first = apply_command(machine.plan(kind, rows))
+    second = apply_command(machine.plan(kind, rows, "--occasion again"))
+    persist(machine, first)
+    world.lags["GET *"] = 90
+    persist(machine, second)
+
+    assert most(account.happened(kind)) == 1
+
+
 def test_a_visit_that_may_be_attached_already_is_not_attached_to_another_job(
     world: Hostile, account: Account, machine: Machine
 ) -> None:

@@ -577,6 +577,7 @@ class _Run:
                 since=since,
                 clock=self.clock,
                 budget=self._budget,
+                planned=self.plan.ledger and self.plan.ledger[1],
             )
         except (OverBudget, Held) as error:
             return self._stopped(planned, f"in the way: {error}")

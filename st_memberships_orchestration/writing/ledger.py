@@ -341,7 +341,14 @@ class Ledger:
     # Claims
 
     def claim(
-        self, intent: Intent, *, seen: str | None, since: int, clock: Clock, budget: Budget
+        self,
+        intent: Intent,
+        *,
+        seen: str | None,
+        since: int,
+        clock: Clock,
+        budget: Budget,
+        planned: int | None = None,
     ) -> str | None:
         """Note that a change is about to be sent; None if another run of the plan has it.
 
@@ -354,10 +361,12 @@ class Ledger:
             since: `number` when the caller began to compare the record with the plan.
             clock: recorded.
             budget: the caps of the day.
+            planned: `number` when the plan was made, if the plan noted it.
 
         Raises:
             Held: another change of the record is open, or was claimed since then; or another plan
-                has made the same already.
+                has made the same already, or changed the record since this one was made: what is
+                read may be behind, and still show it as planned.
             OverBudget: a cap of the day would be exceeded.
         """
         claim, now = uuid.uuid4().hex, clock()
@@ -367,7 +376,7 @@ class Ledger:
             number = connection.execute(
                 sa.update(_ledger).values(number=_ledger.c.number + 1).returning(_ledger.c.number)
             ).scalar_one()
-            self._refuse_held(connection, intent, since)
+            self._refuse_held(connection, intent, since, since if planned is None else planned)
             query = sa.select(_entries).where(_entries.c.key == intent.key)
             there = connection.execute(query.with_for_update()).first()
             if there is None and seen is not None:
@@ -399,7 +408,9 @@ class Ledger:
             self._spend(connection, intent, now, budget)
         return claim
 
-    def _refuse_held(self, connection: sa.Connection, intent: Intent, since: int) -> None:
+    def _refuse_held(
+        self, connection: sa.Connection, intent: Intent, since: int, planned: int
+    ) -> None:
         query = sa.select(_entries).where(
             *_of_account(intent.account, intent.environment),
             _entries.c.record == intent.record,
@@ -410,6 +421,8 @@ class Ledger:
                 raise Held(other.said)
             if other.number > since:
                 raise Held(f"plan {other.plan[:12]} changed it meanwhile; run again")
+            if intent.target is not None and other.status in DONE and other.number > planned:
+                raise Held(f"plan {other.plan[:12]} changed it since this plan; plan again")
             made = isinstance(KINDS[other.kind], Creation) and other.status not in FREE
             if made and other.content_hash == intent.content_hash:
                 raise Held(f"plan {other.plan[:12]} has made it already")
