@@ -214,10 +214,10 @@ def test_a_check_names_every_tenant_however_many_rows_one_has(
 ) -> None:
     """Also where a feed brought broken records only, so that nothing of it could land."""
     location.use(shared_sandbox)
-    fault = {"id": 1, "reason": "status: unknown", "record": "{}"}
+    fault = {"reason": "status: unknown", "record": "{}"}
     lake, now = location.lake, datetime.now(UTC)
     for tenant, count in (("acme", checks.SHOWN + 5), ("bravo", 1)):
-        records = [{**fault, "record": f'{{"n": {n}}}'} for n in range(count)]
+        records = [{**fault, "id": n, "record": f'{{"id": {n}}}'} for n in range(count)]
         quarantine(lake, "quarantine/memberships", records, tenant=tenant, read_at=now)
         empty = table_schema(FEEDS[3].model).empty_table()
         common = {"tenant": tenant, "modified": "modified_on", "loaded_at": now}
@@ -227,7 +227,9 @@ def test_a_check_names_every_tenant_however_many_rows_one_has(
     evaluate(location)
     key = dg.AssetCheckKey(dg.AssetKey(["current", "memberships"]), "quarantine_is_empty")
     known = Settings().tenants
-    assert contradicted_checks(location.instance, [key], known) == {key: ["acme", "bravo"]}
+    assert contradicted_checks(location.instance, [key], known) == {
+        key: {"acme": checks.SHOWN + 5, "bravo": 1}
+    }
     facts = measure(location.instance, lake, Settings(), check_keys=[key], now=now)
     held = {(fact.tenant, fact.feed): fact.quarantined for fact in facts}
     assert held["acme", "memberships"] == checks.SHOWN + 5
