@@ -115,20 +115,24 @@ class Running:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """The process stands still, as on a machine that sleeps."""
-        os.kill(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         try:
             yield
         finally:
-            os.kill(self._process.pid, signal.SIGCONT)
+            self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        os.kill(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, which: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self._process.pid, which)
 
     def said(self) -> Said:
         """Wait for its end."""
         self._process.join(SECONDS)
         if self._process.exitcode is None:
-            os.kill(self._process.pid, signal.SIGUSR1)  # where is it?
+            self._signal(signal.SIGUSR1)  # where is it?
             self._process.join(2)
             self.kill()
             self._process.join(10)
