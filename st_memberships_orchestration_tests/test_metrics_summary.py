@@ -30,6 +30,25 @@ TYPES = frame(
 )
 
 
+def test_a_pause_within_the_hour_that_comes_twice_is_one_pause() -> None:
+    began = pd.to_datetime(["2025-06-01T12:00Z", "2025-11-02T05:45Z", "2025-11-02T06:45Z"])
+    status = pd.DataFrame(
+        {
+            "tenant": "acme",
+            "membership_id": 1,
+            "status": ["Active", "Suspended", "Active"],
+            "valid_from": began,
+            "valid_to": [*began[1:], pd.NaT],
+        }
+    )
+    members = frame(membership(1, from_="2025-06-01"))
+    rows = membership_summary(members, status, TYPES, **CLOCK)
+    november = rows[rows["month"] == date(2025, 11, 1)]
+    counted = by_id(november, "movement", "ours", "difference")
+    assert counted["suspended"] == (1, -1), "both clocks show 01:45, at two moments"
+    assert counted["reactivated"] == (1, 0)
+
+
 def test_the_membership_summary_counts_last_statuses_and_ours_every_step() -> None:
     term = {"status": "Expired", "to": "2026-01-31"}
     members = frame(

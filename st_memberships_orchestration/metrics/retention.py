@@ -195,7 +195,7 @@ def cohort_revenue(
     One row per month of sale, membership type and months since then; money in the account's
     currency. A cohort is that of `cohort_retention`: the memberships sold in a month that renew no
     other, with all their renewals, whatever type these are. `revenue_sold` is what each paid per
-    month at the end of the first month in which it was a member, prepaid ones amortised;
+    month at the end of the first month in which it paid anything, prepaid ones amortised;
     `revenue_kept` what they pay at the end of `month`, themselves or their renewals. Their share is
     `revenue_retention`: above 1 where price rises outweigh losses.
 

@@ -152,8 +152,8 @@ def _steps(
     rows["month"] = month_of(rows["began"])
     moves = movements(memberships, membership_status, today, zone, grace)
     member = ["tenant", "membership_id"]
-    kinds = moves[[*member, "began", "kind"]]
-    rows = rows.merge(kinds, on=[*member, "began"], how="left")
+    # By the moment: the clock on the wall shows some twice.
+    rows = rows.merge(moves[[*member, "at", "kind"]], on=[*member, "at"], how="left")
     comes = rows["status"] == ACTIVE
     first = comes & rows["previous"].isna()
     column = np.select(
