@@ -366,12 +366,27 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
         for id, (old, new) in zip(ids(*numbers), words, strict=True)
     ]
     changes.append(change(50, 4, "Suspended", "Active", "2026-03-11T15:00:00Z"))
+    # Two instants with two changes each: only from Active can the second pair go on.
+    for id, old, new, when in (
+        (60, "Suspended", "Active", at),
+        (61, "Active", "Suspended", at),
+        (62, "Suspended", "Canceled", "2026-03-19T15:00:00Z"),
+        (63, "Active", "Suspended", "2026-03-19T15:00:00Z"),
+    ):
+        changes.append(change(120 - id if swapped else id, 5, old, new, when))
     canceled = {"status": "Canceled", "cancellation_date": "2026-03-10"}
-    found = lives([member(1), member(2, **canceled), member(3, **canceled), member(4)], changes)
+    lost = {"status": "Canceled", "cancellation_date": "2026-03-19"}
+    members = [member(2, **canceled), member(3, **canceled), member(5, **lost)]
+    found = lives([member(1), member(4), *members], changes)
     active = "Active 2026-01-01 00:00 before_first_change"
     assert found[1] == [active, "Active 2026-03-10 11:00 change"]
     assert found[2] == [active, "Canceled 2026-03-10 11:00 change"]
     assert found[3] == [active, "Canceled 2026-03-10 11:00 change"]
+    assert found[5] == [
+        active,
+        "Active 2026-03-10 11:00 change",
+        "Canceled 2026-03-19 11:00 change",
+    ]
     assert found[4][-2:] == [
         "Suspended 2026-03-10 11:00 change",
         "Active 2026-03-11 11:00 change",

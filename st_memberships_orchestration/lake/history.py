@@ -306,7 +306,7 @@ def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
         left, before = list(steps), None
         while left:
             tied, left = left[: left[0].tied], left[left[0].tied :]
-            after = left[0].old_status if left else tied[0].status_today
+            after = _starts(left[: left[0].tied]) if left else {tied[0].status_today}
             if 1 < len(tied) <= MOST_TIED:
                 fits = partial(_breaks, before, after)
                 order = min(permutations(tied), key=fits)  # of equal ones the first: by id
@@ -317,8 +317,16 @@ def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     return pa.table(columns, names=["id", "place"])
 
 
-def _breaks(before: str | None, after: str | None, order: Sequence[_Step]) -> tuple[int, bool]:
-    """How often a change does not start where the last one ended, and whether the end fits."""
+def _starts(tied: Sequence[_Step]) -> set[str]:
+    """The statuses from which changes of one instant can follow each other best."""
+    if len(tied) > MOST_TIED:
+        return {tied[0].old_status}
+    breaks = {order: _breaks(None, set(), order)[0] for order in permutations(tied)}
+    return {order[0].old_status for order, many in breaks.items() if many == min(breaks.values())}
+
+
+def _breaks(before: str | None, after: set[str], order: Sequence[_Step]) -> tuple[int, bool]:
+    """How often a change does not start where the last one ended; whether the end does not fit."""
     starts = [step.old_status for step in order]
     ends = [before or starts[0], *(step.new_status for step in order)]
-    return sum(map(ne, starts, ends)), ends[-1] != after
+    return sum(map(ne, starts, ends)), ends[-1] not in after
