@@ -753,7 +753,11 @@ create temp table cohort_revenue as
     ), sizes as (
         select cohort_month, membership_type_id, sum(first_paid) as revenue_sold
         from sold left join (
-            select member as origin, arg_min(mrr + prepaid, month) as first_paid from paid group by all
+            -- A first month that costs nothing sells nothing: what is paid first counts.
+            select origin, arg_min(amount, month) as first_paid from (
+                select origin, month, sum(mrr + prepaid) as amount
+                from paid join chain on chain.id = paid.member group by all
+            ) where amount <> 0 group by all
         ) using (origin) where cohort_month <= today() group by all
     ), kept as (
         select cohort_month, membership_type_id, p.month, sum(mrr + prepaid) as revenue_kept
