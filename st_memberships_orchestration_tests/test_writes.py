@@ -17,6 +17,7 @@ from st_memberships_orchestration.defs.writes import op_name, waiting_files
 from st_memberships_orchestration.escaping import markdown
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.terminal import console
 from st_memberships_orchestration.writing.kinds import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import load_plan
@@ -404,7 +405,7 @@ def test_a_file_that_met_an_outage_is_tried_again(
 def test_a_hostile_memo_is_shown_as_it_is(
     here: Location, client: MembershipsClient, sandbox: RunningSandbox
 ) -> None:
-    here.monkeypatch.setenv("COLUMNS", "300")
+    here.monkeypatch.setattr(console, "width", 300)
     memo = "old \\| harmless \\| ok ![](http://a.example/p.png)\n\x1b[2K\u202e"
     shown = "old \\| harmless \\| ok ![](http://a.example/p.png)⏎⟨U+001B⟩[2K⟨U+202E⟩"
     id = next(iter(client.list_memberships())).id
