@@ -24,6 +24,12 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 
+@pytest.fixture(autouse=True)
+def home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds the checkout's own `.data`, to which DAGSTER_HOME leads (`make` sets it)."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared_sandbox() -> Iterator[RunningSandbox]:
     """One sandbox for all tests that only read from it."""

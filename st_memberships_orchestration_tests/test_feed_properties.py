@@ -119,7 +119,7 @@ happenings = st.lists(
             st.just("fail"), st.sampled_from([400, 403, 404, 410, 500, 200]), st.integers(0, 3)
         ),
         st.tuples(st.just("refuse"), st.sampled_from([400, 403, 404, 410, 422, 500])),
-        st.tuples(st.just("clock"), st.sampled_from([-2, 2])),
+        st.tuples(st.just("clock"), st.sampled_from([-48, -3, 3, 48])),
         st.tuples(st.just("lose"), st.sets(st.sampled_from(NAMES), min_size=1)),
         st.tuples(st.just("back up")),
         st.tuples(st.just("restore"), st.sets(st.sampled_from(NAMES), min_size=1)),
@@ -191,8 +191,8 @@ class Operation:
         self.server.fault = lambda start: (status, b"{}") if start in refused else None
         self.sync()
 
-    def clock(self, days: int) -> None:
-        read(self.server, self.lake, clock=self.now + timedelta(days=days))
+    def clock(self, hours: int) -> None:
+        read(self.server, self.lake, clock=self.now + timedelta(hours=hours))
 
     def lose(self, names: set[str]) -> None:
         for name in names:

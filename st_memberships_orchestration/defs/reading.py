@@ -207,6 +207,7 @@ class FeedReader:
         self._environment = environment
         self._history_start = history_start
         self._clock = clock
+        self._saved_at = datetime.min.replace(tzinfo=UTC)
         self._table = f"raw/{feed.name}"
 
     def read(self, window: Window) -> Reading:
@@ -226,6 +227,7 @@ class FeedReader:
         lines = load_progress(
             self._lake, self._tenant, environment=self._environment, feed=self._feed.name
         )
+        self._saved_at = max((line.saved_at for line in lines), default=self._saved_at)
         landed = self._landed(lines)
         if window.end <= self._clock() - VISIBILITY_LAG:
             return self._read_past(window, landed)
@@ -326,7 +328,7 @@ class FeedReader:
             token=token,
             complete=False,
             read_through=read_through,
-            saved_at=self._clock(),
+            saved_at=self._next_time(),
         )
 
     def _read_chains(self, chains: list[_Chain]) -> Reading:
@@ -380,7 +382,12 @@ class FeedReader:
 
     def _line_after(self, read: _Page) -> Progress:
         line = read.chain.ended if read.is_last else read.chain.begun
-        return replace(line, token=read.page.continue_from, saved_at=self._clock())
+        return replace(line, token=read.page.continue_from, saved_at=self._next_time())
+
+    def _next_time(self) -> datetime:
+        """Now, but later than every line before: the newest counts, also after a wrong clock."""
+        self._saved_at = max(self._clock(), self._saved_at + timedelta(microseconds=1))
+        return self._saved_at
 
     def _pages(self, chain: _Chain) -> Iterator[_Page | _Broken]:
         """The chain's pages, and at the end the error that ended it, if one did."""
