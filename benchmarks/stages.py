@@ -17,10 +17,10 @@ import dagster as dg
 import pyarrow as pa
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs.reading import BYTES_PER_COMMIT, ROWS_PER_COMMIT
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
+from st_memberships_orchestration.reading.reader import BYTES_PER_COMMIT, ROWS_PER_COMMIT
 from st_memberships_orchestration.servicetitan import client
 from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed

@@ -13,9 +13,9 @@ import click
 import dagster as dg
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs import reading
 from st_memberships_orchestration.defs.jobs import of_feeds
 from st_memberships_orchestration.defs.partitions import range_tags
+from st_memberships_orchestration.reading import reader as reading
 from st_memberships_orchestration.settings import Settings
 
 

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from st_memberships_orchestration.defs import reading as reading_module
-from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading import reader as reading_module
+from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (

@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from st_memberships_orchestration.defs.reading import FeedReader, Window
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading.reader import FeedReader, Window
 from st_memberships_orchestration.sandbox.process import running
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS

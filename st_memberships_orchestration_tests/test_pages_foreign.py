@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from st_memberships_orchestration.defs.claims import claims_of
-from st_memberships_orchestration.defs.reading import FeedReader, Window
 from st_memberships_orchestration.lake.history import rebuild_versions
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading.reader import FeedReader, Window
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.auth import Access
 from st_memberships_orchestration.servicetitan.client import MembershipsClient

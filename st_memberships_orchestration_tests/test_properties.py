@@ -13,10 +13,10 @@ import httpx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from st_memberships_orchestration.defs import reading as reading_module
-from st_memberships_orchestration.defs.reading import FeedReader, Window
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading import reader as reading_module
+from st_memberships_orchestration.reading.reader import FeedReader, Window
 from st_memberships_orchestration.servicetitan.auth import Access
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling
 from st_memberships_orchestration.servicetitan.client import MembershipsClient

@@ -13,11 +13,11 @@ import dagster as dg
 import pytest
 
 from st_memberships_orchestration.defs import exports as exports_module
-from st_memberships_orchestration.defs import reading as reading_module
-from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.progress import Progress, load_progress
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading import reader as reading_module
+from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import FeedStuck, RequestRefused

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from st_memberships_orchestration.cli import main
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
@@ -20,6 +19,7 @@ from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration_tests.doors import Location, PlainReader, settle
 
 RELEASES = sorted((Path(__file__).parent / "releases").glob("*.tar.xz"))

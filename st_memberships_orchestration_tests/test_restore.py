@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
-from st_memberships_orchestration.cli import main
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.writing.plans import load_plan
 from st_memberships_orchestration_tests.doors import Location, PlainReader, contents, differences
 

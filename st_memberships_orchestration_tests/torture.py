@@ -30,9 +30,9 @@ import dagster as dg
 from pydantic.alias_generators import to_camel
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs import reading
 from st_memberships_orchestration.defs.partitions import range_tags
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading import reader as reading
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client
 from st_memberships_orchestration.servicetitan.feeds import FEEDS

@@ -27,11 +27,6 @@ from typing import Any
 
 import httpx
 
-from st_memberships_orchestration.defs.changes import (
-    AUDIT_TABLE,
-    apply_audited,
-    bring_audit_up_to_date,
-)
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
@@ -47,6 +42,11 @@ from st_memberships_orchestration.writing.apply import (
     Caps,
     Result,
     entry_key,
+)
+from st_memberships_orchestration.writing.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    bring_audit_up_to_date,
 )
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, Creation

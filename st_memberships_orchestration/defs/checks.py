@@ -18,17 +18,17 @@ from st_memberships_orchestration.defs.metadata import (
     NOT_COMPARED_TENANTS,
 )
 from st_memberships_orchestration.defs.partitions import partition_key
-from st_memberships_orchestration.defs.reconciliation import (
+from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.escaping import markdown_table
+from st_memberships_orchestration.lake.query import connect
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading.comparison import (
     LISTED,
     SAMPLED,
     Comparison,
     Mismatch,
     settled_through,
 )
-from st_memberships_orchestration.defs.resources import ServiceTitan
-from st_memberships_orchestration.escaping import markdown_table
-from st_memberships_orchestration.lake.query import connect
-from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings

@@ -19,10 +19,10 @@ from st_memberships_orchestration.defs.metadata import (
     table_metadata,
 )
 from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
-from st_memberships_orchestration.defs.reading import FeedReader, Reading, Window
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, read_ahead

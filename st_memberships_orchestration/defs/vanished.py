@@ -13,10 +13,10 @@ from pydantic import Field
 
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
-from st_memberships_orchestration.defs.reconciliation import LISTED, listing, one_record
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.latest import mark_deleted
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
+from st_memberships_orchestration.reading.comparison import LISTED, listing, one_record
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.columns import described
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed

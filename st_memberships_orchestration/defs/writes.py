@@ -19,14 +19,6 @@ import dagster as dg
 import sqlalchemy as sa
 from pydantic import Field, create_model
 
-from st_memberships_orchestration.defs.changes import (
-    AUDIT_TABLE,
-    apply_audited,
-    approval_of,
-    plan_changes,
-    rows_of_query,
-    tenant_of,
-)
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -35,6 +27,14 @@ from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings, this_user
 from st_memberships_orchestration.writing.apply import Approval, DryRun, Locked, Result
+from st_memberships_orchestration.writing.changes import (
+    AUDIT_TABLE,
+    apply_audited,
+    approval_of,
+    plan_changes,
+    rows_of_query,
+    tenant_of,
+)
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience

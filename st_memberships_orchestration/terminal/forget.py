@@ -21,7 +21,7 @@ from st_memberships_orchestration.lake.forgetting import (
 )
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings, data_folder
-from st_memberships_orchestration.terminal import console, read_settings
+from st_memberships_orchestration.terminal.screen import console, read_settings
 from st_memberships_orchestration.writing.ledger import Ledger
 
 Run = Callable[[str, str], Any]

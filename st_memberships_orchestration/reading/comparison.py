@@ -1,4 +1,4 @@
-"""Comparing `current/<feed>` with what ServiceTitan answers now. Nothing here knows Dagster."""
+"""Comparing `current/<feed>` with what ServiceTitan answers now."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,4 @@
-"""What the terminal and the jobs do alike with changes: locks, tenant, plan, ledger and audit.
-
-Nothing here knows Dagster.
-"""
+"""What the terminal and the jobs do alike with changes: locks, tenant, plan, ledger and audit."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -13,17 +13,6 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from st_memberships_orchestration.defs.changes import (
-    AUDIT_TABLE,
-    accept,
-    apply_audited,
-    approval_of,
-    bring_audit_up_to_date,
-    plan_changes,
-    rows_of_query,
-    tenant_of,
-    tenant_of_account,
-)
 from st_memberships_orchestration.escaping import visible, visible_lines
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
@@ -34,8 +23,19 @@ from st_memberships_orchestration.settings import (
     data_folder,
     this_user,
 )
-from st_memberships_orchestration.terminal import console, program, read_settings
+from st_memberships_orchestration.terminal.screen import console, program, read_settings
 from st_memberships_orchestration.writing.apply import DryRun, Locked
+from st_memberships_orchestration.writing.changes import (
+    AUDIT_TABLE,
+    accept,
+    apply_audited,
+    approval_of,
+    bring_audit_up_to_date,
+    plan_changes,
+    rows_of_query,
+    tenant_of,
+    tenant_of_account,
+)
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger

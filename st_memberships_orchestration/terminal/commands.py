@@ -26,7 +26,6 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Column, Table
 
-from st_memberships_orchestration import cli_forget, cli_writes
 from st_memberships_orchestration.escaping import csv_cell, visible_drawing
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
@@ -36,7 +35,8 @@ from st_memberships_orchestration.servicetitan.checkup import examine
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, iso
 from st_memberships_orchestration.settings import NO_TENANT
-from st_memberships_orchestration.terminal import console, program, read_settings
+from st_memberships_orchestration.terminal import forget, writes
+from st_memberships_orchestration.terminal.screen import console, program, read_settings
 
 DATA = Path(".data")
 DEMO = DATA / "demo"
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 main.add_command(sandbox)
-for _command in cli_writes.commands:
+for _command in writes.commands:
     main.add_command(_command)
 
 
@@ -401,7 +401,7 @@ def _show_headlines() -> None:
     console.print(table)
 
 
-main.add_command(cli_forget.build_command(_run, _set_dagster_home))
+main.add_command(forget.build_command(_run, _set_dagster_home))
 
 
 # The demo's sandbox, and the servers of the UI

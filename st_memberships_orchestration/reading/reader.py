@@ -1,6 +1,6 @@
 """How a feed gets into the lake: where to start, when to stop, and what is written in which order.
 
-Nothing here knows Dagster. The rules are those of the README's "How reading works": rows are
+The rules are those of the README's "How reading works": rows are
 committed before the position behind them, an empty page ends nothing, no version is ever removed.
 """
 
