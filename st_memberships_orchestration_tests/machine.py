@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -240,10 +239,10 @@ def _in_process(
     os.dup2(file, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = [f"/usr/bin/{PROGRAM}", *words]
-    (command,) = entry_points(group="console_scripts", name=PROGRAM)
-    main = command.load()
+    from st_memberships_orchestration_tests import machine_preload
+
     bend(clock)
-    main()
+    machine_preload.main()
 
 
 def bend(clock: Clock) -> None:

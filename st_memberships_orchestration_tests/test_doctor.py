@@ -22,7 +22,7 @@ from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.checkup import examine
 from st_memberships_orchestration.servicetitan.client import (
     MembershipsClient,
-    _trusted_certificates,
+    trusted_certificates,
 )
 from st_memberships_orchestration.servicetitan.errors import ConnectionLost, ServerFailed
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
@@ -71,13 +71,13 @@ def test_a_certificate_that_nobody_trusts_is_explained_and_a_private_ca_can_be_g
         ):
             client.export_page(FEEDS[0], start=None)
         monkeypatch.setenv("SSL_CERT_FILE", str(authority))
-        _trusted_certificates.cache_clear()
+        trusted_certificates.cache_clear()
         with (
             MembershipsClient.open(access(shared_sandbox, auth_url=address), attempts=1) as client,
             pytest.raises(ServerFailed),
         ):
             client.export_page(FEEDS[0], start=None)
-    _trusted_certificates.cache_clear()
+    trusted_certificates.cache_clear()
 
 
 def test_a_proxy_on_the_way_is_named_without_its_password(

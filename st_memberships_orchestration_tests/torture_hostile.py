@@ -319,13 +319,16 @@ def judge(schedule: Schedule, last: Said, *, lost: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--schedules", type=int, default=1_000)
+    parser.add_argument("--start", type=int, default=0, help="Number of the first schedule.")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="Only this schedule, and tell its course.")
     options = parser.parse_args()
     forkserver()
     ends: Counter[str] = Counter()
     wrong, started = 0, time.monotonic()
-    numbers = range(options.schedules) if options.only is None else [options.only]
+    numbers = range(options.start, options.start + options.schedules)
+    if options.only is not None:
+        numbers = range(options.only, options.only + 1)
     for number in numbers:
         dice = random.Random(options.seed * 100_000 + number)
         kind = sorted(ROWS)[number % len(ROWS)]
@@ -338,8 +341,8 @@ def main() -> None:
             print(f"\nschedule {number}, {kind}:", *schedule.events, sep="\n  ")
             print(*schedule.wrong, sep="\n  WRONG: ", flush=True)
         if number % 50 == 49:
-            spent = time.monotonic() - started
-            print(f"{number + 1} schedules, {wrong} wrong, {spent:.0f} s", flush=True)
+            spent, done = time.monotonic() - started, number + 1 - numbers.start
+            print(f"{done} schedules, {wrong} wrong, {spent:.0f} s", flush=True)
     print(dict(sorted(ends.items())))
     print(f"{wrong} of {len(numbers)} schedules are wrong")
     sys.exit(1 if wrong else 0)

@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 @cache  # 20 ms of CPU each time
-def _trusted_certificates() -> ssl.SSLContext:
+def trusted_certificates() -> ssl.SSLContext:
     """What this machine trusts (or SSL_CERT_FILE instead), and the public authorities."""
     trusted = ssl.create_default_context()
     trusted.load_verify_locations(certifi.where())
@@ -194,7 +194,7 @@ class MembershipsClient:
         name = f"{urlsplit(access.api_url).netloc} {access.tenant_id}"
         ceiling = shared_ceiling(access.requests_per_second, name)
         with httpx.Client(
-            verify=_trusted_certificates(),
+            verify=trusted_certificates(),
             auth=shared_credentials(access),
             timeout=timeout,
             event_hooks={
