@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -209,6 +210,21 @@ def csv_of(rows: list[dict[str, Any]]) -> str:
 
     lines = [names, *([cell(row.get(name)) for name in names] for row in rows)]
     return "\n".join(",".join(line) for line in lines) + "\n"
+
+
+@contextmanager
+def standing_still(script: str, *words: str) -> Iterator[int]:
+    """Another process, stopped when it has run a script and still holds what it took; its pid."""
+    waits = f"{script}\nprint(flush=True)\ninput()"
+    command = [sys.executable, "-c", waits, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def forkserver() -> Any:

@@ -24,8 +24,8 @@ import httpx
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
+from st_memberships_orchestration.servicetitan import ceiling, models
 from st_memberships_orchestration.servicetitan import client as client_module
-from st_memberships_orchestration.servicetitan import models
 from st_memberships_orchestration.servicetitan.auth import (
     Access,
     ClientCredentials,
@@ -43,6 +43,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     RequestRefused,
     ServerFailed,
     ServiceTitanError,
+    Stalled,
     Throttled,
     Transient,
     WrongAddress,
@@ -58,11 +59,17 @@ from st_memberships_orchestration.servicetitan.models import (
     ServiceRecurrenceDuration,
     ServiceRecurrenceType,
 )
+from st_memberships_orchestration_tests.machine import standing_still
 
 DOCUMENT = Path(__file__).parents[2] / "shared/reference/servicetitan-memberships-v2.openapi.json"
 MEMBERSHIPS = next(feed for feed in FEEDS if feed.name == "memberships")
 EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+HOLDS_A_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+"""
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 OPTIONS: dict[str, Any] = {
     "created_before": LATER,
@@ -665,6 +672,22 @@ def test_threads_keep_the_ceiling_together() -> None:
     assert {r["status"] for r in asked} == {200}
     # 48 reads at 20 a second: the first 20 at once, the last 8 in the third second.
     assert taken >= 2
+
+
+def test_a_process_that_stands_still_with_the_count_is_named(
+    sandbox: RunningSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceiling, "PATIENCE", 0.3)
+    polite = access(sandbox, requests_per_second=7)
+    with MembershipsClient.open(polite) as client:
+        with standing_still(HOLDS_A_LOCK, str(client._ceiling._lock)) as pid:
+            named = f"process {pid}, which is stopped, holds it"
+            with pytest.raises(Stalled, match=named):
+                client.get_membership(1)
+            with pytest.raises(NotSent, match=named):
+                client.update_membership(1, models.MembershipUpdate(memo="new"))
+            assert not sandbox.control("GET", "/_sandbox/requests")
+        assert client.export_page(MEMBERSHIPS, start=None).rows
 
 
 def _read_many(access: Access) -> None:

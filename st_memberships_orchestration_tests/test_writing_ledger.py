@@ -1,6 +1,7 @@
 """The ledger on both databases: one claim wins, caps hold, outcomes are kept."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,8 +16,16 @@ import sqlalchemy as sa
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.ledger import Budget, Held, Intent, Ledger, OverBudget
+from st_memberships_orchestration.writing.ledger import (
+    Budget,
+    Busy,
+    Held,
+    Intent,
+    Ledger,
+    OverBudget,
+)
 from st_memberships_orchestration.writing.plans import Plan, content_hash
+from st_memberships_orchestration_tests.machine import standing_still
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 INTENT = Intent(
@@ -94,6 +103,59 @@ def test_of_many_claims_one_wins(ledger: Ledger, url: str) -> None:
     assert (entry.status, entry.claim, entry.attempts) == (words.SENDING, won, 1)
     assert entry.change == INTENT.change
     assert ledger.spent("sandbox 1", words.ALL_KINDS, "2026-01-01") == (1, Decimal("12.5"))
+
+
+HOLDS_THE_LEDGER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("begin immediate")
+"""
+
+
+def test_a_process_that_stands_still_with_the_ledger_is_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    ledger = Ledger(url, patience=0.3)
+
+    def claim(_: int = 0) -> str | None:
+        return ledger.claim(INTENT, seen=None, since=0, clock=CLOCK, budget=FREE)
+
+    with standing_still(HOLDS_THE_LEDGER, f"{tmp_path}/ledger.db") as pid:
+        named = f"process {pid}, which is stopped, holds it"
+        started = time.monotonic()
+        with ThreadPoolExecutor(16) as pool:
+            tries = [pool.submit(claim, number) for number in range(16)]
+        for one in tries:
+            with pytest.raises(Busy, match=named):
+                one.result()
+        with pytest.raises(Busy, match=named):
+            Ledger(url, patience=0.3)
+        assert time.monotonic() - started < 16 * 0.3  # they waited together
+        assert ledger.number == 0
+    assert claim()
+    ledger.close()
+
+
+def test_postgresql_lets_go_of_a_transaction_that_stands_still(postgres: str) -> None:
+    intent = replace(INTENT, key="s" * 64, record="customers/9")
+
+    def claimed(patience: float) -> str | None:
+        ledger = Ledger(postgres, patience=patience)
+        try:
+            return ledger.claim(intent, seen=None, since=0, clock=CLOCK, budget=FREE)
+        finally:
+            ledger.close()
+
+    def stand_still(still: Ledger) -> None:
+        with still._writing() as connection:
+            connection.execute(sa.update(words._ledger).values(number=words._ledger.c.number))
+            with pytest.raises(Busy, match=r"locked for 0\.1 s"):
+                claimed(0.1)
+            assert claimed(60)
+
+    still = Ledger(postgres, patience=0.6)
+    with pytest.raises(sa.exc.DBAPIError):
+        stand_still(still)
+    still.close()
 
 
 def test_only_what_certainly_did_not_happen_can_be_claimed_again(ledger: Ledger) -> None:

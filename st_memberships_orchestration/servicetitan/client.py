@@ -27,7 +27,11 @@ from tenacity.wait import wait_random_exponential
 
 from st_memberships_orchestration.servicetitan import limits, models
 from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
-from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling, shared_ceiling
+from st_memberships_orchestration.servicetitan.ceiling import (
+    NoTurn,
+    RequestCeiling,
+    shared_ceiling,
+)
 from st_memberships_orchestration.servicetitan.errors import (
     ContractBroken,
     FeedStuck,
@@ -35,6 +39,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     OutcomeUnknown,
     ServerFailed,
     ServiceTitanError,
+    Stalled,
     Throttled,
     Transient,
     Unreadable,
@@ -199,7 +204,10 @@ class MembershipsClient:
             timeout=timeout,
             event_hooks={
                 "request": [
-                    lambda request: IN_TURN in request.extensions or ceiling.wait(),
+                    lambda request: (
+                        IN_TURN in request.extensions
+                        or _take_turn(ceiling, access.tenant, request.method, request.url.path)
+                    ),
                     limits.begin,
                 ],
                 "response": [limits.bound],
@@ -604,8 +612,6 @@ class MembershipsClient:
                 self._last_check()
                 left = True
 
-        # It waits for its turn here, and not in the hook, so that its token is fresh when it goes.
-        self._ceiling.wait()
         request = self._http.build_request(
             method,
             self._root + path,
@@ -614,8 +620,10 @@ class MembershipsClient:
             extensions={"trace": trace, IN_TURN: True},
         )
         try:
+            # Here, and not in the hook, so that its token is fresh when it goes.
+            _take_turn(self._ceiling, **where)
             response = self._http.send(request)
-        except ServiceTitanError as error:  # of the token endpoint
+        except ServiceTitanError as error:  # of the token endpoint, or it got no turn
             raise NotSent(error.message, **where) from error
         except httpx.RequestError as error:
             if left or not _was_never_sent(error, request):
@@ -660,6 +668,13 @@ class MembershipsClient:
             self.throttled += 1
             self._ceiling.throttled(min(error.retry_after or 1.0, LONGEST_WAIT))
         return error
+
+
+def _take_turn(ceiling: RequestCeiling, tenant: str, method: str, path: str) -> None:
+    try:
+        ceiling.wait()
+    except NoTurn as error:
+        raise Stalled(str(error), tenant=tenant, method=method, path=path) from error
 
 
 def _fingerprint(page: ExportPage, feed: ExportFeed) -> int:

@@ -12,6 +12,7 @@
     │   ├── ServerFailed    408, 5xx, an HTML page instead of an answer
     │   ├── ConnectionLost  no answer, or not all of it
     │   └── Unreadable      200, but not the JSON that the document promises
+    ├── Stalled             another process of this machine holds what requests are counted by
     ├── NotSent             no byte of a write has left: it certainly did not happen
     └── OutcomeUnknown      a write was sent and its answer lost: it may have happened
 
@@ -182,6 +183,12 @@ class Unreadable(Transient):
     """The answer is not what the API's document promises."""
 
     remedy = "Nothing of this page was stored; run again later."
+
+
+class Stalled(ServiceTitanError):
+    """No request may start: another process stands still, and holds what they are counted by."""
+
+    remedy = "Nothing was sent."
 
 
 class NotSent(ServiceTitanError):

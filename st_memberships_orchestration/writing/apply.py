@@ -26,6 +26,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     NotSent,
     OutcomeUnknown,
     ServiceTitanError,
+    Stalled,
 )
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
@@ -58,6 +59,9 @@ AHEAD = 2
 
 FRESH = timedelta(seconds=5)
 """A record that was compared longer ago is compared again before its change is sent."""
+
+HOPELESS = (NotAuthorized, Stalled)
+"""What the next change would meet, too."""
 
 NO_OP = "no_op"
 STOPPED = "stopped"
@@ -489,7 +493,7 @@ class _Run:
                 else:
                     ready.append((planned, found))
         except ServiceTitanError as error:
-            if isinstance(error, NotAuthorized):
+            if isinstance(error, HOPELESS):
                 self.barred = str(error)
             return [], [self._stopped(planned, f"not read: {error}") for planned in chunk]
         return ready, results
@@ -628,13 +632,13 @@ class _Run:
             except (_Withheld, _Taken) as error:
                 return words.NOT_SENT, {"detail": str(error)}
             except NotSent as error:
-                if isinstance(error.__cause__, NotAuthorized):
+                if isinstance(error.__cause__, HOPELESS):
                     self.barred = str(error.__cause__)
                 return words.NOT_SENT, {"detail": str(error), "trace_id": error.trace_id}
             except OutcomeUnknown as error:
                 return words.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
             except ServiceTitanError as error:  # an answer, and no proof
-                if isinstance(error, NotAuthorized):
+                if isinstance(error, HOPELESS):
                     self.barred = str(error)
                 said = {"detail": str(error), "answer": str(error), "trace_id": error.trace_id}
                 return words.UNKNOWN, said

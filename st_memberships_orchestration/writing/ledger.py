@@ -21,6 +21,7 @@ nothing else is sent to that record, by whichever plan and whatever the tenant i
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 
 from st_memberships_orchestration.servicetitan.auth import Account
+from st_memberships_orchestration.servicetitan.holders import PATIENCE, held_by
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
 from st_memberships_orchestration.writing.plans import Left, Plan, PlannedChange, content_hash
@@ -57,6 +59,8 @@ DONE = (SUCCEEDED, NOT_APPLIED)
 
 ALL_KINDS = "*"
 SHORTEST_HASH = 8
+LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's word for it."""
 
 _metadata = sa.MetaData()
 _entries = sa.Table(
@@ -234,13 +238,24 @@ class Held(Exception):
     """Another change of the same record stands in the way; the text says which."""
 
 
+class Busy(TimeoutError):
+    """Another process holds the ledger and does not let go; the text says which."""
+
+
 class Ledger:
     """The ledger in one database: SQLite, or PostgreSQL for more than one machine.
 
     May be shared by threads.
+
+    Args:
+        url: as SQLAlchemy writes it.
+        patience: seconds that another process is waited for, which usually takes milliseconds.
+
+    Raises:
+        Busy: by each method, if that process does not let go.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
         address = make_url(url)
         if address.get_backend_name() == "postgresql" and "+" not in address.drivername:
             address = address.set(drivername="postgresql+psycopg")
@@ -248,18 +263,25 @@ class Ledger:
         self._insert = sqlite.insert if self._is_sqlite else postgresql.insert
         # What is written is customers' data, which an error must not carry into logs.
         options: dict[str, Any] = {"pool_pre_ping": True, "hide_parameters": True}
+        self._patience = patience
+        self._gave_up_at = 0.0
+        self._files: tuple[Path, ...] = ()
         if self._is_sqlite:
             if address.database and address.database != ":memory:":
                 file = Path(address.database)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch(mode=0o600)
-            options |= {"connect_args": {"timeout": 60}}
+                self._files = (file, Path(f"{file}-wal"), Path(f"{file}-shm"))
+            options |= {"connect_args": {"timeout": patience}}
         self._engine = sa.create_engine(address, **options)
         # SQLite has one writer; threads that wait here do not busy-wait in the database.
         self._turn = threading.RLock()
         if self._is_sqlite:
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self._engine, "connect", self._prepare_postgresql)
+        sa.event.listen(self._engine, "handle_error", self._say_who_holds_it)
         self._create()
 
     def close(self) -> None:
@@ -623,8 +645,32 @@ class Ledger:
             with self._engine.begin() as connection:
                 yield connection
         else:
-            with self._turn, self._engine.begin() as connection:
-                yield connection
+            asked = time.monotonic()
+            with self._turn:
+                if asked < self._gave_up_at:  # it waited as long, behind the thread that did
+                    raise self._busy()
+                with self._engine.begin() as connection:
+                    yield connection
+
+    def _prepare_postgresql(self, connection: Any, _: Any) -> None:
+        """Let nobody wait for ever, and nobody for us if we stand still in a transaction."""
+        connection.execute(f"set lock_timeout = {self._patience * 1000:.0f}")
+        half = self._patience * 500
+        connection.execute(f"set idle_in_transaction_session_timeout = {half:.0f}")
+        connection.commit()
+
+    def _say_who_holds_it(self, context: sa.engine.ExceptionContext) -> None:
+        error = context.original_exception
+        locked = getattr(error, "sqlite_errorname", "") in ("SQLITE_BUSY", "SQLITE_LOCKED")
+        if locked or getattr(error, "sqlstate", "") == LOCK_NOT_AVAILABLE:
+            self._gave_up_at = time.monotonic()
+            raise self._busy() from error
+
+    def _busy(self) -> Busy:
+        return Busy(
+            f"The write ledger (ST_LEDGER_URL) was locked for {self._patience:g} s; "
+            f"{held_by(*self._files)}. Nothing is sent without it, and what was sent is looked for."
+        )
 
     def _rows(self, query: sa.Select[*tuple[Any, ...]]) -> Sequence[sa.Row[Any]]:
         with self._engine.connect().execution_options(st_reads=True) as connection:
@@ -746,7 +792,6 @@ def _cents(change: Any) -> int:
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # else the driver decides when a transaction begins
     cursor = connection.cursor()
-    cursor.execute("pragma busy_timeout = 60000")
     cursor.execute("pragma journal_mode = wal")
     cursor.execute("pragma synchronous = full")  # an intent survives the machine, too
     cursor.close()
