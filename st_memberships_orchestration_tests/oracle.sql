@@ -57,8 +57,8 @@ create temp table changes as
         count(*) over (partition by membership_id, ticks(created_on, created_on_text)) as tied
     from (select distinct on (id) * from raw_membership_status_changes);
 
--- Changes of one instant stand in the order in which each starts where the one before ended, the
--- earliest first; of orders that fit alike, the one that ends in today's status, then that of ids.
+-- Changes of one instant stand in the order in which as many as can be, over the whole life, start
+-- where the one before ended; of such orders the one that ends in today's status, then that of ids.
 create temp table orders as
     with recursive path as (
         select distinct member, []::bigint[] as path, null::varchar as last, []::boolean[] as fits
@@ -72,8 +72,9 @@ create temp table orders as
     select member, path from path
     left join (select id as member, arg_max(standing, seen_at) as standing from member_versions
         group by id) using (member)
-    qualify row_number() over (partition by member order by len(path) desc, fits desc,
-        last is not distinct from standing desc, path) = 1;
+    qualify row_number() over (partition by member order by len(path) desc,
+        len(list_filter(fits, lambda fit: fit)) desc, last is not distinct from standing desc, path
+    ) = 1;
 create temp table ordered_changes as
     select c.*, coalesce(list_position(path, id) - 1, first_place) as place
     from changes c left join orders using (member);
@@ -162,8 +163,8 @@ create temp table months as
 
 -- RENEWALS
 
--- What was sold as the renewal of another, and of these what came to be: a renewal that was
--- cancelled before it began renewed nothing.
+-- What was sold as the renewal of another, and of these what came to be: a renewal that was over
+-- before it began renewed nothing; one that was paused by then did.
 create temp table sold_links as
     select a.id, b.id as successor, b.begins as successor_begins,
         least(plausible(b."from"),
@@ -171,7 +172,9 @@ create temp table sold_links as
     from members a join members b on a.renewed_by_id = b.id
     where a.standing <> 'Deleted' and b.standing <> 'Deleted'
         and (b.begins, b.created_on, b.id) > (a.begins, a.created_on, a.id);
-create temp table links as from sold_links where successor in (select member from began);
+create temp table ran as
+    select distinct member from steps where status not in ('Canceled', 'Expired', 'Deleted');
+create temp table links as from sold_links where successor in (from ran);
 
 -- MOVEMENTS
 
@@ -184,18 +187,16 @@ create temp table movements as
         select l.successor as member, bool_or(
             not exists (from steps e where e.member = l.id and e.status in ('Expired', 'Canceled')
                 and e.tick <= l.successor_begins and coalesce(e.until > l.successor_begins, true)
-                and make_timestamptz(e.tick // 10)::timestamp + to_days(grace_days())
-                    < make_timestamptz(l.successor_begins // 10)::timestamp)
+                and day_of(e.tick) + grace_days() < day_of(l.successor_begins))
             ) as in_time
-        from links l where l.id in (select member from began) group by l.successor
+        from links l where l.id in (from ran) group by l.successor
     )
     select s.member, s.step, s.day, date_trunc('month', s.day)::date as month, case
         when s.status = 'Active' and nth_time = 1 and (old is null) then case
             when in_time then 'renewed' when in_time = false then 'won_back' else 'new' end
         when s.status = 'Active' then if(old = 'Suspended', 'resumed', 'won_back')
         when old = 'Active' and s.status in ('Expired', 'Canceled')
-            and make_timestamptz(successor_begins // 10)::timestamp
-                <= make_timestamptz(s.tick // 10)::timestamp + to_days(grace_days())
+            and day_of(successor_begins) <= day_of(s.tick) + grace_days()
             then 'ended_by_renewal'
         when old = 'Active' then case s.status when 'Canceled' then 'cancelled'
             when 'Expired' then 'expired' when 'Suspended' then 'suspended'
@@ -605,7 +606,7 @@ create temp table mrr_outlook as
     with threats as (
         select m.*, p.monthly, p.amortised, m.begins < midnight(today() + 1) as has_begun,
             m.cancellation_date is not null as is_scheduled,
-            coalesce(m."to" between today() and today() + 90, false)
+            coalesce(m."to" <= today() + 90, false)
                 and m.id not in (select id from links) as is_expiring,
             m.billing_frequency <> 'OneTime' and m.payment_method_id is null
                 and m.payment_type_id is null as is_unpaid

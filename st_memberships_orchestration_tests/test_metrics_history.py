@@ -374,10 +374,15 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
         (63, "Active", "Suspended", "2026-03-19T15:00:00Z"),
     ):
         changes.append(change(120 - id if swapped else id, 5, old, new, when))
+    # Two circles after a cancellation: only today's status tells in which way they were gone.
+    circle = [("Suspended", "Active"), ("Active", "Suspended")]
+    changes.append(change(70, 6, "Active", "Canceled", "2026-03-01T15:00:00Z"))
+    for numbers, when in ((ids(71, 72), at), (ids(73, 74), "2026-03-19T15:00:00Z")):
+        changes += [change(id, 6, *words, when) for id, words in zip(numbers, circle, strict=True)]
     canceled = {"status": "Canceled", "cancellation_date": "2026-03-10"}
     lost = {"status": "Canceled", "cancellation_date": "2026-03-19"}
     members = [member(2, **canceled), member(3, **canceled), member(5, **lost)]
-    found = lives([member(1), member(4), *members], changes)
+    found = lives([member(1), member(4), member(6), *members], changes)
     active = "Active 2026-01-01 00:00 before_first_change"
     assert found[1] == [active, "Active 2026-03-10 11:00 change"]
     assert found[2] == [active, "Canceled 2026-03-10 11:00 change"]
@@ -390,6 +395,12 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
     assert found[4][-2:] == [
         "Suspended 2026-03-10 11:00 change",
         "Active 2026-03-11 11:00 change",
+    ]
+    assert found[6] == [
+        active,
+        "Canceled 2026-03-01 10:00 change",
+        "Active 2026-03-10 11:00 change",
+        "Active 2026-03-19 11:00 change",
     ]
 
 

@@ -181,7 +181,7 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
     by = {"sold_by_id": 7, "activated_from_id": 1, "from_": "2025-12-01"}
     members = frame(
         membership(1, **by),
-        membership(2, **by, status="Canceled"),  # after 40 days
+        membership(2, **by, status="Canceled"),  # on the 90th day, in the afternoon
         membership(3, **{**by, "from_": "2026-01-15"}, created="2025-12-10"),  # not matured
         membership(4, **by, status="Canceled"),  # after 91 days
         membership(5, **by, status="Suspended"),
@@ -199,7 +199,7 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
     begun = "Active 2025-12-01"
     status = history(
         **{f"m{n}": begun for n in (1, 7, 8)},
-        m2=f"{begun}, Canceled 2026-01-10",
+        m2=f"{begun}, Canceled 2026-03-01 17:07",
         m3="Active 2026-01-15",
         m4=f"{begun}, Canceled 2026-03-02",
         m5=f"{begun}, Suspended 2025-12-20",
@@ -221,7 +221,7 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
         (FEBRUARY, 7, "renewal", 1, 0, 0, None, D(0), 1, "prices_missing"),
         (FEBRUARY, 9, "renewal", 1, 0, 0, None, D(15), 0, None),
     ]
-    early = sales_monthly(members, status, prices(members), **CLOCK, early_days=39)
+    early = sales_monthly(members, status, prices(members), **CLOCK, early_days=89)
     assert early["lost_early"].sum() == 0
 
 

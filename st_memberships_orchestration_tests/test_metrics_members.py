@@ -267,9 +267,11 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
         membership(2, **year, renewed_by_id=12),
         membership(12, from_="2026-03-17", created="2026-03-17"),  # 45 days after
         membership(3, **year, renewed_by_id=13),
-        membership(13, from_="2026-03-02", created="2026-03-02"),  # 29 days after
+        membership(13, from_="2026-03-03", created="2026-03-03"),  # on the 30th day
         membership(4, from_="2025-02-01", status="Canceled", renewed_by_id=14),  # never ran
         membership(14, from_="2026-03-10", created="2026-03-10"),
+        membership(5, **year, renewed_by_id=15),
+        membership(15, from_="2026-02-01", created="2026-01-20", status="Suspended"),
     )
     ran = "Active 2025-02-01, Expired 2026-02-01 01:00"
     status = history(
@@ -277,21 +279,23 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
         m2=ran,
         m3=ran,
         m4="Canceled 2025-02-01",
+        m5=ran,
         m11="Active 2026-01-20, Canceled 2026-02-20",
         m12="Active 2026-03-17",
-        m13="Active 2026-03-02",
+        m13="Active 2026-03-03 09:00",
         m14="Active 2026-03-10",
+        m15="Suspended 2026-01-25",  # paused before it began: it renews all the same
     )
     columns = ("new", "renewed", "reactivated", "ended_by_renewal", "expired", "active_end")
     found = monthly_of(members, status, *columns)
-    assert found[FEBRUARY] == (0, 0, 0, 1, 2, 0)
+    assert found[FEBRUARY] == (0, 0, 0, 2, 2, 0)
     assert found[MARCH] == (1, 1, 1, 0, 0, 3)
     rate = renewal_rate_monthly(members, status, today=TODAY, zone=ZONE)
-    assert plain(rate, "due", "renewed", "renewed_late")[0] == (3, 0, 2)
+    assert plain(rate, "due", "renewed", "renewed_late")[0] == (4, 1, 2)
     # 11 was sold as a renewal, so it is no first sale that could be kept.
     cohorts = cohort_retention(members, status, today=TODAY, zone=ZONE)
     sold = plain(cohorts, "cohort_month", "months_since", "members_sold")
-    assert [row for row in sold if row[1] == 0] == [(date(2025, 2, 1), 0, 4)]
+    assert [row for row in sold if row[1] == 0] == [(date(2025, 2, 1), 0, 5)]
 
 
 def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:

@@ -1,9 +1,7 @@
 """`history/<name>`: what was true when. Built from `raw/` and `current/`, one tenant at a time."""
 
-from collections.abc import Sequence
 from datetime import date
-from functools import partial
-from itertools import groupby, permutations
+from itertools import groupby, permutations, product
 from operator import attrgetter, ne
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -116,8 +114,10 @@ def rebuild_membership_status(
     without a plausible one, with its creation or its first change): before, nobody is a member.
 
     Changes come in the order of their instants, to the last digit that was sent. Those of one
-    instant are put so that each starts where the one before it ended, and by id where that does
-    not tell. Before the first change the status is what that change started from.
+    instant are put so that, over the whole life of the membership, as few as can be start
+    elsewhere than the one before them ended; where that does not tell, so that the last one ends
+    in today's status, and then by id. Before the first change the status is what that change
+    started from.
 
     ServiceTitan records changes since 2025, and not all of them. What is missing is inferred. A
     membership is sold as Active, so one whose first recorded change starts from another status,
@@ -292,7 +292,7 @@ class _Step(NamedTuple):
 
 
 def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """New places for the changes of one instant: each starts where the one before it ended."""
+    """New places for the changes of memberships that have several of one instant."""
     found = connection.sql(
         """
         select o.membership_id, place, tied, o.id, old_status, new_status, m.status
@@ -303,30 +303,24 @@ def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     ).fetchall()
     moved: dict[int, int] = {}
     for _, steps in groupby(map(_Step._make, found), key=attrgetter("membership_id")):
-        left, before = list(steps), None
-        while left:
-            tied, left = left[: left[0].tied], left[left[0].tied :]
-            after = _starts(left[: left[0].tied]) if left else {tied[0].status_today}
-            if 1 < len(tied) <= MOST_TIED:
-                fits = partial(_breaks, before, after)
-                order = min(permutations(tied), key=fits)  # of equal ones the first: by id
-                moved |= {step.id: tied[at].place for at, step in enumerate(order)}
-                tied = list(order)
-            before = tied[-1].new_status
+        moved |= {step.id: place for place, step in enumerate(_chain(list(steps)), start=1)}
     columns = [pa.array(list(column), pa.int64()) for column in (moved.keys(), moved.values())]
     return pa.table(columns, names=["id", "place"])
 
 
-def _starts(tied: Sequence[_Step]) -> set[str]:
-    """The statuses from which changes of one instant can follow each other best."""
-    if len(tied) > MOST_TIED:
-        return {tied[0].old_status}
-    breaks = {order: _breaks(None, set(), order)[0] for order in permutations(tied)}
-    return {order[0].old_status for order, many in breaks.items() if many == min(breaks.values())}
-
-
-def _breaks(before: str | None, after: set[str], order: Sequence[_Step]) -> tuple[int, bool]:
-    """How often a change does not start where the last one ended; whether the end does not fit."""
-    starts = [step.old_status for step in order]
-    ends = [before or starts[0], *(step.new_status for step in order)]
-    return sum(map(ne, starts, ends)), ends[-1] not in after
+def _chain(steps: list[_Step]) -> tuple[_Step, ...]:
+    """A membership's changes: with the fewest breaks, to today's status, then by id."""
+    today = steps[0].status_today
+    # Breaks and order of the best chain so far that ends in each status; None before the first.
+    best: dict[str | None, tuple[int, tuple[_Step, ...]]] = {None: (0, ())}
+    while steps:
+        tied, steps = steps[: steps[0].tied], steps[steps[0].tied :]
+        orders = permutations(tied) if len(tied) <= MOST_TIED else [tuple(tied)]
+        longer: dict[str | None, tuple[int, tuple[_Step, ...]]] = {}
+        for order, (end, (breaks, chain)) in product(orders, best.items()):
+            starts = [step.old_status for step in order]
+            ends = [end or starts[0], *(step.new_status for step in order)]
+            tried = breaks + sum(map(ne, starts, ends)), (*chain, *order)
+            longer[ends[-1]] = min(tried, longer.get(ends[-1], tried))
+        best = longer
+    return min((breaks, end != today, chain) for end, (breaks, chain) in best.items())[2]

@@ -36,11 +36,6 @@ CANCELLED, EXPIRED = ("cancelled", FINAL["Canceled"]), ("expired", FINAL["Expire
 LOST = (*CANCELLED, *EXPIRED)
 """Kinds of movement by which a member is lost for good, and that are no renewal."""
 
-CANCELLED = ("cancelled", FINAL["Canceled"])
-EXPIRED = ("expired", FINAL["Expired"])
-LOST = (*CANCELLED, *EXPIRED)
-"""Kinds of movements by which a member is lost for good."""
-
 INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
 """Values of `basis` of a span that no recorded change begins or ends."""
 
@@ -90,6 +85,11 @@ def follows(rows: Frame) -> Column:
 def before(today: date) -> Any:
     """The end of today, which is the end of all that is counted."""
     return pd.Timestamp(today) + pd.Timedelta(days=1)
+
+
+def end_of(moments: Column, days: int) -> Column:
+    """When the day that lies so many days after each moment's own day is over."""
+    return moments.dt.normalize() + pd.Timedelta(days=days + 1)
 
 
 def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None) -> Frame:
@@ -164,11 +164,12 @@ def movements(
     """Every entry into and exit from Active up to today, every final loss, and what it is called.
 
     Entries are `new`; `renewed`, the first day of a successor whose predecessor still ran or had
-    ended at most `renewal_grace_days` before; and `reactivated`: one that came back, or a successor
-    that came later than that. The successor of one that never ran is `new`. Exits are `cancelled`,
-    `expired`, `suspended`, `deleted`, `other_exit`, and `ended_by_renewal`, an end with a successor
-    in time. A suspended membership that ends without such a successor is lost for good:
-    `cancelled_from_suspension` or `expired_from_suspension`, which is no exit from Active.
+    ended at most `renewal_grace_days` before, by the calendar; and `reactivated`: one that came
+    back, or a successor that came later than that. The successor of one that never ran (Active or
+    paused) is `new`. Exits are `cancelled`, `expired`, `suspended`, `deleted`, `other_exit`, and
+    `ended_by_renewal`, an end with a successor in time. A suspended membership that ends without
+    such a successor is lost for good: `cancelled_from_suspension` or `expired_from_suspension`,
+    which is no exit from Active.
 
     Returns:
         `tenant`, `membership_id`, `at`, `began` (local), `month`, `kind`, `is_entry`, `change`
@@ -176,7 +177,6 @@ def movements(
         `since` (first day of the membership's chain), and its cell; in order of membership and
         moment.
     """
-    grace = pd.Timedelta(days=renewal_grace_days)
     life = spells(membership_status, zone, memberships)
     links = renewal_links(memberships, zone, life)
     known = pick(memberships, "id", "from", "membership_type_id", "business_unit_id").join(
@@ -191,7 +191,7 @@ def movements(
     known = attach(known, known, "successor_id", successor_starts="starts")
     ran = locate(known, life[~life["status"].isin(ENDED)], "id", "membership_id") >= 0
     renewed = known[known["successor_id"].notna() & ran]
-    late = renewed["successor_starts"] > renewed["ended"] + grace
+    late = renewed["successor_starts"] >= end_of(renewed["ended"], renewal_grace_days)
     known["is_successor"] = locate(known, renewed, "id", "successor_id") >= 0
     known["in_time"] = locate(known, renewed[~late], "id", "successor_id") >= 0
 
@@ -213,7 +213,8 @@ def movements(
     rows["since"] = rows["since"].fillna(rows["began"])
     rows["is_resumed"] = rows["is_entry"] & (rows["previous"] == "Suspended")
     comes, began = rows["is_entry"], rows["previous"].isna()
-    goes_on = rows["status"].isin(list(FINAL)) & (rows["successor_starts"] <= rows["began"] + grace)
+    in_time = rows["successor_starts"] < end_of(rows["began"], renewal_grace_days)
+    goes_on = rows["status"].isin(list(FINAL)) & in_time
     rows["kind"] = np.select(
         [
             comes & began & ~rows["is_successor"],

@@ -43,7 +43,8 @@ def mrr_outlook(
 
     One row per membership type, business unit and outlook. Each membership has one outlook, the
     first that applies. Of today's members (`is_in_mrr`): `scheduled_to_end`, its cancellation date
-    is set; `expiring`, its term ends within `expiring_days` and it has no successor;
+    is set; `expiring`, its term ends within `expiring_days`, or is over already, and it has no
+    successor;
     `no_payment_method`, it is billed again and again and has neither card, bank account nor a kind
     of payment by hand; `secure`, none of these. Together they are today's members and MRR, the
     first three MRR at risk. Beside it: `suspended`; `committed`, sold and Active, to begin after

@@ -55,8 +55,8 @@ def renewals(
 
     One row per membership that has a last day (`to`) or a duration; ongoing and deleted ones are
     left out. `days_left` counts from today to the last day covered; negative means past. A
-    successor counts if it is known, begins later, is not deleted, and was not cancelled before its
-    first day. `monthly_value` is the
+    successor counts if it is known, begins later, is not deleted, and was not over (cancelled,
+    expired) before its first day; one that is paused by then counts. `monthly_value` is the
     monthly price, or the amortised one if paid upfront, in the account's currency.
 
     Source: `current/memberships`, `derived/membership_prices`, `history/membership_status`;

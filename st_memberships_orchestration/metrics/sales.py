@@ -19,6 +19,7 @@ from st_memberships_orchestration.metrics.frames import (
 from st_memberships_orchestration.metrics.history import (
     LOST,
     before,
+    end_of,
     movements,
     renewal_links,
     share,
@@ -104,7 +105,8 @@ def sales_monthly(
     gone = rows["is_deleted"] | (rows["status"] == "Deleted")
     rows = rows[~gone & (rows["sold_on"] < before(today))].reset_index(drop=True)
 
-    early = rows["began"] + pd.Timedelta(days=early_days)
+    early = end_of(rows["began"], early_days)
+    matured = early <= before(today)
     rows["activation_method"] = np.select(
         [rows["is_successor"], rows["import_id"].notna(), rows["activated_from_id"].notna()],
         ["renewal", "imported", "new_sale"],
@@ -115,8 +117,8 @@ def sales_monthly(
         "sold": 1,
         "monthly_value": rows["value"].fillna(0),
         "unpriced": rows["value"].isna(),
-        "matured": early < before(today),
-        "lost_early": (early < before(today)) & (rows["lost"] <= early),
+        "matured": matured,
+        "lost_early": matured & (rows["lost"] < early),
     }
     rows = rows.assign(**measures).astype(dict.fromkeys(measures, "int64"))
     grain = list(SALES_MONTHLY.grain)
