@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -203,8 +203,10 @@ def test_caps_hold_against_threads(ledger: Ledger) -> None:
 def test_plans_are_found_by_the_beginning_of_their_hash(ledger: Ledger) -> None:
     plan = Plan("acme", "sandbox", "update_memberships", "test", NOW, ())
     ledger.save_plan(plan)
-    ledger.save_plan(plan)
-    assert ledger.find_plan(plan.hash[:8]) == plan
+    assert ledger.save_plan(plan) == ledger.find_plan(plan.hash[:8]) == plan
+    # What lies outside the hash is taken as it was made, and not as a file says.
+    edited = replace(plan, source="the boss", created_at=NOW + timedelta(days=9), ledger=("x", 9))
+    assert ledger.save_plan(edited, made=False) == plan
     with pytest.raises(KeyError, match="0 plans"):
         ledger.find_plan("x" * 10)
     with pytest.raises(KeyError, match="at least 8 characters"):

@@ -34,6 +34,7 @@ from st_memberships_orchestration.writing.changes import (
     plan_changes,
     rows_of_query,
     tenant_of,
+    tenant_of_account,
 )
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
@@ -284,14 +285,16 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
         with _failures():
             file = Path(config.plan)
             done = load_plan(file) if file.is_file() else writes.ledger.find_plan(config.plan)
-            back = reversal(done, servicetitan.client(done.tenant), writes.ledger)
+            account = done.account.id if done.account else ""
+            tenant = tenant_of_account(writes.settings, account, done.tenant)
+            back = reversal(done, servicetitan.client(tenant), writes.ledger)
             left = [(str(one.line), str(one.target or "new"), one.why) for one in back.left]
             context.add_output_metadata({"not_undone": _table(LEFT_HEADINGS, cut(left))})
             if back.kind is None or not back.rows:
                 why = "; ".join(dict.fromkeys(one.why for one in back.left)) or "nothing was done"
                 raise ValueError(f"there is nothing that can be undone: {why}")
             work = _Work(context, config, KINDS[back.kind], servicetitan, lake, writes)
-            work.show(work.made(back.rows, done.tenant, f"undo of {done.hash[:12]}"))
+            work.show(work.made(back.rows, tenant, f"undo of {done.hash[:12]}"))
 
     @dg.job(
         name="undo_changes",
@@ -407,14 +410,13 @@ class _Work:
         """Apply a plan and show what became of each change; fail if not all are well."""
         config, writes = self.config, self.writes
         if config.plan:
-            plan = load_plan(Path(config.plan))
+            plan = writes.ledger.save_plan(load_plan(Path(config.plan)), made=False)
         else:
             plan = writes.ledger.find_plan(config.approved_hash)
         if plan.kind != self.kind.name:
             raise Locked(f"the plan is for {plan.kind}, this job is {self.kind.name}")
         if config.tenant not in ("", plan.tenant):
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
-        writes.ledger.save_plan(plan, made=False)
         who = config.who or self.context.run.tags.get("who") or this_user()
         self._tag(plan, "applied", who=who)
         try:

@@ -108,8 +108,7 @@ for _kind in KINDS.values():
 def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> None:
     """Apply a plan: needs its hash, --send and ST_WRITES=on. Run it again to go on."""
     with _work() as (settings, ledger):
-        chosen = load_plan(plan_file)
-        ledger.save_plan(chosen, made=False)
+        chosen = ledger.save_plan(load_plan(plan_file), made=False)
         if not send:
             _show_plan(chosen)
         with (

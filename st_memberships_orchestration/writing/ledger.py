@@ -319,13 +319,17 @@ class Ledger:
 
     # Plans
 
-    def save_plan(self, plan: Plan, *, made: bool = True) -> None:
+    def save_plan(self, plan: Plan, *, made: bool = True) -> Plan:
         """Keep a plan, so that it can be applied by its hash; the newest making of it counts.
 
         Args:
             plan: to keep.
             made: whether it was made just now; a plan that was read from a file is kept only if
-                the ledger does not know it, as its time may have been edited.
+                the ledger does not know it.
+
+        Returns:
+            The plan as the ledger has it: what lies outside its hash, such as its time, source and
+            refused rows, may have been edited in a file.
         """
         values = {
             "tenant": plan.tenant,
@@ -340,6 +344,7 @@ class Ledger:
             insert = insert.on_conflict_do_nothing(index_elements=["hash"])
         with self._writing() as connection:
             connection.execute(insert)
+        return self.find_plan(plan.hash)
 
     def planned_at(self, plan: Plan) -> datetime:
         """When a plan was made: as the ledger noted it, else as the plan itself says."""

@@ -2,7 +2,9 @@
 
 A plan is made from rows and a fresh read, never sends anything, and is a file with a hash over
 all that an approval is about: account, kind, occasion, and each change with its money, its warnings
-and the values that it was planned against. The same rows over unchanged records give the same hash.
+and the values that it was planned against. The same rows over unchanged records give the same hash,
+whenever and from wherever they came: time, source, and rows that change nothing lie outside of it,
+and are taken as the ledger noted them when the plan was made, not as a file says.
 When it is applied, each change is drawn again from a fresh read, and has to come out the same.
 """
 
