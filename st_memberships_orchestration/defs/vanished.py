@@ -11,6 +11,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
+from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -18,7 +19,6 @@ from st_memberships_orchestration.lake.latest import mark_deleted
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.reading.comparison import LISTED, listing, one_record
 from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.columns import described
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings
 
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
     [
         described("feed", pa.string(), "Which kind of record."),
         described("id", pa.int64(), "Id that ServiceTitan answered with 'not found'."),
-        described("asked_at", pa.timestamp("us", tz="UTC"), "When it was asked (UTC)."),
+        described("asked_at", INSTANT, "When it was asked (UTC)."),
     ]
 )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from st_memberships_orchestration.columns import INSTANT, described
+
 HEALTHY, WARNING, FAILING = "healthy", "warning", "failing"
 STATES = (FAILING, WARNING, HEALTHY)
 """Worst first."""
@@ -74,34 +76,29 @@ class Issue:
     remedy: str
 
 
-def _column(name: str, kind: pa.DataType, comment: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"comment": comment})
-
-
-_INSTANT = pa.timestamp("us", tz="UTC")
 _TEXTS = pa.list_(pa.string())
 
 SCHEMA = pa.schema(
     [
-        _column("tenant", pa.string(), "Key of the tenant in the settings."),
-        _column("feed", pa.string(), "One of ServiceTitan's exports."),
-        _column("state", pa.string(), "healthy, warning or failing."),
-        _column("reason", pa.string(), "What is wrong; empty if nothing is."),
-        _column("remedy", pa.string(), "What to do about it."),
-        _column("issues", _TEXTS, "The same as short codes, worst first."),
-        _column("lag_minutes", pa.int64(), "A change this old may not be in the lake yet."),
-        _column("last_success_at", _INSTANT, "When the feed was last read to its end."),
-        _column("position_age_minutes", pa.int64(), "Since the position in the feed was saved."),
-        _column("position_saved_at", _INSTANT, "When that was; while quiet, once a day."),
-        _column("rows_per_run", pa.float64(), "Records that a reading brought, on average."),
-        _column("throttled_share", pa.float64(), "Of its requests, those answered 429; 0 to 1."),
-        _column("last_error", pa.string(), "What the newest run failed with, if unread since."),
-        _column("last_error_remedy", pa.string(), "What to do about that error."),
-        _column("last_error_at", _INSTANT, "When that run ended."),
-        _column("failing_checks", _TEXTS, "Checks that rows of this tenant contradict."),
-        _column("unfinished_windows", pa.int64(), "Backfills begun that did not get through."),
-        _column("quarantined", pa.int64(), "Records kept aside because they broke their contract."),
-        _column("assessed_at", _INSTANT, "When all this was found out."),
+        described("tenant", pa.string(), "Key of the tenant in the settings."),
+        described("feed", pa.string(), "One of ServiceTitan's exports."),
+        described("state", pa.string(), "healthy, warning or failing."),
+        described("reason", pa.string(), "What is wrong; empty if nothing is."),
+        described("remedy", pa.string(), "What to do about it."),
+        described("issues", _TEXTS, "The same as short codes, worst first."),
+        described("lag_minutes", pa.int64(), "A change this old may not be in the lake yet."),
+        described("last_success_at", INSTANT, "When the feed was last read to its end."),
+        described("position_age_minutes", pa.int64(), "Since the position in the feed was saved."),
+        described("position_saved_at", INSTANT, "When that was; while quiet, once a day."),
+        described("rows_per_run", pa.float64(), "Records that a reading brought, on average."),
+        described("throttled_share", pa.float64(), "Of its requests, those answered 429; 0 to 1."),
+        described("last_error", pa.string(), "What the newest run failed with, if unread since."),
+        described("last_error_remedy", pa.string(), "What to do about that error."),
+        described("last_error_at", INSTANT, "When that run ended."),
+        described("failing_checks", _TEXTS, "Checks that rows of this tenant contradict."),
+        described("unfinished_windows", pa.int64(), "Backfills begun that did not get through."),
+        described("quarantined", pa.int64(), "Records kept aside, as they broke their contract."),
+        described("assessed_at", INSTANT, "When all this was found out."),
     ]
 )
 """Columns of `health/tenants`: one row per tenant and feed."""

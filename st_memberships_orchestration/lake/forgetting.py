@@ -20,6 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
@@ -37,15 +38,9 @@ TABLE = "state/forgotten"
 SCHEMA = pa.schema(
     [
         TENANT,
-        pa.field(
-            "kind", pa.string(), metadata={"comment": "What was forgotten, such as a customer."}
-        ),
-        pa.field("digest", pa.string(), metadata={"comment": "Keyed hash of its id."}),
-        pa.field(
-            "forgotten_at",
-            pa.timestamp("us", tz="UTC"),
-            metadata={"comment": "When it was first asked for."},
-        ),
+        described("kind", pa.string(), "What was forgotten, such as a customer."),
+        described("digest", pa.string(), "Keyed hash of its id."),
+        described("forgotten_at", INSTANT, "When it was first asked for."),
     ]
 )
 

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 import pyarrow as pa
 
+from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.store import (
     Lake,
     duck,
@@ -24,13 +25,9 @@ STREAMED_ROWS = 50_000
 WORKING_MEMORY = "400MB"
 
 
-def _validity(name: str, comment: str) -> pa.Field:
-    return pa.field(name, pa.timestamp("us", tz="UTC"), metadata={"comment": comment})
-
-
 VALIDITY = (
-    _validity(VALID_FROM, "From this moment on the row is true (UTC)."),
-    _validity(VALID_TO, "Until just before this moment (UTC); null while it is true."),
+    described(VALID_FROM, INSTANT, "From this moment on the row is true (UTC)."),
+    described(VALID_TO, INSTANT, "Until just before this moment (UTC); null while it is true."),
 )
 
 
@@ -73,19 +70,17 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
 
 STATUS_COLUMNS = pa.schema(
     [
-        pa.field("membership_id", pa.int64(), metadata={"comment": "Whose status it is."}),
-        pa.field("status", pa.string(), metadata={"comment": "Active, Suspended, Expired …"}),
+        described("membership_id", pa.int64(), "Whose status it is."),
+        described("status", pa.string(), "Active, Suspended, Expired …"),
         *VALIDITY,
-        pa.field(
+        described(
             "basis",
             pa.string(),
-            metadata={
-                "comment": "change: after a recorded change; before_first_change: what that "
-                "change started from; unchanged: today's status, no change is recorded. Inferred "
-                "where a change is missing: cancellation_date, to (the day after the last), "
-                "modified_on (the first version that shows the status), and "
-                "before_inferred_change, the time before one of these."
-            },
+            "change: after a recorded change; before_first_change: what that "
+            "change started from; unchanged: today's status, no change is recorded. Inferred "
+            "where a change is missing: cancellation_date, to (the day after the last), "
+            "modified_on (the first version that shows the status), and "
+            "before_inferred_change, the time before one of these.",
         ),
     ]
 )
@@ -95,7 +90,7 @@ CHANGES = pa.schema(
         ("membership_id", pa.int64()),
         ("old_status", pa.string()),
         ("new_status", pa.string()),
-        ("created_on", pa.timestamp("us", tz="UTC")),
+        ("created_on", INSTANT),
         ("created_on_text", pa.string()),
     ]
 )

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
+from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
@@ -27,8 +28,6 @@ TABLE = "state/feed_progress"
 
 LINES_PER_FILE = 100
 """So many commits are joined into one file: each is a file of its own, and reading opens all."""
-
-INSTANT = pa.timestamp("us", tz="UTC")
 
 
 @dataclass(frozen=True)
@@ -70,24 +69,20 @@ class Progress:
         return self.window_start is None
 
 
-def _column(name: str, kind: pa.DataType, comment: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"comment": comment})
-
-
 SCHEMA = pa.schema(
     [
         TENANT,
-        _column("environment", pa.string(), "ServiceTitan environment that the token belongs to."),
-        _column("feed", pa.string(), "Name of the feed."),
-        _column("window_start", INSTANT, "Start of the window; null for the live reading."),
-        _column("window_end", INSTANT, "End of the window; null for the live reading."),
-        _column("from_beginning", pa.bool_(), "It was read from the feed's first record on."),
-        _column("token", pa.string(), "Opaque position from which reading goes on."),
-        _column("complete", pa.bool_(), "The reading reached its end."),
-        _column("read_through", INSTANT, "All changes before this time are in the lake."),
-        _column("saved_at", INSTANT, "When this line was written, after the rows it speaks of."),
-        _column("begun_at", INSTANT, "When the reading began; slices read together share it."),
-        _column("batch", pa.int64(), "Newest batch of raw/<feed> when this line was written."),
+        described("environment", pa.string(), "ServiceTitan environment of the token."),
+        described("feed", pa.string(), "Name of the feed."),
+        described("window_start", INSTANT, "Start of the window; null for the live reading."),
+        described("window_end", INSTANT, "End of the window; null for the live reading."),
+        described("from_beginning", pa.bool_(), "It was read from the feed's first record on."),
+        described("token", pa.string(), "Opaque position from which reading goes on."),
+        described("complete", pa.bool_(), "The reading reached its end."),
+        described("read_through", INSTANT, "All changes before this time are in the lake."),
+        described("saved_at", INSTANT, "When this line was written, after the rows it speaks of."),
+        described("begun_at", INSTANT, "When the reading began; slices read together share it."),
+        described("batch", pa.int64(), "Newest batch of raw/<feed> when this line was written."),
     ]
 )
 

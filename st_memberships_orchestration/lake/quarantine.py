@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 
+from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.forgetting import Forgotten
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import (
@@ -19,24 +20,19 @@ from st_memberships_orchestration.lake.store import (
     scan,
 )
 
-
-def _column(name: str, kind: pa.DataType, comment: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"comment": comment})
-
-
 SCHEMA = pa.schema(
     [
         TENANT,
-        _column("id", pa.int64(), "Id of the record, where one could be read."),
-        _column("reason", pa.string(), "Which field is wrong, and how."),
-        _column("record", pa.string(), "The record's JSON as ServiceTitan sent it."),
-        _column("read_at", pa.timestamp("us", tz="UTC"), "When it was first met."),
-        _column(
+        described("id", pa.int64(), "Id of the record, where one could be read."),
+        described("reason", pa.string(), "Which field is wrong, and how."),
+        described("record", pa.string(), "The record's JSON as ServiceTitan sent it."),
+        described("read_at", INSTANT, "When it was first met."),
+        described(
             "modified_on",
-            pa.timestamp("us", tz="UTC"),
+            INSTANT,
             "Its modification time where one could be read; without one, its creation.",
         ),
-        _column("trace_id", pa.string(), "ServiceTitan's trace id of the answer, if it gave one."),
+        described("trace_id", pa.string(), "ServiceTitan's trace id, if it gave one."),
     ]
 )
 

@@ -38,11 +38,13 @@ from deltalake.schema import Schema as DeltaSchema
 from deltalake.transaction import AddAction, RemoveAction
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from st_memberships_orchestration.columns import described
+
 logger = logging.getLogger(__name__)
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatchReader)
 
-TENANT = pa.field("tenant", pa.string(), metadata={"comment": "Key of the tenant in the settings."})
+TENANT = described("tenant", pa.string(), "Key of the tenant in the settings.")
 LAYERS = ("raw", "current", "reference", "history", "derived", "quarantine", "state", "health")
 
 CURRENT_FILE_BYTES = 4_000_000

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, Transaction
 
+from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.forgetting import Forgotten
 from st_memberships_orchestration.lake.store import (
     TENANT,
@@ -32,20 +33,12 @@ from st_memberships_orchestration.lake.store import (
     with_tenant,
 )
 
-LOADED_AT = pa.field(
-    "loaded_at",
-    pa.timestamp("us", tz="UTC"),
-    metadata={"comment": "When this version was written to the lake."},
+LOADED_AT = described("loaded_at", INSTANT, "When this version was written to the lake.")
+BATCH = described(
+    "batch", pa.int64(), "Of the tenant's commit that brought it; later ones have greater ones."
 )
-BATCH = pa.field(
-    "batch",
-    pa.int64(),
-    metadata={"comment": "Of the tenant's commit that brought it; later ones have greater ones."},
-)
-IS_DELETED = pa.field(
-    "is_deleted",
-    pa.bool_(),
-    metadata={"comment": "ServiceTitan shows the record as inactive or Deleted."},
+IS_DELETED = described(
+    "is_deleted", pa.bool_(), "ServiceTitan shows the record as inactive or Deleted."
 )
 SPREAD = np.int64(0x1E3779B97F4A7C15)
 """Odd and large, so that products of neighbouring ids lie far apart."""

@@ -24,6 +24,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from st_memberships_orchestration.columns import INSTANT, MONEY
+
 Frame: TypeAlias = Any
 """A DataFrame inside the room; pandas' own annotations make every column a union of everything."""
 Column: TypeAlias = Any
@@ -38,9 +40,7 @@ ID = pa.int64()
 TEXT = pa.string()
 TRUTH = pa.bool_()
 DAY = pa.date32()
-INSTANT = pa.timestamp("us", tz="UTC")
 MICROS = pa.decimal128(28, 6)
-MONEY = pa.decimal128(18, 6)
 MILLION = pa.scalar(Decimal(1_000_000))
 MOST = pa.scalar(10**18 - 1, pa.int64())
 LEAST = pa.scalar(1 - 10**18, pa.int64())

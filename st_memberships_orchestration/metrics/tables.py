@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pyarrow as pa
 
+from st_memberships_orchestration.columns import described
 from st_memberships_orchestration.metrics.frames import MONEY, Column, Frame, decimals
 
 TEXT = pa.string()
@@ -64,10 +65,7 @@ class Table:
     def schema(self) -> pa.Schema:
         """The columns as Arrow fields, their meaning as Delta's column comment."""
         return pa.schema(
-            [
-                pa.field(name, kind, metadata={"comment": meaning})
-                for name, (kind, meaning) in self.columns.items()
-            ]
+            [described(name, kind, meaning) for name, (kind, meaning) in self.columns.items()]
         )
 
     def frame(self, rows: Frame) -> pd.DataFrame:

@@ -24,23 +24,18 @@ from typing import Any
 import pyarrow as pa
 from pydantic.alias_generators import to_snake
 
+from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.servicetitan.models import NUMBER, Record, exact, json_text
 
-INSTANT = pa.timestamp("us", tz="UTC")
 TYPES = {
     ("integer", "int64"): pa.int64(),
     ("integer", "int32"): pa.int32(),
-    ("number", "decimal"): pa.decimal128(18, 6),
+    ("number", "decimal"): MONEY,
     ("boolean", None): pa.bool_(),
     ("string", None): pa.string(),
     ("string", "date-time"): INSTANT,
     ("string", "date"): pa.date32(),
 }
-
-
-def described(name: str, kind: pa.DataType, description: str) -> pa.Field:
-    """An Arrow field with its UI text where Delta keeps such: the column's comment."""
-    return pa.field(name, kind, metadata={"comment": description})
 
 
 EXTRA = described(

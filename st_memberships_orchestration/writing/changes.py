@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from st_memberships_orchestration.columns import INSTANT
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake, replace_tenant, upsert
 from st_memberships_orchestration.servicetitan.auth import Account
@@ -40,7 +41,7 @@ LEDGERS = pa.schema(
             ("account", pa.string()),
             ("ledger", pa.string()),
             ("number", pa.int64()),
-            ("noted_at", pa.timestamp("us", tz="UTC")),
+            ("noted_at", INSTANT),
         )
     ]
 )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import NO_OP, NOT_READ_BACK, STOPPED, Result
 from st_memberships_orchestration.writing.kinds import KINDS, Kind
@@ -147,8 +148,8 @@ def column_help(kind: Kind) -> list[tuple[str, str, str]]:
 
 AUDIT = pa.schema(
     [
-        pa.field(name, kind, metadata={"comment": comment})
-        for name, kind, comment in (
+        described(name, kind, meaning)
+        for name, kind, meaning in (
             ("key", pa.string(), "The ledger's key of the change; for `settle`."),
             ("environment", pa.string(), "Environment that it was sent to."),
             ("kind", pa.string(), "Kind of change; the name of its job."),
@@ -163,12 +164,12 @@ AUDIT = pa.schema(
             ("change", pa.string(), "What was asked, JSON."),
             ("before", pa.string(), "What the record had before, JSON."),
             ("after", pa.string(), "What it had when it was read back, JSON."),
-            ("money", pa.decimal128(18, 6), "Money that the change touches."),
+            ("money", MONEY, "Money that the change touches."),
             ("trace_id", pa.string(), "ServiceTitan's trace id, where it gave one."),
             ("who", pa.string(), "Who applied the plan."),
             ("run_id", pa.string(), "Run that sent it last, or decided not to."),
-            ("sent_at", pa.timestamp("us", tz="UTC"), "When it was noted, just before sending."),
-            ("updated_at", pa.timestamp("us", tz="UTC"), "When the outcome was noted."),
+            ("sent_at", INSTANT, "When it was noted, just before sending."),
+            ("updated_at", INSTANT, "When the outcome was noted."),
         )
     ]
 )
