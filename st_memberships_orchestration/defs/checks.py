@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from st_memberships_orchestration.defs.claims import DERIVED, Claim, claims_of
+from st_memberships_orchestration.defs.claims import CLAIMS, Claim, claims_of
 from st_memberships_orchestration.defs.failures import unwritten_feeds
 from st_memberships_orchestration.defs.metadata import (
     CONTRADICTING_TENANTS,
@@ -23,7 +23,6 @@ from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading.comparison import (
-    LISTED,
     SAMPLED,
     Comparison,
     Mismatch,
@@ -71,7 +70,11 @@ def build_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """All checks: of the lake alone, of the lake against ServiceTitan, and of the last syncs."""
     tenants = sorted(settings.tenants)
     claimed = [_lake_checks(f"current/{feed.name}", claims_of(feed), tenants) for feed in FEEDS]
-    claimed += [_lake_checks(table, [claim], tenants) for table, claim in DERIVED.items()]
+    claimed += [
+        _lake_checks(table, [claim], tenants)
+        for table, claim in CLAIMS.items()
+        if table.startswith("derived/")
+    ]
     compared = [_api_checks(feed, tenants) for feed in FEEDS]
     return [*claimed, *compared, _freshness_checks(tenants)]
 
@@ -106,7 +109,7 @@ def _lake_checks(table: str, claims: list[Claim], tenants: list[str]) -> dg.Asse
 
 def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinition:
     key = dg.AssetKey(["current", feed.name])
-    names = [name for name in COMPARED if name != "counts_match" or feed.name in LISTED]
+    names = [name for name in COMPARED if name != "counts_match" or feed.is_listed]
 
     @dg.multi_asset_check(
         name=f"reconciliation_of_{feed.name}",

@@ -30,27 +30,6 @@ class Claim:
     needs: tuple[str, ...] = ()
 
 
-REFERENCES = {
-    "memberships": (
-        ("membership_type_id", "membership_types"),
-        ("billing_template_id", "invoice_templates"),
-        ("renewed_by_id", "memberships"),
-    ),
-    "membership_status_changes": (("membership_id", "memberships"),),
-    "recurring_services": (
-        ("membership_id", "memberships"),
-        ("recurring_service_type_id", "recurring_service_types"),
-        ("invoice_template_id", "invoice_templates"),
-    ),
-    "recurring_service_events": (
-        ("location_recurring_service_id", "recurring_services"),
-        ("membership_id", "memberships"),
-    ),
-    "recurring_service_types": (("invoice_template_id", "invoice_templates"),),
-    "membership_types": (("billing_template_id", "invoice_templates"),),
-}
-"""Columns that name a record of another feed."""
-
 STATUS_CHAIN = f"""
     with instants as (
         -- Which of several changes of one instant came first, only their statuses can tell.
@@ -141,7 +120,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
             (f"raw/{feed.name}",),
         ),
     ]
-    for column, other in REFERENCES.get(feed.name, ()):
+    for column, other in feed.references.items():
         claims.append(
             Claim(
                 f"{column}_resolves",
@@ -157,20 +136,8 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
                 (f"current/{other}",),
             )
         )
-    if feed.name == "membership_status_changes":
-        claims.append(
-            Claim(
-                "status_changes_form_a_chain",
-                "Each status change starts where the one before it ended, and the last ends at the "
-                "membership's status.",
-                STATUS_CHAIN,
-                "A status change is missing or was made without a record. Today's count is "
-                "ServiceTitan's; what came before is inferred for these memberships (`basis` in "
-                "history/membership_status). Compare with their history on the screen.",
-                dg.AssetCheckSeverity.WARN,
-                ("current/memberships",),
-            )
-        )
+    if own := CLAIMS.get(f"current/{feed.name}"):
+        claims.append(own)
     return claims
 
 
@@ -184,7 +151,18 @@ def _fields(table: str, found: str) -> str:
     )
 
 
-DERIVED = {
+CLAIMS = {
+    "current/membership_status_changes": Claim(
+        "status_changes_form_a_chain",
+        "Each status change starts where the one before it ended, and the last ends at the "
+        "membership's status.",
+        STATUS_CHAIN,
+        "A status change is missing or was made without a record. Today's count is "
+        "ServiceTitan's; what came before is inferred for these memberships (`basis` in "
+        "history/membership_status). Compare with their history on the screen.",
+        dg.AssetCheckSeverity.WARN,
+        ("current/memberships",),
+    ),
     "derived/members_monthly": Claim(
         "movements_add_up",
         "Members at a month's start, with all movements, are the members at its end.",
@@ -315,4 +293,4 @@ DERIVED = {
         "Report it to this project, with these rows.",
     ),
 }
-"""What must hold of derived tables."""
+"""What must hold of single tables."""

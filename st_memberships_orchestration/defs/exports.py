@@ -30,9 +30,6 @@ from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, r
 FEEDS_AT_ONCE = 2
 """Keeps two cores busy; each more costs some 100 MB while a long history is read."""
 
-LONGEST = ("memberships", "recurring_service_events", "recurring_services")
-"""Feeds that are begun first: a long one that is begun last is read alone at the end."""
-
 WINDOWS_RECORDED = 31
 """Earlier windows that a run records per table, newest first; the following runs do the rest.
 
@@ -88,7 +85,8 @@ def build_assets(
                 yield _Failed(feed, error)
 
         failed: list[_Failed] = []
-        feeds = sorted(FEEDS, key=lambda feed: feed.name not in LONGEST)
+        # A long one that is begun last is read alone at the end.
+        feeds = sorted(FEEDS, key=lambda feed: not feed.is_long)
         for result in read_ahead(*map(brought, feeds), threads=FEEDS_AT_ONCE):
             if isinstance(result, _Failed):
                 context.log.error("%s: %s", result.feed.name, result.error)

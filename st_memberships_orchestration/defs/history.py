@@ -19,18 +19,10 @@ from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
 from st_memberships_orchestration.settings import Settings
 
-VERSIONED = (
-    "memberships",
-    "recurring_services",
-    "recurring_service_events",
-    "membership_types",
-    "invoice_templates",
-)
-
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     """History of statuses, and of the records that change."""
-    versioned = [_versions(settings, feed) for feed in FEEDS if feed.name in VERSIONED]
+    versioned = [_versions(settings, feed) for feed in FEEDS if feed.has_history]
     return [*versioned, _membership_status(settings)]
 
 

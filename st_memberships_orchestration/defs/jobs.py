@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import dagster as dg
 
-from st_memberships_orchestration.defs.claims import DERIVED
+from st_memberships_orchestration.defs.claims import CLAIMS
 from st_memberships_orchestration.servicetitan.feeds import FEEDS
 
 VANISHED = dg.AssetSelection.assets(["reference", "vanished_records"])
@@ -41,7 +41,7 @@ reconcile = dg.define_asset_job(
     "reconcile",
     selection=dg.AssetSelection.checks_for_assets(
         *(dg.AssetKey(["current", feed.name]) for feed in FEEDS),
-        *(dg.AssetKey(table.split("/")) for table in DERIVED),
+        *(dg.AssetKey(table.split("/")) for table in CLAIMS),
     ),
     description=(
         "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "

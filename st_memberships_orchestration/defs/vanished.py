@@ -1,7 +1,6 @@
-"""Records that ServiceTitan no longer shows at all, found by asking for each, never concluded.
+"""The deep check: which records ServiceTitan no longer shows at all.
 
-Exports show deleted records as such; whether one can also disappear is not documented (reference
-section 4.3). This deep check costs a full list read and is meant to run weekly.
+It costs a full list read and is meant to run weekly.
 """
 
 from collections.abc import Iterator
@@ -15,11 +14,9 @@ from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
-from st_memberships_orchestration.lake.latest import mark_deleted
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
-from st_memberships_orchestration.reading.comparison import LISTED, listing, one_record
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.reading.vanished import TooManyMissing, mark_vanished
+from st_memberships_orchestration.servicetitan.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 TABLE = "reference/vanished_records"
@@ -47,7 +44,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         key=TABLE.split("/"),
-        deps=[dg.AssetKey(["current", name]) for name in LISTED],
+        deps=[dg.AssetKey(["current", feed.name]) for feed in FEEDS if feed.is_listed],
         description=(
             "Records in the lake that are in no list of ServiceTitan's and that it answers with "
             "'not found' when asked one by one. They get `is_deleted` in current/. Runs weekly: it "
@@ -70,20 +67,25 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         known = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
         seen = {(row["feed"], row["id"]) for row in known.to_pylist()}
         gone: list[dict[str, object]] = []
-        guarded: dict[str, str] = {}
+        refused: dict[str, str] = {}
         for feed in FEEDS:
-            if feed.name not in LISTED:
+            if not feed.is_listed:
                 continue
-            held, missing = missing_ids(client, lake, feed, tenant)
-            # Those proven before are held as not deleted once current/ was built anew from raw/.
-            unproven = [id for id in missing if (feed.name, id) not in seen]
-            if len(unproven) > max(config.largest_share * held, 1):
-                guarded[feed.name] = f"{len(unproven):,} of {held:,}"
-                continue
+            proven = {id for name, id in seen if name == feed.name}
             now = datetime.now(UTC)
-            ids = [id for id in missing if one_record(client, feed, id) is None]
-            mark_deleted(lake, f"current/{feed.name}", ids, tenant=tenant)
-            new = [id for id in ids if (feed.name, id) not in seen]
+            try:
+                ids = mark_vanished(
+                    client,
+                    lake,
+                    feed,
+                    tenant,
+                    largest_share=config.largest_share,
+                    proven=proven,
+                )
+            except TooManyMissing as missing:
+                refused[feed.name] = str(missing)
+                continue
+            new = [id for id in ids if id not in proven]
             gone += [{"feed": feed.name, "id": id, "asked_at": now} for id in new]
         found = pa.Table.from_pylist(gone, schema=SCHEMA)
         rows = pa.concat_tables([known, found]) if known.num_columns else found
@@ -91,24 +93,14 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         yield dg.MaterializeResult(
             metadata={"newly_found": len(gone), **table_metadata(lake, TABLE, [tenant])}
         )
-        if guarded:
-            missing_of = "; ".join(f"{name}: {share}" for name, share in guarded.items())
+        if refused:
+            missing_of = "; ".join(f"{name}: {share}" for name, share in refused.items())
             raise dg.Failure(
                 f"{tenant}: too many records are missing from ServiceTitan's lists ({missing_of}). "
                 "None of these feeds' were marked. Look at one of them on the screen before "
                 "raising `largest_share`.",
-                metadata=guarded,
+                metadata=refused,
                 allow_retries=False,
             )
 
     return [vanished_records]
-
-
-def missing_ids(
-    client: MembershipsClient, lake: Lake, feed: ExportFeed, tenant: str
-) -> tuple[int, list[int]]:
-    """How many records are held that should be listed, and the ids of those that are not."""
-    rows = lake.rows(f"current/{feed.name}", tenant=tenant, columns=["id"], where="not is_deleted")
-    held = set(rows["id"].to_pylist()) if rows.num_rows else set()
-    listed = {record.id for record in listing(client, feed, page_size=5000)} if held else set()
-    return len(held), sorted(held - listed)

@@ -37,6 +37,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     FeedStuck,
     NotSent,
     OutcomeUnknown,
+    RecordNotFound,
     ServerFailed,
     ServiceTitanError,
     Stalled,
@@ -298,6 +299,25 @@ class MembershipsClient:
         message = f"{what}, and hasMore still says that there is more."
         where = {"tenant": self._tenant, "method": "GET", "path": path}
         return FeedStuck(message, status=200, **where)
+
+    # The records of a feed, as they are now
+
+    def listed(self, feed: ExportFeed, **options: Unpack[ListOptions]) -> Listing[models.Record]:
+        """All records of a feed that can be listed; deleted ones too, where the list shows them."""
+        active = {"active": ActiveRequestArg.ANY} if feed.lists_deleted else {}
+        return self._list(feed.collection, feed.record, **active, **options)
+
+    def shown(self, feed: ExportFeed, key: int) -> list[models.Record]:
+        """What ServiceTitan shows for a feed's key: a record, several, or none if it has none."""
+        if feed.one is None:
+            return [*self._list(feed.collection, feed.record, ids=[key])]
+        path = feed.one.format(collection=feed.collection, key=key)
+        try:
+            if feed.key == "id":
+                return [self._get(path, feed.record)]
+            return self._get_all(path, feed.record)
+        except RecordNotFound:
+            return []
 
     # Memberships
 

@@ -2,8 +2,8 @@
 
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -17,24 +17,53 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ExportFeed:
-    """One export: its name here, its path at ServiceTitan, its record.
+    """One export, and all that is true of its records.
 
     Attributes:
         name: snake case of the path; names the assets, the tables and the progress.
         model: the record; every column of the feed's tables derives from it.
-        modified: column with the time that places a version in a window.
         title: the feed in an operator's words, for descriptions.
+        modified: column with the time that places a version in a window.
+        references: column -> feed whose record it names.
+        is_listed: ServiceTitan can also list all its records, and so count them.
+        lists_deleted: that list takes `active`, and so shows deleted records, too.
+        one: path, below the tenant, of a record as it is now; None where only a list with `ids`
+            shows it.
+        key: column whose value is asked for there.
+        only_listed: columns that a record which is asked for alone leaves null.
+        is_long: has far more records than the others, so it is read first.
+        has_history: its versions become `history/<feed>`.
     """
 
     name: str
     model: type[models.Record]
     title: str
     modified: str = "modified_on"
+    references: Mapping[str, str] = field(default_factory=dict)
+    is_listed: bool = True
+    lists_deleted: bool = True
+    one: str | None = "{collection}/{key}"
+    key: str = "id"
+    only_listed: tuple[str, ...] = ()
+    is_long: bool = False
+    has_history: bool = True
+
+    @property
+    def collection(self) -> str:
+        """ServiceTitan's name of the records: their path below the tenant."""
+        return self.name.replace("_", "-")
 
     @property
     def path(self) -> str:
-        """Path below the tenant."""
-        return f"export/{self.name.replace('_', '-')}"
+        """Path of the export below the tenant."""
+        return f"export/{self.collection}"
+
+    @property
+    def record(self) -> type[models.Record]:
+        """The record as lists show it; the export's may have a field more."""
+        parent = self.model.__mro__[1]
+        is_record = issubclass(parent, models.Record) and parent is not models.Record
+        return parent if is_record else self.model
 
 
 FEEDS = (
@@ -42,37 +71,67 @@ FEEDS = (
         "invoice_templates",
         models.InvoiceTemplate,
         "what members are billed, and what a visit puts on its invoice",
+        is_listed=False,
     ),
     ExportFeed(
         "membership_status_changes",
         models.ExportedMembershipStatusChange,
         "every change of a membership's status",
         modified="created_on",
+        references={"membership_id": "memberships"},
+        is_listed=False,
+        one="memberships/{key}/status-changes",
+        key="membership_id",
+        has_history=False,
     ),
     ExportFeed(
         "membership_types",
         models.MembershipType,
         "the plans on offer: durations, prices, discounts and included services",
+        references={"billing_template_id": "invoice_templates"},
+        only_listed=("duration_billing", "discounts", "recurring_services", "tag_type_ids"),
     ),
     ExportFeed(
         "memberships",
         models.Membership,
         "the customers' memberships: type, status, term, billing",
+        references={
+            "membership_type_id": "membership_types",
+            "billing_template_id": "invoice_templates",
+            "renewed_by_id": "memberships",
+        },
+        is_long=True,
     ),
     ExportFeed(
         "recurring_service_events",
         models.ExportedRecurringServiceEvent,
         "single visits that fall due",
+        references={
+            "location_recurring_service_id": "recurring_services",
+            "membership_id": "memberships",
+        },
+        lists_deleted=False,
+        one=None,
+        is_long=True,
     ),
     ExportFeed(
         "recurring_service_types",
         models.RecurringServiceType,
         "templates of recurring services",
+        references={"invoice_template_id": "invoice_templates"},
+        has_history=False,
     ),
     ExportFeed(
         "recurring_services",
         models.RecurringService,
         "services scheduled at locations, mostly for a membership",
+        references={
+            "membership_id": "memberships",
+            "recurring_service_type_id": "recurring_service_types",
+            "invoice_template_id": "invoice_templates",
+        },
+        only_listed=("preferred_technician_ids",),
+        is_long=True,
     ),
 )
 
