@@ -58,6 +58,10 @@ KEYS = {
     "revenue_retention": ("month", "membership_type_id"),
     "renewal_outcomes_monthly": ("month", "membership_type_id", "business_unit_id"),
     "membership_summary": ("month", "membership_type_id", "movement"),
+    "plan_switches_monthly": ("month", "from_type_id", "to_type_id", "basis"),
+    "prepaid_unearned": ("membership_id",),
+    "visit_entitlements": ("membership_id",),
+    "visit_forecast": ("month", "recurring_service_type_id", "business_unit_id", "location_id"),
     "cancellation_reasons_monthly": ("month", "membership_type_id", "business_unit_id", "reason"),
 }
 """Table -> the columns that name a row. All others that the oracle has are compared."""

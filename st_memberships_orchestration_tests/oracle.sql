@@ -5,6 +5,8 @@ create macro grace_days() as 30;
 create macro is_plausible(day) as
     coalesce(day between date '1980-01-01' and today() + interval 20 year, false);
 create macro plausible(day) as if(is_plausible(day), day, null);
+-- A last day may lie as far ahead as it likes.
+create macro plausible_end(day) as if(day >= date '1980-01-01', day, null);
 -- Ticks of 100 ns, as the exports write them: the seventh digit is in the text alone.
 create macro ticks(moment, text) as epoch_us(moment) * 10
     + coalesce(substr(rpad(regexp_extract(text, '\.(\d+)', 1), 7, '0'), 7, 1), '0')::bigint;
@@ -280,7 +282,7 @@ create temp table priced as
             if(frequency = 'OneTime', if(is_renewal, renewal, sale), null) as upfront
         from with_list
     )
-    select month, member, frequency, every, bill, halved_up(bill, every) as monthly,
+    select month, member, frequency, every, bill, upfront, halved_up(bill, every) as monthly,
         halved_up(upfront, duration) as amortised,
         case when bill is not null and has_template then 'billing_template'
             when bill is not null then 'type_billing_price'
@@ -664,14 +666,27 @@ create temp table cancellation_reasons_monthly as
 
 -- SERVICETITAN'S OWN REPORT, and terms with the same time to be renewed
 
+create temp table terms as
+    select m.id, m.customer_id, m."to", m.membership_type_id, m.business_unit_id,
+        coalesce(p.monthly, p.amortised) as value, l.sold_on
+    from members m left join links l using (id)
+    join priced p on p.member = m.id and p.month is null
+    where m.id in (select id from ended_terms);
+-- Each purchase that renews nothing keeps one term of its customer, the nearest.
+create macro kept(days) as table
+    select distinct id from (
+        select t.id, row_number() over (partition by b.id
+            order by abs(bought_on - t."to"), t."to", t.id) as nth
+        from terms t join (
+            select id, customer_id, least(plausible("from"),
+                day_of(ticks(created_on, created_on_text))) as bought_on
+            from members
+            where standing <> 'Deleted' and id not in (select successor from sold_links)
+        ) b on b.customer_id = t.customer_id and b.id <> t.id
+        where t."to" + days <= today() and not coalesce(sold_on <= t."to" + days, false)
+            and abs(bought_on - t."to") <= days
+    ) where nth = 1;
 create temp table renewal_outcomes_monthly as
-    with terms as (
-        select m.id, m.customer_id, m."to", m.membership_type_id, m.business_unit_id,
-            coalesce(p.monthly, p.amortised) as value, l.sold_on
-        from members m left join links l using (id)
-        join priced p on p.member = m.id and p.month is null
-        where m.id in (select id from ended_terms)
-    )
     select date_trunc('month', "to")::date as month, membership_type_id, business_unit_id,
         count(*) as due, count(*) filter (value is null) as unpriced,
         count(*) filter ("to" + 30 <= today()) as matured_30,
@@ -679,11 +694,19 @@ create temp table renewal_outcomes_monthly as
         coalesce(sum(value) filter ("to" + 30 <= today()), 0) as matured_value_30,
         coalesce(sum(value) filter ("to" + 30 <= today() and sold_on <= "to" + 30), 0)
             as renewed_value_30,
+        count(*) filter ("to" + 30 <= today()
+            and (sold_on <= "to" + 30 or id in (from kept(30)))) as kept_30,
+        coalesce(sum(value) filter ("to" + 30 <= today()
+            and (sold_on <= "to" + 30 or id in (from kept(30)))), 0) as kept_value_30,
         count(*) filter ("to" + 60 <= today()) as matured_60,
         count(*) filter ("to" + 60 <= today() and sold_on <= "to" + 60) as renewed_60,
         coalesce(sum(value) filter ("to" + 60 <= today()), 0) as matured_value_60,
         coalesce(sum(value) filter ("to" + 60 <= today() and sold_on <= "to" + 60), 0)
-            as renewed_value_60
+            as renewed_value_60,
+        count(*) filter ("to" + 60 <= today()
+            and (sold_on <= "to" + 60 or id in (from kept(60)))) as kept_60,
+        coalesce(sum(value) filter ("to" + 60 <= today()
+            and (sold_on <= "to" + 60 or id in (from kept(60)))), 0) as kept_value_60
     from terms group by all;
 
 create temp table membership_summary as
@@ -798,3 +821,108 @@ create temp table revenue_retention as
         gross_retained, net_retained
     from kept k full join ends e
         on e.month = k.month and e.membership_type_id is not distinct from k.membership_type_id;
+
+-- PLANS THAT WERE SWITCHED, periods that are paid or entitled, visits to come
+
+create temp table plan_switches_monthly as
+    with entries as (
+        select member, min(day) as began from movements
+        where kind in ('new', 'renewed', 'resumed', 'won_back') group by all
+    ), lost as (
+        select v.member, v.day, m.customer_id, m.membership_type_id as from_type
+        from movements v join members m on m.id = v.member
+        where kind in ('cancelled', 'expired', 'cancelled_from_suspension',
+            'expired_from_suspension') and v.member not in (select id from links)
+    ), bought as (
+        select v.member, v.day, m.customer_id, m.membership_type_id as to_type
+        from movements v join members m on m.id = v.member where kind = 'new'
+    ), near as (
+        select l.member as left_, b.member as taken, l.day as left_on, b.day as taken_on,
+            from_type, to_type, abs(b.day - l.day) as apart
+        from lost l join bought b on b.customer_id = l.customer_id and b.member <> l.member
+        where abs(b.day - l.day) <= 30 and coalesce(from_type <> to_type, true)
+    ), taken_once as (
+        from near qualify row_number() over (partition by taken
+            order by apart, taken_on > left_on, left_, left_on) = 1
+    ), once as (
+        from taken_once qualify row_number() over (partition by left_
+            order by apart, taken_on > left_on, taken, left_on) = 1
+    ), in_place as (
+        select id, membership_type_id as to_type, day_of(seen_at) as day,
+            lag(membership_type_id) over (partition by id order by seen_at) as from_type
+        from (from member_versions qualify row_number() over (partition by id, seen_at) = 1)
+    ), switched as (
+        select e.began as day, a.membership_type_id as from_type, b.membership_type_id as to_type,
+            'renewal_link' as basis
+        from links l join members a using (id) join members b on b.id = l.successor
+        join entries e on e.member = l.successor
+        where coalesce(a.membership_type_id <> b.membership_type_id, true)
+        union all
+        select greatest(left_on, taken_on), from_type, to_type, 'same_customer' from once
+        union all
+        select day, from_type, to_type, 'changed_in_place' from in_place
+        where from_type <> to_type and day <= today()
+    )
+    select date_trunc('month', day)::date as month, from_type as from_type_id,
+        to_type as to_type_id, basis, count(*) as switches
+    from switched group by all;
+
+create temp table prepaid_unearned as
+    with paid as (
+        select m.*, p.every, p.basis, p.frequency = 'OneTime' as upfront,
+            if(p.frequency = 'OneTime', p.upfront, p.bill) as price,
+            coalesce(plausible(next_scheduled_bill_date), plausible_end("to") + 1) as next_bill
+        from members m join priced p on p.member = m.id and p.month is null
+        where standing in ('Active', 'Suspended') and (p.frequency = 'OneTime' or every > 1)
+    ), periods as (
+        select *, if(upfront, plausible("from"), (next_bill - to_months(every))::date) as begins_on,
+            if(upfront, plausible_end("to"), next_bill - 1) as ends_on
+        from paid
+    ), measured as (
+        select *, ends_on - begins_on + 1 as days, least(ends_on - today(), days) as days_left
+        from periods where ends_on > today()
+    )
+    select m.id as membership_id, m.customer_id, m.status, m.membership_type_id,
+        m.business_unit_id, t.revenue_recognition_mode, m.billing_frequency,
+        begins_on as period_from, ends_on as period_to, if(upfront, 'term', 'bill') as period_basis,
+        days_left, price as paid, basis as price_basis, days_left / days as unearned_share_by_time,
+        halved_up(price * days_left, days * 10000) * 10000 as unearned_by_time
+    from measured m left join types t on t.id = m.membership_type_id;
+
+create temp table visit_entitlements as
+    with ages as (
+        select *, date_diff('month', "from", today()) // 12 as years from members
+        where standing in ('Active', 'Suspended') and plausible("from") <= today()
+    ), birthdays as (
+        select *, if("from" + to_years(years) > today(), years - 1, years) as age,
+            coalesce(date_diff('month', "from", plausible_end("to")) <= 60, false) as is_term
+        from ages
+    ), periods as (
+        select *, if(is_term, "from", ("from" + to_years(age))::date) as period_from,
+            if(is_term, "to", ("from" + to_years(age + 1))::date - 1) as period_to
+        from birthdays
+    )
+    select p.id as membership_id, p.customer_id, p.status, p.membership_type_id,
+        p.business_unit_id, period_from, period_to, if(is_term, 'term', 'running_year')
+        as period_basis, period_to - today() as days_left,
+        count(*) filter (state = 'booked') as used,
+        count(*) filter (state = 'dismissed') as dismissed,
+        count(*) filter (state in ('open', 'contacted', 'unknown') and due_on < today()) as overdue
+    from periods p left join visits v on v.membership_id = p.id and is_plausible(due_on)
+        and due_on between period_from and period_to
+    group by all;
+
+-- Of visits to come, those on ServiceTitan's list: what is projected needs the recurrence rules.
+create temp table visit_forecast as
+    select date_trunc('month', due_on)::date as month, s.recurring_service_type_id,
+        s.business_unit_id, s.location_id, count(*) as listed,
+        count(*) filter (state = 'booked') as booked
+    from visits v join services s on s.id = v.recurring_service_id
+    left join members m on m.id = s.membership_id
+    where state in ('open', 'contacted', 'booked', 'unknown') and due_on >= today()
+        and due_on < date_trunc('month', today()) + interval 13 month and s.active
+        and (s.membership_id is null or standing in ('Active', 'Suspended'))
+        and due_on <= least(coalesce(s."to", date '9999-01-01'),
+            coalesce(plausible_end(m."to"), date '9999-01-01'),
+            coalesce(plausible_end(m.cancellation_date), date '9999-01-01'))
+    group by all;

@@ -57,6 +57,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         membership(10, **annual, next_bill="2028-02-29"),  # two years ahead: at most the whole
         membership(11, **upfront, from_="2025-03-20", to="2026-03-20"),  # ends today: used up
         membership(12, **upfront),  # no last day
+        membership(13, **annual, next_bill="2226-04-01"),  # cannot be: no period is known
     )
     services = frame(service(1, 1), service(2, 2))
     events = frame(
