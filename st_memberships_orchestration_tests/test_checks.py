@@ -194,10 +194,16 @@ def test_a_tenant_whose_last_sync_is_long_ago_is_stale(synced: Location) -> None
     assert f"{today()}" in check.metadata["rows"].value
 
 
-def test_an_empty_lake_fails_nothing_but_freshness(
+def test_an_empty_lake_and_an_older_table_fail_nothing_but_freshness(
     location: Location, shared_sandbox: RunningSandbox
 ) -> None:
+    older = pa.table(
+        {"tenant": ["acme"], "month": [today()], "is_complete": [True], "mrr_start": [1]}
+    )
+    write_deltalake(f"{location.lake.uri}/derived/recurring_revenue_monthly", older)
     found = evaluate(location.use(shared_sandbox))
+    said = found["recurring_revenue_monthly.bridge_adds_up"].description or ""
+    assert "derived/recurring_revenue_monthly was not derived yet by this release" in said
     failing = {name for name, check in found.items() if not check.passed}
     assert failing == {f"{feed.name}.is_fresh" for feed in FEEDS}
     assert "bravo" in found["memberships.is_fresh"].metadata["rows"].value

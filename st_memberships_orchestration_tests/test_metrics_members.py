@@ -10,6 +10,7 @@ import pytest
 from st_memberships_orchestration.metrics.cohorts import cohort_retention
 from st_memberships_orchestration.metrics.members import members_monthly
 from st_memberships_orchestration.metrics.renewals import renewal_rate_monthly
+from st_memberships_orchestration.metrics.revenue import membership_prices
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
     ZONE,
@@ -17,6 +18,7 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
     frame,
     history,
     membership,
+    membership_type,
     plain,
 )
 
@@ -128,8 +130,10 @@ def test_a_membership_counts_in_the_contractors_month() -> None:
 
 def test_what_breaks_assumptions_is_counted_and_flagged() -> None:
     status = history(m1="Active 2026-01-05, Frozen 2026-02-05", m99="Active 2026-02-01")
-    rows = members_monthly(frame(membership(1)), status, today=TODAY, zone=ZONE)
+    members = frame(membership(1), membership(2, status="Frozen", membership_type_id=2))
+    rows = members_monthly(members, status, today=TODAY, zone=ZONE)
     found = plain(rows, "month", "membership_type_id", "new", "other_exit", "flags")
+    assert [row for row in found if row[1] == 2] == [(MARCH, 2, 0, 0, "unknown_status")]
     assert (date(2026, 2, 1), 1, 0, 1, "unknown_status") in found
     assert (date(2026, 2, 1), None, 1, 0, "membership_unknown") in found
 
@@ -300,6 +304,8 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
 
 def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:
     members = frame(membership(1), membership(2, is_deleted=True))
+    prices = membership_prices(members, frame(membership_type(1)), frame())
+    assert plain(prices, "membership_id", "is_deleted") == [(1, False), (2, True)]
     assert monthly_of(members, active(*members.to_dict("records")), "active_end")[MARCH] == (1,)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import pyarrow as pa
 
 from st_memberships_orchestration.defs.claims import CLAIMS, Claim, claims_of
 from st_memberships_orchestration.defs.failures import unwritten_feeds
@@ -22,6 +23,7 @@ from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.reading.comparison import (
     SAMPLED,
     Comparison,
@@ -39,6 +41,9 @@ SHOWN = 20
 """Failing rows that a check shows; it counts all."""
 
 NOT_COMPARED = "not compared"
+
+DECLARED = {f"derived/{table.name}": set(table.columns) for table in TABLES}
+"""Columns of the derived tables in this release."""
 
 FIRST = 5
 """Of them, those that are shown without a click."""
@@ -99,12 +104,29 @@ def _lake_checks(table: str, claims: list[Claim], tenants: list[str]) -> dg.Asse
                 if claim.name in selected:
                     tables = {table, *claim.needs}
                     rows = pd.DataFrame()
+                    if older := sorted(name for name in tables & there if _is_older(lake, name)):
+                        yield dg.AssetCheckResult(
+                            asset_key=key,
+                            check_name=claim.name,
+                            passed=True,
+                            description=f"Not looked at: {', '.join(older)} was not derived yet by "
+                            "this release. The job derive does that after the next sync.",
+                        )
+                        continue
                     if tables <= there:
                         rows = connection.sql(claim.query).to_arrow_table().to_pandas()
                     rows = pd.concat([rows, stale]) if len(stale) else rows
                     yield _result(key, claim.name, rows, claim.severity, claim.remedy)
 
     return checks
+
+
+def _is_older(lake: Lake, name: str) -> bool:
+    """Whether a derived table lacks columns that it has in this release."""
+    table = lake.find(name)
+    return table is not None and not DECLARED.get(name, set()) <= set(
+        pa.schema(table.schema()).names
+    )
 
 
 def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinition:

@@ -30,6 +30,7 @@ EXITS = {
     "Suspended": "suspended",
     "Deleted": "deleted",
 }
+STATUSES = (ACTIVE, *EXITS)
 FINAL = {"Canceled": "cancelled_from_suspension", "Expired": "expired_from_suspension"}
 """What it is called when a suspended membership ends: it left Active before, and is lost now."""
 CANCELLED, EXPIRED = ("cancelled", FINAL["Canceled"]), ("expired", FINAL["Expired"])

@@ -10,11 +10,14 @@ from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     day_numbers,
     flags,
+    month_number,
     month_start,
+    pick,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     CELL,
+    STATUSES,
     by_month,
     inferred_members,
     movements,
@@ -72,7 +75,9 @@ def members_monthly(
     change begins or ends it or because the month ended before the account's first recorded change,
     are in `inferred_end`; such steps in `inferred_moves`. Known gaps: type and business unit are
     today's, also for past months; before the first recorded change, a status is what that change
-    says it was; a membership that was deleted as a mistake counts as a member until it was deleted.
+    says it was; a membership that was deleted as a mistake counts as a member until it was deleted;
+    one that has a status which this release does not know is no member: `unknown_status` flags the
+    running month, and those in which members went to such a status.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
@@ -91,7 +96,14 @@ def members_monthly(
     measures["inferred_moves"] = moves["is_inferred"]
     measures["since_days"] = moves["change"] * day_numbers(moves["since"])
     measures["inferred"] = inferred_members(moves)
-    rows = by_month(moves.assign(**measures), list(measures), today)
+    moves = moves.assign(**measures, unknown=0)
+    known = pick(memberships, *CELL[1:], "status", "is_deleted")
+    strange = ~known["is_deleted"] & ~known["status"].isin(STATUSES)
+    unknown = known[strange].assign(month=month_number(today), unknown=1)
+    moves = pd.concat([moves, unknown], ignore_index=True)
+    measures = [*measures, "unknown"]
+    moves[measures] = moves[measures].fillna(0).astype("int64")
+    rows = by_month(moves, measures, today)
     rows["net_growth"] = rows[list(ENTRIES)].sum(axis=1) - rows[list(EXITS)].sum(axis=1)
     rows["active_end"] = running(rows, rows["net_growth"])
     rows["active_start"] = rows["active_end"] - rows["net_growth"]
@@ -106,7 +118,8 @@ def members_monthly(
     rows["inferred_end"] = running(rows, rows["inferred"]).where(~is_inferred, rows["active_end"])
     rows["inferred_share"] = share(rows["inferred_end"], rows["active_end"])
     rows["flags"] = flags(
-        membership_unknown=rows["membership_type_id"].isna(), unknown_status=rows["other_exit"] > 0
+        membership_unknown=rows["membership_type_id"].isna(),
+        unknown_status=(rows["other_exit"] > 0) | (rows["unknown"] > 0),
     )
     return MEMBERS_MONTHLY.frame(rows)
 

@@ -48,6 +48,7 @@ from st_memberships_orchestration.metrics.tables import (
     SHARE,
     TENANT,
     TEXT,
+    TRUTH,
     Table,
 )
 
@@ -99,7 +100,7 @@ def membership_prices(
         invoice_templates: newest version of each invoice template.
         zone: the contractor's time zone.
     """
-    rows = pick(memberships, "id", "status", "business_unit_id", *PRICING)
+    rows = pick(memberships, "id", "status", "is_deleted", "business_unit_id", *PRICING)
     rows["is_renewal"] = renewal_links(memberships, zone)["is_successor"]
     rows = priced(rows, membership_types, invoice_templates)
     rows["membership_id"] = rows["id"]
@@ -559,6 +560,7 @@ MEMBERSHIP_PRICES = Table(
         "tenant": TENANT,
         "membership_id": (ID, "Membership."),
         "status": (TEXT, "Its status."),
+        "is_deleted": (TRUTH, "Whether the record is deleted, whatever its status says."),
         "membership_type_id": MEMBERSHIP_TYPE_ID,
         "business_unit_id": BUSINESS_UNIT_ID,
         "billing_frequency": (TEXT, "How often it is billed; OneTime is paid upfront."),

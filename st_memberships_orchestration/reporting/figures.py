@@ -40,7 +40,9 @@ NEEDS: Mapping[str, Need] = {
     "renewal_rate_monthly": Need("derived/renewal_rate_monthly", shared=True),
     "visits_monthly": Need("derived/visits_monthly", shared=True),
     "attention": Need("derived/attention", shared=True),
-    "membership_prices": Need("derived/membership_prices", "status = 'Active'"),
+    "membership_prices": Need(
+        "derived/membership_prices", "status = 'Active' and not coalesce(is_deleted, false)"
+    ),
     "renewals": Need("derived/renewals", "status = 'Active'"),
     "visits": Need("derived/visits", "is_owed"),
     "members_without_future_visit": Need("derived/members_without_future_visit"),

@@ -42,7 +42,7 @@ BASES = {
 }
 OUTLOOKS = {
     "scheduled_to_end": "At risk: cancellation is scheduled",
-    "expiring": "At risk: term ends within 90 days, not renewed",
+    "expiring": "At risk: term ends soon (expiring_days) or is over, not renewed",
     "no_payment_method": "At risk: no card, bank account or kind of payment",
     "secure": "None of these",
     "suspended": "Suspended: not in MRR",

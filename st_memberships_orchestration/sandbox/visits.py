@@ -175,7 +175,8 @@ def _dates(services: Services, last: np.ndarray) -> tuple[np.ndarray, np.ndarray
     date = add_months(services.anchor[service], nth * months[service]) + nth * days[service]
     tuesdays = np.array([v.second_tuesday for v in VISITS])[services.visit[service]]
     date = np.where(tuesdays, second_tuesday(date), date)
-    rows = np.flatnonzero(date <= last[service])
+    # The second Tuesday of the first month can lie before the service begins.
+    rows = np.flatnonzero((date >= services.start[service]) & (date <= last[service]))
     return service[rows], date[rows]
 
 
