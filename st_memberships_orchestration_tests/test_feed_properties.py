@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from st_memberships_orchestration.lake.latest import apply_versions
@@ -106,11 +106,14 @@ def gone(lake: Lake, name: str) -> None:
 
 # What can happen, in any order
 
+FAR = 24 * 23_000
 late = st.sampled_from([0, 5, 30, 24 * 30])
 happenings = st.lists(
     st.one_of(
         st.tuples(st.just("change"), st.integers(1, 3), st.integers(0, 2), st.integers(0, 9)),
         st.tuples(st.just("flip"), st.integers(1, 3), st.integers(0, 1)),
+        st.tuples(st.just("future"), st.integers(1, 3), st.sampled_from([1, 720, FAR])),
+        st.tuples(st.just("undo"), st.integers(1, 3)),
         st.tuples(st.just("late"), st.integers(6, 30), late),
         st.tuples(st.just("shuffle"), st.randoms(use_true_random=False)),
         st.tuples(st.just("sync")),
@@ -151,6 +154,16 @@ class Operation:
         known = self.server.shown.get(id)
         if known:
             self.server.log.append(known | {"locationRecurringServiceId": content})
+
+    def future(self, id: int, hours: int) -> None:
+        """A modification time that cannot be."""
+        self.server.log.append(visit(id, self.now + timedelta(hours=hours)))
+
+    def undo(self, id: int) -> None:
+        """A time in the future is taken back: the record is shown as before, to the digit."""
+        shown = [record for record in self.server.log if record["id"] == id]
+        if len(shown) > 1 and shown[-1]["modifiedOn"] > f"{self.now:%Y-%m-%dT%H:%M:%S}":
+            self.server.log.append(shown[-2])
 
     def late(self, id: int, hours: int) -> None:
         if id not in self.server.shown:
@@ -214,6 +227,11 @@ class Operation:
         read(self.server, self.lake, Window(start, TODAY.start), clock=self.now)
 
 
+MISDATED = [("future", 1, FAR), ("sync",), ("change", 1, 1, 0), ("sync",), ("future", 2, FAR)]
+MISDATED += [("sync",), ("undo", 2), ("sync",), ("future", 3, 1), ("change", 3, 2, 0)]
+
+
+@example(records=5, page_size=2, happenings=MISDATED)
 @given(records=st.integers(0, 12), page_size=st.integers(1, 5), happenings=happenings)
 @settings(
     max_examples=40,

@@ -39,6 +39,7 @@ from st_memberships_orchestration.lake.store import (
 from st_memberships_orchestration.lake.versions import insert_versions
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+MODIFIED = NOW - timedelta(hours=1)
 SCHEMA = pa.schema(
     [
         ("id", pa.int64()),
@@ -53,7 +54,7 @@ SCHEMA = pa.schema(
 
 
 def record(id: int, second: float = 0.0, **values: Any) -> dict[str, Any]:
-    moment = NOW + timedelta(seconds=second)
+    moment = MODIFIED + timedelta(seconds=second)
     text = f"{moment:%Y-%m-%dT%H:%M:%S.%f}".rstrip("0").rstrip(".") + "Z"
     base = {"id": id, "modified_on": moment, "modified_on_text": text, "status": "Active"}
     return {**base, "price": None, "items": [], "active": True, **values}
@@ -361,7 +362,7 @@ def test_what_is_said_of_an_adopted_file_leads_to_its_rows(lake: Lake) -> None:
         for name in ("raw/things", "current/things")
     )
     assert {name: raw[name] for name in newest} == newest
-    for where in ("id = 9", f"modified_on > timestamp '{NOW + timedelta(minutes=5)}'"):
+    for where in ("id = 9", f"modified_on > timestamp '{MODIFIED + timedelta(minutes=5)}'"):
         assert lake.rows("current/things", tenant="acme", where=where)["id"].to_pylist() == [9]
 
 
@@ -681,7 +682,7 @@ def test_a_broken_record_is_kept_once(lake: Lake) -> None:
 
 def test_a_record_leaves_quarantine_when_it_comes_back_as_new(lake: Lake) -> None:
     def broken(id: int | None, second: float | None, text: str) -> dict[str, Any]:
-        moment = None if second is None else NOW + timedelta(seconds=second)
+        moment = None if second is None else MODIFIED + timedelta(seconds=second)
         fault = {"reason": "name: missing", "trace_id": "abc", "modified_on": moment}
         return {"id": id, "record": text, **fault}
 

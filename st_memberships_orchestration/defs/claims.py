@@ -52,9 +52,10 @@ STATUS_CHAIN = f"""
         'ends at ' || ends[1] || ', but the membership is ' || m.status
     from steps s join current.memberships m on m.tenant = s.tenant and m.id = s.membership_id
     where is_last and not list_contains(ends, m.status)
-        -- A change shows in either feed up to 15 minutes before it does in the other.
-        and greatest(s.created_on, m.modified_on) < (
-            select max(modified_on) - interval 1 hour from current.memberships l
+        -- A change shows in either feed up to 15 minutes before it does in the other. A time after
+        -- the loading is a mistake.
+        and least(greatest(s.created_on, m.modified_on), m.loaded_at) < (
+            select max(least(modified_on, loaded_at)) - interval 1 hour from current.memberships l
             where l.tenant = s.tenant
         )
 """
@@ -105,7 +106,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
             "On none of the last seven days did far more records change than usually.",
             f"""
             with days as (
-                select tenant, {feed.modified}::date as day, count(*) as versions
+                select tenant, least({feed.modified}, loaded_at)::date as day, count(*) as versions
                 from raw.{feed.name} group by all
             ), usual as (
                 select tenant, median(versions) as median_versions from days group by tenant

@@ -63,7 +63,8 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     """Bring `target` up to date with the versions of `source` that it has not seen.
 
     The newest version is the one with the greatest modification time, to its last digit; of
-    several with the same, the one that was loaded last.
+    several with the same, the one that was loaded last. A time after the loading cannot be true:
+    such a version is newer than all that were loaded before it, and older than all loaded since.
 
     Args:
         lake: where both tables lie.
@@ -257,17 +258,20 @@ def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.ChunkedArray:
     # Texts of one microsecond compare as numbers once the zone is off: "36.15" < "36.1576344".
     keys = keys.append_column("position", pa.array(range(keys.num_rows), pa.int64()))
     there = there.append_column("position", pa.repeat(pa.scalar(-1, pa.int64()), there.num_rows))
-    age = f'("{modified}", rtrim("{modified}_text", \'Z\'), loaded_at, position)'
     with duck(keys=keys, there=there) as connection:
         decided = connection.sql(
             f"""
-            with newest as (
-                select id, arg_max(position, {age}) as position, max({age}) as age
-                from keys group by id
-            ), existing as (select id, {age} as age from there)
-            select position from newest left join existing using (id)
-            where existing.id is null or newest.age > existing.age
-            order by position
+            with seen as (
+                select *, "{modified}" <= loaded_at as can_be, count(*) filter (not can_be) over (
+                    partition by id order by loaded_at, position rows unbounded preceding
+                ) as impossible_before
+                from (from keys union all from there)
+            )
+            select arg_max(position, (
+                impossible_before, can_be, "{modified}", rtrim("{modified}_text", 'Z'), loaded_at,
+                position
+            )) as position
+            from seen group by id having position >= 0 order by position
             """
         ).to_arrow_table()
     return decided["position"]

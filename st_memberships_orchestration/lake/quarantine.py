@@ -57,8 +57,9 @@ def not_come_back(feed: str, modified: str) -> str:
         from (from quarantine.{feed} union all by name select {later} where false) q
         where not exists (
             select 1 from raw.{feed} r
-            where r.tenant = q.tenant and r.id = q.id and
-                coalesce(r.{modified} >= q.modified_on, r.loaded_at > q.read_at)
+            where r.tenant = q.tenant and r.id = q.id and case
+                when q.modified_on <= q.read_at then r.{modified} >= q.modified_on
+                else r.loaded_at > q.read_at end
         )
         """
 
@@ -116,7 +117,9 @@ def release(lake: Lake, name: str, rows: pa.Table, *, tenant: str, modified: str
     if not rows.num_rows or lake.find(name) is None:
         return
     table = lake.open(name, SCHEMA)
-    held = scan(table, tenant, ["id", "modified_on"], "id is not null").read_all()
+    # A time after the reading cannot be true, so it tells of no order.
+    columns = ["id", "case when modified_on <= read_at then modified_on end as modified_on"]
+    held = scan(table, tenant, columns, "id is not null").read_all()
     with duck(held=held, rows=rows.select(["id", modified])) as connection:
         back = connection.sql(
             f"""

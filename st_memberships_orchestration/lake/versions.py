@@ -1,7 +1,8 @@
 """`raw/<feed>`: every version of every record, in the order in which it was shown, never removed.
 
 A version is what ServiceTitan showed a record as, and not the same as what it showed for that
-modification time before. A repeat of a page, a window or a whole history so inserts nothing.
+modification time before; of a record with a time in the future, not the same as what it showed
+before at all. A repeat of a page, a window or a whole history so inserts nothing.
 
 Each commit of a tenant has a number, `batch`, by which readers find what is new to them. Numbers
 grow, and no number is given twice, also not by a table that was lost and made anew or restored
@@ -80,7 +81,7 @@ def insert_versions(
     table = lake.open(name, pa.schema([TENANT, *rows.schema, LOADED_AT, BATCH, IS_DELETED]))
     if not rows.num_rows:
         return 0
-    new, place = _new(table, fitting(table, rows), tenant, modified)
+    new, place = _new(table, fitting(table, rows), tenant, modified, loaded_at)
     if not new.num_rows:
         return 0
     newest = max(newest_batch(table, tenant) or 0, after)
@@ -126,19 +127,21 @@ def with_is_deleted(rows: pa.Table) -> pa.Table:
 
 
 def _new(
-    table: DeltaTable, rows: pa.Table, tenant: str, modified: str
+    table: DeltaTable, rows: pa.Table, tenant: str, modified: str, now: datetime
 ) -> tuple[pa.Table, np.ndarray]:
     """The versions in `rows`, in their order; of those with one id and time, each one's place."""
     span = pc.min_max(rows[modified]).as_py()
-    within = f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}'
+    in_span = f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}'
+    within = f'{in_span} or "{modified}" > {literal(now)}'
     known = scan(table, tenant, ["id", f'"{modified}"'], within).read_all()
+    untimed = known["id"].filter(pc.greater(known[modified], pa.scalar(now, LOADED_AT.type)))
     keys = _keys(rows, modified)
     met = np.isin(keys, np.concatenate([repeated(keys), _keys(known, modified)]))
     if not met.any():
         return rows, np.zeros(rows.num_rows, np.int64)
     positions = np.flatnonzero(met)
     there = with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
-    changed = _changes(rows.take(positions), there, modified)
+    changed = _changes(rows.take(positions), there, untimed, modified)
     place = np.full(rows.num_rows, -1)
     place[~met] = 0
     place[positions[changed["position"]]] = changed["place"]
@@ -151,33 +154,39 @@ def _keys(rows: pa.Table, modified: str) -> np.ndarray:
     return ids * SPREAD ^ moments
 
 
-def _changes(rows: pa.Table, there: pa.Table, modified: str) -> dict[str, np.ndarray]:
+def _changes(
+    rows: pa.Table, there: pa.Table, untimed: pa.ChunkedArray, modified: str
+) -> dict[str, np.ndarray]:
     """Positions of the rows that say another thing than the one before, with that id and time.
 
     Before the first row comes the newest that is there. `place` counts the changes of an id and
-    time. The exact text of an instant stands in a column of its own.
+    time. The exact text of an instant stands in a column of its own. Ids that are `untimed` had a
+    time in the future: whatever time they show, it comes after that.
     """
     content = [f'"{f.name}"' for f in rows.schema if not pa.types.is_timestamp(f.type)]
+    rows, there = (
+        part.append_column(
+            "time", pc.if_else(pc.is_in(part["id"], untimed), None, part[f"{modified}_text"])
+        )
+        for part in (rows, there)
+    )
     numbered = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64()))
     with duck(numbered=numbered, there=there) as connection:
         return connection.sql(
             f"""
             with shown as (
-                select id, "{modified}_text" as text, row({", ".join(content)}) as content, position
-                from numbered
+                select id, time, row({", ".join(content)}) as content, position from numbered
                 union all
-                select id, "{modified}_text", row({", ".join(content)}), -1 from there
-                qualify row_number() over (
-                    partition by id, "{modified}_text" order by batch desc
-                ) = 1
+                select id, time, row({", ".join(content)}), -1 from there
+                qualify row_number() over (partition by id, time order by batch desc) = 1
             ), changed as (
                 from shown
                 qualify position >= 0 and content is distinct from lag(content) over (
-                    partition by id, text order by position
+                    partition by id, time order by position
                 )
             )
             select position,
-                row_number() over (partition by id, text order by position) - 1 as place
+                row_number() over (partition by id, time order by position) - 1 as place
             from changed
             """
         ).fetchnumpy()
