@@ -55,7 +55,7 @@ oracle: env  ## recompute the derived tables of thirty unkind contractors in SQL
 celery: env  ## two Celery workers share a backfill, one is killed (needs PostgreSQL and Redis)
 	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.celery_workers
 
-conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=path)
+conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=a newer one)
 	@conformance/run $(DOCUMENT)
 
 torture: env  ## kill 200 runs at random points, with faults; nothing may be lost or doubled

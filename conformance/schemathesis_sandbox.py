@@ -82,7 +82,7 @@ def with_null_options(official: dict[str, Any]) -> dict[str, Any]:
     for schema in document["components"]["schemas"].values():
         options = schema.get("properties", {}).get("durationBilling")
         if options:
-            options["items"] = {"nullable": True, "allOf": [options["items"]]}
+            options["items"] = {"anyOf": [options["items"], {"type": "null"}]}
     return document
 
 

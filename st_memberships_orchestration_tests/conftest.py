@@ -1,8 +1,10 @@
 """Real doors for all tests: a sandbox on a socket, a lake in a folder, a Dagster instance."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -18,6 +20,7 @@ from st_memberships_orchestration_tests.doors import (
 )
 
 PAGE_SIZE = 100
+DOCUMENT = Path(__file__).with_name("memberships-v2.facts.json")
 
 # The same examples in every run: a failure is of the change that is tested, and can be repeated.
 settings.register_profile("repeatable", derandomize=True)
@@ -28,6 +31,12 @@ settings.load_profile("repeatable")
 def home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds the checkout's own `.data`, to which DAGSTER_HOME leads (`make` sets it)."""
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+
+@pytest.fixture(scope="session")
+def document() -> dict[str, Any]:
+    """ServiceTitan's OpenAPI document of May 2026 without its prose."""
+    return json.loads(DOCUMENT.read_text())
 
 
 @pytest.fixture(scope="session")
