@@ -9,6 +9,7 @@ sandbox received, divided by ST_REQUESTS_PER_SECOND. Prints a Markdown table.
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,16 +38,22 @@ def open_visits(count: int, file: Path) -> None:
         csv.writer(out).writerows([("event_id", "job_id"), *rows])
 
 
-def run(*words: str, kill_after: float | None = None) -> float:
-    """Seconds that a command took."""
-    started = time.monotonic()
+def cpu() -> float:
+    """Seconds of CPU that commands took so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(*words: str, kill_after: float | None = None) -> tuple[float, float]:
+    """Seconds that a command took, and seconds of CPU."""
+    started, before = time.monotonic(), cpu()
     process = subprocess.Popen([*COMMAND, *words], stdout=subprocess.DEVNULL)
     try:
         process.wait(kill_after)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    return time.monotonic() - started
+    return time.monotonic() - started, cpu() - before
 
 
 def received(sandbox: RunningSandbox) -> tuple[int, Counter[str]]:
@@ -78,19 +85,19 @@ def main(changes: int, per_second: int, latency_ms: int, kill_after: float | Non
             "ST_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
         }
         open_visits(changes, Path("changes.csv"))
-        click.echo("| step | s | requests | floor s | above floor | marked | twice |")
-        click.echo("|---|---|---|---|---|---|---|")
+        click.echo("| step | s | CPU s | requests | floor s | above floor | marked | twice |")
+        click.echo("|---|---|---|---|---|---|---|---|")
 
         def measured(step: str, *words: str, kill_after: float | None = None) -> None:
             sandbox.control("DELETE", "/_sandbox/requests")
-            spent = run(*words, kill_after=kill_after)
+            spent, used = run(*words, kill_after=kill_after)
             requests, marks = received(sandbox)
             everything.update(marks)
             floor = requests / per_second
             above = f"{spent / floor - 1:.1%}" if requests else ""
             twice = sum(times > 1 for times in everything.values())
             click.echo(
-                f"| {step} | {spent:.1f} | {requests:,} | {floor:.1f} | {above} "
+                f"| {step} | {spent:.1f} | {used:.1f} | {requests:,} | {floor:.1f} | {above} "
                 f"| {len(everything):,} | {twice} |"
             )
 

@@ -123,6 +123,12 @@ def _retry_date(true: Reply) -> Reply:
     return problem(429, "Too many requests", headers=(("Retry-After", date),))
 
 
+def _no_text(true: Reply) -> Reply:
+    """Words that are no text, as of a program that cuts letters in two, and without an end."""
+    said = {"title": "The \0 \ud800 record" + "!" * 5_000, "traceId": "\0" + "a" * 500}
+    return Reply(422, json.dumps({**said, "errors": {"\udfff": ["\0"]}}).encode())
+
+
 ANSWERS: dict[str, Callable[[Reply], Reply]] = {
     "400 problem": _problem(400, "One or more validation errors occurred."),
     "400 job invoice": _problem(400, "The job's invoice must be pending."),
@@ -142,7 +148,7 @@ ANSWERS: dict[str, Callable[[Reply], Reply]] = {
     "412 problem": _problem(412, "Precondition failed"),
     "413 html": _html(413),
     "415 problem": _problem(415, "Unsupported media type"),
-    "422 problem": _problem(422, "The request could not be processed."),
+    "422 problem": _no_text,
     "423 problem": _problem(423, "Locked"),
     "425 empty": _empty(425),
     "428 problem": _problem(428, "Precondition required"),

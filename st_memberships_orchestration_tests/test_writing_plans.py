@@ -238,6 +238,10 @@ def test_the_hash_follows_content_and_record_and_survives_the_file(
         file.write_text(text.replace(made, edited))
         with pytest.raises(ValueError, match="edited after it was made"):
             load_plan(file)
+    for broken in (text.encode()[:-40], b"\xff\xfe", b"[" * 200_000):
+        file.write_bytes(broken)
+        with pytest.raises(ValueError, match="this is no plan"):
+            load_plan(file)
 
 
 def test_a_plan_holds_no_secret(client: MembershipsClient, shared_sandbox: RunningSandbox) -> None:

@@ -34,6 +34,8 @@ import httpx
 
 TOKEN_PATH = "/connect/token"
 EXCERPT = 300
+LONGEST_MESSAGE = 2_000
+LONGEST_TRACE_ID = 200
 QUOTA = re.compile(r"quota|rate limit|too many requests|throttl", re.IGNORECASE)
 """What a 403 says that is a wait: the gateway answers so when a volume of calls is used up."""
 
@@ -63,15 +65,15 @@ class ServiceTitanError(Exception):
         trace_id: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.message = message
+        self.message = _storable(message)
         self.tenant = tenant
         self.method = method
         self.path = path
         self.status = status
-        self.trace_id = trace_id
+        self.trace_id = trace_id and _storable(trace_id, LONGEST_TRACE_ID)
         if remedy is not None:
             self.remedy = remedy
-        super().__init__(message)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         answer = f" answered {self.status}" if self.status else ""
@@ -201,6 +203,11 @@ class OutcomeUnknown(ServiceTitanError):
     """A write was sent and its answer was lost: it may or may not have happened."""
 
     remedy = "Do not send it again: read the record first and see whether the change is there."
+
+
+def _storable(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """What an answer says, as any database takes it: what fails to be noted would hide the rest."""
+    return text[:longest].replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:

@@ -186,7 +186,7 @@ class Plan:
                     "ledger": ledger and (str(ledger[0]), int(ledger[1])),
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"this is no plan: {error}") from error
         if number not in (FORMAT, WITHOUT_ACCOUNT):
             raise ValueError(f"the plan has format {number}, this release reads {FORMAT}")
@@ -212,7 +212,7 @@ def load_plan(path: Path) -> Plan:
     Raises:
         ValueError: it is no plan, or was edited after it was made.
     """
-    return Plan.from_json(path.read_text())
+    return Plan.from_json(path.read_bytes().decode(errors="replace"))
 
 
 class ExactRow(Row):
