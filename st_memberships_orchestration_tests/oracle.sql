@@ -922,7 +922,7 @@ create temp table visit_forecast as
     where state in ('open', 'contacted', 'booked', 'unknown') and due_on >= today()
         and due_on < date_trunc('month', today()) + interval 13 month and s.active
         and (s.membership_id is null or standing in ('Active', 'Suspended'))
-        and due_on <= least(coalesce(s."to", date '9999-01-01'),
+        and due_on <= least(coalesce(plausible_end(s."to"), date '9999-01-01'),
             coalesce(plausible_end(m."to"), date '9999-01-01'),
             coalesce(plausible_end(m.cancellation_date), date '9999-01-01'))
     group by all;

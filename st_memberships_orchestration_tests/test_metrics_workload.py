@@ -135,6 +135,11 @@ def test_visits_end_with_their_number_the_service_and_the_membership() -> None:
     assert projected("2026-01-15", "2026-04-15", **three) == ["2026-07"]
     assert projected("2026-01-15", **rule, to="2026-07-15") == ["2026-04", "2026-07"]
     assert projected("2026-01-15", **rule, to="2026-07-14") == ["2026-04"]
+    # A last day that cannot be ends nothing.
+    assert projected("2026-01-15", **rule, to="0021-07-15", months_ahead=6) == [
+        "2026-04",
+        "2026-07",
+    ]
     events = [event(1, 1, 1, "2026-01-15"), event(2, 1, 1, "2026-04-15")]
     for ends in ({"to": "2026-06-30"}, {"cancellation_date": "2026-04-14"}):
         rows, _ = tables([service(1, 1, **rule)], events, membership(1, **ends))

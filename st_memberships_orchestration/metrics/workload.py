@@ -85,7 +85,7 @@ def visit_forecast(
         months_ahead: months after the running one.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    services, members = _services(recurring_services), _members(memberships)
+    services, members = _services(recurring_services, earliest), _members(memberships)
     services = attach(
         services, members, "membership_id", member_status="status", member_ends="ends_on"
     )
@@ -174,7 +174,7 @@ def visit_entitlements(
     memberships = with_plausible_days(memberships, earliest, today)
     now = pd.Timestamp(today)
     rows = periods(memberships, today)
-    services = _services(recurring_services)
+    services = _services(recurring_services, earliest)
     services["place"] = locate(services, rows, "membership_id", "membership_id")
     owned = (services["place"] >= 0) & ~services["is_deleted"]
     ends = day_numbers(rows["period_to"])
@@ -247,17 +247,10 @@ def on_day(days: Column, months: np.ndarray) -> np.ndarray:
     return month_start(months) + np.minimum(day, length - np.timedelta64(1, "D"))
 
 
-def _services(recurring_services: Frame) -> Frame:
-    return pick(
-        recurring_services,
-        "id",
-        "membership_id",
-        "recurring_service_type_id",
-        "location_id",
-        "business_unit_id",
-        "to",
-        "is_deleted",
-    )
+def _services(recurring_services: Frame, earliest: date) -> Frame:
+    names = ("membership_id", "recurring_service_type_id", "location_id", "business_unit_id")
+    rows = pick(recurring_services, "id", *names, "to", "is_deleted")
+    return rows.assign(to=plausible(rows["to"], earliest))
 
 
 def _members(memberships: Frame) -> Frame:
