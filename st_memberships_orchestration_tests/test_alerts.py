@@ -16,6 +16,7 @@ import pytest
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import alerts
 from st_memberships_orchestration.defs.alerts import nearly_full
+from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.health.notices import LONGEST_RETRY, Problem, Told, message, tell
 from st_memberships_orchestration.health.states import SCHEMA, Facts, row_of
@@ -416,3 +417,24 @@ def test_a_text_has_no_configured_secret(
     secret = shared_sandbox.env["ST_TENANTS__ACME__APP_KEY"]
     text = Settings().without_secrets(f"{secret} json://u:pass@x slack://a/b")
     assert text == "*** *** ***"
+
+
+def test_what_a_failure_says_to_do_is_kept_where_another_error_caused_it() -> None:
+    @dg.op
+    def refuse() -> None:
+        try:
+            raise KeyError("row 7")
+        except KeyError as error:
+            raise dg.Failure("Row 7 has no id: give it one, and plan again.") from error
+
+    @dg.job
+    def plan() -> None:
+        refuse()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = plan.execute_in_process(instance=instance, raise_on_error=False)
+        (failed,) = failures_of(instance, run.run_id)
+    assert (failed.error, failed.message) == (
+        "KeyError",
+        "Row 7 has no id: give it one, and plan again.",
+    )

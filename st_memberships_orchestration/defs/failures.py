@@ -136,7 +136,9 @@ def _of_step(event: dg.DagsterEvent) -> Failed:
             said = re.sub(r"^.*?Tenant (\S+): ", r"\1 ", error.message.partition(kind.remedy)[0])
             tenant, _, message = said.partition(" ")
             return Failed(event.step_key, kind.__name__, tenant, _short(message), kind.remedy)
-    message = chain[-1].message if chain else "It says nothing."
+    # A failure raised `from` an error says more than that: also what to do.
+    told = data.user_failure_data and data.user_failure_data.description
+    message = told or (chain[-1].message if chain else "It says nothing.")
     return Failed(
         event.step_key,
         (chain[-1].cls_name if chain else None) or "Failure",
