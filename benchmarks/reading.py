@@ -29,7 +29,8 @@ from measure import Cost, cost
 from pages import append_changes, record, serving
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 HERE = Path(__file__).parent
 REPO = HERE.parent

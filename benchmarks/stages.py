@@ -22,8 +22,10 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.reading.reader import BYTES_PER_COMMIT, ROWS_PER_COMMIT
 from st_memberships_orchestration.servicetitan import client
-from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.client import ExportPage
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 Result = TypeVar("Result")

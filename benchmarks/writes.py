@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.plans import load_plan
 

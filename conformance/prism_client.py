@@ -36,15 +36,17 @@ from urllib.parse import parse_qs, urlsplit
 from annotated_types import Ge, Le
 
 from st_memberships_orchestration.servicetitan.auth import Access
-from st_memberships_orchestration.servicetitan.client import ListOptions, MembershipsClient
+from st_memberships_orchestration.servicetitan.client import ListOptions
 from st_memberships_orchestration.servicetitan.errors import (
     ContractBroken,
     OutcomeUnknown,
     ServiceTitanError,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
 from st_memberships_orchestration.servicetitan.listing import Listing
-from st_memberships_orchestration.servicetitan.models import Change, nullable_fields
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.records import Change, nullable_fields
 
 API = "/memberships/v2"
 TENANT = 1234567

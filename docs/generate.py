@@ -46,7 +46,7 @@ from st_memberships_orchestration.sandbox import faults
 from st_memberships_orchestration.sandbox.controls import Controls
 from st_memberships_orchestration.sandbox.drift import Bend
 from st_memberships_orchestration.servicetitan import errors
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant
 from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.kinds import Refused

@@ -33,7 +33,7 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import PlainReader, differences
 
 REPO = Path(__file__).parents[1]

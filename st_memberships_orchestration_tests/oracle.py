@@ -28,7 +28,7 @@ from deltalake import DeltaTable
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import Location, settle
 
 SQL = Path(__file__).with_name("oracle.sql").read_text()

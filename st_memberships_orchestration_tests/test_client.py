@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan import ceiling, models
+from st_memberships_orchestration.servicetitan import ceiling, records
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.auth import (
     Access,
@@ -31,7 +31,6 @@ from st_memberships_orchestration.servicetitan.auth import (
     shared_credentials,
 )
 from st_memberships_orchestration.servicetitan.ceiling import shared_ceiling
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     ConnectionLost,
     FeedStuck,
@@ -48,9 +47,10 @@ from st_memberships_orchestration.servicetitan.errors import (
     WrongAddress,
     error_for,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
-from st_memberships_orchestration.servicetitan.models import (
-    ActiveRequestArg,
+from st_memberships_orchestration.servicetitan.memberships import models
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.models import (
     MembershipRecurrenceType,
     MembershipStatus,
     OpportunityStatus,
@@ -58,6 +58,7 @@ from st_memberships_orchestration.servicetitan.models import (
     ServiceRecurrenceDuration,
     ServiceRecurrenceType,
 )
+from st_memberships_orchestration.servicetitan.records import ActiveRequestArg
 from st_memberships_orchestration_tests.machine import standing_still
 
 MEMBERSHIPS = next(feed for feed in FEEDS if feed.name == "memberships")
@@ -284,7 +285,7 @@ def test_sort_signs_arrive_as_signs(reader: MembershipsClient) -> None:
 
 
 def test_unknown_fields_are_kept_on_records(reader: MembershipsClient) -> None:
-    kept = models.Modification.model_validate({"id": 1, "newField": {"a": 1}})
+    kept = records.Modification.model_validate({"id": 1, "newField": {"a": 1}})
     assert kept.model_extra == {"newField": {"a": 1}}
 
 

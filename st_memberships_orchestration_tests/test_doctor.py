@@ -20,24 +20,22 @@ from cryptography.x509.oid import NameOID
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.checkup import examine
-from st_memberships_orchestration.servicetitan.client import (
-    MembershipsClient,
-    trusted_certificates,
-)
+from st_memberships_orchestration.servicetitan.client import trusted_certificates
 from st_memberships_orchestration.servicetitan.errors import ConnectionLost, ServerFailed
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import Location
 from st_memberships_orchestration_tests.test_client import access
 
 
 def failed(sandbox: RunningSandbox, **changes: object) -> list[str]:
     with MembershipsClient.open(access(sandbox, **changes)) as client:
-        return [finding.check for finding in examine(client) if not finding.passed]
+        return [finding.check for finding in examine(client, FEEDS) if not finding.passed]
 
 
 def test_a_sound_tenant_passes_everything(shared_sandbox: RunningSandbox) -> None:
     with MembershipsClient.open(access(shared_sandbox)) as client:
-        findings = list(examine(client))
+        findings = list(examine(client, FEEDS))
     assert all(finding.passed for finding in findings)
     assert len(findings) == 4 + len(FEEDS)
 
@@ -57,7 +55,7 @@ def test_a_clock_that_is_wrong_is_named(
     with time_machine.travel(datetime.now(UTC) + shift, tick=True):
         assert failed(shared_sandbox) == ["clock"]
         with MembershipsClient.open(access(shared_sandbox)) as client:
-            (finding,) = [f for f in examine(client) if not f.passed]
+            (finding,) = [f for f in examine(client, FEEDS) if not f.passed]
     assert said in finding.remedy
 
 

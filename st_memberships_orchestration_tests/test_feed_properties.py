@@ -22,7 +22,6 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading import reader as reading_module
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.servicetitan import client as client_module
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     FeedStuck,
     RequestRefused,
@@ -30,7 +29,8 @@ from st_memberships_orchestration.servicetitan.errors import (
     ServiceTitanError,
     Unreadable,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.export_server import Answer, ExportServer, serving, visit
 
 EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")

@@ -15,7 +15,6 @@ import pytest
 
 from st_memberships_orchestration.servicetitan import limits
 from st_memberships_orchestration.servicetitan.auth import Access
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     ConnectionLost,
     NotAuthorized,
@@ -26,7 +25,8 @@ from st_memberships_orchestration.servicetitan.errors import (
     WrongAddress,
     error_for,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.raw_server import Bytes, Server, answer
 
 PAGE = b'{"hasMore": false, "continueFrom": "t", "data": []}'

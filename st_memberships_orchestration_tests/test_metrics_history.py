@@ -17,7 +17,7 @@ from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.servicetitan.columns import table_schema
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 NEW_YORK = ZoneInfo("America/New_York")
 LOADED = datetime(2026, 6, 15, 12, tzinfo=UTC)

@@ -9,9 +9,9 @@ from enum import StrEnum
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from st_memberships_orchestration.servicetitan import models
-from st_memberships_orchestration.servicetitan.models import (
-    Change,
+from st_memberships_orchestration.servicetitan import records
+from st_memberships_orchestration.servicetitan.memberships import models
+from st_memberships_orchestration.servicetitan.memberships.models import (
     EventJob,
     ExportedMembershipStatusChange,
     ExportedRecurringServiceEvent,
@@ -23,17 +23,20 @@ from st_memberships_orchestration.servicetitan.models import (
     MembershipStatusChange,
     MembershipType,
     MembershipUpdate,
-    ProblemDetails,
-    Record,
     RecurringServiceEvent,
     RecurringServiceUpdate,
+)
+from st_memberships_orchestration.servicetitan.records import (
+    Change,
+    ProblemDetails,
+    Record,
     nullable_fields,
 )
 
 V2 = "Memberships.V2."
 CLASSES: dict[str, type[BaseModel]] = {
-    "ModificationResponse": models.Modification,
-    "ApiErrorResponse": models.ProblemDetails,
+    "ModificationResponse": records.Modification,
+    "ApiErrorResponse": records.ProblemDetails,
     V2 + "CustomerMembershipResponse": models.Membership,
     V2 + "ExportCustomerMembershipResponse": models.Membership,
     V2 + "CustomFieldResponse": models.CustomField,
@@ -68,7 +71,7 @@ CLASSES: dict[str, type[BaseModel]] = {
     V2 + "InvoiceTemplateItemUpdateRequest": models.InvoiceTemplateUpdateItem,
 }
 ENUMS: dict[str, type[StrEnum]] = {
-    "ActiveRequestArg": models.ActiveRequestArg,
+    "ActiveRequestArg": records.ActiveRequestArg,
     **{
         V2 + enum.__name__: enum
         for enum in (
@@ -97,7 +100,7 @@ NOT_MODELLED = {
     "Memberships.V2.DefaultSortingFields",
 }
 ENVELOPES = ("PaginatedResponse_Of_", "ExportResponse_Of_")
-BASES = {Record, Change, models.InvoiceTemplateLine}
+BASES = {Record, Change, records.Choice, models.InvoiceTemplateLine}
 
 # Documented as date-time, meant as a day (reference section 5).
 CALENDAR_DATES = {"from", "to", "nextScheduledBillDate", "cancellationDate", "date"}
@@ -168,9 +171,10 @@ def test_every_schema_of_the_document_has_its_class(schemas):
 
 
 def test_every_class_has_its_schema_in_the_document():
-    classes = {c for c in vars(models).values() if inspect.isclass(c)}
+    rooms = {models.__name__, records.__name__}
+    classes = {c for c in (vars(models) | vars(records)).values() if inspect.isclass(c)}
     bases = {Record, Change, StrEnum}
-    ours = {c for c in classes if c.__module__ == models.__name__ and bases & set(c.__mro__)}
+    ours = {c for c in classes if c.__module__ in rooms and bases & set(c.__mro__)}
     assert {c for c in ours if not c.__name__.startswith("_")} - BASES == {
         *CLASSES.values(),
         *ENUMS.values(),
@@ -343,7 +347,7 @@ def test_a_record_that_breaks_its_contract_is_refused_by_field(field, value):
     assert f"\n{field}\n" in refusal(Membership, membership(**{field: value}))
 
 
-@pytest.mark.parametrize(("kind", "bits"), [(models.Int32, 31), (models.Int64, 63)])
+@pytest.mark.parametrize(("kind", "bits"), [(records.Int32, 31), (models.Int64, 63)])
 def test_integers_are_bounded_by_their_width(kind, bits):
     adapter = TypeAdapter(kind)
     for value in (-(2**bits), 2**bits - 1):

@@ -13,8 +13,8 @@ from st_memberships_orchestration.servicetitan.columns import (
     records_table,
     table_schema,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
-from st_memberships_orchestration.servicetitan.models import (
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.models import (
     ExportedRecurringServiceEvent,
     InvoiceTemplate,
     MembershipType,

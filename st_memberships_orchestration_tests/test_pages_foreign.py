@@ -26,8 +26,9 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading.reader import FeedReader, Window
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.auth import Access
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.servicetitan.pages import DecodedPage, decode_page
 from st_memberships_orchestration_tests import hostile_pages
 from st_memberships_orchestration_tests.doors import PlainReader, contents, snake

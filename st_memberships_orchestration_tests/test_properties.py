@@ -19,8 +19,8 @@ from st_memberships_orchestration.reading import reader as reading_module
 from st_memberships_orchestration.reading.reader import FeedReader, Window
 from st_memberships_orchestration.servicetitan.auth import Access
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -19,9 +19,10 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading import reader as reading_module
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import FeedStuck, RequestRefused
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, read_ahead
+from st_memberships_orchestration.servicetitan.exports import read_ahead
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import Location, PlainReader, contents, settle, today
 from st_memberships_orchestration_tests.test_client import access
 

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import (
     Location,
     PlainReader,

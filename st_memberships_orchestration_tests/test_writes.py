@@ -15,7 +15,7 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.writes import op_name, waiting_files
 from st_memberships_orchestration.escaping import markdown
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.terminal.screen import console
 from st_memberships_orchestration.writing.kinds import KINDS

@@ -15,9 +15,12 @@ import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.clocks import elapsed
-from st_memberships_orchestration.servicetitan.models import InvoiceTemplateCreate, MembershipSale
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.models import (
+    InvoiceTemplateCreate,
+    MembershipSale,
+)
 from st_memberships_orchestration.writing import apply as apply_module
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import (

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.models import OpportunityStatus
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.models import OpportunityStatus
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.report import column_help, plan_lines, plan_totals

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.writing.rows import BadRows, read_rows
 from st_memberships_orchestration_tests.test_writing_plans import plan_of
 from st_memberships_orchestration_tests.torture_writes import access_of

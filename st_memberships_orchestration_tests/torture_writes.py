@@ -31,9 +31,10 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration.servicetitan.auth import Access
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.servicetitan.models import ActiveRequestArg, OpportunityStatus
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.models import OpportunityStatus
+from st_memberships_orchestration.servicetitan.records import ActiveRequestArg
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.apply import (
     NO_OP,

@@ -25,9 +25,9 @@ from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.auth import Access
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import RequestRefused
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT, Settings
 
 RUNNING = dg.DefaultScheduleStatus.RUNNING

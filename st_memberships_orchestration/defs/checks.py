@@ -31,7 +31,8 @@ from st_memberships_orchestration.reading.comparison import (
     settled_through,
 )
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 FRESH_WITHIN = timedelta(hours=1)

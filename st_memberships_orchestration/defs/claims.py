@@ -6,7 +6,7 @@ import dagster as dg
 
 from st_memberships_orchestration.lake.history import BEYOND_MICROSECONDS
 from st_memberships_orchestration.lake.quarantine import not_come_back
-from st_memberships_orchestration.servicetitan.feeds import ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, read_ahead
+from st_memberships_orchestration.servicetitan.exports import ExportFeed, read_ahead
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 FEEDS_AT_ONCE = 2
 """Keeps two cores busy; each more costs some 100 MB while a long history is read."""

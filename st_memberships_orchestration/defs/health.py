@@ -27,7 +27,7 @@ from st_memberships_orchestration.health.states import (
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake, replace_all
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 TABLE = "health/tenants"

@@ -16,7 +16,8 @@ from st_memberships_orchestration.lake.history import (
 )
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.columns import table_schema
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import dagster as dg
 
 from st_memberships_orchestration.defs.claims import CLAIMS
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 VANISHED = dg.AssetSelection.assets(["reference", "vanished_records"])
 

@@ -14,7 +14,7 @@ from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
 from st_memberships_orchestration.lake.versions import IS_DELETED
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.columns import table_schema
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 DATA = "team:data"
 """Owner of what is read: whom to ask when it is missing or late."""

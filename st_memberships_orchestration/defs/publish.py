@@ -9,7 +9,7 @@ from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.publish import publish
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 

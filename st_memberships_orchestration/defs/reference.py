@@ -14,20 +14,19 @@ from st_memberships_orchestration.defs.metadata import DATA, column_schema, tabl
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.columns import (
     records_schema,
     records_table,
 )
 from st_memberships_orchestration.servicetitan.errors import RecordNotFound
-from st_memberships_orchestration.servicetitan.models import (
-    ActiveRequestArg,
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.models import (
     CustomFieldType,
     DiscountItem,
     DurationBillingItem,
-    Record,
     RecurringServiceItem,
 )
+from st_memberships_orchestration.servicetitan.records import ActiveRequestArg, Record
 from st_memberships_orchestration.settings import Settings
 
 TYPE_ID = described("membership_type_id", pa.int64(), "Membership type that it belongs to.")

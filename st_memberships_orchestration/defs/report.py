@@ -19,7 +19,7 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
 from st_memberships_orchestration.reporting.figures import NEEDS, Need
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
 if TYPE_CHECKING:  # Dagster does not show this type

@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
 
 

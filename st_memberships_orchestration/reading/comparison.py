@@ -9,10 +9,10 @@ from typing import Any
 from st_memberships_orchestration.lake.forgetting import OWN_ID, Forgotten
 from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.store import Lake, literal
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.client import ServiceTitanClient
 from st_memberships_orchestration.servicetitan.columns import columns_of, records_table
-from st_memberships_orchestration.servicetitan.feeds import ExportFeed
-from st_memberships_orchestration.servicetitan.models import Record
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.servicetitan.records import Record
 
 SAMPLED = 20
 """Records compared one by one, a request each; of status changes, those of so many memberships."""
@@ -40,7 +40,7 @@ class Comparison:
     hour before it, and before the newest change that it showed (ServiceTitan's clock, not ours).
     """
 
-    client: MembershipsClient
+    client: ServiceTitanClient
     lake: Lake
     feed: ExportFeed
     tenant: str

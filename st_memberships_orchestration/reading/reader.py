@@ -23,7 +23,7 @@ from st_memberships_orchestration.lake.versions import (
     insert_versions,
     newest_batch,
 )
-from st_memberships_orchestration.servicetitan.client import ExportPage, MembershipsClient
+from st_memberships_orchestration.servicetitan.client import ExportPage, ServiceTitanClient
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.errors import (
     RecordNotFound,
@@ -32,7 +32,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     Throttled,
     WrongAddress,
 )
-from st_memberships_orchestration.servicetitan.feeds import (
+from st_memberships_orchestration.servicetitan.exports import (
     VISIBILITY_LAG,
     ExportFeed,
     iso,
@@ -191,7 +191,7 @@ class FeedReader:
 
     def __init__(
         self,
-        client: MembershipsClient,
+        client: ServiceTitanClient,
         lake: Lake,
         feed: ExportFeed,
         *,

@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from st_memberships_orchestration.lake.latest import mark_deleted
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import ExportFeed
+from st_memberships_orchestration.servicetitan.client import ServiceTitanClient
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
 
 
 class TooManyMissing(Exception):
@@ -17,7 +17,7 @@ class TooManyMissing(Exception):
 
 
 def mark_vanished(
-    client: MembershipsClient,
+    client: ServiceTitanClient,
     lake: Lake,
     feed: ExportFeed,
     tenant: str,

@@ -1,16 +1,16 @@
 """Whether a tenant can be reached and read, tried with one cheap request per scope."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from st_memberships_orchestration.servicetitan.client import MembershipsClient, clock_remedy
+from st_memberships_orchestration.servicetitan.client import ServiceTitanClient, clock_remedy
 from st_memberships_orchestration.servicetitan.errors import (
     TOKEN_PATH,
     ServiceTitanError,
     Transient,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, ExportFeed, iso
+from st_memberships_orchestration.servicetitan.exports import ExportFeed, iso
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Finding:
     remedy: str = ""
 
 
-def examine(client: MembershipsClient) -> Iterator[Finding]:
+def examine(client: ServiceTitanClient, feeds: Sequence[ExportFeed]) -> Iterator[Finding]:
     """Try address, token, app key and tenant with a first read, then each scope with one more.
 
     Nothing is written; scopes to modify can only be seen by a write.
     """
     now = iso(datetime.now(UTC))
     failures: dict[str, ServiceTitanError | None] = {}
-    for feed in FEEDS:
+    for feed in feeds:
         failures[feed.name] = failure = _failure(client, feed, now)
         if isinstance(failure, Transient) or (failure and failure.path.endswith(TOKEN_PATH)):
             break
-    first = failures[FEEDS[0].name]
-    if first is None or (len(failures) == len(FEEDS) and not all(failures.values())):
+    first = failures[feeds[0].name]
+    if first is None or (len(failures) == len(feeds) and not all(failures.values())):
         failed = None
     elif first.path.endswith(TOKEN_PATH):
         failed = 1
@@ -51,7 +51,7 @@ def examine(client: MembershipsClient) -> Iterator[Finding]:
         yield Finding(f"read {name}", failure is None, str(failure) if failure else "")
 
 
-def _failure(client: MembershipsClient, feed: ExportFeed, now: str) -> ServiceTitanError | None:
+def _failure(client: ServiceTitanClient, feed: ExportFeed, now: str) -> ServiceTitanError | None:
     try:
         client.export_page(feed, start=now)
     except ServiceTitanError as error:

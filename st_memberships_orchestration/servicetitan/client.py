@@ -1,21 +1,19 @@
-"""The Memberships v2 API of one tenant: its 30 operations, patient with reads, careful with writes.
+"""A module of ServiceTitan's API for one tenant: patient with reads, careful with writes.
 
-Methods are grouped by ServiceTitan's own tags. Not in the API, and so not here: reading one event
-by id (`list_recurring_service_events(ids=[…])`), listing invoice templates without ids (read the
-export), and deleting anything.
+The operations of a module are in the folder that is named after it.
 """
 
 import json
 import logging
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Any, ClassVar, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import certifi
@@ -25,7 +23,7 @@ from pydantic import ValidationError
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity.wait import wait_random_exponential
 
-from st_memberships_orchestration.servicetitan import limits, models
+from st_memberships_orchestration.servicetitan import limits
 from st_memberships_orchestration.servicetitan.auth import Access, shared_credentials
 from st_memberships_orchestration.servicetitan.ceiling import (
     NoTurn,
@@ -48,16 +46,8 @@ from st_memberships_orchestration.servicetitan.errors import (
     described,
     error_for,
 )
-from st_memberships_orchestration.servicetitan.feeds import ExportFeed
+from st_memberships_orchestration.servicetitan.exports import ExportFeed
 from st_memberships_orchestration.servicetitan.listing import Listing, ListPage
-from st_memberships_orchestration.servicetitan.models import (
-    ActiveRequestArg,
-    MembershipRecurrenceType,
-    MembershipStatus,
-    OpportunityStatus,
-    ServiceRecurrenceDuration,
-    ServiceRecurrenceType,
-)
 from st_memberships_orchestration.servicetitan.pages import (
     BrokenRecord,
     DecodedPage,
@@ -65,6 +55,7 @@ from st_memberships_orchestration.servicetitan.pages import (
     decode_page,
     parse_json,
 )
+from st_memberships_orchestration.servicetitan.records import ActiveRequestArg, Change, Record
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +94,7 @@ def clock_remedy(ahead: timedelta) -> str:
 
 
 Answer = TypeVar("Answer")
-R = TypeVar("R", bound=models.Record)
+R = TypeVar("R", bound=Record)
 
 
 class ListOptions(TypedDict, total=False):
@@ -143,8 +134,8 @@ class ExportPage:
     requests: int
 
 
-class MembershipsClient:
-    """Operations of the Memberships v2 API for one tenant.
+class ServiceTitanClient:
+    """What all modules of the API have in common, for one tenant: exports, lists, records, writes.
 
     Reads are repeated on 408, 429, 5xx, unreadable answers and lost connections, waiting as the
     answer asks (`Retry-After`, else the number in its sentence, else exponentially with jitter).
@@ -152,6 +143,7 @@ class MembershipsClient:
     shared by threads.
 
     Attributes:
+        module: path of the module and its version.
         account: whose records these are.
         requests_per_second: the ceiling.
         throttled: how often it was answered 429.
@@ -161,6 +153,8 @@ class MembershipsClient:
     Raises:
         ServiceTitanError: every failure is one; of those only writes raise `OutcomeUnknown`.
     """
+
+    module: ClassVar[str]
 
     def __init__(
         self,
@@ -179,7 +173,7 @@ class MembershipsClient:
         self._attempts = attempts
         self._tenant = access.tenant
         self._ceiling = ceiling
-        self._root = f"{access.api_url.rstrip('/')}/memberships/v2/tenant/{access.tenant_id}/"
+        self._root = f"{access.api_url.rstrip('/')}/{self.module}/tenant/{access.tenant_id}/"
 
     @classmethod
     @contextmanager
@@ -302,12 +296,12 @@ class MembershipsClient:
 
     # The records of a feed, as they are now
 
-    def listed(self, feed: ExportFeed, **options: Unpack[ListOptions]) -> Listing[models.Record]:
+    def listed(self, feed: ExportFeed, **options: Unpack[ListOptions]) -> Listing[Record]:
         """All records of a feed that can be listed; deleted ones too, where the list shows them."""
         active = {"active": ActiveRequestArg.ANY} if feed.lists_deleted else {}
         return self._list(feed.collection, feed.record, **active, **options)
 
-    def shown(self, feed: ExportFeed, key: int) -> list[models.Record]:
+    def shown(self, feed: ExportFeed, key: int) -> list[Record]:
         """What ServiceTitan shows for a feed's key: a record, several, or none if it has none."""
         if feed.one is None:
             return [*self._list(feed.collection, feed.record, ids=[key])]
@@ -318,228 +312,6 @@ class MembershipsClient:
             return self._get_all(path, feed.record)
         except RecordNotFound:
             return []
-
-    # Memberships
-
-    def list_memberships(
-        self,
-        *,
-        ids: Sequence[int] | None = None,
-        customer_ids: Sequence[int] | None = None,
-        status: MembershipStatus | None = None,
-        duration: int | Literal["ongoing"] | None = None,
-        billing_frequency: MembershipRecurrenceType | None = None,
-        active: ActiveRequestArg | None = None,
-        **options: Unpack[ListOptions],
-    ) -> Listing[models.Membership]:
-        """Memberships; without `active` only those that are not deleted.
-
-        `status` has been reported not to filter strictly (reference section 5): look at it again.
-        """
-        return self._list(
-            "memberships",
-            models.Membership,
-            ids=ids,
-            customer_ids=customer_ids,
-            status=status,
-            duration="null" if duration == "ongoing" else duration,
-            billing_frequency=billing_frequency,
-            active=active,
-            **options,
-        )
-
-    def get_membership(self, id: int) -> models.Membership:
-        """One membership."""
-        return self._get(f"memberships/{id}", models.Membership)
-
-    def membership_status_changes(self, id: int) -> list[models.MembershipStatusChange]:
-        """The changes of one membership's status."""
-        return self._get_all(f"memberships/{id}/status-changes", models.MembershipStatusChange)
-
-    def membership_custom_fields(
-        self, **options: Unpack[ListOptions]
-    ) -> Listing[models.CustomFieldType]:
-        """The definitions of the account's custom fields for memberships."""
-        return self._list("memberships/custom-fields", models.CustomFieldType, **options)
-
-    def sell_membership(self, sale: models.MembershipSale) -> models.SaleReceipt:
-        """Sell a membership: makes a real invoice and an active membership."""
-        return self._write("POST", "memberships/sale", sale, models.SaleReceipt)
-
-    def update_membership(self, id: int, update: models.MembershipUpdate) -> models.Modification:
-        """Change the fields that were set on `update`, and no others."""
-        return self._write("PATCH", f"memberships/{id}", update, models.Modification)
-
-    # Membership types
-
-    def list_membership_types(
-        self,
-        *,
-        ids: Sequence[int] | None = None,
-        active: ActiveRequestArg | None = None,
-        duration: int | Literal["ongoing"] | None = None,
-        billing_frequency: MembershipRecurrenceType | None = None,
-        include_duration_billing: bool | None = None,
-        include_discounts: bool | None = None,
-        include_recurring_services: bool | None = None,
-        include_tags: bool | None = None,
-        **options: Unpack[ListOptions],
-    ) -> Listing[models.MembershipType]:
-        """Membership types; their lists are null unless asked for by an `include_…`."""
-        return self._list(
-            "membership-types",
-            models.MembershipType,
-            ids=ids,
-            active=active,
-            duration="null" if duration == "ongoing" else duration,
-            billing_frequency=billing_frequency,
-            include_duration_billing=include_duration_billing,
-            include_discounts=include_discounts,
-            include_recurring_services=include_recurring_services,
-            include_tags=include_tags,
-            **options,
-        )
-
-    def get_membership_type(self, id: int) -> models.MembershipType:
-        """One membership type."""
-        return self._get(f"membership-types/{id}", models.MembershipType)
-
-    def membership_type_discounts(self, id: int) -> list[models.DiscountItem]:
-        """The discounts of one membership type."""
-        return self._get_all(f"membership-types/{id}/discounts", models.DiscountItem)
-
-    def membership_type_duration_billing_items(
-        self, id: int, *, active: ActiveRequestArg | None = None
-    ) -> list[models.DurationBillingItem]:
-        """The durations and prices of one membership type, with the ids that a sale needs."""
-        return self._get_all(
-            f"membership-types/{id}/duration-billing-items",
-            models.DurationBillingItem,
-            active=active,
-        )
-
-    def membership_type_recurring_service_items(self, id: int) -> list[models.RecurringServiceItem]:
-        """The recurring services that one membership type includes."""
-        path = f"membership-types/{id}/recurring-service-items"
-        return self._get_all(path, models.RecurringServiceItem)
-
-    # Recurring service types
-
-    def list_recurring_service_types(
-        self,
-        *,
-        ids: Sequence[int] | None = None,
-        membership_type_id: int | None = None,
-        recurrence_type: ServiceRecurrenceType | None = None,
-        duration_type: ServiceRecurrenceDuration | None = None,
-        active: ActiveRequestArg | None = None,
-        **options: Unpack[ListOptions],
-    ) -> Listing[models.RecurringServiceType]:
-        """Recurring service types; without `active` only those in use."""
-        return self._list(
-            "recurring-service-types",
-            models.RecurringServiceType,
-            ids=ids,
-            membership_type_id=membership_type_id,
-            recurrence_type=recurrence_type,
-            duration_type=duration_type,
-            active=active,
-            **options,
-        )
-
-    def get_recurring_service_type(self, id: int) -> models.RecurringServiceType:
-        """One recurring service type."""
-        return self._get(f"recurring-service-types/{id}", models.RecurringServiceType)
-
-    # Recurring services
-
-    def list_recurring_services(
-        self,
-        *,
-        ids: Sequence[int] | None = None,
-        membership_ids: Sequence[int] | None = None,
-        location_ids: Sequence[int] | None = None,
-        active: ActiveRequestArg | None = None,
-        include_technicians: bool | None = None,
-        **options: Unpack[ListOptions],
-    ) -> Listing[models.RecurringService]:
-        """Recurring services; without `active` only those in use."""
-        return self._list(
-            "recurring-services",
-            models.RecurringService,
-            ids=ids,
-            membership_ids=membership_ids,
-            location_ids=location_ids,
-            active=active,
-            include_technicians=include_technicians,
-            **options,
-        )
-
-    def get_recurring_service(self, id: int) -> models.RecurringService:
-        """One recurring service."""
-        return self._get(f"recurring-services/{id}", models.RecurringService)
-
-    def update_recurring_service(
-        self, id: int, update: models.RecurringServiceUpdate
-    ) -> models.Modification:
-        """Change the fields that were set on `update`; a new `from_` moves all future visits."""
-        return self._write("PATCH", f"recurring-services/{id}", update, models.Modification)
-
-    # Recurring service events
-
-    def list_recurring_service_events(
-        self,
-        *,
-        ids: Sequence[int] | None = None,
-        location_id: int | None = None,
-        job_id: int | None = None,
-        status: OpportunityStatus | None = None,
-        **options: Unpack[ListOptions],
-    ) -> Listing[models.RecurringServiceEvent]:
-        """Visits that fall due. One visit: `ids=[…]`; there is no operation to get it by id."""
-        return self._list(
-            "recurring-service-events",
-            models.RecurringServiceEvent,
-            ids=ids,
-            location_id=location_id,
-            job_id=job_id,
-            status=status,
-            **options,
-        )
-
-    def mark_event_complete(self, id: int, job: models.EventJob) -> models.Modification:
-        """Attach a visit to a job, and copy its template's items onto the job's invoice."""
-        path = f"recurring-service-events/{id}/mark-complete"
-        return self._write("POST", path, job, models.Modification)
-
-    def mark_event_incomplete(self, id: int, job: models.EventJob) -> models.Modification:
-        """Detach a visit from a job, and delete the copied items from the job's invoice."""
-        path = f"recurring-service-events/{id}/mark-incomplete"
-        return self._write("POST", path, job, models.Modification)
-
-    # Invoice templates
-
-    def list_invoice_templates(self, *, ids: Sequence[int]) -> Listing[models.InvoiceTemplate]:
-        """The invoice templates with these ids; ServiceTitan lists none without."""
-        return self._list("invoice-templates", models.InvoiceTemplate, ids=ids, page=None)
-
-    def get_invoice_template(self, id: int) -> models.InvoiceTemplate:
-        """One invoice template."""
-        return self._get(f"invoice-templates/{id}", models.InvoiceTemplate)
-
-    def create_invoice_template(
-        self, template: models.InvoiceTemplateCreate
-    ) -> models.Modification:
-        """Make an invoice template."""
-        return self._write("POST", "invoice-templates", template, models.Modification)
-
-    def update_invoice_template(
-        self, id: int, update: models.InvoiceTemplateUpdate
-    ) -> models.Modification:
-        """Change the fields that were set on `update`; `items` is taken as the whole new list."""
-        return self._write("PATCH", f"invoice-templates/{id}", update, models.Modification)
-
-    # How requests are made
 
     def _list(
         self, path: str, model: type[R], *, page: int | None = 1, **params: Any
@@ -614,7 +386,7 @@ class MembershipsClient:
         except NotAPage as error:
             raise Unreadable(str(error), status=response.status_code, **where) from error
 
-    def _write(self, method: str, path: str, change: models.Change, model: type[R]) -> R:
+    def _write(self, method: str, path: str, change: Change, model: type[R]) -> R:
         """Send a change once.
 
         Raises:

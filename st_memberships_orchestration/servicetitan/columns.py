@@ -25,7 +25,7 @@ import pyarrow as pa
 from pydantic.alias_generators import to_snake
 
 from st_memberships_orchestration.columns import INSTANT, MONEY, described
-from st_memberships_orchestration.servicetitan.models import NUMBER, Record, exact, json_text
+from st_memberships_orchestration.servicetitan.records import NUMBER, Record, exact, json_text
 
 TYPES = {
     ("integer", "int64"): pa.int64(),

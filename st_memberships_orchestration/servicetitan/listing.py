@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic.alias_generators import to_camel
 
-from st_memberships_orchestration.servicetitan.feeds import iso
-from st_memberships_orchestration.servicetitan.models import Record
+from st_memberships_orchestration.servicetitan.exports import iso
+from st_memberships_orchestration.servicetitan.records import Record
 
 IDS_PER_REQUEST = 50
 """`ids` takes 50 at most (OpenAPI); other lists of ids are cut alike, to keep addresses short."""

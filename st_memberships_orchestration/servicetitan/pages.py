@@ -36,12 +36,7 @@ from st_memberships_orchestration.servicetitan.columns import (
     table_schema,
     unusual,
 )
-from st_memberships_orchestration.servicetitan.models import (
-    Record,
-    exact,
-    is_text,
-    moment,
-)
+from st_memberships_orchestration.servicetitan.records import Record, exact, is_text, moment
 
 MIDNIGHT = "T00:00:00Z"
 EPOCH = pa.scalar(0, pa.timestamp("ns", tz="UTC"))

@@ -32,8 +32,9 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
 from st_memberships_orchestration.sandbox.process import running
 from st_memberships_orchestration.servicetitan.checkup import examine
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.feeds import FEEDS, iso
+from st_memberships_orchestration.servicetitan.exports import iso
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT
 from st_memberships_orchestration.terminal import forget, writes
 from st_memberships_orchestration.terminal.screen import console, program, read_settings
@@ -209,7 +210,7 @@ def doctor(tenants: tuple[str, ...]) -> None:
     findings = []
     for tenant in _chosen(tenants):
         with MembershipsClient.open(settings.access(tenant)) as client:
-            for finding in examine(client):
+            for finding in examine(client, FEEDS):
                 mark = "[green]✓" if finding.passed else "[red]✗"
                 table.add_row(tenant, escape(finding.check), mark, escape(finding.remedy))
                 findings.append(finding)

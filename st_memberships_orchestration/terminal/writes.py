@@ -15,8 +15,8 @@ from rich.text import Text
 
 from st_memberships_orchestration.escaping import visible, visible_lines
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import (
     NO_TENANT,
     Settings,

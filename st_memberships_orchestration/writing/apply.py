@@ -20,7 +20,6 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
 
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     NotAuthorized,
     NotSent,
@@ -28,6 +27,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     ServiceTitanError,
     Stalled,
 )
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import (

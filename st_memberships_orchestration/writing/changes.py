@@ -12,7 +12,7 @@ from st_memberships_orchestration.columns import INSTANT
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake, replace_tenant, upsert
 from st_memberships_orchestration.servicetitan.auth import Account
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import (
     Approval,

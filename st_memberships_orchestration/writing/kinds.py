@@ -17,15 +17,20 @@ from typing import Any, ClassVar, cast
 
 from typing_extensions import override
 
-from st_memberships_orchestration.servicetitan import models
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import (
     ContractBroken,
     RecordNotFound,
     RequestRefused,
 )
-from st_memberships_orchestration.servicetitan.feeds import FEEDS
-from st_memberships_orchestration.servicetitan.models import ActiveRequestArg, Change, Record
+from st_memberships_orchestration.servicetitan.memberships import models
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.records import (
+    ActiveRequestArg,
+    Change,
+    Record,
+    nullable_fields,
+)
 from st_memberships_orchestration.writing.values import (
     COPY_OF,
     Plain,
@@ -344,7 +349,7 @@ class Kind:
 
     def takes_null(self, column: str) -> bool:
         """Whether the word `null` may stand in a column."""
-        return column in {name.removesuffix("_") for name in models.nullable_fields(self.change)}
+        return column in {name.removesuffix("_") for name in nullable_fields(self.change)}
 
 
 @dataclass(frozen=True)

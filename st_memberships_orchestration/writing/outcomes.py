@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from st_memberships_orchestration.servicetitan.auth import Account
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import (

@@ -23,8 +23,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from st_memberships_orchestration.servicetitan.auth import Account
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
-from st_memberships_orchestration.servicetitan.models import Change
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.records import Change
 from st_memberships_orchestration.writing.kinds import (
     CHUNK,
     KINDS,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_memberships_orchestration.escaping import from_csv_cell, visible
-from st_memberships_orchestration.servicetitan.models import Change
+from st_memberships_orchestration.servicetitan.records import Change
 from st_memberships_orchestration.writing.doubts import Doubt, examine
 
 FORMATS = (".csv", ".jsonl", ".parquet")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from st_memberships_orchestration.servicetitan.client import MembershipsClient
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.kinds import (
     CHUNK,

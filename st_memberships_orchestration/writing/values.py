@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from st_memberships_orchestration.servicetitan.models import Change, Record
+from st_memberships_orchestration.servicetitan.records import Change, Record
 
 Plain = dict[str, Any]
 

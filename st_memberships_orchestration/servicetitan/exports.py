@@ -1,4 +1,4 @@
-"""The seven export feeds, and how one is read from a position to its end without losing a row."""
+"""An export feed, and how several are read side by side without losing a row."""
 
 import queue
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from st_memberships_orchestration.servicetitan import models
+from st_memberships_orchestration.servicetitan.records import Record
 
 VISIBILITY_LAG = timedelta(minutes=15)
 """A change shows in an export this long after it was made (reference section 4.1)."""
@@ -36,7 +36,7 @@ class ExportFeed:
     """
 
     name: str
-    model: type[models.Record]
+    model: type[Record]
     title: str
     modified: str = "modified_on"
     references: Mapping[str, str] = field(default_factory=dict)
@@ -59,81 +59,11 @@ class ExportFeed:
         return f"export/{self.collection}"
 
     @property
-    def record(self) -> type[models.Record]:
+    def record(self) -> type[Record]:
         """The record as lists show it; the export's may have a field more."""
         parent = self.model.__mro__[1]
-        is_record = issubclass(parent, models.Record) and parent is not models.Record
+        is_record = issubclass(parent, Record) and parent is not Record
         return parent if is_record else self.model
-
-
-FEEDS = (
-    ExportFeed(
-        "invoice_templates",
-        models.InvoiceTemplate,
-        "what members are billed, and what a visit puts on its invoice",
-        is_listed=False,
-    ),
-    ExportFeed(
-        "membership_status_changes",
-        models.ExportedMembershipStatusChange,
-        "every change of a membership's status",
-        modified="created_on",
-        references={"membership_id": "memberships"},
-        is_listed=False,
-        one="memberships/{key}/status-changes",
-        key="membership_id",
-        has_history=False,
-    ),
-    ExportFeed(
-        "membership_types",
-        models.MembershipType,
-        "the plans on offer: durations, prices, discounts and included services",
-        references={"billing_template_id": "invoice_templates"},
-        only_listed=("duration_billing", "discounts", "recurring_services", "tag_type_ids"),
-    ),
-    ExportFeed(
-        "memberships",
-        models.Membership,
-        "the customers' memberships: type, status, term, billing",
-        references={
-            "membership_type_id": "membership_types",
-            "billing_template_id": "invoice_templates",
-            "renewed_by_id": "memberships",
-        },
-        is_long=True,
-    ),
-    ExportFeed(
-        "recurring_service_events",
-        models.ExportedRecurringServiceEvent,
-        "single visits that fall due",
-        references={
-            "location_recurring_service_id": "recurring_services",
-            "membership_id": "memberships",
-        },
-        lists_deleted=False,
-        one=None,
-        is_long=True,
-    ),
-    ExportFeed(
-        "recurring_service_types",
-        models.RecurringServiceType,
-        "templates of recurring services",
-        references={"invoice_template_id": "invoice_templates"},
-        has_history=False,
-    ),
-    ExportFeed(
-        "recurring_services",
-        models.RecurringService,
-        "services scheduled at locations, mostly for a membership",
-        references={
-            "membership_id": "memberships",
-            "recurring_service_type_id": "recurring_service_types",
-            "invoice_template_id": "invoice_templates",
-        },
-        only_listed=("preferred_technician_ids",),
-        is_long=True,
-    ),
-)
 
 
 def iso(moment: datetime) -> str:
