@@ -111,6 +111,14 @@ def test_plan_approve_apply_audit(
             {"approved_hash": plan["plan_hash"], "dry_run": False, "tenant": "bravo"},
             "for tenant acme, not for bravo",
         ),
+        (
+            {"approved_hash": plan["plan_hash"], "dry_run": False, "who": "Ann" * 67},
+            "who has 201 characters, the write ledger keeps 200",
+        ),
+        (
+            {"approved_hash": plan["plan_hash"], "dry_run": False, "who": "Ann\0"},
+            "who holds a character that is no text (U+0000)",
+        ),
     ):
         run = launch(here, job, **config)
         assert not run.success

@@ -47,6 +47,7 @@ from st_memberships_orchestration.writing.ledger import (
     Intent,
     Ledger,
     OverBudget,
+    refuse_unfit,
 )
 from st_memberships_orchestration.writing.outcomes import Patience, count, look_again
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, digest, draw
@@ -206,7 +207,9 @@ def apply_plan(
 
     Raises:
         Locked: nothing was sent.
+        ValueError: nothing was sent; `who` or another text does not go into the ledger.
     """
+    refuse_unfit(who=who, run_id=run_id, tenant=plan.tenant, account=client.account.id)
     _check_place(plan, client, ledger, approval)
     run = _Run(
         plan,

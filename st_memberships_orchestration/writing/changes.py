@@ -160,6 +160,7 @@ def apply_audited(
 
     Raises:
         Locked: nothing was sent.
+        ValueError: likewise; `who` or another text does not go into the ledger.
     """
     known: list[Result] = []
     clock = clock or Clock()

@@ -41,14 +41,15 @@ def examine(value: Any, form: str) -> None:
         ValueError: it cannot be meant so.
     """
     if isinstance(value, str):
-        _examine_characters(value)
+        examine_characters(value)
         if form != "enum":  # its words are known, and None is one of them
             _examine_words(value.strip())
     if form in _FORMS:
         _FORMS[form](value)
 
 
-def _examine_characters(text: str) -> None:
+def examine_characters(text: str) -> None:
+    """Raise `ValueError` if a text holds what no database takes, or nobody can have meant."""
     for char in text:
         if unicodedata.category(char) in ("Cc", "Cs", "Cn") and char not in "\t\n\r":
             raise ValueError(f"holds a character that is no text (U+{ord(char):04X})")

@@ -38,6 +38,7 @@ from sqlalchemy.engine import make_url
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.holders import PATIENCE, held_by
 from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.doubts import examine_characters
 from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
 from st_memberships_orchestration.writing.plans import Left, Plan, PlannedChange, content_hash
 from st_memberships_orchestration.writing.values import Plain
@@ -240,6 +241,23 @@ class Held(Exception):
 
 class Busy(TimeoutError):
     """Another process holds the ledger and does not let go; the text says which."""
+
+
+def refuse_unfit(**texts: str) -> None:
+    """Raise `ValueError` for a text that the column of its name cannot hold in every database.
+
+    SQLite takes any length; PostgreSQL refuses, and that at the moment when a change is to be sent.
+    """
+    for name, text in texts.items():
+        try:
+            examine_characters(text)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from error
+        most = _entries.c[name].type.length
+        if len(text) > most:
+            raise ValueError(
+                f"{name} has {len(text):,} characters, the write ledger keeps {most}: shorten it"
+            )
 
 
 class Ledger:
