@@ -157,7 +157,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
 
 def movements(
     memberships: Frame,
-    membership_status: Frame,
+    life: Frame,
     today: date,
     zone: ZoneInfo,
     renewal_grace_days: int,
@@ -170,7 +170,7 @@ def movements(
     paused) is `new`. Exits are `cancelled`, `expired`, `suspended`, `deleted`, `other_exit`, and
     `ended_by_renewal`, an end with a successor in time. A suspended membership that ends without
     such a successor is lost for good: `cancelled_from_suspension` or `expired_from_suspension`,
-    which is no exit from Active.
+    which is no exit from Active. `life` are the `spells`.
 
     Returns:
         `tenant`, `membership_id`, `at`, `began` (local), `month`, `kind`, `is_entry`, `change`
@@ -178,7 +178,6 @@ def movements(
         `since` (first day of the membership's chain), and its cell; in order of membership and
         moment.
     """
-    life = spells(membership_status, zone, memberships)
     links = renewal_links(memberships, zone, life)
     known = pick(memberships, "id", "from", "membership_type_id", "business_unit_id").join(
         links[["successor_id"]]

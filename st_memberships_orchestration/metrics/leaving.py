@@ -91,7 +91,8 @@ def cancellation_reasons_monthly(
         renewal_grace_days: as in `members_monthly`.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    life = spells(membership_status, zone, memberships)
+    moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
     rows["reason"] = _reasons(_notes(rows, membership_status_changes, zone))
     rows = _with_price(rows, membership_prices, "membership_id", "")
@@ -159,9 +160,10 @@ def plan_switches_monthly(
     """
     memberships = with_plausible_days(memberships, earliest, today)
     known = pick(memberships, "id", "customer_id", "membership_type_id", "from", "is_deleted")
-    links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))
+    life = spells(membership_status, zone, memberships)
+    links = renewal_links(memberships, zone, life)
     known["successor_id"] = links["successor_id"]
-    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    moves = movements(memberships, life, today, zone, renewal_grace_days)
     columns = {name: name for name in ("customer_id", "successor_id")}
     moves = attach(moves.drop(columns="since"), known, "membership_id", **columns)
     began = moves[moves["is_entry"]]

@@ -23,6 +23,7 @@ from st_memberships_orchestration.metrics.history import (
     movements,
     running,
     share,
+    spells,
     unrecorded,
 )
 from st_memberships_orchestration.metrics.tables import (
@@ -89,7 +90,8 @@ def members_monthly(
         earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    life = spells(membership_status, zone, memberships)
+    moves = movements(memberships, life, today, zone, renewal_grace_days)
     kinds = (*ENTRIES, *EXITS, *LOSSES)
     measures = {kind: (moves["kind"] == kind).astype("int64") for kind in kinds}
     measures["resumed"] = moves["is_resumed"]

@@ -93,7 +93,7 @@ def membership_mrr_history(
     memberships = with_plausible_days(memberships, earliest, today)
     rows = month_ends(
         memberships,
-        membership_status,
+        spells(membership_status, zone, memberships),
         membership_versions,
         membership_types,
         invoice_templates,

@@ -165,9 +165,10 @@ def recurring_revenue_monthly(
         earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
+    life = spells(membership_status, zone, memberships)
     rows = month_ends(
         memberships,
-        membership_status,
+        life,
         membership_versions,
         membership_types,
         invoice_templates,
@@ -176,7 +177,7 @@ def recurring_revenue_monthly(
         today,
         zone,
     )
-    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = attach(
         _bridge(rows, moves),
         pick(memberships, "id", *CELL[1:]),
@@ -427,7 +428,7 @@ def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
 
 def month_ends(
     memberships: Frame,
-    membership_status: Frame,
+    life: Frame,
     membership_versions: Frame,
     membership_types: Frame,
     invoice_templates: Frame,
@@ -438,14 +439,13 @@ def month_ends(
 ) -> Frame:
     """What each membership pays at the end of every month in which that may have changed.
 
-    Args: as of `recurring_revenue_monthly`.
+    Args: as of `recurring_revenue_monthly`, and `life`, the `spells`.
 
     Returns:
         `tenant`, `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
         membership and month.
     """
-    status = spells(membership_status, zone, memberships)
-    links = renewal_links(memberships, zone, status)
+    links = renewal_links(memberships, zone, life)
     terms = _terms(
         _every_version(membership_versions, memberships),
         _every_version(membership_type_versions, membership_types),
@@ -453,9 +453,9 @@ def month_ends(
         links[links["is_successor"]],
     )
     member = ["tenant", "membership_id"]
-    status = status.assign(
-        active=(status["status"] == ACTIVE).astype("Int64"),
-        inferred=status["is_inferred"].astype("Int64"),
+    status = life.assign(
+        active=(life["status"] == ACTIVE).astype("Int64"),
+        inferred=life["is_inferred"].astype("Int64"),
     )
     terms = terms.assign(terms=pd.array(np.arange(len(terms)), dtype="Int64"))
     terms["at"] = terms["valid_from"]

@@ -23,6 +23,7 @@ from st_memberships_orchestration.metrics.history import (
     movements,
     renewal_links,
     share,
+    spells,
 )
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
@@ -92,9 +93,10 @@ def sales_monthly(
         "activated_from_id",
         "import_id",
     )
-    # A renewal that was given up before it began was sold as one all the same: no spells here.
+    # A renewal that was given up before it began was sold as one all the same: no `life` here.
     rows = rows.join(renewal_links(memberships, zone)[["sold_on", "is_successor"]])
-    moves = movements(memberships, membership_status, today, zone, renewal_grace_days)
+    life = spells(membership_status, zone, memberships)
+    moves = movements(memberships, life, today, zone, renewal_grace_days)
     began = moves[moves["is_entry"]].rename(columns={"membership_id": "id"})
     lost = moves[moves["kind"].isin(LOST)].rename(columns={"membership_id": "id"})
     rows = attach(rows, began, "id", began="began")

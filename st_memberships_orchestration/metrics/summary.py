@@ -150,7 +150,7 @@ def _steps(
     names = {name: name for name in ("membership_type_id", "is_successor")}
     rows = attach(rows, known, "membership_id", **names)
     rows["month"] = month_of(rows["began"])
-    moves = movements(memberships, membership_status, today, zone, grace)
+    moves = movements(memberships, life, today, zone, grace)
     member = ["tenant", "membership_id"]
     # By the moment: the clock on the wall shows some twice.
     rows = rows.merge(moves[[*member, "at", "kind"]], on=[*member, "at"], how="left")
