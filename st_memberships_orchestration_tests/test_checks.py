@@ -83,6 +83,7 @@ def test_a_table_that_cannot_be_written_makes_everything_downstream_say_so(
     other = rows.set_column(place, "memo", pa.nulls(rows.num_rows, pa.int64()))
     write_deltalake(table, other, mode="overwrite", schema_mode="overwrite")
     assert not synced.sync(raise_on_error=False).success
+    assert synced.sync(feeds=("membership_types",)).success, "tells nothing of memberships"
     run = synced.derive(raise_on_error=False)
     assert not run.success
     said = [failed.message for failed in failures_of(synced.instance, run.run_id)]

@@ -9,6 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.failures import failures_of
+from st_memberships_orchestration.defs.jobs import of_feeds
+from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import (
@@ -194,3 +198,26 @@ def test_a_run_with_refused_credentials_fails_and_says_what_to_check(
     assert "acme" in text
     assert "CLIENT_SECRET" in text
     assert "wrong-secret-value" not in text
+
+
+def test_a_run_over_several_tenants_goes_on_with_those_that_can_be_read(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox).monkeypatch.setenv("ST_TENANTS__ACME__CLIENT_SECRET", "wrong")
+    run = of_feeds(defs().resolve_job_def("sync"), ("memberships",)).execute_in_process(
+        instance=location.instance,
+        tags={
+            "dagster/asset_partition_range_start": partition_key("acme", today()),
+            "dagster/asset_partition_range_end": partition_key("bravo", today()),
+        },
+        raise_on_error=False,
+    )
+    assert not run.success
+    (failed,) = failures_of(location.instance, run.run_id)
+    assert (failed.step, failed.tenant, failed.error) == ("memberships", "acme", "NotAuthorized")
+    shown = PlainReader(shared_sandbox, "bravo").walk("memberships")
+    assert location.lake.count("current/memberships", tenant="bravo") == len(shown)
+    for layer in ("raw", "current"):
+        done = location.instance.get_materialized_partitions(dg.AssetKey([layer, "memberships"]))
+        assert {key.partition("|")[0] for key in done} == {"bravo"}
+        assert partition_key("bravo", today()) in done

@@ -163,6 +163,8 @@ def _after_runs(
                     continue
                 at = datetime.fromtimestamp(record.end_time or 0, UTC)
                 for failed in failures_of(instance, run.run_id):
+                    if tenant and failed.tenant not in ("", tenant):
+                        continue
                     problem = _of_run(settings, run, job, tenant or failed.tenant, failed, at)
                     causes[problem["key"]] = (problem, [job])
             for key, (_, jobs) in list(known.items()):
@@ -203,7 +205,7 @@ def _of_run(
     at: datetime,
 ) -> dict[str, Any]:
     # An error of ServiceTitan's is the same whichever job meets it.
-    cause = failed.error if failed.tenant else f"{job} {failed.error}"
+    cause = failed.error if failed.is_of_servicetitan else f"{job} {failed.error}"
     return {
         "key": f"run {tenant} {cause}",
         "what": f"the job {job} fails",

@@ -116,7 +116,7 @@ def _lake_checks(table: str, claims: list[Claim], tenants: list[str]) -> dg.Asse
                         continue
                     if tables <= there:
                         rows = connection.sql(claim.query).to_arrow_table().to_pandas()
-                    rows = pd.concat([rows, stale]) if len(stale) else rows
+                    rows = pd.concat([stale, rows]) if len(stale) else rows
                     yield _result(key, claim.name, rows, claim.severity, claim.remedy)
 
     return checks
@@ -166,7 +166,7 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
             rows = pd.DataFrame([m.__dict__ for m in mismatches], dtype=object)
             _, remedy = COMPARED[name]
             stale = _stale(context.instance, key, tenants)
-            rows = pd.concat([rows, stale]) if len(stale) else rows
+            rows = pd.concat([stale, rows]) if len(stale) else rows
             yield _result(key, name, rows, dg.AssetCheckSeverity.ERROR, remedy)
 
     return checks

@@ -4,14 +4,15 @@ One step does both for all feeds at once; it may also be asked for only some of 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import dagster as dg
 
-from st_memberships_orchestration.defs.failures import FAILED_FEEDS
+from st_memberships_orchestration.defs.failures import failed_with, failure_of
 from st_memberships_orchestration.defs.metadata import (
     DATA,
     column_schema,
@@ -20,13 +21,15 @@ from st_memberships_orchestration.defs.metadata import (
 )
 from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
 from st_memberships_orchestration.defs.resources import ServiceTitan
-from st_memberships_orchestration.lake.latest import apply_versions
+from st_memberships_orchestration.lake.latest import Applied, apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
 from st_memberships_orchestration.servicetitan.exports import ExportFeed, read_ahead
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+
+T = TypeVar("T")
 
 FEEDS_AT_ONCE = 2
 """Keeps two cores busy; each more costs some 100 MB while a long history is read."""
@@ -63,41 +66,55 @@ def build_assets(
         history_start = _history_start(partitions)
         tenants = tenants_of(context.partition_keys)
 
-        def brought(
-            feed: ExportFeed,
-        ) -> Iterator[dg.MaterializeResult | dg.AssetObservation | _Failed]:
-            was_read = True
+        def read(feed: ExportFeed, tenant: str) -> Reading:
+            reader = FeedReader(
+                servicetitan.client(tenant),
+                lake,
+                feed,
+                tenant=tenant,
+                environment=servicetitan.environment,
+                history_start=history_start,
+            )
+            return reader.read(window)
+
+        def brought(feed: ExportFeed) -> Iterator[_Brought | _Failed]:
             try:
-                if _key("raw", feed) in context.selected_asset_keys:
-                    yield _raw(servicetitan, lake, feed, tenants, window, history_start)
-            except Exception as error:  # raised when the other feeds are done
-                was_read = False
-                yield _Failed(feed, error)
-            try:
-                if _key("current", feed) in context.selected_asset_keys:
-                    result = _current(lake, feed, tenants)
-                    # What landed before an error is applied, but the window is not through.
-                    yield (
-                        result
-                        if was_read
-                        else dg.AssetObservation(result.asset_key or "", metadata=result.metadata)
-                    )
-            except Exception as error:
-                yield _Failed(feed, error)
+                yield from bring(feed)
+            except Exception as error:  # of no tenant: the tables do not tell what they hold
+                yield from (_Failed(feed, tenant, error) for tenant in tenants)
+
+        def bring(feed: ExportFeed) -> Iterator[_Brought | _Failed]:
+            through = tenants
+            raw, current = _key("raw", feed), _key("current", feed)
+            if raw in context.selected_asset_keys:
+                readings, failed = _of_each(tenants, feed, read)
+                yield from failed
+                through = [*readings]
+                if through:
+                    yield _Brought(raw, through, _raw_metadata(lake, feed, readings, window))
+            if current in context.selected_asset_keys:
+                started = time.monotonic()
+                applied, failed = _of_each(tenants, feed, partial(_apply, lake))
+                yield from failed
+                # What landed before an error is applied, but the window is not through.
+                through = [tenant for tenant in through if tenant in applied]
+                if applied:
+                    metadata = _current_metadata(lake, feed, applied, started)
+                    yield _Brought(current, through, metadata)
 
         failed: list[_Failed] = []
         # A long one that is begun last is read alone at the end.
         feeds = sorted(FEEDS, key=lambda feed: not feed.is_long)
         for result in read_ahead(*map(brought, feeds), threads=FEEDS_AT_ONCE):
             if isinstance(result, _Failed):
-                context.log.error("%s: %s", result.feed.name, result.error)
+                context.log.error("%s of %s: %s", result.feed.name, result.tenant, result.error)
                 failed.append(result)
-            elif isinstance(result, dg.AssetObservation):
-                context.log_event(result)
+                continue
+            _record_healed(context, result, window, partitions)
+            if result.through == tenants:
+                yield dg.MaterializeResult(asset_key=result.key, metadata=result.metadata)
             else:
-                assert result.asset_key
-                _record_healed(context, result.asset_key, window, partitions)
-                yield result
+                _record_part(context, result)
         if failed:
             raise _failure(failed) from failed[0].error
 
@@ -175,81 +192,98 @@ def _wire_names(feed: ExportFeed) -> dict[str, str]:
     return {name: wire[plain] for name, plain in names.items() if plain in wire}
 
 
-def _raw(
-    servicetitan: ServiceTitan,
-    lake: Lake,
-    feed: ExportFeed,
-    tenants: list[str],
-    window: Window,
-    history_start: datetime,
-) -> dg.MaterializeResult:
-    readings: dict[str, Reading] = {}
-    for tenant in tenants:
-        reader = FeedReader(
-            servicetitan.client(tenant),
-            lake,
-            feed,
-            tenant=tenant,
-            environment=servicetitan.environment,
-            history_start=history_start,
-        )
-        readings[tenant] = reader.read(window)
-    metadata = _raw_metadata(lake, feed, readings, window)
-    return dg.MaterializeResult(asset_key=_key("raw", feed), metadata=metadata)
+@dataclass(frozen=True)
+class _Brought:
+    """What a run brought of a table.
 
+    Attributes:
+        key: the table.
+        through: tenants whose windows are done.
+        metadata: facts about all that was brought, also of tenants that did not get through.
+    """
 
-def _current(lake: Lake, feed: ExportFeed, tenants: list[str]) -> dg.MaterializeResult:
-    started = time.monotonic()
-    applied = [
-        apply_versions(
-            lake,
-            source=f"raw/{feed.name}",
-            target=f"current/{feed.name}",
-            tenant=tenant,
-            modified=feed.modified,
-        )
-        for tenant in tenants
-    ]
-    metadata = {
-        "records_new": sum(a.inserted for a in applied),
-        "records_changed": sum(a.updated for a in applied),
-        "seconds": round(time.monotonic() - started, 3),
-        **table_metadata(lake, f"current/{feed.name}", tenants),
-    }
-    return dg.MaterializeResult(asset_key=_key("current", feed), metadata=metadata)
+    key: dg.AssetKey
+    through: list[str]
+    metadata: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """A feed that could not be brought up to date, and why."""
+    """A feed of a tenant that could not be brought up to date, and why."""
 
     feed: ExportFeed
+    tenant: str
     error: Exception
 
 
+def _of_each(
+    tenants: list[str], feed: ExportFeed, work: Callable[[ExportFeed, str], T]
+) -> tuple[dict[str, T], list[_Failed]]:
+    """What the work gave for each tenant, and whose failed: one tenant holds back no other."""
+    done: dict[str, T] = {}
+    failed: list[_Failed] = []
+    for tenant in tenants:
+        try:
+            done[tenant] = work(feed, tenant)
+        except Exception as error:  # raised when the other feeds are done
+            failed.append(_Failed(feed, tenant, error))
+    return done, failed
+
+
+def _apply(lake: Lake, feed: ExportFeed, tenant: str) -> Applied:
+    return apply_versions(
+        lake,
+        source=f"raw/{feed.name}",
+        target=f"current/{feed.name}",
+        tenant=tenant,
+        modified=feed.modified,
+    )
+
+
 def _failure(failed: list[_Failed]) -> dg.Failure:
-    """The first error, with the names of all feeds that failed; the log has the others' errors."""
+    """Each error once, with the tenants and feeds that it stopped."""
     # What is no error of ServiceTitan's first: tables that cannot be written make others stale.
     failed.sort(key=lambda each: isinstance(each.error, ServiceTitanError))
-    error = failed[0].error
-    feeds = {FAILED_FEEDS: ", ".join(dict.fromkeys(each.feed.name for each in failed))}
-    if isinstance(error, ServiceTitanError):
-        retryable = isinstance(error, Transient)
-        return dg.Failure(str(error), metadata=error.facts() | feeds, allow_retries=retryable)
-    return dg.Failure(f"{type(error).__name__}: {error}", metadata=feeds)
+    stopped: dict[str, list[_Failed]] = {}
+    for each in failed:
+        stopped.setdefault(f"{each.tenant}: {each.error}", []).append(each)
+    said = [f"{', '.join(_feeds(of_one))} of {text}" for text, of_one in stopped.items()]
+    return failure_of(
+        "\n".join(said),
+        [failed_with(each.error, step=each.feed.name, tenant=each.tenant) for each in failed],
+        allow_retries=any(
+            isinstance(each.error, Transient) or not isinstance(each.error, ServiceTitanError)
+            for each in failed
+        ),
+    )
+
+
+def _feeds(failed: list[_Failed]) -> list[str]:
+    return list(dict.fromkeys(each.feed.name for each in failed))
+
+
+def _record_part(context: dg.AssetExecutionContext, brought: _Brought) -> None:
+    """Record the partitions of the tenants who got through, or what landed without them."""
+    for partition in context.partition_keys:
+        if tenants_of([partition])[0] in brought.through:
+            context.log_event(
+                dg.AssetMaterialization(brought.key, partition=partition, metadata=brought.metadata)
+            )
+    if not brought.through:
+        context.log_event(dg.AssetObservation(brought.key, metadata=brought.metadata))
 
 
 def _record_healed(
     context: dg.AssetExecutionContext,
-    key: dg.AssetKey,
+    brought: _Brought,
     window: Window,
     partitions: dg.MultiPartitionsDefinition,
 ) -> None:
     """Record each earlier window that was brought up to date on the way."""
-    for partition in _healed(context, key, window, partitions):
+    for partition in _healed(context, brought, window, partitions):
         context.log_event(
             dg.AssetMaterialization(
-                key,
+                brought.key,
                 partition=partition,
                 description="Brought up to date by a later run.",
                 metadata={
@@ -267,17 +301,17 @@ def _history_start(partitions: dg.MultiPartitionsDefinition) -> datetime:
 
 def _healed(
     context: dg.AssetExecutionContext,
-    key: dg.AssetKey,
+    brought: _Brought,
     window: Window,
     partitions: dg.MultiPartitionsDefinition,
 ) -> Sequence[str]:
     """Keys of earlier windows that a reading to the feed's end covers, and that do not show it."""
     if window.end <= datetime.now(UTC):
         return []
-    shown = context.instance.get_materialized_partitions(key)
+    shown = context.instance.get_materialized_partitions(brought.key)
     first = _history_start(partitions).date()
     days = [first + timedelta(days=n) for n in range((window.start.date() - first).days)]
-    keys = [partition_key(t, day) for t in tenants_of(context.partition_keys) for day in days]
+    keys = [partition_key(t, day) for t in brought.through for day in days]
     return [healed for healed in keys if healed not in shown][-WINDOWS_RECORDED:]
 
 
@@ -305,6 +339,17 @@ def _raw_metadata(
         "rows_per_second": round(sum(r.rows for r in done) / seconds) if seconds else 0,
         **({"newest_modification": dg.MetadataValue.timestamp(max(newest))} if newest else {}),
         **table_metadata(lake, f"raw/{feed.name}", list(readings)),
+    }
+
+
+def _current_metadata(
+    lake: Lake, feed: ExportFeed, applied: Mapping[str, Applied], started: float
+) -> dict[str, Any]:
+    return {
+        "records_new": sum(a.inserted for a in applied.values()),
+        "records_changed": sum(a.updated for a in applied.values()),
+        "seconds": round(time.monotonic() - started, 3),
+        **table_metadata(lake, f"current/{feed.name}", list(applied)),
     }
 
 

@@ -1,12 +1,17 @@
 """Why a run failed, in words: read from what Dagster recorded of it."""
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from operator import attrgetter
+from typing import Any, cast
 
 import dagster as dg
 
+from st_memberships_orchestration.defs.partitions import tenants_of
 from st_memberships_orchestration.servicetitan import errors
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 LONGEST = 500
 
@@ -41,8 +46,14 @@ STORAGE = (
 )
 """What storage says -> what to do about it; the libraries below raise it as text only."""
 
-FAILED_FEEDS = "failed_feeds"
-"""Metadata of a failure: names of the feeds that it stopped, for they share a step."""
+READ_THE_LOG = "Read the run's log; the next run goes on from what was stored."
+
+FAILED = "failed"
+"""Metadata of a failure: each `Failed` that it consists of, as JSON."""
+
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+RUNS_LOOKED_AT = 10
+"""Of those that read: mostly the newest one tells of all feeds."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +78,93 @@ class Failed:
     @property
     def heals(self) -> bool:
         """Whether it mostly heals by itself: a disturbance, or the end of a process."""
+        return self._is_a(errors.Transient) or self.step is None
+
+    @property
+    def is_of_servicetitan(self) -> bool:
+        """Whether ServiceTitan, or the way to it, is what failed."""
+        return self._is_a(errors.ServiceTitanError)
+
+    def _is_a(self, base: type[Exception]) -> bool:
         kind = getattr(errors, self.error, None)
-        passes = isinstance(kind, type) and issubclass(kind, errors.Transient)
-        return passes or self.step is None
+        return isinstance(kind, type) and issubclass(kind, base)
+
+
+def failed_with(error: Exception, *, step: str | None = None, tenant: str = "") -> Failed:
+    """What is said of an error, wherever it is told."""
+    name = type(error).__name__
+    if isinstance(error, errors.ServiceTitanError):
+        message = f"{error.method} {error.path} answered {error.status or 'not'}: {error.message}"
+        return Failed(step, name, error.tenant, _short(message), error.remedy)
+    message = str(error)
+    return Failed(step, name, tenant, _short(message), storage_remedy(message) or READ_THE_LOG)
+
+
+def failure_of(said: str, failed: Sequence[Failed], *, allow_retries: bool = False) -> dg.Failure:
+    """A step's failure, from which `failures_of` has the `failed` again."""
+    metadata = {FAILED: dg.MetadataValue.json([asdict(each) for each in failed])}
+    return dg.Failure(said, metadata=metadata, allow_retries=allow_retries)
+
+
+@contextmanager
+def servicetitan_failures() -> Iterator[None]:
+    """What goes wrong between us and ServiceTitan, as the failure of a step."""
+    try:
+        yield
+    except errors.ServiceTitanError as error:
+        retryable = isinstance(error, errors.Transient)
+        raise failure_of(str(error), [failed_with(error)], allow_retries=retryable) from error
 
 
 def failures_of(instance: dg.DagsterInstance, run_id: str) -> list[Failed]:
     """What the steps of a failed run failed with, or else what ended the run."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-    events = [record.event_log_entry.get_dagster_event() for record in records]
-    found = [replace(_of_step(event), step=name) for event in events for name in _names(event)]
+    found = [
+        failed
+        for record in records
+        for failed in _of_step(record.event_log_entry.get_dagster_event())
+    ]
     return found or [_of_run(instance, run_id)]
 
 
 def unwritten_feeds(instance: dg.DagsterInstance, tenant: str) -> dict[str, Failed]:
-    """Feeds that the tenant's last sync could not write to the lake -> what it failed with.
+    """Feeds that the last run which read them could not write to the lake -> what it failed with.
 
     What their tables hold is then older than what ServiceTitan showed, however sound it looks. A
     feed that ServiceTitan did not show is another matter: health and freshness tell of it.
     """
-    ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
-    of_tenant = dg.RunsFilter(job_name="sync", tags={"tenant": tenant}, statuses=ended)
-    runs = instance.get_runs(of_tenant, limit=1)
-    if not runs or runs[0].status == dg.DagsterRunStatus.SUCCESS:
-        return {}
-    failed = failures_of(instance, runs[0].run_id)
-    return {f.step: f for f in failed if f.step and not hasattr(errors, f.error)}
+    filters = [
+        dg.RunsFilter(job_name="sync", statuses=ENDED, tags={"tenant": tenant}),
+        dg.RunsFilter(job_name="sync", statuses=ENDED),  # launched by hand, without that tag
+        dg.RunsFilter(job_name="__ASSET_JOB", statuses=ENDED),  # tables that were materialized
+    ]
+    found = {
+        record.dagster_run.run_id: record
+        for chosen in filters
+        for record in instance.get_run_records(chosen, limit=RUNS_LOOKED_AT)
+    }
+    last: dict[str, Failed | None] = {}
+    for record in sorted(found.values(), key=attrgetter("storage_id"), reverse=True):
+        run = record.dagster_run
+        for feed in _written(instance, run.run_id, tenant):
+            last.setdefault(feed, None)
+        for failed in [] if run.is_success else failures_of(instance, run.run_id):
+            is_told = run.tags.get("tenant", failed.tenant) == tenant
+            if failed.step and is_told and not failed.is_of_servicetitan:
+                last.setdefault(failed.step, failed)
+        if last.keys() >= {feed.name for feed in FEEDS}:
+            break
+    return {feed: failed for feed, failed in last.items() if failed}
+
+
+def _written(instance: dg.DagsterInstance, run_id: str, tenant: str) -> Iterator[str]:
+    """Feeds that a run brought up to date for the tenant."""
+    of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
+    for record in instance.get_records_for_run(run_id, of_type=of_type).records:
+        made = record.event_log_entry.asset_materialization
+        key = made.asset_key.path if made else [""]
+        if made and key[0] == "current" and tenants_of([made.partition or ""]) == [tenant]:
+            yield key[-1]
 
 
 def refuse_stale(instance: dg.DagsterInstance, tenant: str, feeds: Collection[str]) -> None:
@@ -110,42 +182,21 @@ def refuse_stale(instance: dg.DagsterInstance, tenant: str, feeds: Collection[st
             )
 
 
-def _names(event: dg.DagsterEvent) -> list[str | None]:
-    data = event.step_failure_data.user_failure_data
-    feeds = data.metadata.get(FAILED_FEEDS) if data else None
-    return [*str(feeds.value).split(", ")] if feeds else [event.step_key]
-
-
-def _of_step(event: dg.DagsterEvent) -> Failed:
+def _of_step(event: dg.DagsterEvent) -> list[Failed]:
     data = event.step_failure_data
-    said = data.user_failure_data.metadata if data.user_failure_data else {}
-    if "remedy" in said and "error" in said:  # an error of ServiceTitan's, see errors.facts()
-        facts = {name: str(value.value) for name, value in said.items()}
-        message = f"{facts['request']} answered {facts['status']}: {facts['message']}"
-        return Failed(
-            event.step_key, facts["error"], facts["tenant"], _short(message), facts["remedy"]
-        )
-    chain = []
+    told = data.user_failure_data
+    if told and FAILED in told.metadata:
+        listed = cast("list[dict[str, Any]]", told.metadata[FAILED].value)
+        failed = [Failed(**each) for each in listed]
+        return [replace(each, step=each.step or event.step_key) for each in failed]
     error = data.error
-    while error:
-        chain.append(error)
+    while error and error.cause:
         error = error.cause
-    for error in chain:
-        kind = getattr(errors, error.cls_name or "", None)
-        if isinstance(kind, type) and issubclass(kind, errors.ServiceTitanError):
-            said = re.sub(r"^.*?Tenant (\S+): ", r"\1 ", error.message.partition(kind.remedy)[0])
-            tenant, _, message = said.partition(" ")
-            return Failed(event.step_key, kind.__name__, tenant, _short(message), kind.remedy)
+    name = (error and error.cls_name) or "Failure"
     # A failure raised `from` an error says more than that: also what to do.
-    told = data.user_failure_data and data.user_failure_data.description
-    message = told or (chain[-1].message if chain else "It says nothing.")
-    return Failed(
-        event.step_key,
-        (chain[-1].cls_name if chain else None) or "Failure",
-        "",
-        _short(message),
-        storage_remedy(message) or "Read the run's log; the next run goes on from what was stored.",
-    )
+    message = (told and told.description) or (error.message if error else "It says nothing.")
+    remedy = storage_remedy(message) or READ_THE_LOG
+    return [Failed(event.step_key, name, "", _short(message), remedy)]
 
 
 def storage_remedy(message: str) -> str | None:

@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from st_memberships_orchestration.columns import described
+from st_memberships_orchestration.defs.failures import servicetitan_failures
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -84,11 +85,12 @@ def _of_each_type(
         known = lake.rows("current/membership_types", tenant=tenant, columns=["id"])
         tables: list[pa.Table] = [schema.empty_table()]
         for id in known["id"].to_pylist() if known.num_rows else []:
-            try:
-                rows = records_table(fetch(client, id), model)
-            except RecordNotFound as gone:
-                context.log.warning("Membership type %s is not there any more: %s", id, gone)
-                continue
+            with servicetitan_failures():
+                try:
+                    rows = records_table(fetch(client, id), model)
+                except RecordNotFound as gone:
+                    context.log.warning("Membership type %s is not there any more: %s", id, gone)
+                    continue
             if "membership_type_id" not in rows.column_names:
                 rows = rows.add_column(0, TYPE_ID, pa.repeat(pa.scalar(id), rows.num_rows))
             tables.append(rows.select(schema.names))
@@ -112,7 +114,8 @@ def _custom_field_types(settings: Settings) -> dg.AssetsDefinition:
         lake: dg.ResourceParam[Lake],
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
-        fields = servicetitan.client(tenant).membership_custom_fields()
+        with servicetitan_failures():
+            fields = servicetitan.client(tenant).membership_custom_fields()
         return _replaced(lake, name, records_table(fields, CustomFieldType), tenant)
 
     return reference

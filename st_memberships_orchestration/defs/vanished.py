@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from st_memberships_orchestration.columns import INSTANT, described
+from st_memberships_orchestration.defs.failures import servicetitan_failures
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -74,14 +75,15 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             proven = {id for name, id in seen if name == feed.name}
             now = datetime.now(UTC)
             try:
-                ids = mark_vanished(
-                    client,
-                    lake,
-                    feed,
-                    tenant,
-                    largest_share=config.largest_share,
-                    proven=proven,
-                )
+                with servicetitan_failures():
+                    ids = mark_vanished(
+                        client,
+                        lake,
+                        feed,
+                        tenant,
+                        largest_share=config.largest_share,
+                        proven=proven,
+                    )
             except TooManyMissing as missing:
                 refused[feed.name] = str(missing)
                 continue

@@ -19,6 +19,7 @@ import dagster as dg
 import sqlalchemy as sa
 from pydantic import Field, create_model
 
+from st_memberships_orchestration.defs.failures import failed_with, failure_of
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -318,7 +319,7 @@ def _failures() -> Iterator[None]:
     except (BadRows, Locked, KeyError, ValueError, OSError) as error:
         raise dg.Failure(_said(error), allow_retries=False) from error
     except ServiceTitanError as error:
-        raise dg.Failure(str(error), metadata=error.facts(), allow_retries=False) from error
+        raise failure_of(str(error), [failed_with(error)]) from error
 
 
 @dataclass

@@ -82,18 +82,6 @@ class ServiceTitanError(Exception):
             f"{self.remedy} (trace id: {self.trace_id or 'none given'})"
         )
 
-    def facts(self) -> dict[str, Any]:
-        """The error as a flat mapping, for metadata and logs."""
-        return {
-            "error": type(self).__name__,
-            "tenant": self.tenant,
-            "request": f"{self.method} {self.path}",
-            "status": self.status or "no answer",
-            "message": self.message,
-            "remedy": self.remedy,
-            "trace_id": self.trace_id or "none given",
-        }
-
 
 class NotAuthorized(ServiceTitanError):
     """Credentials, app key, tenant id or scope are not accepted."""
