@@ -182,6 +182,7 @@ class Simulation:
                 self._run(requests, schedule.job_name)
         if now.minute % STEP == 0:
             for name in (
+                "changes_brought_by_sync",
                 "feed_activity",
                 "run_failure_alerts",
                 "check_failure_alerts",
@@ -203,25 +204,12 @@ class Simulation:
             run = self.repository.get_job(name).execute_in_process(
                 instance=self.instance,
                 partition_key=request.partition_key,
-                tags=request.tags,
+                tags=request.tags | {"dagster/run_key": request.run_key},
                 asset_selection=request.asset_selection,
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 raise_on_error=False,
             )
             self.runs.append((name, request.tags.get("tenant", ""), run.success))
-            if run.success:
-                self._run(self._changes(run), "derive")
-
-    def _changes(self, run: dg.ExecuteInProcessResult) -> Iterator[dg.RunRequest]:
-        sensor = self.repository.get_sensor_def("changes_brought_by_sync")
-        context = dg.build_run_status_sensor_context(
-            sensor_name=sensor.name,
-            dagster_event=run.get_run_success_event(),
-            dagster_instance=self.instance,
-            dagster_run=run.dagster_run,
-        )
-        found = sensor(context)
-        return (request for request in found if isinstance(request, dg.RunRequest))
 
 
 def simulate(

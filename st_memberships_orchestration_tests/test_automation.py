@@ -1,12 +1,17 @@
 """What starts by itself: schedules and sensors on a real instance."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 import time_machine
 
@@ -14,7 +19,9 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.automation import is_quiet
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
+from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.progress import Progress, save_progress
+from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan import client as client_module
 from st_memberships_orchestration_tests.doors import Location, today
@@ -119,31 +126,68 @@ def test_a_tenant_that_was_never_read_is_not_quiet() -> None:
     assert not is_quiet([], datetime.now(UTC))
 
 
-def after(location: Location, run: dg.ExecuteInProcessResult) -> list[dg.RunRequest]:
-    repository = defs().get_repository_def()
-    name = "changes_brought_by_sync" if run.success else "changes_brought_by_failed_sync"
-    sensor = repository.get_sensor_def(name)
-    ended = run.get_run_success_event() if run.success else run.get_run_failure_event()
-    context = dg.build_run_status_sensor_context(
-        sensor_name=sensor.name,
-        dagster_event=ended,
-        dagster_instance=location.instance,
-        dagster_run=run.dagster_run,
-    )
-    found = list(sensor(context))
-    return [request for request in found if isinstance(request, dg.RunRequest)]
+@dataclass
+class Derives:
+    """The sensor that asks for derives, and its cursor, as the daemon keeps it."""
+
+    location: Location
+    cursor: str | None = None
+    repository: dg.RepositoryDefinition = field(default_factory=lambda: defs().get_repository_def())
+
+    def wanted(self) -> list[tuple[str | None, str | None]]:
+        """Job and tenant of what one tick asks for, as runs that wait."""
+        with dg.build_sensor_context(
+            self.location.instance,
+            cursor=self.cursor,
+            resources={"lake": self.location.lake},
+            repository_def=self.repository,
+        ) as context:
+            data = self.repository.get_sensor_def("changes_brought_by_sync").evaluate_tick(context)
+        self.cursor = data.cursor
+        for request in data.run_requests or []:
+            assert request.job_name
+            self.location.instance.create_run_for_job(
+                self.repository.get_job(request.job_name),
+                tags={
+                    **request.tags,
+                    "dagster/partition": str(request.partition_key),
+                    "dagster/run_key": str(request.run_key),
+                },
+                status=dg.DagsterRunStatus.NOT_STARTED,
+            )
+        return [(r.job_name, r.partition_key) for r in data.run_requests or []]
+
+    def run(self) -> dg.DagsterRun:
+        """The newest derive that was asked for."""
+        (run,) = self.location.instance.get_runs(dg.RunsFilter(job_name="derive"), limit=1)
+        return run
+
+    def becomes(self, event: dg.DagsterEventType) -> None:
+        run = self.run()
+        self.location.instance.handle_run_event(
+            run.run_id, dg.DagsterEvent(event.value, run.job_name)
+        )
+
+
+def changed(location: Location, tenant: str, feed: str = "memberships") -> None:
+    """Something new of a tenant in `current/<feed>`, as any run may bring it."""
+    now = datetime.now(UTC)
+    rows = pa.table({"id": [now.microsecond], "modified_on": [now]})
+    names = {"source": f"raw/{feed}", "target": f"current/{feed}"}
+    of_tenant = {"tenant": tenant, "modified": "modified_on"}
+    insert_versions(location.lake, names["source"], rows, loaded_at=now, **of_tenant)
+    apply_versions(location.lake, **names, **of_tenant)
 
 
 def test_tables_are_derived_after_a_sync_that_brought_something_and_only_then(
     location: Location, shared_sandbox: RunningSandbox
 ) -> None:
-    first = location.use(shared_sandbox).sync()
-    requests = after(location, first)
-    assert [(r.job_name, r.partition_key) for r in requests] == [
-        ("refresh_reference", "acme"),
-        ("derive", "acme"),
-    ]
-    assert after(location, location.sync()) == []
+    derives = Derives(location.use(shared_sandbox))
+    assert derives.wanted() == [], "nothing was read yet"
+    location.sync()
+    assert derives.wanted() == [("refresh_reference", "acme"), ("derive", "acme")]
+    location.sync()
+    assert derives.wanted() == []
 
 
 def test_what_landed_in_a_sync_that_failed_is_derived_from_too(
@@ -151,11 +195,86 @@ def test_what_landed_in_a_sync_that_failed_is_derived_from_too(
 ) -> None:
     fault = {"on": "export/invoice-templates", "kind": "400", "times": 99}
     sandbox.control("POST", "/_sandbox/faults", [fault])
-    failed = location.use(sandbox).sync(raise_on_error=False)
-    assert not failed.success
-    assert [r.job_name for r in after(location, failed)] == ["refresh_reference", "derive"]
-    again = location.sync(raise_on_error=False)
-    assert after(location, again) == []
+    derives = Derives(location.use(sandbox))
+    assert not location.sync(raise_on_error=False).success
+    assert derives.wanted() == [("refresh_reference", "acme"), ("derive", "acme")]
+    assert not location.sync(raise_on_error=False).success
+    assert derives.wanted() == []
+
+
+def test_one_derive_follows_however_many_changes_and_none_is_missed(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    derives = Derives(location.use(shared_sandbox), cursor='{"__class__": "RunStatusSensorCursor"}')
+    for tenant in ("acme", "acme", "bravo"):
+        changed(location, tenant)
+    assert derives.wanted() == [("derive", "acme"), ("derive", "bravo")], "in one tick"
+    changed(location, "bravo")
+    assert derives.wanted() == [], "the run that waits will read it"
+    derives.becomes(dg.DagsterEventType.RUN_START)
+    assert derives.wanted() == []
+    changed(location, "bravo")
+    assert derives.wanted() == [("derive", "bravo")], "the run that goes on may have passed it"
+    location.instance.delete_run(derives.run().run_id)
+    assert derives.wanted() == [("derive", "bravo")], "the request was lost"
+    derives.becomes(dg.DagsterEventType.RUN_CANCELED)
+    assert derives.wanted() == [("derive", "bravo")], "it was cancelled before it began"
+    derives.cursor = None
+    assert derives.wanted() == [], "both wait already"
+
+
+def test_all_tenants_are_derived_in_one_tick_of_a_real_daemon(
+    location: Location, tmp_path: Path
+) -> None:
+    tenants = [f"t{number:02}" for number in range(6)]
+    for number, tenant in enumerate(tenants, 1):
+        for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "APP_KEY"):
+            location.monkeypatch.setenv(f"ST_TENANTS__{tenant.upper()}__{name}", str(number))
+        changed(location, tenant)
+    home = tmp_path / "home"
+    home.mkdir()
+    queue = "concurrency:\n  runs:\n    max_concurrent_runs: 0\ntelemetry:\n  enabled: false\n"
+    (home / "dagster.yaml").write_text(queue)
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        for tenant in tenants * 3:  # quiet syncs, of which a run-status sensor takes one a tick
+            instance.add_run(
+                dg.DagsterRun("sync", status=dg.DagsterRunStatus.SUCCESS, tags={"tenant": tenant})
+            )
+        command = [Path(sys.executable).parent / "dagster-daemon", "run", "-m"]
+        with subprocess.Popen(
+            [*command, "st_memberships_orchestration.definitions"],
+            env=os.environ | {"DAGSTER_HOME": str(home)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as daemon:
+            try:
+                ticks = eventually(lambda: ticks_with_runs(instance))
+            finally:
+                daemon.terminate()
+        assert len(ticks) == 1
+        asked = instance.get_runs(dg.RunsFilter(job_name="derive"))
+        assert sorted(run.tags["dagster/partition"] for run in asked) == tenants
+        assert {run.run_id for run in asked} == {*ticks[0].run_ids}
+
+
+def ticks_with_runs(instance: dg.DagsterInstance) -> list[Any]:
+    """The ended ticks of the sensor that asked for runs."""
+    return [
+        tick
+        for state in instance.all_instigator_state()
+        if state.instigator_name == "changes_brought_by_sync"
+        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id)
+        if tick.run_ids and tick.end_timestamp
+    ]
+
+
+def eventually(found: Callable[[], list[Any]]) -> list[Any]:
+    """What is found, once there is anything; nothing after two minutes."""
+    for _ in range(240):
+        if result := found():
+            return result
+        time.sleep(0.5)
+    return []
 
 
 def test_a_run_over_a_rectangle_of_windows_and_tenants_is_about_all_of_them() -> None:

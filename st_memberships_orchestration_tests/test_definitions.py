@@ -121,7 +121,6 @@ def test_inventory(location: Location) -> None:
     }
     assert {s.name for s in repository.sensor_defs} == {
         "changes_brought_by_sync",
-        "changes_brought_by_failed_sync",
         "feed_activity",
         "run_failure_alerts",
         "check_failure_alerts",

@@ -11,6 +11,7 @@ is: the next one reads whatever this one would have.
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from typing import Any
@@ -24,6 +25,7 @@ from st_memberships_orchestration.defs.maintenance import maintain_lake
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.versions import newest_batch
 from st_memberships_orchestration.servicetitan.auth import Access
 from st_memberships_orchestration.servicetitan.errors import RequestRefused
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -61,7 +63,8 @@ IN_PROGRESS = [
 ]
 
 Lines = Sequence[Progress]
-AssetEvent = dg.AssetMaterialization | dg.AssetObservation
+RUN_KEY = "dagster/run_key"
+"""Tag that Dagster gives the run of a request."""
 
 
 def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
@@ -217,39 +220,110 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
             said = f"Nothing new; looked at: {', '.join(due) or 'nobody, for nobody is due'}."
             yield dg.SkipReason(said if settings.tenants else NO_TENANT)
 
-    return [
-        _after_syncs("changes_brought_by_sync", dg.DagsterRunStatus.SUCCESS, settings),
-        _after_syncs("changes_brought_by_failed_sync", dg.DagsterRunStatus.FAILURE, settings),
-        feed_activity,
-    ]
+    return [_changes_brought_by_sync(settings), feed_activity]
 
 
-def _after_syncs(name: str, status: dg.DagsterRunStatus, settings: Settings) -> dg.SensorDefinition:
-    @dg.run_status_sensor(
-        name=name,
-        run_status=status,
-        request_jobs=[jobs.derive, jobs.refresh_reference],
+def _changes_brought_by_sync(settings: Settings) -> dg.SensorDefinition:
+    @dg.sensor(
+        jobs=[jobs.derive, jobs.refresh_reference],
+        minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
-            f"After a sync or backfill that ended in {status.value} and brought something new, "
-            "derives the tenant's tables from it; after one that brought changed membership "
-            "types, also reads the reference tables anew."
+            "Derives each tenant's tables once current/ holds something new of it, whichever run "
+            "brought that, also one that failed half way. Where membership types changed, it also "
+            "reads the reference tables anew. Looks at the lake, and at all tenants at once: "
+            "however many syncs came before, it asks for one run, and for none while one waits."
         ),
     )
-    def after_sync(
-        context: dg.RunStatusSensorContext,
+    def changes_brought_by_sync(
+        context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        run = context.dagster_run
-        due = jobs_after(changed_feeds(_asset_events(context.instance, run.run_id)))
-        if not due:
-            yield dg.SkipReason("The run brought nothing new.")
-        for tenant in tenants_of_run(run, settings.tenants):
-            for job in due:
-                # One that has not begun will read what is new now, too.
-                if not is_waiting(context.instance, job, tenant):
-                    yield tenant_request(tenant, job=job, run_key=f"{job} {tenant} {run.run_id}")
+        asked = asked_for(context.cursor)
+        requested = 0
+        for tenant, batches in newest_batches(lake, sorted(settings.tenants)).items():
+            last = asked.get(tenant, Asked())
+            began = _has_begun(context.instance, last)
+            if began is None:  # it will read what is new now, too
+                asked[tenant] = replace(last, batches=batches)
+                continue
+            known = last.batches if began else {}
+            changed = {feed for feed, batch in batches.items() if batch != known.get(feed)}
+            if not changed:
+                asked[tenant] = Asked(batches)
+                continue
+            key = " ".join(map(str, batches.values()))
+            if not began:
+                key += f" again {datetime.now(UTC).isoformat()}"
+            waiting = waiting_run(context.instance, "derive", tenant)
+            for job in jobs_after(changed):
+                if job != "derive" or not waiting:
+                    requested += 1
+                    yield tenant_request(tenant, job=job, run_key=f"{job} {tenant} {key}")
+            asked[tenant] = Asked(batches, run_key=f"derive {tenant} {key}", run_id=waiting)
+        context.update_cursor(json.dumps({tenant: asdict(asked[tenant]) for tenant in asked}))
+        if not requested:
+            said = "All that the lake holds is derived, or asked for."
+            yield dg.SkipReason(said if settings.tenants else NO_TENANT)
 
-    return after_sync
+    return changes_brought_by_sync
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a tenant's tables were last asked to be derived from.
+
+    Attributes:
+        batches: feed -> its newest batch in `current/` at that time.
+        run_key: of the request, while its run is not known to have begun.
+        run_id: of a run that waited already, so that no other was asked for.
+    """
+
+    batches: dict[str, int] = field(default_factory=dict)
+    run_key: str | None = None
+    run_id: str | None = None
+
+
+def asked_for(cursor: str | None) -> dict[str, Asked]:
+    """Tenant -> its last request, as the cursor keeps them; earlier releases kept others there."""
+    kept = json.loads(cursor or "{}")
+    names = Asked.__dataclass_fields__.keys()
+    return {
+        tenant: Asked(**one)
+        for tenant, one in kept.items()
+        if isinstance(one, dict) and one.keys() == names
+    }
+
+
+def newest_batches(lake: Lake, tenants: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Tenant -> feed -> the newest batch that `current/` holds of it; of tenants with any."""
+    found: dict[str, dict[str, int]] = {}
+    for feed in FEEDS:
+        if table := lake.find(f"current/{feed.name}"):
+            for tenant in tenants:
+                batch = newest_batch(table, tenant)
+                if batch is not None:
+                    found.setdefault(tenant, {})[feed.name] = batch
+    return found
+
+
+def _has_begun(instance: dg.DagsterInstance, last: Asked) -> bool | None:
+    """Whether the run that was asked for has begun; None while it waits.
+
+    False of one that was deleted, or cancelled before it began.
+    """
+    if last.run_key is None:
+        return True
+    wanted = (
+        dg.RunsFilter(run_ids=[last.run_id])
+        if last.run_id
+        else dg.RunsFilter(tags={RUN_KEY: last.run_key})
+    )
+    runs = instance.get_run_records(wanted, limit=1)
+    if not runs:
+        return False
+    if runs[0].dagster_run.status in WAITING:
+        return None
+    return runs[0].dagster_run.status != dg.DagsterRunStatus.CANCELED or bool(runs[0].start_time)
 
 
 # Requests
@@ -357,10 +431,10 @@ def last_run(
     return found[0] if found else None
 
 
-def is_waiting(instance: dg.DagsterInstance, job: str, tenant: str) -> bool:
-    """Whether a run of the job for the tenant was asked for and has not begun."""
+def waiting_run(instance: dg.DagsterInstance, job: str, tenant: str) -> str | None:
+    """Id of a run of the job for the tenant that was asked for and has not begun."""
     wanted = dg.RunsFilter(job_name=job, tags={"dagster/partition": tenant}, statuses=WAITING)
-    return bool(instance.get_runs(wanted, limit=1))
+    return next((run.run_id for run in instance.get_runs(wanted, limit=1)), None)
 
 
 def busy_tenants(instance: dg.DagsterInstance, tenants: Sequence[str]) -> set[str]:
@@ -417,19 +491,7 @@ def _outcome(look: "Future[bool]") -> bool | Exception:
     raise error
 
 
-def _asset_events(instance: dg.DagsterInstance, run_id: str) -> list[AssetEvent]:
-    of_type = {
-        dg.DagsterEventType.ASSET_MATERIALIZATION,
-        dg.DagsterEventType.ASSET_OBSERVATION,  # of what landed before an error
-    }
-    entries = (
-        r.event_log_entry for r in instance.get_records_for_run(run_id, of_type=of_type).records
-    )
-    found = (entry.asset_materialization or entry.asset_observation for entry in entries)
-    return [event for event in found if event]
-
-
-def changed_feeds(events: Iterable[AssetEvent]) -> set[str]:
+def changed_feeds(events: Iterable[dg.AssetMaterialization]) -> set[str]:
     """The feeds of which a run inserted versions, or applied those of one that was killed."""
     news = ("versions_new", "records_new", "records_changed")
     return {
