@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration_tests.attacks import (
     DOORS,
     HOUR,
@@ -696,6 +697,8 @@ def test_a_clock_that_is_set_while_a_change_is_open_lets_nothing_be_sent_again(
 
     happened = account.happened(kind)
     assert (len(happened), most(happened)) == (3, 1)
+    audit = Lake(machine.env["ST_LAKE_URI"]).rows("derived/write_audit", tenant="acme").to_pylist()
+    assert [row["outcome"] for row in audit] == ["succeeded"] * 3
 
 
 def test_two_sales_to_one_customer_of_which_one_answer_was_lost_are_told_apart(

@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -522,7 +523,8 @@ def test_comments_may_change_and_those_of_the_newest_release_are_kept(lake: Lake
         assert insert_versions(lake, "raw/things", changed, **common) == 2
         assert apply(lake) == Applied(inserted=2 if number == 0 else 1, updated=min(number, 1))
         replace_tenant(lake, "derived/things", changed, tenant="acme")
-        upsert(lake, "derived/log", changed, tenant="acme", key=("id",), newer="modified_on")
+        log = partial(upsert, lake, "derived/log", changed.schema, tenant="acme", key=("id",))
+        log(lambda changed=changed: changed)
         for name in ("raw/things", "current/things", "derived/things", "derived/log"):
             assert comments(lake, name) == {comment}, name
     assert lake.count("current/things") == lake.count("derived/log") == 5

@@ -238,7 +238,10 @@ def test_the_hash_follows_content_and_record_and_survives_the_file(
         file.write_text(text.replace(made, edited))
         with pytest.raises(ValueError, match="edited after it was made"):
             load_plan(file)
-    for broken in (text.encode()[:-40], b"\xff\xfe", b"[" * 200_000):
+    spoiled = [text.replace('"line": 1', f'"line": {line}') for line in ("null", 2**31, "[1]")]
+    spoiled += [text.replace('"ledger": null', '"ledger": "x"'), text.replace("+00:00", "")]
+    assert text not in spoiled
+    for broken in (text.encode()[:-40], b"\xff\xfe", b"[" * 200_000, *map(str.encode, spoiled)):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match="this is no plan"):
             load_plan(file)
@@ -333,9 +336,15 @@ def test_named_lines_are_changed_and_all_others_kept(client: MembershipsClient) 
     rows = [{"id": id, "items": [{"id": first.id, "remove": True}, new]}]
     (planned,) = plan_of(client, "update_invoice_templates", rows).changes
     assert first.id not in [line.get("id") for line in planned.change["items"]]
-    rows = [{"id": id, "items": [{"id": 1, "unit_price": 1}]}]
-    with pytest.raises(BadRows, match="no line with id 1"):
-        plan_of(client, "update_invoice_templates", rows)
+    for items, said in (
+        ([{"id": 1, "unit_price": 1}], "no line with id 1"),
+        ([{"id": [first.id]}], "no line with id"),
+        ([{"id": first.id}, {"id": first.id, "unit_price": 1}], "named twice"),
+        ([{"id": first.id, "remove": "true"}], "true or false"),
+        ([{**new, "remove": True}], "beside an id"),
+    ):
+        with pytest.raises(BadRows, match=said):
+            plan_of(client, "update_invoice_templates", [{"id": id, "items": items}])
     rows = [{"id": id, "items": [{"sku_id": 1}]}]
     with pytest.raises(BadRows, match=r"items\.1\.quantity: Field required"):
         plan_of(client, "update_invoice_templates", rows)

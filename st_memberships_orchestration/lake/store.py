@@ -11,7 +11,7 @@ On object storage a commit is a conditional put, which fails where another write
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -424,31 +424,41 @@ def replace_tenant(lake: Lake, name: str, rows: pa.Table, *, tenant: str) -> Non
 
 @retry_conflicts
 def upsert(
-    lake: Lake, name: str, rows: pa.Table, *, tenant: str, key: Sequence[str], newer: str
+    lake: Lake,
+    name: str,
+    schema: pa.Schema,
+    rows: Callable[[], pa.Table],
+    *,
+    tenant: str,
+    key: Sequence[str],
 ) -> None:
-    """Insert `rows`, and put those that are newer in the place of rows with the same key.
+    """Put rows in the place of those with the same key; others are inserted.
 
     Args:
         lake: where the table lies; it is created if missing.
         name: of the table.
-        rows: of one tenant, each key once.
+        schema: of the rows.
+        rows: of one tenant, each key once. Asked when the table is open: what another writer
+            commits after that is a conflict, so that older rows never replace newer ones.
         tenant: whose rows.
         key: columns that name a row within the tenant.
-        newer: column that grows with each version of a row.
+
+    Raises:
+        CommitFailedError: another writer changed the tenant's rows meanwhile; try again.
     """
-    if not rows.num_rows:
+    table = lake.open(name, pa.schema([TENANT, *schema]))
+    found = with_tenant(rows(), tenant)
+    if not found.num_rows:
         return
-    rows = with_tenant(rows, tenant)
     same = " and ".join(f"t.{column} = s.{column}" for column in ("tenant", *key))
-    table = lake.open(name, rows.schema)
     merger = table.merge(
-        fitting(table, rows),
+        fitting(table, found),
         predicate=f"t.tenant = {literal(tenant)} and {same}",
         source_alias="s",
         target_alias="t",
         merge_schema=True,
     )
-    merger.when_matched_update_all(f"s.{newer} > t.{newer}").when_not_matched_insert_all().execute()
+    merger.when_matched_update_all().when_not_matched_insert_all().execute()
 
 
 def overwrite_tenant(lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenant: str) -> None:

@@ -10,7 +10,12 @@ import pyarrow as pa
 
 from st_memberships_orchestration.columns import INSTANT
 from st_memberships_orchestration.lake.query import connect, select
-from st_memberships_orchestration.lake.store import Lake, replace_tenant, upsert
+from st_memberships_orchestration.lake.store import (
+    Lake,
+    replace_tenant,
+    retry_conflicts,
+    upsert,
+)
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
@@ -26,7 +31,7 @@ from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, look_again
 from st_memberships_orchestration.writing.plans import Plan, make_plan
-from st_memberships_orchestration.writing.report import audit_rows, unsent_rows
+from st_memberships_orchestration.writing.report import AUDIT, audit_rows, unsent_rows
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table_rows
 
 logger = logging.getLogger(__name__)
@@ -267,6 +272,7 @@ def bring_audit_up_to_date(
         logger.exception("%s is behind; the next run brings what was sent", AUDIT_TABLE)
 
 
+@retry_conflicts
 def _bring(
     lake: Lake,
     ledger: Ledger,
@@ -282,9 +288,14 @@ def _bring(
         where=f"environment = '{environment}'",
     ).to_pylist()
     newest = last[0]["at"] if last else None
-    since = datetime.min.replace(tzinfo=UTC) if newest is None else newest - OVERLAP
-    entries = ledger.entries(environment=environment, tenant=tenant, since=since)
-    # A rival process may have sent since what a run has stopped.
-    entries += ledger.entries(plan={plan} if plan else {row["plan"] for row in unsent})
-    rows = audit_rows(entries, unsent)
-    upsert(lake, AUDIT_TABLE, rows, tenant=tenant, key=("plan", "line"), newer="updated_at")
+    since = datetime.min.replace(tzinfo=UTC)
+    if newest is not None:  # it is still to come where the clock was set back
+        since = min(newest, datetime.now(UTC)) - OVERLAP
+
+    def rows() -> pa.Table:
+        entries = ledger.entries(environment=environment, tenant=tenant, since=since)
+        # A rival process may have sent since what a run has stopped.
+        entries += ledger.entries(plan={plan} if plan else {row["plan"] for row in unsent})
+        return audit_rows(entries, unsent)
+
+    upsert(lake, AUDIT_TABLE, AUDIT, rows, tenant=tenant, key=("plan", "line"))

@@ -592,17 +592,21 @@ class UpdateInvoiceTemplates(Kind):
         if not isinstance(named, list):
             return values
         lines = {line.id: _writable(line) for line in record.items}
-        added = []
+        added: list[Plain] = []
         for place, line in enumerate(named, 1):
             if not isinstance(line, dict):
                 raise ValueError(f"items: line {place} is no JSON object")
             line = dict(line)
             id, remove = line.get("id"), line.pop("remove", False)
+            if not isinstance(remove, bool) or (remove and id is None):
+                raise ValueError(f"items: line {place}: `remove` is true or false, beside an id")
             if id is None:
                 added.append({name: value for name, value in line.items() if name != "id"})
-            elif id not in lines:
-                raise ValueError(f"items: the template has no line with id {id}")
-            elif remove is True:
+            elif not isinstance(id, int | float) or id not in lines:
+                raise ValueError(f"items: the template has no line with id {id!r}")
+            elif [other.get("id") for other in named[:place]].count(id) > 1:
+                raise ValueError(f"items: the line with id {id} is named twice")
+            elif remove:
                 del lines[id]
             else:
                 lines[id] |= line

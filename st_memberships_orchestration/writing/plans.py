@@ -18,9 +18,9 @@ from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -40,6 +40,7 @@ from st_memberships_orchestration.writing.values import Plain, plain, same, unde
 FORMAT = 3
 WITHOUT_ACCOUNT = 2
 """Format of plans that did not say whose account they are for: kept to undo them."""
+LineNumber = Annotated[int, Field(gt=0, lt=2**31)]
 READERS = 8
 """Requests under way at once; the client's ceiling still holds."""
 
@@ -65,7 +66,7 @@ class PlannedChange:
         warnings: what a person should know.
     """
 
-    line: int
+    line: LineNumber
     target: int | None
     change: Plain
     wanted: Plain
@@ -94,7 +95,7 @@ class PlannedChange:
 class Left:
     """A row that changes nothing: it is so already, or it is refused."""
 
-    line: int
+    line: LineNumber
     target: int | None
     why: str
 
@@ -113,7 +114,7 @@ class Plan:
     environment: str
     kind: str
     source: str
-    created_at: datetime
+    created_at: AwareDatetime
     changes: tuple[PlannedChange, ...]
     no_ops: tuple[Left, ...] = ()
     refused: tuple[Left, ...] = ()
@@ -173,21 +174,10 @@ class Plan:
         try:
             body = json.loads(text)
             written, number = body.pop("hash"), body.pop("format")
-            account, ledger = body.get("account"), body.get("ledger")
-            plan = cls(
-                **body
-                | {
-                    "created_at": datetime.fromisoformat(body["created_at"]),
-                    "changes": tuple(PlannedChange(**one) for one in body["changes"]),
-                    "no_ops": tuple(Left(**one) for one in body["no_ops"]),
-                    "refused": tuple(Left(**one) for one in body["refused"]),
-                    "confirmed": tuple(body["confirmed"]),
-                    "account": account and Account(**account),
-                    "ledger": ledger and (str(ledger[0]), int(ledger[1])),
-                }
-            )
+            plan = _PLAN.validate_python(body)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"this is no plan: {error}") from error
+            said = "; ".join(_said(error)) if isinstance(error, ValueError) else error
+            raise ValueError(f"this is no plan: {said}") from error
         if number not in (FORMAT, WITHOUT_ACCOUNT):
             raise ValueError(f"the plan has format {number}, this release reads {FORMAT}")
         lines = [change.line for change in plan.changes]
@@ -204,6 +194,9 @@ class Plan:
         unfinished.write_text(self.to_json())
         unfinished.replace(path)
         return path
+
+
+_PLAN = TypeAdapter(Plan)
 
 
 def load_plan(path: Path) -> Plan:
