@@ -1072,7 +1072,7 @@ class Hostile:
                             "recurringserviceevents",
                             "invoicetemplates",
                         )
-                        for how in "rw"
+                        for how in ("r" if what.endswith("types") else "rw")
                     ],
                     "iat": int(now),
                     "exp": int(now + self.token_seconds),

@@ -1,5 +1,6 @@
 """`st-memberships doctor`: says what is wrong with a tenant, and what to do, without a secret."""
 
+import re
 import ssl
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import time_machine
@@ -27,6 +29,8 @@ from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.doors import Location
 from st_memberships_orchestration_tests.test_client import access
 
+DOCS = Path(__file__).parents[1] / "docs"
+
 
 def failed(sandbox: RunningSandbox, **changes: object) -> list[str]:
     with MembershipsClient.open(access(sandbox, **changes)) as client:
@@ -44,6 +48,27 @@ def test_what_fails_is_named(shared_sandbox: RunningSandbox) -> None:
     assert failed(shared_sandbox, client_secret="wrong") == ["get a token"]
     assert failed(shared_sandbox, api_url="http://127.0.0.1:9") == ["reach the address"]
     assert failed(shared_sandbox, app_key="wrong") == ["app key and tenant id"]
+
+
+def test_a_missing_scope_is_named_as_in_the_document(
+    sandbox: RunningSandbox, document: dict[str, Any]
+) -> None:
+    needed = {
+        (method.upper(), path.removeprefix("/tenant/{tenant}/")): operation["security"][0]["oauth"]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert needed == {asked: [MembershipsClient.scope(*asked)] for asked in needed}
+    named = re.findall(r"tn\.mem\.\w+:\w", (DOCS / "start.md").read_text())
+    assert sorted(named) == sorted({scope for (scope,) in needed.values()})
+
+    faults = [{"on": feed.path, "kind": "403"} for feed in FEEDS[:2]]
+    sandbox.control("POST", "/_sandbox/faults", faults)
+    with MembershipsClient.open(access(sandbox)) as client:
+        missing = {f.check: f.remedy for f in examine(client, FEEDS) if not f.passed}
+    assert [*missing] == ["read invoice_templates", "read membership_status_changes"]
+    assert "scope tn.mem.invoicetemplates:r" in missing["read invoice_templates"]
+    assert "scope tn.mem.memberships:r" in missing["read membership_status_changes"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from st_memberships_orchestration.sandbox.tenants import TokenOffice, too_many_r
 PAGE_FAULTS = ("empty_page", "repeat_page")
 KINDS = (
     "400",
+    "403",
     "429",
     "500",
     "html",
@@ -156,6 +157,8 @@ def _broken(fault: Fault) -> Response:
     match fault.kind:
         case "400":
             return Problem(400, "The request was refused by an ordered fault.").response()
+        case "403":
+            return Problem(403, "The app lacks the scope of this operation.").response()
         case "429":
             return too_many_requests(round(fault.seconds), header=fault.header).response()
         case "html":

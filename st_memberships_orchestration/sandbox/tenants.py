@@ -32,18 +32,19 @@ TIMEZONES = (
     "Australia/Lord_Howe",
 )
 SMALLER = 0.4  # share of the first tenant's memberships that each further tenant has
-_SCOPES = [
-    f"tn.mem.{resource}:{right}"
-    for resource in (
-        "memberships",
-        "membershiptypes",
-        "invoicetemplates",
-        "recurringservices",
-        "recurringservicetypes",
-        "recurringserviceevents",
-    )
-    for right in ("r", "w")
+SCOPES = [
+    "tn.mem.memberships:r",
+    "tn.mem.memberships:w",
+    "tn.mem.membershiptypes:r",
+    "tn.mem.recurringservicetypes:r",
+    "tn.mem.invoicetemplates:r",
+    "tn.mem.invoicetemplates:w",
+    "tn.mem.recurringservices:r",
+    "tn.mem.recurringservices:w",
+    "tn.mem.recurringserviceevents:r",
+    "tn.mem.recurringserviceevents:w",
 ]
+"""What the app of each tenant may do: all that there is."""
 
 
 @dataclass
@@ -107,7 +108,7 @@ class TokenOffice:
         claims = {
             "iss": "st-sandbox",
             "tenant": str(tenant.tenant_id),
-            "scope": _SCOPES,
+            "scope": SCOPES,
             "client_id": tenant.client_id,
             "iat": issued_at,
             "exp": issued_at + self._lifetime,
@@ -118,7 +119,7 @@ class TokenOffice:
             "access_token": f"{signed}.{self._sign(signed)}",
             "expires_in": self._lifetime,
             "token_type": "Bearer",
-            "scope": " ".join(_SCOPES),
+            "scope": " ".join(SCOPES),
         }
 
     def tenant_of(self, authorization: str, now: int) -> str:

@@ -33,6 +33,7 @@ from st_memberships_orchestration.servicetitan.ceiling import (
 from st_memberships_orchestration.servicetitan.errors import (
     ContractBroken,
     FeedStuck,
+    NotAuthorized,
     NotSent,
     OutcomeUnknown,
     RecordNotFound,
@@ -375,7 +376,7 @@ class ServiceTitanClient:
             with self._http.stream("GET", self._root + path, params=params) as response:
                 if not response.is_success:
                     response.read()
-                    raise self._noted(error_for(response, tenant=self._tenant))
+                    raise self._noted(error_for(response, tenant=self._tenant), path)
                 # httpx would keep the body in the response, which refers to itself: hundreds of
                 # megabytes until Python looks for such circles.
                 body = b"".join(response.iter_bytes())
@@ -422,7 +423,7 @@ class ServiceTitanClient:
                 raise OutcomeUnknown(described(error), **where) from error
             raise NotSent(described(error), **where) from error
         if not response.is_success:
-            failure = self._noted(error_for(response, tenant=self._tenant))
+            failure = self._noted(error_for(response, tenant=self._tenant), path)
             if isinstance(failure, ServerFailed):
                 where |= {"status": failure.status, "trace_id": failure.trace_id}
                 raise OutcomeUnknown(failure.message, **where) from failure
@@ -455,7 +456,15 @@ class ServiceTitanClient:
         """Whether this machine's clock is minutes away from that of the last answer."""
         return abs(self.clock_ahead or timedelta()) > CLOCKS_DIFFER
 
-    def _noted(self, error: ServiceTitanError) -> ServiceTitanError:
+    @staticmethod
+    def scope(method: str, path: str) -> str | None:
+        """ServiceTitan's name of the scope that a request needs; None if that is not known."""
+        return None
+
+    def _noted(self, error: ServiceTitanError, path: str) -> ServiceTitanError:
+        scope = self.scope(error.method, path)
+        if isinstance(error, NotAuthorized) and scope:
+            error.remedy += f" This request needs the scope {scope}."
         if isinstance(error, Throttled):
             self.throttled += 1
             self._ceiling.throttled(min(error.retry_after or 1.0, LONGEST_WAIT))

@@ -26,6 +26,14 @@ class MembershipsClient(ServiceTitanClient):
 
     module = "memberships/v2"
 
+    @staticmethod
+    def scope(method: str, path: str) -> str:
+        """Of the resource that its path begins with, to read or to write."""
+        resource = path.removeprefix("export/").partition("/")[0].replace("-", "")
+        if resource == "membershipstatuschanges":  # they are read with the memberships
+            resource = "memberships"
+        return f"tn.mem.{resource}:{'r' if method == 'GET' else 'w'}"
+
     # Memberships
 
     def list_memberships(
