@@ -251,12 +251,22 @@ def test_days_that_cannot_be_are_named() -> None:
         good(5, next_bill="2126-03-25"),
     ]
     status = history(**{f"m{id}": "Active 2026-01-10" for id in range(1, 6)})
-    services = frame(service(1, 4))
+    services = frame(
+        service(1, 4),
+        service(2, 4, from_="0021-05-01", to="2099-12-31"),
+        service(3, 4, from_="0021-05-01", is_deleted=True),
+        service(4, None, from_="2206-05-01", to="1926-01-01"),
+    )
     events = frame(event(1, 1, 4, "1900-01-01"))
     found = findings(members, status, services, events)
     named = [(id, job) for reason, id, *_, job in found if reason == "date_implausible"]
     job = "update_memberships"
-    assert named == [(1, job), (2, job), (3, job), (4, None), (5, job)]
+    theirs = "update_recurring_services"
+    assert named == [
+        *[(1, job), (2, job), (3, job)],
+        *[(4, None), (4, theirs)],  # of a visit, which no job can change, and of service 2
+        *[(5, job), (None, theirs), (None, None)],
+    ]
 
 
 def test_changes_that_end_in_another_status_than_todays_are_a_finding() -> None:

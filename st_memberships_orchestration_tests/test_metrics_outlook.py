@@ -58,6 +58,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         membership(11, **upfront, from_="2025-03-20", to="2026-03-20"),  # ends today: used up
         membership(12, **upfront),  # no last day
         membership(13, **annual, next_bill="2226-04-01"),  # cannot be: no period is known
+        membership(14, **upfront, from_="0021-01-01", to="2026-12-31"),  # nor can its first day
     )
     services = frame(service(1, 1), service(2, 2))
     events = frame(
@@ -80,6 +81,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         8: (D(365), 365, D(365), None, "not_begun, no_visits"),
         9: (None, 286, None, None, "price_unknown, no_visits"),
         10: (D(365), 366, D(365), None, "not_begun"),
+        14: (D(365), 286, None, None, "period_unknown, no_visits"),
     }
     period = by_id(rows, "membership_id", "period_from", "period_to", "period_basis")
     assert period[3] == (date(2025, 12, 1), date(2026, 11, 30), "bill")

@@ -1,5 +1,6 @@
 """Where money or promises slip away: one row per finding."""
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -71,10 +72,9 @@ def attention(
     than `suspended_days`; `visit_open_after_end`: a visit is still open though due after its
     membership ended; `visit_long_owed`: a visit is owed for more than `owed_days`;
     `service_missing`: an Active membership lacks recurring services that its type includes;
-    `date_implausible`: a day of a membership or a visit lies before `earliest` or more than 20
-    years ahead, so it counts as not known; `status_contradicts_dates`,
-    `status_contradicts_history`, `renewal_link_broken`: the data contradicts itself. `detail` says
-    how.
+    `date_implausible`: a day of a membership, a service or a visit lies before `earliest` or more
+    than 20 years ahead; `status_contradicts_dates`, `status_contradicts_history`,
+    `renewal_link_broken`: the data contradicts itself. `detail` says how.
 
     `money_at_stake`, in the account's currency, is what `money_basis` says: `one_bill`, or
     `one_year` at the present price (of a template that is not positive: at the list price); null
@@ -179,7 +179,10 @@ def attention(
             since=rows["status_since"],
         ),
         *_contradictions(rows, now),
-        *_implausible_days(rows, as_stated, earliest, today),
+        *_implausible_days(rows, as_stated, MEMBERSHIP_DAYS, earliest, today),
+        *_implausible_days(
+            _services(recurring_services, rows), recurring_services, SERVICE_DAYS, earliest, today
+        ),
         _missing_services(rows[active], membership_types, recurring_services),
         *_visit_findings(visits, owed_days),
     ]
@@ -315,28 +318,51 @@ def _contradictions(rows: Frame, now: Any) -> list[Frame]:
     ]
 
 
-def _implausible_days(rows: Frame, memberships: Frame, earliest: date, today: date) -> list[Frame]:
-    """Days that cannot be, as the records state them; `rows` are the same memberships."""
-    names = {
-        "from": "first day",
-        "to": "last day",
-        "cancellation_date": "cancellation day",
-        "next_scheduled_bill_date": "next bill date",
-    }
-    days = pick(memberships, *names)
+MEMBERSHIP_DAYS = {
+    "from": ("Its first day", "update_memberships"),
+    "to": ("Its last day", "update_memberships"),
+    "cancellation_date": ("Its cancellation day", None),
+    "next_scheduled_bill_date": ("Its next bill date", "update_memberships"),
+}
+SERVICE_DAYS = {
+    "from": ("The first day of its service", "update_recurring_services"),
+    "to": ("The last day of its service", None),
+}
+"""Days of a record, how they are called, and the job that can change them."""
+
+
+def _services(recurring_services: Frame, members: Frame) -> Frame:
+    """The services as rows of findings, with what is known of their memberships."""
+    names = ("id", "membership_id", "recurring_service_type_id", "is_deleted")
+    rows = pick(recurring_services, *names).rename(columns={"id": "recurring_service_id"})
+    members = members.rename(columns={"membership_id": "id"})
+    known = {name: name for name in ("customer_id", *CELL[1:])}
+    return attach(rows, members, "membership_id", **known)
+
+
+def _implausible_days(
+    rows: Frame,
+    records: Frame,
+    names: Mapping[str, tuple[str, str | None]],
+    earliest: date,
+    today: date,
+) -> list[Frame]:
+    """Days that cannot be, as `records` state them; `rows` are of the same records."""
+    days = pick(records, *names)
     findings = []
-    for name, words in names.items():
+    for name, (words, job) in names.items():
         ahead = today if name in ("from", "next_scheduled_bill_date") else None
         wrong = days[name].notna() & plausible(days[name], earliest, ahead).isna()
-        stated = pd.Series(days[name].dt.strftime("%Y-%m-%d"), dtype="str")
+        wrong &= ~rows["is_deleted"]
+        stated = words + " cannot be: " + days[name].dt.strftime("%Y-%m-%d")
         findings.append(
             _finding(
                 rows,
-                wrong & ~rows["is_deleted"],
+                wrong,
                 "date_implausible",
-                (f"Its {words} cannot be: " + stated)[wrong & ~rows["is_deleted"]],
+                stated[wrong],
                 basis=None,
-                job=None if name == "cancellation_date" else "update_memberships",
+                job=job,
             )
         )
     return findings
@@ -428,6 +454,7 @@ ATTENTION = Table(
         "reason",
         "membership_id",
         "event_id",
+        "recurring_service_id",
         "recurring_service_type_id",
         "detail",
     ),
@@ -436,7 +463,7 @@ ATTENTION = Table(
         "reason": (TEXT, "Why it needs attention."),
         "membership_id": (ID, "Membership; null for a service sold without one."),
         "event_id": (ID, "Visit, if it is about one."),
-        "recurring_service_id": (ID, "Recurring service of the visit."),
+        "recurring_service_id": (ID, "Recurring service that it is about, or of the visit."),
         "recurring_service_type_id": (ID, "Type of the visit's, or of the missing, service."),
         "customer_id": (ID, "Customer who holds the membership."),
         "membership_type_id": MEMBERSHIP_TYPE_ID,

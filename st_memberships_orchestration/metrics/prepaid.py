@@ -116,7 +116,7 @@ def prepaid_unearned(
     rows["paid"] = whole.where(upfront, rows["bill_amount"]).astype("Int64")
     days = (after - rows["period_from"]).dt.days.astype("Int64")
     left = (rows["period_to"] - now.to_datetime64()).dt.days.astype("Int64")
-    rows["days_left"] = left = left.where(left < days, days)
+    rows["days_left"] = left = left.mask((left > days).fillna(False), days)
     rows["unearned_share_by_time"] = share(left, days)
     rows["unearned_by_time"] = _part(rows["paid"], left, days)
     visits = pick(visit_entitlements, "membership_id", "entitled", "unused", "period_basis")
