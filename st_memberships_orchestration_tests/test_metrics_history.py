@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from st_memberships_orchestration.lake.history import rebuild_membership_status
+from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
@@ -21,6 +21,7 @@ from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 NEW_YORK = ZoneInfo("America/New_York")
 LOADED = datetime(2026, 6, 15, 12, tzinfo=UTC)
+FAR_AHEAD = LOADED.replace(year=9999)
 
 
 def member(id: int, status: str = "Active", **fields: Any) -> dict[str, Any]:
@@ -58,13 +59,15 @@ def instant(name: str, text: str) -> dict[str, Any]:
     return {name: moment.replace(microsecond=microsecond), f"{name}_text": text}
 
 
-def land(lake: Lake, feed: str, rows: list[dict[str, Any]]) -> None:
+def land(
+    lake: Lake, feed: str, rows: list[dict[str, Any]], *, loaded_at: datetime = LOADED
+) -> None:
     found = next(each for each in FEEDS if each.name == feed)
     names = dict.fromkeys(name for row in rows for name in row)
     known = table_schema(found.model)
     table = pa.Table.from_pylist(rows, schema=pa.schema([known.field(name) for name in names]))
     where: dict[str, Any] = {"tenant": "acme", "modified": found.modified}
-    insert_versions(lake, f"raw/{feed}", table, **where, loaded_at=LOADED)
+    insert_versions(lake, f"raw/{feed}", table, **where, loaded_at=loaded_at)
     apply_versions(lake, source=f"raw/{feed}", target=f"current/{feed}", **where)
 
 
@@ -463,3 +466,33 @@ def test_days_that_cannot_be_are_not_known(lives: Any) -> None:
     }
     old = lives([member(1, from_="1979-05-01")], earliest=date(1970, 1, 1))
     assert old[1] == ["Active 1979-05-01 00:00 unchanged"]
+
+
+def test_a_time_in_the_future_dates_nothing_and_holds_from_its_loading(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    shown = [
+        (1, member(1, to="2026-12-31")),
+        (2, member(1, "Suspended", to="2026-12-31", modified_on="2090-01-01T00:00:00Z")),
+        (3, member(1, to="2026-12-31")),
+        (4, member(1, "Expired", to="2026-12-31", modified_on="2026-06-18T00:00:00Z")),
+        (4, member(2, "Canceled", to="2026-12-31", cancellation_date="2027-01-31")),
+    ]
+    for day, row in shown:
+        land(lake, "memberships", [row], loaded_at=LOADED + timedelta(days=day))
+    misdated = change(7, 2, "Active", "Canceled", "2090-01-01T00:00:00Z")
+    land(lake, "membership_status_changes", [misdated])
+    rebuild_versions(lake, "memberships", tenant="acme", modified="modified_on")
+    versions = lake.rows("history/memberships", tenant="acme", where="id = 1").to_pylist()
+    held = [(row["status"], row["valid_from"], row["valid_to"]) for row in versions]
+    misread, ended = LOADED + timedelta(days=2), datetime(2026, 6, 18, tzinfo=UTC)
+    assert sorted(held, key=lambda span: (*span[1:2], span[2] or FAR_AHEAD)) == [
+        ("Active", datetime(2026, 5, 1, 9, tzinfo=UTC), misread),
+        ("Suspended", misread, misread),
+        ("Active", misread, ended),
+        ("Expired", ended, None),
+    ]
+    rebuild_membership_status(lake, tenant="acme", zone=NEW_YORK)
+    spans = lake.rows("history/membership_status", tenant="acme").to_pylist()
+    assert max(row["valid_from"] for row in spans) == ended
+    last = {row["membership_id"]: row["basis"] for row in spans if row["valid_to"] is None}
+    assert last == {1: "modified_on", 2: "change"}

@@ -37,7 +37,9 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
 
     A version holds from its modification until that of the next. What a record was before its
     oldest known version is not known: ServiceTitan shows only the newest at the time of reading.
-    Of versions with the same modification time the one loaded last is kept.
+    Of versions with the same modification time the one loaded last is kept. A time after the
+    loading cannot be true: such a version has the place that it has in `current/`, after all that
+    were loaded before it and before all loaded since, and holds from its loading.
     """
     table = lake.find(f"raw/{feed}")
     if table is None:
@@ -45,7 +47,7 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
     left_out = ("tenant", "batch", "is_deleted")
     schema = pa.schema(f for f in pa.schema(table.schema()) if f.name not in left_out)
     versions = scan(table, tenant, [f'"{name}"' for name in schema.names])
-    age = f'"{modified}", rtrim("{modified}_text", \'Z\')'
+    place = f'impossible_before, can_be, "{modified}", rtrim("{modified}_text", \'Z\')'
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
         connection.execute("set threads = 1")  # rows are read in the order in which they landed
@@ -54,14 +56,25 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
         connection.register("versions", versions)
         rows = connection.sql(
             f"""
-            select * exclude (position), "{modified}" as {VALID_FROM},
-                lead("{modified}") over (partition by id order by {age}) as {VALID_TO}
+            select * exclude (position, can_be, impossible_before, began),
+                max(began) over life as {VALID_FROM},
+                case when lead(began) over life is not null
+                    then greatest(lead(began) over life, max(began) over life) end as {VALID_TO}
             from (
-                from (select *, row_number() over () as position from versions)
+                from (
+                    select *, "{modified}" <= loaded_at as can_be,
+                        least("{modified}", loaded_at) as began,
+                        count(*) filter (not can_be) over (
+                            partition by id order by loaded_at, position rows unbounded preceding
+                        ) as impossible_before
+                    from (select *, row_number() over () as position from versions)
+                )
                 qualify row_number() over (
-                    partition by id, "{modified}_text" order by loaded_at desc, position desc
+                    partition by id, impossible_before, "{modified}_text"
+                    order by loaded_at desc, position desc
                 ) = 1
             )
+            window life as (partition by id order by {place})
             """
         )
         stream = rows.to_arrow_reader(STREAMED_ROWS).cast(pa.schema([*schema, *VALIDITY]))
@@ -92,6 +105,7 @@ CHANGES = pa.schema(
         ("new_status", pa.string()),
         ("created_on", INSTANT),
         ("created_on_text", pa.string()),
+        ("loaded_at", INSTANT),
     ]
 )
 MOST_TIED = 6
@@ -115,14 +129,15 @@ def rebuild_membership_status(
     started from.
 
     ServiceTitan records changes since 2025, and not all of them. What is missing is inferred. A
-    membership is sold as Active, so one whose first recorded change starts from another status,
-    or that has no recorded change and another status today, came into that status unrecorded; so
-    did one whose last recorded status is not today's. When: a Canceled one on its cancellation
-    date, else on the earlier of the day after its last and the first version that shows it; an
-    Expired one on the day after its last; else with the first version that shows the status. A
-    date that lies ahead tells nothing, and no change comes before the last recorded one. Where
-    nothing dates the status before the first change, it had that one from its first day. A Deleted
-    one without any change was a mistake from the start. `basis` says what each span rests on.
+    membership is sold as Active, so one whose first recorded change starts from another status, or
+    that has no recorded change and another status today, came into that status unrecorded; so did
+    one whose last recorded status is not today's. When: a Canceled one on its cancellation date,
+    else on the earlier of the day after its last and the first version that shows it; an Expired
+    one on the day after its last; else with the first version that shows the status. A date that
+    lies ahead tells nothing, a time after its own loading counts as the loading, and no change
+    comes before the last recorded one. Where nothing dates the status before the first change, it
+    had that one from its first day. A Deleted one without any change was a mistake from the start.
+    `basis` says what each span rests on.
 
     Args:
         lake: where the tables lie.
@@ -134,8 +149,8 @@ def rebuild_membership_status(
         "current/memberships",
         tenant=tenant,
         columns=[
-            *("id", "status", "is_deleted", "created_on", "modified_on"),
-            *('"from"', '"to"', "cancellation_date"),
+            *("id", "status", "is_deleted", HAPPENED.format("created_on")),
+            *(HAPPENED.format("modified_on"), '"from"', '"to"', "cancellation_date"),
         ],
     )
     if not memberships.num_rows:
@@ -144,7 +159,10 @@ def rebuild_membership_status(
     versions = lake.rows(
         "raw/memberships",
         tenant=tenant,
-        columns=["id", "status", "active", "modified_on", '"to"', "cancellation_date"],
+        columns=[
+            *("id", "status", "active", HAPPENED.format("modified_on")),
+            *('"to"', "cancellation_date"),
+        ],
     )
     if not changes.num_columns:
         changes = CHANGES.empty_table()
@@ -160,6 +178,9 @@ def rebuild_membership_status(
     replace_tenant(lake, "history/membership_status", history, tenant=tenant)
 
 
+HAPPENED = "least({0}, loaded_at) as {0}"
+"""SQL: when something happened, for a time after its own loading cannot be true."""
+
 BEYOND_MICROSECONDS = r"rpad(regexp_extract(created_on_text, '\.(\d+)', 1), 9, '0')[7:9]"
 """SQL: the digits of a change's exact text after the sixth."""
 
@@ -173,7 +194,9 @@ IN_ORDER = f"""
 NEWEST = """
     create macro newest() as (
         -- A later day cannot tell when something happened that the records show already.
-        select greatest(max(modified_on), (select max(created_on) from changes)) from memberships
+        select greatest(
+            max(modified_on), (select max(least(created_on, loaded_at)) from changes)
+        ) from memberships
     )
 """
 PASSED = """
@@ -184,7 +207,7 @@ PASSED = """
 
 SPANS = f"""
     with recorded as (
-        select membership_id, old_status, new_status, created_on,
+        select membership_id, old_status, new_status, least(created_on, loaded_at) as created_on,
             count(*) over (partition by membership_id) as steps, row_number() over (
                 partition by membership_id order by coalesce(moved.place, in_order.place)
             ) as step
