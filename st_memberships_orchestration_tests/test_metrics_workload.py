@@ -188,6 +188,11 @@ def test_what_is_on_the_list_counts_once_and_what_was_removed_stays_away() -> No
     assert rows["service_name"].tolist()[0] == "Tune-up"
 
 
+def test_visits_of_a_tenant_without_services_are_nobodys_to_forecast() -> None:
+    rows, _ = tables([], [event(1, 1, 1, "2026-04-01")])
+    assert rows.empty
+
+
 def test_used_against_entitled_visits() -> None:
     members = [
         membership(1, from_="2026-01-01", to="2026-12-31"),

@@ -105,8 +105,9 @@ def visit_forecast(
     ].reset_index(drop=True)
     place = locate(ahead, services, "recurring_service_id")
     ahead = ahead.assign(service=place, listed=1, booked=ahead["state"].isin(MADE).astype(int))
-    known = ahead["service"] >= 0
-    wanted = known & running.to_numpy()[place] & (day_numbers(ahead["due_on"]) <= until[place])
+    ahead = ahead[place >= 0]
+    place = place[place >= 0]
+    wanted = running.to_numpy()[place] & (day_numbers(ahead["due_on"]) <= until[place])
     quiet = np.flatnonzero(unclear & (until >= day_numbers([_day(today)])[0]))
     rows = pd.concat(
         [
