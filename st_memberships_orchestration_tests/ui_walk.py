@@ -134,7 +134,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         env |= {
             "DAGSTER_HOME": str(home),
             "ST_LAKE_URI": str(home / "lake"),
-            "ST_WRITES": "dry-run",
+            "ST_WRITES": "on",
         }
         env["ST_HISTORY_START"] = (today() - timedelta(days=30)).isoformat()
         url = "http://127.0.0.1:3777"
@@ -208,16 +208,45 @@ def test_a_check_that_fails_shows_the_rows_and_what_to_do(desk: Desk) -> None:
     desk.picture("failing_check")
 
 
-def test_a_dry_run_of_a_write_shows_each_change_and_sends_none(desk: Desk) -> None:
+HOSTILE = (
+    "<img src=x onerror=alert(1)> **bold** | [here](http://x.example) ![](http://x.example/p.png) "
+    "=1+1 \u202edesrever"
+)
+"""A memo that would be a picture, a link, another column, a formula, or reordered letters."""
+
+
+def test_a_plan_shows_each_change_as_it_is_and_only_its_approval_sends(desk: Desk) -> None:
     memberships = PlainReader(desk.sandbox).walk("memberships").values()
-    chosen = next(record["id"] for record in memberships if record["status"] == "Active")
-    rows: list[dict[str, Any]] = [{"id": chosen, "memo": "asked for a call"}]
-    config = {"ops": {"update_memberships_by_plan": {"config": {"tenant": "acme", "rows": rows}}}}
-    desk.launch("update_memberships", json.dumps(config))
-    (run,) = desk.ended("update_memberships")
+    chosen = [record["id"] for record in memberships if record["status"] == "Active"][:3]
+    memos = ("asked for a call", "gate code 4821", HOSTILE)
+    rows = [{"id": id, "memo": memo} for id, memo in zip(chosen, memos, strict=True)]
+    job, page = "update_memberships", desk.page
+    desk.launch(job, config_of(job, tenant="acme", rows=rows))
+    (run,) = desk.ended(job)
     assert run["status"] == "SUCCESS"
     desk.go(f"/runs/{run['runId']}")
-    expect(desk.page.get_by_text("asked for a call").first).to_be_visible()
-    desk.picture("write_dry_run")
-    sent = [r for r in desk.sandbox.control("GET", "/_sandbox/requests") if r["method"] == "PATCH"]
-    assert sent == []
+    expect(page.get_by_text("asked for a call").first).to_be_visible()
+    expect(page.get_by_text(f"{HOSTILE[:-9]}⟨U+202E⟩desrever").first).to_be_visible()
+    made = "img[src='x'], img[src*='x.example'], a[href*='x.example']"
+    expect(page.locator(made)).to_have_count(0)
+    desk.picture("write_plan")
+    assert writes_of(desk) == []
+
+    (hash,) = set(re.findall(r"\b[0-9a-f]{64}\b", page.locator("body").inner_text()))
+    desk.launch(job, config_of(job, approved_hash=hash, dry_run=False, who="Ann"))
+    run, _ = desk.ended(job, 2)
+    assert run["status"] == "SUCCESS"
+    desk.go(f"/runs/{run['runId']}")
+    expect(page.get_by_text("3 succeeded").first).to_be_visible()
+    expect(page.locator(made)).to_have_count(0)
+    desk.picture("write_run")
+    assert len(writes_of(desk)) == 3
+
+
+def config_of(job: str, **config: Any) -> str:
+    return json.dumps({"ops": {f"{job}_by_plan": {"config": config}}})
+
+
+def writes_of(desk: Desk) -> list[Any]:
+    received = desk.sandbox.control("GET", "/_sandbox/requests")
+    return [request for request in received if request["method"] == "PATCH"]
