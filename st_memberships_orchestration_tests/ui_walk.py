@@ -220,6 +220,7 @@ def test_a_plan_shows_each_change_as_it_is_and_only_its_approval_sends(desk: Des
     chosen = [record["id"] for record in memberships if record["status"] == "Active"][:3]
     memos = ("asked for a call", "gate code 4821", HOSTILE)
     rows = [{"id": id, "memo": memo} for id, memo in zip(chosen, memos, strict=True)]
+    rows[0] |= {"next_scheduled_bill_date": (today() + timedelta(days=60)).isoformat()}
     job, page = "update_memberships", desk.page
     desk.launch(job, config_of(job, tenant="acme", rows=rows))
     (run,) = desk.ended(job)
@@ -229,6 +230,7 @@ def test_a_plan_shows_each_change_as_it_is_and_only_its_approval_sends(desk: Des
     expect(page.get_by_text(f"{HOSTILE[:-9]}⟨U+202E⟩desrever").first).to_be_visible()
     made = "img[src='x'], img[src*='x.example'], a[href*='x.example']"
     expect(page.locator(made)).to_have_count(0)
+    page.get_by_text("View full message").first.click()
     desk.picture("write_plan")
     assert writes_of(desk) == []
 
@@ -239,6 +241,7 @@ def test_a_plan_shows_each_change_as_it_is_and_only_its_approval_sends(desk: Des
     desk.go(f"/runs/{run['runId']}")
     expect(page.get_by_text("3 succeeded").first).to_be_visible()
     expect(page.locator(made)).to_have_count(0)
+    page.get_by_text("View full message").last.click()
     desk.picture("write_run")
     assert len(writes_of(desk)) == 3
 
