@@ -33,7 +33,6 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from st_memberships_orchestration import cli, terminal
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import jobs
 from st_memberships_orchestration.lake import progress, quarantine
@@ -48,6 +47,8 @@ from st_memberships_orchestration.sandbox.drift import Bend
 from st_memberships_orchestration.servicetitan import errors
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant
+from st_memberships_orchestration.terminal.commands import main
+from st_memberships_orchestration.terminal.screen import read_settings
 from st_memberships_orchestration.writing.apply import Locked
 from st_memberships_orchestration.writing.kinds import Refused
 from st_memberships_orchestration.writing.ledger import OverBudget
@@ -491,7 +492,7 @@ def _setting_faults() -> Iterator[tuple[str, str]]:
             patch.dict(os.environ, {**others, **wrong}, clear=True),
         ):
             try:
-                terminal.read_settings()
+                read_settings()
                 said = NO_TENANT
             except click.ClickException as error:
                 said = error.format_message()
@@ -523,7 +524,7 @@ def commands_page() -> str:
         "In a checkout `.venv/bin/st-memberships`, else `st-memberships`. They read `.env` in the "
         "folder in which they are started, and keep what they make in its `.data`.\n",
     ]
-    for name, command in sorted(cli.main.commands.items()):
+    for name, command in sorted(main.commands.items()):
         parts.append(_command(name, command))
         if isinstance(command, click.Group):
             kinds = sorted(command.commands.items())
@@ -556,7 +557,7 @@ def _options_of(command: click.Command) -> str:
 
 
 def _option(option: click.Option) -> tuple[str, str, str]:
-    takes = "" if option.is_flag else option.make_metavar(click.Context(cli.main))
+    takes = "" if option.is_flag else option.make_metavar(click.Context(main))
     takes = takes.replace("[%Y-%m-%d]", "YYYY-MM-DD").replace(" RANGE", "")
     default = "must be given" if option.required else ""
     if option.show_default and not option.is_flag:
@@ -608,7 +609,7 @@ def sandbox_page() -> str:
             "errors. `st-memberships demo` and `ui` start one by themselves. To have one of your "
             "own, start it in an empty folder, and work in a second terminal there:\n",
             "```\nst-memberships sandbox --env-file .env\nst-memberships sync\n```\n",
-            _command("sandbox", cli.main.commands["sandbox"]),
+            _command("sandbox", main.commands["sandbox"]),
             "## Controls\n",
             "Under the address that it prints, for example "
             '`curl -d \'{"advance": "3d"}\' http://127.0.0.1:8700/_sandbox/clock`. They ask '

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
-from st_memberships_orchestration import cli
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake import progress, quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.settings import Settings, Tenant
+from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration_tests.doors import Location, settle, today
 
 REPO = Path(__file__).parents[1]
@@ -154,7 +154,7 @@ def test_the_reference_is_whole(location: Location, lake: Lake) -> None:
         assert all(f"| `{field.name}` |" in pages["read"] for field in module.SCHEMA)
     for error in ("OutcomeUnknown", "Locked", "LookupError", "PublishError", "no time zone"):
         assert error in pages["errors"]
-    for name in cli.main.commands:
+    for name in main.commands:
         assert f"## {name}\n" in pages["commands"]
     for name in ("settings", "jobs", "errors", "sandbox"):
         assert " |  |\n" not in pages[name], "a line without its meaning"

@@ -295,7 +295,7 @@ def _set_dagster_home() -> None:
 def _make_instance(folder: Path) -> None:
     (folder / DATA).mkdir(mode=0o700, exist_ok=True)  # customers' data: nobody else's to read
     if not (folder / "dagster.yaml").exists():
-        package = Path(__file__).parent
+        package = Path(__file__).parents[1]
         installed, in_source_tree = package / "dagster.yaml", package.parent / "dagster.yaml"
         ours = installed if installed.exists() else in_source_tree
         shutil.copyfile(ours, folder / "dagster.yaml")
