@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, cast
 
@@ -157,14 +158,19 @@ def unwritten_feeds(instance: dg.DagsterInstance, tenant: str) -> dict[str, Fail
     return {feed: failed for feed, failed in last.items() if failed}
 
 
-def _written(instance: dg.DagsterInstance, run_id: str, tenant: str) -> Iterator[str]:
-    """Feeds that a run brought up to date for the tenant."""
+@lru_cache(maxsize=64)  # each table of a derive asks, and an ended run does not change
+def _written(instance: dg.DagsterInstance, run_id: str, tenant: str) -> frozenset[str]:
+    """Feeds that an ended run brought up to date for the tenant."""
     of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
-    for record in instance.get_records_for_run(run_id, of_type=of_type).records:
-        made = record.event_log_entry.asset_materialization
-        key = made.asset_key.path if made else [""]
-        if made and key[0] == "current" and tenants_of([made.partition or ""]) == [tenant]:
-            yield key[-1]
+    records = instance.get_records_for_run(run_id, of_type=of_type).records
+    made = (record.event_log_entry.asset_materialization for record in records)
+    return frozenset(
+        one.asset_key.path[-1]
+        for one in made
+        if one
+        and one.asset_key.path[0] == "current"
+        and tenants_of([one.partition or ""]) == [tenant]
+    )
 
 
 def refuse_stale(instance: dg.DagsterInstance, tenant: str, feeds: Collection[str]) -> None:
