@@ -323,11 +323,14 @@ def _run(job: str, tenant: str, *, feeds: tuple[str, ...] = (), **options: Any) 
         failures = [] if run.success else failures_of(instance, run.run_id)
     if any(failed.error == "DagsterExecutionInterruptedError" for failed in failures):
         raise click.Abort
-    steps: dict[tuple[str, str], list[str]] = {}  # the feeds of a sync often fail for one reason
+    remedies: dict[str, dict[str, list[str]]] = {}  # the feeds of a sync often fail for one reason
     for failed in failures:
-        steps.setdefault((failed.message, failed.remedy), []).append(failed.step or job)
-    for (message, remedy), names in steps.items():
-        console.print(f"[red]{', '.join(names)}[/] {escape(message)}\n  {escape(remedy)}")
+        messages = remedies.setdefault(failed.remedy, {})
+        messages.setdefault(failed.message, []).append(failed.step or job)
+    for remedy, messages in remedies.items():
+        for message, steps in messages.items():
+            console.print(f"[red]{', '.join(steps)}[/] {escape(message)}")
+        console.print(f"  {escape(remedy)}")
     return run
 
 
