@@ -28,6 +28,7 @@ import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -945,7 +946,8 @@ class Hostile:
             due = [one for one in self._queued if one[0] <= self.time.now()]
             self._queued = [one for one in self._queued if one not in due]
             for self._moment, carry_out in sorted(due, key=lambda one: one[0]):
-                carry_out()
+                with suppress(Refusal):  # such as of a body that was cut: it is told to nobody
+                    carry_out()
             self._moment = 0
 
     # One request
