@@ -16,7 +16,6 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
@@ -205,6 +204,8 @@ def _replace(
 
 def _copy(connection: sa.Connection, table: sa.Table, rows: pa.RecordBatch) -> Published:
     """Append rows; of such that PostgreSQL refuses, halves, until the one is found and left out."""
+    import psycopg  # of the extra `postgres`: who does not publish does not have it
+
     columns = ", ".join(f'"{column.name}"' for column in table.columns)
     text = pa.BufferOutputStream()
     csv.write_csv(rows, text, csv.WriteOptions(include_header=False))
