@@ -1,6 +1,7 @@
 """What starts by itself: schedules and sensors on a real instance."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -144,18 +145,19 @@ class Derives:
         ) as context:
             data = self.repository.get_sensor_def("changes_brought_by_sync").evaluate_tick(context)
         self.cursor = data.cursor
+        found = []
         for request in data.run_requests or []:
             assert request.job_name
+            key = {"dagster/run_key": str(request.run_key)}
+            if self.location.instance.get_runs(dg.RunsFilter(tags=key)):
+                continue  # as the daemon does with a key that had a run
             self.location.instance.create_run_for_job(
                 self.repository.get_job(request.job_name),
-                tags={
-                    **request.tags,
-                    "dagster/partition": str(request.partition_key),
-                    "dagster/run_key": str(request.run_key),
-                },
+                tags={**request.tags, **key, "dagster/partition": str(request.partition_key)},
                 status=dg.DagsterRunStatus.NOT_STARTED,
             )
-        return [(r.job_name, r.partition_key) for r in data.run_requests or []]
+            found.append((request.job_name, request.partition_key))
+        return found
 
     def run(self) -> dg.DagsterRun:
         """The newest derive that was asked for."""
@@ -211,6 +213,8 @@ def test_one_derive_follows_however_many_changes_and_none_is_missed(
     assert derives.wanted() == [("derive", "acme"), ("derive", "bravo")], "in one tick"
     changed(location, "bravo")
     assert derives.wanted() == [], "the run that waits will read it"
+    changed(location, "bravo", "membership_types")
+    assert derives.wanted() == [("refresh_reference", "bravo")], "which that run does not read"
     derives.becomes(dg.DagsterEventType.RUN_START)
     assert derives.wanted() == []
     changed(location, "bravo")
@@ -220,7 +224,25 @@ def test_one_derive_follows_however_many_changes_and_none_is_missed(
     derives.becomes(dg.DagsterEventType.RUN_CANCELED)
     assert derives.wanted() == [("derive", "bravo")], "it was cancelled before it began"
     derives.cursor = None
-    assert derives.wanted() == [], "both wait already"
+    assert derives.wanted() == [("refresh_reference", "bravo")], "both derives wait already"
+
+
+def test_tables_are_derived_again_after_a_restore(
+    location: Location, shared_sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    derives = Derives(location.use(shared_sandbox))
+    changed(location, "acme")
+    folder = Path(location.lake.uri, "current", "memberships")
+    shutil.copytree(folder, tmp_path / "backup")
+    for _ in range(2):
+        assert derives.wanted() == [("derive", "acme")]
+        derives.becomes(dg.DagsterEventType.RUN_START)
+        changed(location, "acme")
+    assert derives.wanted() == [("derive", "acme")]
+    derives.becomes(dg.DagsterEventType.RUN_START)
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)
+    assert derives.wanted() == [("derive", "acme")], "the batches of before, and no key of before"
 
 
 def test_all_tenants_are_derived_in_one_tick_of_a_real_daemon(

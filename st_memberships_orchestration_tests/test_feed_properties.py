@@ -227,10 +227,18 @@ class Operation:
         read(self.server, self.lake, Window(start, TODAY.start), clock=self.now)
 
 
+CLOCK_AHEAD: list[tuple[Any, ...]] = [
+    ("change", 2, 1, 0),
+    ("clock", 3),
+    ("change", 1, 1, 0),
+    ("sync",),
+    ("change", 2, 1, 0),
+]
 MISDATED = [("future", 1, FAR), ("sync",), ("change", 1, 1, 0), ("sync",), ("future", 2, FAR)]
 MISDATED += [("sync",), ("undo", 2), ("sync",), ("future", 3, 1), ("change", 3, 2, 0)]
 
 
+@example(records=4, page_size=1, happenings=CLOCK_AHEAD)
 @example(records=5, page_size=2, happenings=MISDATED)
 @given(records=st.integers(0, 12), page_size=st.integers(1, 5), happenings=happenings)
 @settings(

@@ -239,27 +239,26 @@ def _changes_brought_by_sync(settings: Settings) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         asked = asked_for(context.cursor)
+        now = datetime.now(UTC).isoformat()
         requested = 0
         for tenant, batches in newest_batches(lake, sorted(settings.tenants)).items():
             last = asked.get(tenant, Asked())
             began = _has_begun(context.instance, last)
+            changed = {name for name, batch in batches.items() if batch != last.batches.get(name)}
+            due = jobs_after(changed) or (["derive"] if began is False else [])
+            # Never a key of before: a table that was restored has the batches of before again.
+            wanted = {job: f"{job} {tenant} {now}" for job in due}
             if began is None:  # it will read what is new now, too
+                wanted.pop("derive", None)
                 asked[tenant] = replace(last, batches=batches)
-                continue
-            known = last.batches if began else {}
-            changed = {feed for feed, batch in batches.items() if batch != known.get(feed)}
-            if not changed:
-                asked[tenant] = Asked(batches)
-                continue
-            key = " ".join(map(str, batches.values()))
-            if not began:
-                key += f" again {datetime.now(UTC).isoformat()}"
-            waiting = waiting_run(context.instance, "derive", tenant)
-            for job in jobs_after(changed):
-                if job != "derive" or not waiting:
-                    requested += 1
-                    yield tenant_request(tenant, job=job, run_key=f"{job} {tenant} {key}")
-            asked[tenant] = Asked(batches, run_key=f"derive {tenant} {key}", run_id=waiting)
+            elif wanted and (waiting := waiting_run(context.instance, "derive", tenant)):
+                del wanted["derive"]
+                asked[tenant] = Asked(batches, run_id=waiting)
+            else:
+                asked[tenant] = Asked(batches, run_key=wanted.get("derive"))
+            for job, run_key in wanted.items():
+                requested += 1
+                yield tenant_request(tenant, job=job, run_key=run_key)
         context.update_cursor(json.dumps({tenant: asdict(asked[tenant]) for tenant in asked}))
         if not requested:
             said = "All that the lake holds is derived, or asked for."
@@ -275,7 +274,7 @@ class Asked:
     Attributes:
         batches: feed -> its newest batch in `current/` at that time.
         run_key: of the request, while its run is not known to have begun.
-        run_id: of a run that waited already, so that no other was asked for.
+        run_id: instead of it, of a run that waited already, so that no other was asked for.
     """
 
     batches: dict[str, int] = field(default_factory=dict)
@@ -311,13 +310,12 @@ def _has_begun(instance: dg.DagsterInstance, last: Asked) -> bool | None:
 
     False of one that was deleted, or cancelled before it began.
     """
-    if last.run_key is None:
+    if last.run_id:
+        wanted = dg.RunsFilter(run_ids=[last.run_id])
+    elif last.run_key:
+        wanted = dg.RunsFilter(tags={RUN_KEY: last.run_key})
+    else:
         return True
-    wanted = (
-        dg.RunsFilter(run_ids=[last.run_id])
-        if last.run_id
-        else dg.RunsFilter(tags={RUN_KEY: last.run_key})
-    )
     runs = instance.get_run_records(wanted, limit=1)
     if not runs:
         return False
