@@ -213,6 +213,16 @@ def test_plans_are_found_by_the_beginning_of_their_hash(ledger: Ledger) -> None:
         ledger.find_plan("")
 
 
+def test_of_those_who_open_a_new_ledger_at_once_none_is_refused(tmp_path: Path) -> None:
+    for number in range(40):
+        url = f"sqlite:///{tmp_path}/{number}.db"
+        with ThreadPoolExecutor(12) as pool:
+            ledgers = list(pool.map(Ledger, [url] * 12))
+        assert len({ledger.id for ledger in ledgers}) == 1
+        for ledger in ledgers:
+            ledger.close()
+
+
 def test_a_ledger_of_an_earlier_release_keeps_all_that_it_knows(url: str, tmp_path: Path) -> None:
     """Made by the code of commit 2bda8e6, which did not note whose account it was."""
     (tmp_path / "deep").mkdir()

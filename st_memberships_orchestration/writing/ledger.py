@@ -34,6 +34,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.holders import PATIENCE, held_by
@@ -295,7 +296,7 @@ class Ledger:
         # SQLite has one writer; threads that wait here do not busy-wait in the database.
         self._turn = threading.RLock()
         if self._is_sqlite:
-            sa.event.listen(self._engine, "connect", _prepare_sqlite)
+            sa.event.listen(self._engine, "connect", self._prepare_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         else:
             sa.event.listen(self._engine, "connect", self._prepare_postgresql)
@@ -675,6 +676,20 @@ class Ledger:
                 with self._engine.begin() as connection:
                     yield connection
 
+    def _prepare_sqlite(self, connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # else the driver decides when a transaction begins
+        # Of several that open a new ledger at once SQLite refuses some without waiting.
+        waiting = Retrying(
+            retry=retry_if_exception(_is_locked),
+            wait=wait_random(0.01, 0.1),
+            stop=stop_after_delay(self._patience),
+            reraise=True,
+        )
+        cursor = connection.cursor()
+        waiting(cursor.execute, "pragma journal_mode = wal")
+        cursor.execute("pragma synchronous = full")  # an intent survives the machine, too
+        cursor.close()
+
     def _prepare_postgresql(self, connection: Any, _: Any) -> None:
         """Let nobody wait for ever, and nobody for us if we stand still in a transaction."""
         connection.execute(f"set lock_timeout = {self._patience * 1000:.0f}")
@@ -684,8 +699,7 @@ class Ledger:
 
     def _say_who_holds_it(self, context: sa.engine.ExceptionContext) -> None:
         error = context.original_exception
-        locked = getattr(error, "sqlite_errorname", "") in ("SQLITE_BUSY", "SQLITE_LOCKED")
-        if locked or getattr(error, "sqlstate", "") == LOCK_NOT_AVAILABLE:
+        if _is_locked(error) or getattr(error, "sqlstate", "") == LOCK_NOT_AVAILABLE:
             self._gave_up_at = time.monotonic()
             raise self._busy() from error
 
@@ -812,12 +826,8 @@ def _cents(change: Any) -> int:
     return int(Decimal(change.money or 0) * 100) if KINDS[change.kind].bills else 0
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # else the driver decides when a transaction begins
-    cursor = connection.cursor()
-    cursor.execute("pragma journal_mode = wal")
-    cursor.execute("pragma synchronous = full")  # an intent survives the machine, too
-    cursor.close()
+def _is_locked(error: BaseException | None) -> bool:
+    return getattr(error, "sqlite_errorname", "") in ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
