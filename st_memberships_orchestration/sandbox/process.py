@@ -32,7 +32,7 @@ class RunningSandbox:
         body = None if json is None else jsonlib.dumps(json).encode()
         request = Request(f"{self.url}{path}", data=body, method=method)
         request.add_header("Content-Type", "application/json")
-        with urlopen(request, timeout=60) as response:
+        with urlopen(request, timeout=600) as response:
             return jsonlib.loads(response.read())
 
 
