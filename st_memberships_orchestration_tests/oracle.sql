@@ -480,7 +480,7 @@ create temp table members_without_future_visit as
             and state not in ('cancelled', 'removed') group by all
     )
     select m.id as membership_id, m.customer_id, m.membership_type_id, m.business_unit_id,
-        m."from", m."to", if(coalesce(services, 0) = 0, 'no_service', 'no_future_visit') as reason,
+        plausible(m."from") as "from", m."to", if(coalesce(services, 0) = 0, 'no_service', 'no_future_visit') as reason,
         coalesce(services, 0) as services, len(t.recurring_services) > 0 as type_includes_visits,
         last_visit_due_on
     from members m left join types t on t.id = m.membership_type_id
@@ -607,7 +607,7 @@ create temp table sales_monthly as
 create temp table mrr_outlook as
     with threats as (
         select m.*, p.monthly, p.amortised, m.begins < midnight(today() + 1) as has_begun,
-            m.cancellation_date is not null as is_scheduled,
+            plausible_end(m.cancellation_date) is not null as is_scheduled,
             coalesce(m."to" <= today() + 90, false)
                 and m.id not in (select id from links) as is_expiring,
             m.billing_frequency <> 'OneTime' and m.payment_method_id is null

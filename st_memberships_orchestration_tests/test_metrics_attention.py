@@ -49,7 +49,7 @@ def findings(
         TYPES,
         TEMPLATES,
         services,
-        membership_prices(rows, TYPES, TEMPLATES),
+        membership_prices(rows, TYPES, TEMPLATES, today=TODAY),
         visits(events, services, rows, status, today=TODAY, zone=ZONE),
         today=TODAY,
         zone=ZONE,
@@ -187,7 +187,7 @@ def test_bills_to_come() -> None:
         good(10, next_bill="2026-03-20", payment_method_id=None, payment_type_id=1),
     ]
     rows = frame(*members)
-    table = billing_due(rows, membership_prices(rows, TYPES, TEMPLATES), today=TODAY)
+    table = billing_due(rows, membership_prices(rows, TYPES, TEMPLATES, today=TODAY), today=TODAY)
     key = ("due_in", "billing_frequency", "payment")
     columns = ("memberships", "next_bills", "bills", "amount", "unpriced_bills")
     assert {tuple(row[:3]): tuple(row[3:]) for row in plain(table, *key, *columns)} == {
@@ -206,7 +206,7 @@ def test_bills_to_come() -> None:
 def bills(members: list[dict[str, Any]], **settings: Any) -> dict[str, tuple[int, int, int]]:
     """Bills, next and projected ones, by window."""
     rows = frame(*members)
-    prices = membership_prices(rows, TYPES, TEMPLATES)
+    prices = membership_prices(rows, TYPES, TEMPLATES, today=TODAY)
     table = billing_due(rows, prices, **{"today": TODAY, **settings})
     return {
         window: tuple(counts)
@@ -248,7 +248,7 @@ def test_days_that_cannot_be_are_named() -> None:
         good(2, from_="2206-05-01", created="2026-01-10"),
         good(3, to="1926-01-01", duration=12),
         good(4, to="2099-12-31", duration=12),  # for life
-        good(5, next_bill="2126-03-25"),
+        good(5, next_bill="0026-03-25", created="1753-01-01"),  # nor is a bill of then overdue
     ]
     status = history(**{f"m{id}": "Active 2026-01-10" for id in range(1, 6)})
     services = frame(
@@ -259,13 +259,14 @@ def test_days_that_cannot_be_are_named() -> None:
     )
     events = frame(event(1, 1, 4, "1900-01-01"))
     found = findings(members, status, services, events)
+    assert {reason for reason, *_ in found} == {"date_implausible"}
     named = [(id, job) for reason, id, *_, job in found if reason == "date_implausible"]
     job = "update_memberships"
     theirs = "update_recurring_services"
     assert named == [
         *[(1, job), (2, job), (3, job)],
         *[(4, None), (4, theirs)],  # of a visit, which no job can change, and of service 2
-        *[(5, job), (None, theirs), (None, None)],
+        *[(5, job), (5, None), (None, theirs), (None, None)],
     ]
 
 

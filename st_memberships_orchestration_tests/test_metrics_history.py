@@ -452,18 +452,29 @@ def test_days_that_cannot_be_are_not_known(lives: Any) -> None:
             member(4, "Expired", to="1899-12-31"),
             member(5, "Active", to="9999-12-31"),
             member(6, from_=None),  # its first change is older than the record
+            member(7, from_=None, created_on="1753-01-01T00:00:00Z"),
+            member(8, from_=None, created_on="1753-01-01T00:00:00Z"),
         ],
-        [change(1, 6, "Active", "Active", "2025-12-24T15:00:00Z")],
+        [
+            change(1, 6, "Active", "Active", "2025-12-24T15:00:00Z"),
+            change(2, 8, "Active", "Active", "2026-02-01T15:00:00Z"),
+            change(3, 8, "Active", "Active", "1753-01-01T00:00:00Z"),
+        ],
     )
     seen = "2026-05-01 05:00 modified_on"
-    assert found == {
-        1: ["Active 2026-01-01 10:00 unchanged"],
-        2: ["Active 2026-01-01 10:00 unchanged"],
-        3: ["Active 2026-01-01 00:00 before_inferred_change", f"Canceled {seen}"],
-        4: ["Active 2026-01-01 00:00 before_inferred_change", f"Expired {seen}"],
-        5: ["Active 2026-01-01 00:00 unchanged"],
-        6: ["Active 2025-12-24 10:00 change"],
-    }
+    assert (
+        found
+        == {
+            1: ["Active 2026-01-01 10:00 unchanged"],
+            2: ["Active 2026-01-01 10:00 unchanged"],
+            3: ["Active 2026-01-01 00:00 before_inferred_change", f"Canceled {seen}"],
+            4: ["Active 2026-01-01 00:00 before_inferred_change", f"Expired {seen}"],
+            5: ["Active 2026-01-01 00:00 unchanged"],
+            6: ["Active 2025-12-24 10:00 change"],
+            7: [f"Active {seen[:16]} unchanged"],  # as long as it is known
+            8: [f"Active {seen[:16]} change"],
+        }
+    )
     old = lives([member(1, from_="1979-05-01")], earliest=date(1970, 1, 1))
     assert old[1] == ["Active 1979-05-01 00:00 unchanged"]
 

@@ -19,6 +19,7 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
     history,
     membership,
     membership_type,
+    moment,
     plain,
 )
 
@@ -304,7 +305,7 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
 
 def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:
     members = frame(membership(1), membership(2, is_deleted=True))
-    prices = membership_prices(members, frame(membership_type(1)), frame())
+    prices = membership_prices(members, frame(membership_type(1)), frame(), today=TODAY)
     assert plain(prices, "membership_id", "is_deleted") == [(1, False), (2, True)]
     assert monthly_of(members, active(*members.to_dict("records")), "active_end")[MARCH] == (1,)
 
@@ -314,14 +315,17 @@ def test_days_that_cannot_be_bound_the_months_and_the_tenure() -> None:
         membership(1, from_="0021-05-01", created="2026-02-10"),
         membership(2, from_="2206-01-01", created="2026-02-10"),
         membership(3, from_="1979-12-31", created="2026-02-10"),
+        membership(4, from_="2026-02-10", created="1753-01-01"),
+        # Made in the future, by a wrong clock: it was there when it was loaded.
+        membership(5, from_=None, created="2090-01-01", loaded_at=moment("2026-02-10")),
     )
-    status = history(m1="Active 2026-02-10", m2="Active 2026-02-10", m3="Active 2026-02-10")
+    status = history(**{f"m{id}": "Active 2026-02-10" for id in range(1, 6)})
     found = monthly_of(members, status, "new", "active_end", "tenure_days")
-    assert found == {FEBRUARY: (3, 3, 18.0), MARCH: (0, 3, 38.0)}
+    assert found == {FEBRUARY: (5, 5, 18.0), MARCH: (0, 5, 38.0)}
     since = monthly_of(members, status, "tenure_days", earliest=date(1970, 1, 1))
-    assert since[MARCH][0] > 5_000
+    assert since[MARCH][0] > 3_000
     cohorts = cohort_retention(members, status, today=TODAY, zone=ZONE)
-    assert plain(cohorts, "cohort_month", "members_sold", "members_kept") == [(FEBRUARY, 3, 3)] * 2
+    assert plain(cohorts, "cohort_month", "members_sold", "members_kept") == [(FEBRUARY, 5, 5)] * 2
 
 
 def test_months_say_how_much_of_them_is_inferred() -> None:

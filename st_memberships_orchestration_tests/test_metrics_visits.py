@@ -170,6 +170,7 @@ def test_nothing_is_owed_of_what_was_given_up_or_cannot_be() -> None:
         event(5, 1, 1, "1900-01-01"),
         event(6, 1, 1, "2126-03-10"),
         event(7, 5, 3, "2026-04-10"),  # planned, but its service is deleted
+        event(9, 5, 3, "1900-01-01"),
         event(8, 1, 1, "2026-04-10"),
     )
     table = visits(events, services, members, active(), today=TODAY, zone=ZONE)
@@ -182,6 +183,7 @@ def test_nothing_is_owed_of_what_was_given_up_or_cannot_be() -> None:
         6: (False, "due_day_implausible"),
         7: (False, "service_deleted"),
         8: (False, None),
+        9: (False, "due_day_implausible, service_deleted"),
     }
     assert by_id(table, "event_id", "membership_ended_on")[3] is None  # nobody knows when
     months = visits_monthly(table, today=TODAY)
@@ -190,4 +192,6 @@ def test_nothing_is_owed_of_what_was_given_up_or_cannot_be() -> None:
     assert len(early) > 1_000
     types = frame(membership_type(1, services=[1]))
     without = members_without_future_visit(members, types, services, table, today=TODAY)
-    assert by_id(without, "membership_id", "reason") == {3: "no_service"}
+    assert by_id(without, "membership_id", "reason", "last_visit_due_on") == {
+        3: ("no_service", None)
+    }

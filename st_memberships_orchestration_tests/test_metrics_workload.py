@@ -48,7 +48,7 @@ def projected(*events: str, months_ahead: int = 12, **rule: Any) -> list[str]:
     """Months of the projected visits of one service, as often as there are visits."""
     listed = [event(n, 1, 1, due) for n, due in enumerate(events)]
     rows, _ = tables([service(1, 1, **rule)], listed, months_ahead=months_ahead)
-    assert rows["flags"].isna().all()
+    assert set(rows["flags"].dropna()) <= {"rule_unclear"}
     found = plain(rows, "month", "projected")
     return [month.isoformat()[:7] for month, count in found for _ in range(count)]
 
@@ -108,9 +108,14 @@ def test_a_service_without_visits_begins_with_the_first_day_that_fits() -> None:
     }
     assert projected(**nth, from_="2026-04-24") == ["2026-04"]  # the last Friday itself
     assert projected(**nth, from_="2026-04-25") == ["2026-05"]
-    # Long ago, in a year that cannot be: the rhythm counts, and nothing grows.
-    assert projected(from_="0021-05-01", recurrence_interval=12) == ["2026-05"]
     assert projected(from_="2025-12-01") == ["2026-12"]
+
+
+def test_a_first_day_that_cannot_be_begins_no_rule() -> None:
+    rule = {"recurrence_interval": 6, "recurrence_days_of_month": [15]}
+    for begins in ("0021-05-01", "1900-05-01", "2099-05-01"):
+        assert projected(**rule, from_=begins) == []
+        assert projected("2026-04-15", **rule, from_=begins) == ["2026-10"]
 
 
 @pytest.mark.parametrize(

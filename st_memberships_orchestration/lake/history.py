@@ -120,7 +120,8 @@ def rebuild_membership_status(
     The spans of a membership follow each other without gap or overlap. The last one is open and
     has the status of `current/memberships`, where a record that is not `active` is Deleted. The
     first one begins on the membership's first day (`from`, midnight in the contractor's zone;
-    without a plausible one, with its creation or its first change): before, nobody is a member.
+    without a plausible one, with its creation or its first change, whichever is earlier and can
+    be; else with its newest version): before, nobody is a member.
 
     Changes come in the order of their instants, to the last digit that was sent. Those of one
     instant are put so that, over the whole life of the membership, as few as can be start
@@ -200,6 +201,7 @@ NEWEST = """
     )
 """
 PASSED = """
+    create macro known(moment) as if(moment >= midnight(earliest()), moment, null);
     create macro passed(day) as if(
         day >= earliest() and midnight(day) <= newest(), midnight(day), null
     )
@@ -223,7 +225,7 @@ SPANS = f"""
             coalesce(
                 if("from" between earliest() and newest() + interval 20 year, midnight("from"),
                     null),
-                least(created_on, first_at)
+                least(known(created_on), known(first_at)), modified_on
             ) as since,
             passed(cancellation_date) as cancelled_at, passed("to" + 1) as over_at,
             first_at, last_at, old_status, coalesce(old_status, if(status_today in
@@ -287,11 +289,12 @@ SPANS = f"""
         union all
         select membership_id, status, began, step, basis from inferred
     )
-    select membership_id, spans.status, greatest(began, since) as {VALID_FROM},
-        lead(greatest(began, since)) over (
-            partition by membership_id order by greatest(began, since), step
-        ) as {VALID_TO}, basis
-    from spans left join stated using (membership_id)
+    select membership_id, status, began as {VALID_FROM},
+        lead(began) over (partition by membership_id order by began, step) as {VALID_TO}, basis
+    from (
+        select spans.* replace (greatest(began, coalesce(since, midnight(earliest()))) as began)
+        from spans left join stated using (membership_id)
+    )
     qualify {VALID_TO} is null or {VALID_TO} > {VALID_FROM}
     order by membership_id, {VALID_FROM}
 """

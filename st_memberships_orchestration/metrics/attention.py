@@ -16,7 +16,6 @@ from st_memberships_orchestration.metrics.frames import (
     explode,
     locate,
     pick,
-    plausible,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
@@ -323,6 +322,7 @@ MEMBERSHIP_DAYS = {
     "to": ("Its last day", "update_memberships"),
     "cancellation_date": ("Its cancellation day", None),
     "next_scheduled_bill_date": ("Its next bill date", "update_memberships"),
+    "created_on": ("The day of its creation", None),
 }
 SERVICE_DAYS = {
     "from": ("The first day of its service", "update_recurring_services"),
@@ -348,12 +348,12 @@ def _implausible_days(
     today: date,
 ) -> list[Frame]:
     """Days that cannot be, as `records` state them; `rows` are of the same records."""
-    days = pick(records, *names)
+    days, known = (
+        pick(each, *names) for each in (records, with_plausible_days(records, earliest, today))
+    )
     findings = []
     for name, (words, job) in names.items():
-        ahead = today if name in ("from", "next_scheduled_bill_date") else None
-        wrong = days[name].notna() & plausible(days[name], earliest, ahead).isna()
-        wrong &= ~rows["is_deleted"]
+        wrong = days[name].notna() & known[name].isna() & ~rows["is_deleted"]
         stated = words + " cannot be: " + days[name].dt.strftime("%Y-%m-%d")
         findings.append(
             _finding(

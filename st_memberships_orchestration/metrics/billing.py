@@ -16,7 +16,6 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
-    plausible,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import ACTIVE
@@ -69,7 +68,7 @@ def billing_due(
         windows: last days of the windows, counted from today.
         month_end_stays: whether a bill that slid from the 29th, 30th or 31st to the end of a
             shorter month stays on that day; false: it returns to its own day.
-        earliest: bill dates before this one are mistakes, and are left out.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
@@ -88,7 +87,6 @@ def billing_due(
     prices = pick(membership_prices, "membership_id", "bill_amount")
     prices = prices.rename(columns={"membership_id": "id"})
     rows = attach(rows, prices, "id", bill_amount="bill_amount")
-    rows["next_scheduled_bill_date"] = plausible(rows["next_scheduled_bill_date"], earliest, today)
     due = rows["next_scheduled_bill_date"].notna()
     rows = rows[due & (rows["status"] == ACTIVE) & ~rows["is_deleted"]].reset_index(drop=True)
     rows["payment"] = np.select(

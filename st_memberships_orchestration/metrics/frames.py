@@ -230,27 +230,47 @@ def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
 
 def plausible(days: Column, earliest: date, today: date | None = None) -> Column:
     """`days`, those that cannot be as not known: too early, or with `today` too far ahead."""
-    wrong = days < pd.Timestamp(earliest)
+    wrong = days < pd.Timestamp(earliest, tz=days.dt.tz)
     if today is not None:
         wrong |= days > pd.Timestamp(today) + pd.DateOffset(years=YEARS_AHEAD)
     return days.mask(wrong)
 
 
-def with_plausible_days(memberships: Frame, earliest: date, today: date) -> Frame:
-    """`memberships`, with first, last and cancellation days that cannot be as not known.
+BOUNDED = {
+    "from": True,
+    "next_scheduled_bill_date": True,
+    "due_on": True,
+    "to": False,
+    "cancellation_date": False,
+    "created_on": False,
+}
+"""Days that are looked at, and whether they can be too far ahead.
 
-    A last day may lie as far ahead as it likes: a membership for life can have one of 2099.
+A last day may lie as far ahead as it likes: a membership for life can have one of 2099.
+"""
+
+
+def with_plausible_days(records: Frame, earliest: date, today: date) -> Frame:
+    """`records`, with days that cannot be as not known.
+
+    A creation after its own loading cannot be either; it was there by then, so it counts as that.
     """
-    if memberships.empty:
-        return memberships
+    if records.empty:
+        return records
     days = {
-        name: working(memberships[name], KINDS[name]).set_axis(memberships.index)
-        for name in ("from", "to", "cancellation_date")
-        if name in memberships
+        name: working(records[name], KINDS[name]).set_axis(records.index)
+        for name in BOUNDED
+        if name in records
     }
-    ahead = {"from": today}
-    return memberships.assign(
-        **{name: plausible(each, earliest, ahead.get(name)) for name, each in days.items()}
+    if "created_on" in days and "loaded_at" in records:
+        loaded = working(records["loaded_at"], INSTANT).set_axis(records.index)
+        stated = days["created_on"]
+        days["created_on"] = stated.mask(stated > loaded, loaded)
+    return records.assign(
+        **{
+            name: plausible(each, earliest, today if BOUNDED[name] else None)
+            for name, each in days.items()
+        }
     )
 
 

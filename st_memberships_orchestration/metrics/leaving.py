@@ -91,10 +91,11 @@ def cancellation_reasons_monthly(
         renewal_grace_days: as in `members_monthly`.
     """
     memberships = with_plausible_days(memberships, earliest, today)
+    changes = with_plausible_days(membership_status_changes, earliest, today)
     life = spells(membership_status, zone, memberships)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
-    rows["reason"] = _reasons(_notes(rows, membership_status_changes, zone))
+    rows["reason"] = _reasons(_notes(rows, changes, zone))
     rows = _with_price(rows, membership_prices, "membership_id", "")
     rows["mrr_lost"] = rows["monthly_price"].fillna(0).astype("int64")
     rows["cancelled"] = 1
@@ -255,6 +256,7 @@ def _bought_instead(moves: Frame, days: int) -> Frame:
     """Members lost for whom their customer began another membership at about the same time."""
     began = moves[moves["kind"] == "new"]
     lost = moves[moves["kind"].isin(LOST) & moves["successor_id"].isna()]
+    lost = lost[lost["customer_id"].notna()]  # two who are unknown are not one
     pairs = lost.merge(began, on=["tenant", "customer_id"], suffixes=("", "_taken"))
     apart = np.abs(day_numbers(pairs["began_taken"]) - day_numbers(pairs["began"]))
     pairs = pairs.assign(apart=apart, later=pairs["began_taken"] > pairs["began"])

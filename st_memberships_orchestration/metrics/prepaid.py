@@ -12,7 +12,6 @@ from st_memberships_orchestration.metrics.frames import (
     flags,
     month_of,
     pick,
-    plausible,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import share
@@ -100,8 +99,7 @@ def prepaid_unearned(
     upfront = rows["billing_frequency"] == ONE_TIME
     ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
     running = rows["status"].isin(RUNNING) & ~rows["is_deleted"]
-    next_bill = plausible(rows["next_scheduled_bill_date"], earliest, today)
-    next_bill = next_bill.fillna(rows["to"] + pd.Timedelta(days=1))
+    next_bill = rows["next_scheduled_bill_date"].fillna(rows["to"] + pd.Timedelta(days=1))
     rows["period_to"] = rows["to"].where(upfront, next_bill - pd.Timedelta(days=1))
     rows = rows[ahead & running & (rows["period_to"] > now)].reset_index(drop=True)
 

@@ -71,7 +71,9 @@ def membership_prices(
     membership_types: pd.DataFrame,
     invoice_templates: pd.DataFrame,
     *,
+    today: date,
     zone: ZoneInfo = UTC,
+    earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """What each membership pays per bill and per month, and how that is known.
 
@@ -98,8 +100,11 @@ def membership_prices(
         memberships: newest version of each membership.
         membership_types: newest version of each type, with `duration_billing`.
         invoice_templates: newest version of each invoice template.
+        today: the contractor's day.
         zone: the contractor's time zone.
+        earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(memberships, "id", "status", "is_deleted", "business_unit_id", *PRICING)
     rows["is_renewal"] = renewal_links(memberships, zone)["is_successor"]
     rows = priced(rows, membership_types, invoice_templates)
@@ -206,6 +211,8 @@ def _every_version(versions: Frame, newest: Frame) -> Frame:
     """All known versions, and the newest state of the records of which none is known."""
     if versions is None or versions.empty:
         return newest
+    if newest.empty:
+        return versions
     if "is_deleted" not in versions:
         versions = versions.assign(is_deleted=~versions["active"].fillna(True).astype(bool))
     bare = newest[locate(pick(newest, "id"), pick(versions, "id"), "id") < 0]

@@ -176,7 +176,7 @@ def visits(
         membership_unknown=~alone & (locate(rows, members, "membership_id") < 0),
         booked_without_job=~deleted & won & ~attached,
         job_without_booking=~deleted & attached & ~won,
-        open_after_membership_ended=undone & (rows["due_on"] > rows["membership_ended_on"]),
+        open_after_membership_ended=undone & (due_on > rows["membership_ended_on"]),
         status_unknown=rows["state"] == "unknown",
         due_day_missing=rows["due_on"].isna(),
         due_day_implausible=rows["due_on"].notna() & due_on.isna(),
@@ -204,7 +204,7 @@ def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIE
         earliest: visits due before this day are mistakes, and are left out.
     """
     rows = pick(
-        visits,
+        with_plausible_days(visits, earliest, today),
         "event_id",
         "membership_type_id",
         "business_unit_id",
@@ -213,7 +213,7 @@ def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIE
         "is_owed",
         "membership_ended_on",
     )
-    rows["month"] = month_of(plausible(rows["due_on"], earliest))
+    rows["month"] = month_of(rows["due_on"])
     rows = rows[(rows["month"] <= month_number(today)).fillna(False)].reset_index(drop=True)
     state = rows["state"]
     open_ = state.isin((*UNDONE, "unknown"))
@@ -272,6 +272,9 @@ def members_without_future_visit(
         today: the contractor's day.
         earliest: days before this one are mistakes, and are taken as not known.
     """
+    memberships, visits = (
+        with_plausible_days(each, earliest, today) for each in (memberships, visits)
+    )
     rows = pick(
         memberships,
         "id",
@@ -284,14 +287,12 @@ def members_without_future_visit(
         "is_deleted",
     ).rename(columns={"id": "membership_id"})
     now = pd.Timestamp(today)
-    begins = plausible(rows["from"], earliest, today)
-    rows = rows[(rows["status"] == ACTIVE) & ~rows["is_deleted"] & ~(begins > now)]
+    rows = rows[(rows["status"] == ACTIVE) & ~rows["is_deleted"] & ~(rows["from"] > now)]
     services = pick(recurring_services, "id", "membership_id", "is_deleted")
     dated = pick(visits, "event_id", "membership_id", "recurring_service_id", "due_on", "state")
     dated = attach(dated, services, "recurring_service_id", given_up="is_deleted")
-    due_on = plausible(dated["due_on"], earliest, today)
     planned = dated["state"].isin((*UNDONE, "booked", "done")) & ~dated["given_up"]
-    ahead = dated[planned & (due_on >= now)]
+    ahead = dated[planned & (dated["due_on"] >= now)]
     rows = rows[locate(rows, ahead, "membership_id", "membership_id") < 0].reset_index(drop=True)
 
     kept = dated[~dated["state"].isin(("cancelled", "removed")) & (dated["due_on"] < now)]

@@ -17,7 +17,6 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
-    plausible,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import ACTIVE, share
@@ -84,8 +83,11 @@ def visit_forecast(
         earliest: days before this one are mistakes, and are taken as not known.
         months_ahead: months after the running one.
     """
-    memberships = with_plausible_days(memberships, earliest, today)
-    services, members = _services(recurring_services, earliest), _members(memberships)
+    memberships, recurring_services, visits = (
+        with_plausible_days(each, earliest, today)
+        for each in (memberships, recurring_services, visits)
+    )
+    services, members = _services(recurring_services), _members(memberships)
     services = attach(
         services, members, "membership_id", member_status="status", member_ends="ends_on"
     )
@@ -94,7 +96,7 @@ def visit_forecast(
     horizon = day_numbers(month_start(np.array([month_number(today) + months_ahead + 1])))[0] - 1
     until = np.minimum(_last_days(services), horizon)
     until = np.where(running & ~services["is_deleted"], until, day_numbers([_day(today)])[0] - 1)
-    listed = _listed(visits, earliest, today)
+    listed = _listed(visits)
     new, unclear = projected(recurring_services, listed, until, today)
 
     now, last = pd.Timestamp(today), month_number(today) + months_ahead
@@ -172,17 +174,20 @@ def visit_entitlements(
         today: the contractor's day.
         earliest: days before this one are mistakes, and are taken as not known.
     """
-    memberships = with_plausible_days(memberships, earliest, today)
+    memberships, recurring_services, visits = (
+        with_plausible_days(each, earliest, today)
+        for each in (memberships, recurring_services, visits)
+    )
     now = pd.Timestamp(today)
     rows = periods(memberships, today)
-    services = _services(recurring_services, earliest)
+    services = _services(recurring_services)
     services["place"] = locate(services, rows, "membership_id", "membership_id")
     owned = (services["place"] >= 0) & ~services["is_deleted"]
     ends = day_numbers(rows["period_to"])
     place = services["place"].to_numpy()
     until = np.where(owned, np.r_[ends, 0][place], day_numbers([_day(today)])[0] - 1)
     until = np.minimum(until, _last_days(services.assign(member_ends=pd.NaT)))
-    listed = _listed(visits, earliest, today)
+    listed = _listed(visits)
     new, _ = projected(recurring_services, listed, until, today)
 
     place = locate(listed, rows, "membership_id", "membership_id")
@@ -248,10 +253,9 @@ def on_day(days: Column, months: np.ndarray) -> np.ndarray:
     return month_start(months) + np.minimum(day, length - np.timedelta64(1, "D"))
 
 
-def _services(recurring_services: Frame, earliest: date) -> Frame:
+def _services(recurring_services: Frame) -> Frame:
     names = ("membership_id", "recurring_service_type_id", "location_id", "business_unit_id")
-    rows = pick(recurring_services, "id", *names, "to", "is_deleted")
-    return rows.assign(to=plausible(rows["to"], earliest))
+    return pick(recurring_services, "id", *names, "to", "is_deleted")
 
 
 def _members(memberships: Frame) -> Frame:
@@ -267,9 +271,8 @@ def _last_days(services: Frame) -> np.ndarray:
     return np.where(ends.isna(), FAR, day_numbers(ends.fillna(pd.Timestamp(0))))
 
 
-def _listed(visits: Frame, earliest: date, today: date) -> Frame:
+def _listed(visits: Frame) -> Frame:
     rows = pick(visits, "recurring_service_id", "membership_id", "due_on", "state")
-    rows["due_on"] = plausible(rows["due_on"], earliest, today)
     return rows.assign(is_removed=rows["state"].isin(("cancelled", "removed")))
 
 
