@@ -137,7 +137,9 @@ class Running:
             self.kill()
             self._process.join(10)
             raise AssertionError(f"did not end: {self.command}\n{self._output.read_text()}")
-        return Said(self.command, self._process.exitcode, self._output.read_text())
+        text = self._output.read_text()
+        assert self._process.exitcode != 2, f"cannot be typed so: {self.command}\n{text}"
+        return Said(self.command, self._process.exitcode, text)
 
 
 class Machine:

@@ -86,7 +86,7 @@ def test_a_run_that_slept_sends_nothing_that_another_run_has_taken_over(
         world.time.advance(17 * MINUTE)
         if sleeps == "its monotonic clock stands still":
             machine.clock.slept(17 * MINUTE)
-        persist(rival, command.replace(".data/plans", str(machine.folder / ".data/plans")))
+        persist(rival, command)
     released.set()
     running.said()
     persist(machine, command)
@@ -395,7 +395,7 @@ def test_a_plan_is_not_made_again_by_a_ledger_that_does_not_know_of_it(
     if fate == "another folder":
         elsewhere = Machine(tmp_path / "elsewhere", world, account)
         elsewhere.env["ST_LAKE_URI"] = machine.env["ST_LAKE_URI"]
-        persist(elsewhere, command.replace(".data/plans", str(machine.folder / ".data/plans")))
+        persist(elsewhere, command)
     else:
         for path in machine.folder.glob("ledger.db*"):
             path.unlink()
@@ -501,7 +501,7 @@ def test_two_machines_whose_clocks_differ_send_each_change_once(
     rival.env["ST_LEDGER_URL"] = machine.env["ST_LEDGER_URL"]
     rival.clock.set(ahead)
     world.time.advance(7 * MINUTE)
-    persist(rival, command.replace(".data/plans", str(machine.folder / ".data/plans")))
+    persist(rival, command)
     persist(machine, command)
 
     happened = account.happened("sell_memberships")
@@ -725,7 +725,7 @@ def test_a_copy_of_the_ledger_on_another_machine_sells_nothing_again(
     for path in machine.folder.glob("ledger.db*"):
         (copy.folder / path.name).write_bytes(path.read_bytes())
     persist(machine, command)
-    persist(copy, command.replace(".data/plans", str(machine.folder / ".data/plans")))
+    persist(copy, command)
 
     happened = account.happened("sell_memberships")
     assert (len(happened), most(happened)) == (2, 1)

@@ -166,7 +166,7 @@ class Schedule:
     def _rival(self, machine: Machine, command: str) -> Running:
         """The same command from the other machine, which has the same ledger."""
         rival = self.other if machine is self.machine else self.machine
-        return rival.start(command.replace(".data/plans", str(machine.folder / ".data/plans")))
+        return rival.start(command)
 
     def heard(self, said: Said) -> None:
         if "Traceback" in said.text:
