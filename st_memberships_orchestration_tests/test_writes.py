@@ -553,7 +553,7 @@ def test_a_newcomer_s_way_from_a_query_to_undo(
     found = {m.id: m.memo for m in client.list_memberships()}
     for planned in plan.changes:
         assert found[planned.target or 0] == planned.before["memo"]
-    assert "no single open entry" in command("settle", "0" * 12, "happened", fails=True)
+    assert "no single entry" in command("settle", "0" * 12, "happened", fails=True)
     Path("bad.csv").write_text("tenant,id,recurrence_months,colour\nacme,1,,red\nacme,2,May,\n")
     said = command("plan", "update-recurring-services", "bad.csv", fails=True)
     assert "line 2: colour" in said

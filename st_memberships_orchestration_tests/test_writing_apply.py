@@ -613,7 +613,7 @@ def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
     assert (entry.status, entry.found_by) == (words.SUCCEEDED, "person")
     back = reversal(plan, client, ledger)
     assert (back.rows, [left.why for left in back.left]) == ([], ["it was never read back"])
-    with pytest.raises(KeyError, match="no single open entry"):
+    with pytest.raises(KeyError, match="is not open: it is succeeded"):
         settle(client, ledger, result.key, happened=True, who="boss", clock=clock)
 
 
@@ -660,7 +660,7 @@ def test_a_person_can_only_say_what_can_be_known(
     with pytest.raises(ValueError, match="ServiceTitan shows otherwise: not_sent"):
         say(True, LATER, record=other.id)
     assert statuses(run(twin, client, ledger)) == [words.SUCCEEDED]
-    with pytest.raises(KeyError, match="no single open entry"):
+    with pytest.raises(KeyError, match="is not open: it is succeeded"):
         say(False, LATER)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from st_memberships_orchestration.writing.ledger import (
     Intent,
     Ledger,
     OverBudget,
+    Unusable,
 )
 from st_memberships_orchestration.writing.plans import Plan, content_hash
 from st_memberships_orchestration_tests.machine import standing_still
@@ -54,7 +56,9 @@ CLOCK = Clock(wall=lambda: NOW)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/deep/ledger.db"
-    return request.getfixturevalue("postgres")
+    # A server whose defaults are the least kind.
+    options = "-c default_transaction_isolation=serializable -c synchronous_commit=off"
+    return f"{request.getfixturevalue('postgres')}?options={quote(options)}"
 
 
 def of_an_earlier_release(url: str, folder: Path) -> None:
@@ -135,6 +139,34 @@ def test_a_process_that_stands_still_with_the_ledger_is_named(tmp_path: Path) ->
     ledger.close()
 
 
+def test_a_ledger_that_cannot_be_written_lets_nothing_be_sent_and_says_why(
+    ledger: Ledger, url: str, tmp_path: Path
+) -> None:
+    """A full disk, a file that SQLite would know by two names, and a server that was stopped."""
+    claim = ledger.claim(INTENT, seen=None, since=0, clock=CLOCK, budget=FREE)
+    assert claim
+    if ledger._is_sqlite:
+
+        def fill(connection: sqlite3.Connection, _: object) -> None:
+            (pages,) = connection.execute("pragma page_count").fetchone()
+            connection.execute(f"pragma max_page_count = {pages}")
+
+        ledger.close()
+        sa.event.listen(ledger._engine, "connect", fill)
+        large = replace(INTENT, key="l" * 64, record="customers/2", change={"memo": "x" * 10_000})
+        with pytest.raises(Unusable, match=r"is full\. Nothing is sent without it, .* Make room"):
+            ledger.claim(large, seen=None, since=0, clock=CLOCK, budget=FREE)
+        (tmp_path / "deep/second.db").hardlink_to(tmp_path / "deep/ledger.db")
+        with pytest.raises(Unusable, match="has a second name"):
+            Ledger(url)
+    else:
+        with pytest.raises(Unusable, match="terminat"), ledger._writing() as connection:
+            connection.execute(sa.select(sa.func.pg_terminate_backend(sa.func.pg_backend_pid())))
+    (entry,) = ledger.entries()
+    assert ledger.is_mine(entry.key, claim)
+    assert ledger.number == entry.number
+
+
 def test_postgresql_lets_go_of_a_transaction_that_stands_still(postgres: str) -> None:
     intent = replace(INTENT, key="s" * 64, record="customers/9")
 
@@ -153,7 +185,7 @@ def test_postgresql_lets_go_of_a_transaction_that_stands_still(postgres: str) ->
             assert claimed(60)
 
     still = Ledger(postgres, patience=0.6)
-    with pytest.raises(sa.exc.DBAPIError):
+    with pytest.raises(Unusable, match="idle-in-transaction timeout"):
         stand_still(still)
     still.close()
 

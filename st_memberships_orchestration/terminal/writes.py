@@ -169,7 +169,7 @@ def settle_(entry: str, outcome: str | None, record: int | None) -> None:
     with _work() as (settings, ledger):
         found = ledger.entry(entry)
         if found is None:
-            raise KeyError(f"no single open entry of the ledger begins {entry!r}")
+            raise KeyError(f"no single entry of the ledger begins {entry!r}")
         tenant = tenant_of_account(settings, found.account, found.tenant)
         with MembershipsClient.open(settings.access(tenant)) as client:
             settled = settle(

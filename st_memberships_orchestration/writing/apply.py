@@ -131,7 +131,10 @@ class Approval:
             hours = self.max_age.total_seconds() / 3600
             raise Locked(f"the plan was made {age} ago, the limit is {hours:g} h; plan again")
         if age < timedelta(minutes=-5):
-            raise Locked(f"the plan is from {plan.created_at}, which is still to come")
+            raise Locked(
+                f"the plan is from {plan.created_at}, which is still to come: set this machine's "
+                "clock, or plan again"
+            )
 
 
 @dataclass(frozen=True)

@@ -81,19 +81,23 @@ def _examine_date(value: Any) -> None:
 
 
 def _examine_integer(value: Any) -> None:
-    if not isinstance(value, str) or re.fullmatch(r"-?\d+(\.0+)?", value, re.ASCII):
-        return
-    if _SCIENTIFIC.fullmatch(value):
+    text = str(value) if isinstance(value, str | bool) else "0"
+    if _SCIENTIFIC.fullmatch(text):
         raise ValueError(
             "has lost digits in a spreadsheet: show its column as a number without decimals there, "
             "and save the file again"
         )
-    raise ValueError("is no whole number: write digits alone")
+    if not re.fullmatch(r"-?\d+(\.00?)?", text, re.ASCII):  # 12.000 may be twelve thousand
+        raise ValueError("is no whole number: write digits alone")
+    if str(value).startswith("-"):
+        raise Doubt("is less than nothing")
 
 
 def _examine_decimal(value: Any) -> None:
     if isinstance(value, str) and not re.fullmatch(r"-?\d+(\.\d+)?", value, re.ASCII):
         raise ValueError("is no number: write it with a point and nothing else, such as 1234.50")
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,3}\.\d{3}", value):
+        raise Doubt("may mean thousands")
 
 
 _FORMS: dict[str, Callable[[Any], None]] = {

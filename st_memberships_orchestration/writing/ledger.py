@@ -240,7 +240,11 @@ class Held(Exception):
     """Another change of the same record stands in the way; the text says which."""
 
 
-class Busy(TimeoutError):
+class Unusable(OSError):
+    """The ledger cannot be read or written; the text says why, and what to do."""
+
+
+class Busy(Unusable):
     """Another process holds the ledger and does not let go; the text says which."""
 
 
@@ -271,7 +275,8 @@ class Ledger:
         patience: seconds that another process is waited for, which usually takes milliseconds.
 
     Raises:
-        Busy: by each method, if that process does not let go.
+        Unusable: by each method. What was to be sent then is not, and of what was sent the ledger
+            knows that it was to be.
     """
 
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
@@ -290,8 +295,11 @@ class Ledger:
                 file = Path(address.database)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch(mode=0o600)
+                _refuse_second_name(file)
                 self._files = (file, Path(f"{file}-wal"), Path(f"{file}-shm"))
             options |= {"connect_args": {"timeout": patience}}
+        else:
+            options |= {"isolation_level": "READ COMMITTED"}  # whoever waited sees what was done
         self._engine = sa.create_engine(address, **options)
         # SQLite has one writer; threads that wait here do not busy-wait in the database.
         self._turn = threading.RLock()
@@ -300,7 +308,7 @@ class Ledger:
             sa.event.listen(self._engine, "begin", _begin_sqlite)
         else:
             sa.event.listen(self._engine, "connect", self._prepare_postgresql)
-        sa.event.listen(self._engine, "handle_error", self._say_who_holds_it)
+        sa.event.listen(self._engine, "handle_error", self._say_what_is_wrong)
         self._create()
 
     def close(self) -> None:
@@ -691,17 +699,34 @@ class Ledger:
         cursor.close()
 
     def _prepare_postgresql(self, connection: Any, _: Any) -> None:
-        """Let nobody wait for ever, and nobody for us if we stand still in a transaction."""
+        """Let nobody wait for ever, and nobody for us if we stand still in a transaction.
+
+        What is committed survives the server, whatever its default is.
+        """
         connection.execute(f"set lock_timeout = {self._patience * 1000:.0f}")
         half = self._patience * 500
         connection.execute(f"set idle_in_transaction_session_timeout = {half:.0f}")
+        connection.execute("set synchronous_commit = on")
         connection.commit()
 
-    def _say_who_holds_it(self, context: sa.engine.ExceptionContext) -> None:
+    def _say_what_is_wrong(self, context: sa.engine.ExceptionContext) -> None:
         error = context.original_exception
         if _is_locked(error) or getattr(error, "sqlstate", "") == LOCK_NOT_AVAILABLE:
             self._gave_up_at = time.monotonic()
             raise self._busy() from error
+        # Others are of statements, such as those that two processes use to create one table.
+        of_database = type(context.sqlalchemy_exception) in (
+            sa.exc.OperationalError,
+            sa.exc.InternalError,
+            sa.exc.DatabaseError,
+        )
+        is_statement = getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR"
+        if of_database and not is_statement and not context.is_pre_ping:
+            raise Unusable(
+                f"The write ledger (ST_LEDGER_URL) fails: {error}. Nothing is sent without it, and "
+                "what was sent is looked for. Make room on its disk, or let this user reach and "
+                "write it; then run again."
+            ) from error
 
     def _busy(self) -> Busy:
         return Busy(
@@ -828,6 +853,19 @@ def _cents(change: Any) -> int:
 
 def _is_locked(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorname", "") in ("SQLITE_BUSY", "SQLITE_LOCKED")
+
+
+def _refuse_second_name(file: Path) -> None:
+    """Refuse a file that is known by another name, too: SQLite keeps a journal beside each name.
+
+    Two containers into which one file is mounted would not see what the other one has sent.
+    """
+    if file.resolve().is_mount() or file.stat().st_nlink > 1:
+        raise Unusable(
+            f"The write ledger {file} has a second name (it is mounted as a single file, or a hard "
+            "link), and whoever uses that would not see what is sent: mount its folder, or link it "
+            "by `ln -s`."
+        )
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -288,8 +288,10 @@ def settle(
     """
     patience = patience or Patience()
     entry = ledger.entry(key)
-    if entry is None or not entry.is_open:
-        raise KeyError(f"no single open entry of the ledger begins {key!r}")
+    if entry is None:
+        raise KeyError(f"no single entry of the ledger begins {key!r}")
+    if not entry.is_open:
+        raise KeyError(f"{key[:12]} is not open: it is {entry.status}. {entry.detail}")
     if entry.account not in (OF_ANY_ACCOUNT, client.account.id):
         raise ValueError(
             f"it is about the account {entry.account}; tenant {entry.tenant} is {client.account}"

@@ -85,7 +85,7 @@ def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str
 def tally(results: Iterable[Result]) -> str:
     """Number of results by status, in words."""
     counted = sorted(Counter(result.status for result in results).items())
-    return ", ".join(f"{number} {status}" for status, number in counted)
+    return ", ".join(f"{number} {status}" for status, number in counted) or "Nothing was planned"
 
 
 NEXT_STEPS = {
