@@ -34,7 +34,7 @@ ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenan
 
 test: env  ## set up, check style and types, and run the tests
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: env  ## build the documentation as a site into site/, warnings as errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

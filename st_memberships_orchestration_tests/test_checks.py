@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import write_deltalake
 
-from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import checks
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.health import contradicted_checks, measure
@@ -26,29 +25,18 @@ from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration_tests.conftest import Reconciled
 from st_memberships_orchestration_tests.doors import Location, today
 
 
 @pytest.fixture
-def synced(location: Location, shared_sandbox: RunningSandbox) -> Location:
-    location.use(shared_sandbox).sync()
-    location.derive()
-    location.monkeypatch.delenv("ST_TENANTS__BRAVO__TENANT_ID")
-    for name in ("CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
+def synced(location: Location, reconciled: Reconciled, shared_sandbox: RunningSandbox) -> Location:
+    """A lake and an instance of the test's own, of acme alone."""
+    shutil.copytree(reconciled.lake.uri, location.lake.uri)
+    location.use(shared_sandbox)
+    for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "APP_KEY", "TIMEZONE"):
         location.monkeypatch.delenv(f"ST_TENANTS__BRAVO__{name}")
     return location
-
-
-def evaluate(location: Location) -> dict[str, dg.AssetCheckEvaluation]:
-    run = (
-        defs()
-        .resolve_job_def("reconcile")
-        .execute_in_process(
-            instance=location.instance,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        )
-    )
-    return {f"{e.asset_key.path[-1]}.{e.check_name}": e for e in run.get_asset_check_evaluations()}
 
 
 def change(lake: Lake, name: str, change: Any) -> None:
@@ -67,10 +55,13 @@ def with_value(rows: pa.Table, column: str, value: Any, count: int = 1) -> pa.Ta
     return rows.set_column(position, field, changed)
 
 
-def test_all_hold_on_a_fresh_lake(synced: Location) -> None:
-    found = evaluate(synced)
+def test_all_hold_on_a_fresh_lake(reconciled: Reconciled) -> None:
+    found = reconciled.found
     failing = {name: check.metadata for name, check in found.items() if not check.passed}
-    assert failing == {}
+    assert failing.keys() == {f"{feed.name}.is_fresh" for feed in FEEDS}, failing
+    for metadata in failing.values():
+        assert metadata["failing_rows"].value == 1
+        assert "bravo" in metadata["rows"].value, "which was never read"
     assert len(found) >= 7 * 6 + 10 + 5
 
 
@@ -90,8 +81,9 @@ def test_a_table_that_cannot_be_written_makes_everything_downstream_say_so(
     assert [text for text in said if "current/memberships was made by another" not in text] == []
     made = {event.asset_key for event in run.get_asset_materialization_events()}
     assert dg.AssetKey(["derived", "members_monthly"]) not in made
-    found = evaluate(synced)
-    for name in ("memberships.ids_are_unique", "memberships.sample_matches"):
+    names = ("memberships.ids_are_unique", "memberships.sample_matches")
+    found = synced.reconcile(*names)
+    for name in names:
         assert not found[name].passed
         assert "memberships is stale" in str(found[name].description)
     shutil.rmtree(Path(synced.lake.uri, "current/memberships"))
@@ -143,7 +135,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     newest = rows.take(pc.sort_indices(rows["modified_on"], sort_keys=[("", "descending")])[:1])
     write_deltalake(raw, pa.concat_tables([newest] * 2_000), mode="append")
 
-    found = evaluate(synced)
+    found = synced.reconcile()
     failing = {name for name, check in found.items() if not check.passed}
     assert failing >= {
         "memberships.ids_are_unique",
@@ -180,17 +172,21 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
 
 def test_a_tenant_that_cannot_be_asked_is_shown_as_not_compared(synced: Location) -> None:
     synced.monkeypatch.setenv("ST_TENANTS__ACME__CLIENT_SECRET", "wrong")
-    found = evaluate(synced)
+    found = synced.reconcile("memberships.counts_match", "memberships.ids_are_unique")
     check = found["memberships.counts_match"]
     assert not check.passed
     assert "not compared" in check.metadata["rows"].value
     assert found["memberships.ids_are_unique"].passed
 
 
-def test_a_tenant_whose_last_sync_is_long_ago_is_stale(synced: Location) -> None:
-    assert evaluate(synced)["memberships.is_fresh"].passed
+def test_a_tenant_whose_last_sync_is_long_ago_is_stale(
+    synced: Location, reconciled: Reconciled
+) -> None:
+    fresh = "memberships.is_fresh"
+    synced.instance = reconciled.instance
+    assert synced.reconcile(fresh)[fresh].passed
     synced.monkeypatch.setattr(checks, "FRESH_WITHIN", timedelta(0))
-    check = evaluate(synced)["memberships.is_fresh"]
+    check = synced.reconcile(fresh)[fresh]
     assert not check.passed
     assert f"{today()}" in check.metadata["rows"].value
 
@@ -202,7 +198,7 @@ def test_an_empty_lake_and_an_older_table_fail_nothing_but_freshness(
         {"tenant": ["acme"], "month": [today()], "is_complete": [True], "mrr_start": [1]}
     )
     write_deltalake(f"{location.lake.uri}/derived/recurring_revenue_monthly", older)
-    found = evaluate(location.use(shared_sandbox))
+    found = location.use(shared_sandbox).reconcile()
     said = found["recurring_revenue_monthly.bridge_adds_up"].description or ""
     assert "derived/recurring_revenue_monthly was not derived yet by this release" in said
     failing = {name for name, check in found.items() if not check.passed}
@@ -231,7 +227,7 @@ def test_a_check_names_every_tenant_however_many_rows_one_has(
         assert insert_versions(lake, "raw/memberships", empty, **common) == 0
         apply_versions(lake, source="raw/memberships", target="current/memberships",
                        tenant=tenant, modified="modified_on")  # fmt: skip
-    evaluate(location)
+    location.reconcile("memberships.quarantine_is_empty")
     key = dg.AssetCheckKey(dg.AssetKey(["current", "memberships"]), "quarantine_is_empty")
     known = Settings().tenants
     assert contradicted_checks(location.instance, [key], known) == {

@@ -26,6 +26,7 @@ from st_memberships_orchestration.reporting.figures import NEEDS, figures
 from st_memberships_orchestration.reporting.page import make_report
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration_tests.conftest import Reconciled
 from st_memberships_orchestration_tests.doors import Location
 
 REPORT = dg.AssetKey(["report", "memberships"])
@@ -42,27 +43,13 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(shared_sandbox: RunningSandbox, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("made")
-    lake = Lake(str(folder / "lake"))
-    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.ephemeral() as instance:
-        patch.chdir(folder)
-        patch.setenv("ST_LAKE_URI", lake.uri)
-        patch.setenv("ST_REQUESTS_PER_SECOND", "1000")
-        location = Location(lake=lake, instance=instance, monkeypatch=patch).use(shared_sandbox)
-        location.sync()
-        location.derive()
-        run = (
-            defs()
-            .resolve_job_def("reconcile")
-            .execute_in_process(
-                instance=instance,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-            )
-        )
-        assert run.success
+def made(reconciled: Reconciled, shared_sandbox: RunningSandbox) -> Made:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(reconciled.folder)
+        patch.setenv("ST_LAKE_URI", reconciled.lake.uri)
+        location = Location(reconciled.lake, reconciled.instance, patch).use(shared_sandbox)
         metadata = report_only(location, "acme")
-        return Made(lake, page(), metadata)
+        return Made(reconciled.lake, page(), metadata)
 
 
 def report_only(location: Location, tenant: str) -> dict[str, Any]:

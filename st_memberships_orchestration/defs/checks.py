@@ -97,27 +97,26 @@ def _lake_checks(table: str, claims: list[Claim], tenants: list[str]) -> dg.Asse
     def checks(
         context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.AssetCheckResult]:
-        selected = {check.name for check in context.selected_asset_check_keys}
+        names = {check.name for check in context.selected_asset_check_keys}
+        selected = {claim: {table, *claim.needs} for claim in claims if claim.name in names}
         stale = _stale(context.instance, key, tenants)
-        with connect(lake) as connection:
-            there = set(lake.names())
-            for claim in claims:
-                if claim.name in selected:
-                    tables = {table, *claim.needs}
-                    rows = pd.DataFrame()
-                    if older := sorted(name for name in tables & there if _is_older(lake, name)):
-                        yield dg.AssetCheckResult(
-                            asset_key=key,
-                            check_name=claim.name,
-                            passed=True,
-                            description=f"Not looked at: {', '.join(older)} was not derived yet by "
-                            "this release. The job derive does that after the next sync.",
-                        )
-                        continue
-                    if tables <= there:
-                        rows = connection.sql(claim.query).to_arrow_table().to_pandas()
-                    rows = pd.concat([stale, rows]) if len(stale) else rows
-                    yield _result(key, claim.name, rows, claim.severity, claim.remedy)
+        there = set(lake.names())
+        with connect(lake, set().union(*selected.values()) & there) as connection:
+            for claim, tables in selected.items():
+                rows = pd.DataFrame()
+                if older := sorted(name for name in tables & there if _is_older(lake, name)):
+                    yield dg.AssetCheckResult(
+                        asset_key=key,
+                        check_name=claim.name,
+                        passed=True,
+                        description=f"Not looked at: {', '.join(older)} was not derived yet by "
+                        "this release. The job derive does that after the next sync.",
+                    )
+                    continue
+                if tables <= there:
+                    rows = connection.sql(claim.query).to_arrow_table().to_pandas()
+                rows = pd.concat([stale, rows]) if len(stale) else rows
+                yield _result(key, claim.name, rows, claim.severity, claim.remedy)
 
     return checks
 

@@ -76,7 +76,8 @@ def missing(lake: Lake, feeds: Mapping[str, str]) -> dict[str, dict[str, int]]:
     if not kept:
         return {}
     counted = "select tenant, count(distinct coalesce(id::varchar, record)) from ({}) group by 1"
-    with connect(lake) as connection:
+    needed = [f"{layer}/{name}" for name in kept for layer in ("quarantine", "raw")]
+    with connect(lake, needed) as connection:
         return {
             feed: dict(connection.sql(counted.format(not_come_back(feed, feeds[feed]))).fetchall())
             for feed in kept

@@ -7,17 +7,24 @@ Whoever may give a query reads the lake with it and nothing else: DuckDB is shut
 network, extensions and its own settings, and `select` takes nothing but one query.
 """
 
+from collections.abc import Iterable
+
 import duckdb
 import pyarrow as pa
 
 from st_memberships_orchestration.lake.store import Lake
 
 
-def connect(lake: Lake) -> duckdb.DuckDBPyConnection:
-    """An in-memory connection whose views read the lake as it is now. The caller closes it."""
+def connect(lake: Lake, names: Iterable[str] | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory connection whose views read the lake as it is now. The caller closes it.
+
+    Args:
+        lake: where the tables lie.
+        names: the tables that will be asked for; left out: all. Each one costs its opening.
+    """
     connection = duckdb.connect()
     connection.sql("set timezone = 'UTC'")
-    for name in lake.names():
+    for name in lake.names() if names is None else sorted(names):
         table = lake.find(name)
         if table is None:
             continue
