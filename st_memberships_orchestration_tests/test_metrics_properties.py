@@ -1,5 +1,6 @@
 """What holds for any data: books balance, order and machine do not matter."""
 
+import inspect
 import os
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.history import spells
 from st_memberships_orchestration.metrics.members import ENTRIES, EXITS, LOSSES, MEMBERS_MONTHLY
 from st_memberships_orchestration.metrics.revenue import BRIDGE, RECURRING_REVENUE_MONTHLY
@@ -219,7 +221,7 @@ def test_no_membership_is_in_two_states_at_once(book: dict[str, Any], random: An
     assert not (rows["status"] == rows["previous"]).any()
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(books(), st.integers(0, 99))
 def test_the_order_of_rows_does_not_matter(book: dict[str, Any], seed: int) -> None:
     mixed = {
@@ -229,6 +231,16 @@ def test_the_order_of_rows_does_not_matter(book: dict[str, Any], seed: int) -> N
     in_order, in_disorder = all_tables(book), all_tables(mixed)
     for name, rows in in_order.items():
         pd.testing.assert_frame_equal(rows, in_disorder[name])
+
+
+def test_no_row_comes_of_nothing(sample: dict[str, Any], at_home: dict[str, pd.DataFrame]) -> None:
+    frames = {**sample, **at_home}
+    nothing = {name: pd.DataFrame() for name in frames if name not in ("today", "zone")}
+    for table in TABLES:
+        for name in inspect.signature(table.of).parameters.keys() & nothing.keys():
+            rows = compute(table, {**frames, name: nothing[name]})
+            assert rows["tenant"].notna().all(), (table.name, name)
+            assert not rows.duplicated(list(table.grain)).any(), (table.name, name)
 
 
 @pytest.fixture
@@ -250,7 +262,7 @@ def test_the_time_zone_of_the_machine_does_not_matter(
         pd.testing.assert_frame_equal(rows, at_home[name])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sample() -> dict[str, Any]:
     found: list[dict[str, Any]] = []
 
@@ -263,6 +275,6 @@ def sample() -> dict[str, Any]:
     return max(found, key=lambda book: len(book["membership_status"]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def at_home(sample: dict[str, Any]) -> dict[str, pd.DataFrame]:
     return all_tables(sample)

@@ -269,17 +269,21 @@ def revenue(
     *columns: str,
     templates: list[dict[str, Any]] | None = None,
     types: list[dict[str, Any]] | None = None,
+    known: list[dict[str, Any]] | None = None,
     zone: ZoneInfo = ZONE,
     today: date = TODAY,
 ) -> dict[date, tuple[Any, ...]]:
-    """Columns of MRR by month; of templates and types all versions are given, in order."""
+    """Columns of MRR by month; of templates and types all versions are given, in order.
+
+    `known` are versions of the memberships.
+    """
     templates, types = templates or [], types or TYPES.to_dict("records")
     newest = [{row["id"]: row for row in rows}.values() for rows in (types, templates)]
     versions = [[row for row in rows if "valid_from" in row] for rows in (types, templates)]
     rows = recurring_revenue_monthly(
         frame(*members),
         status,
-        pd.DataFrame(),
+        frame(*known or []),
         *(
             frame(*({k: v for k, v in row.items() if k != "valid_from"} for row in rows))
             for rows in newest
@@ -340,29 +344,43 @@ def test_a_list_price_that_was_edited_applies_from_then_on() -> None:
 
 def test_a_template_known_before_the_membership_is_applies_by_its_own_time() -> None:
     member = membership(1, billing_template_id=101)
-    known = {**member, "valid_from": moment("2026-03-01")}
+    known = [{**member, "valid_from": moment("2026-03-01")}]
     templates = [
         template(101, "20", valid_from=moment("2025-11-01")),
         template(101, "30", valid_from=moment("2026-02-01")),
     ]
-    rows = recurring_revenue_monthly(
-        frame(member),
-        active(member),
-        frame(known),
-        TYPES,
-        frame(template(101, "30")),
-        pd.DataFrame(),
-        frame(*templates),
-        today=TODAY,
-        zone=ZONE,
-    )
+    columns = ("mrr_end", "backdated_mrr")
     # Which template it was billed from is known since March only; what that one said, always.
-    assert plain(rows, "mrr_end", "backdated_mrr") == [
-        (D(20), D(20)),
-        (D(20), D(20)),
-        (D(30), D(30)),
-        (D(30), D(0)),
+    assert revenue([member], active(member), *columns, templates=templates, known=known) == {
+        DECEMBER: (D(20), D(20)),
+        JANUARY: (D(20), D(20)),
+        FEBRUARY: (D(30), D(30)),
+        MARCH: (D(30), D(0)),
+    }
+
+
+def test_a_membership_pays_what_its_template_of_then_said_then() -> None:
+    member = membership(1, billing_template_id=102)
+    known = [
+        {**member, "billing_template_id": 101, "valid_from": moment("2025-12-05")},
+        {**member, "valid_from": moment("2026-02-10")},
     ]
+    templates = [
+        template(101, "20", valid_from=moment("2025-11-01")),
+        template(101, "99", valid_from=moment("2026-02-20")),  # after it was left
+        template(102, "40", valid_from=moment("2026-01-05")),  # before it was taken
+        template(102, "30", valid_from=moment("2026-02-15")),
+        template(102, "35", valid_from=moment("2026-03-01 00:00")),  # no minute of February
+        template(102, "35", valid_from=moment("2026-03-05"), is_deleted=True),
+        template(102, "36", valid_from=moment("2026-03-06"), is_deleted=True),
+    ]
+    columns = ("mrr_end", "expansion_mrr", "backdated_mrr")
+    assert revenue([member], active(member), *columns, templates=templates, known=known) == {
+        DECEMBER: (D(20), D(0), D(0)),
+        JANUARY: (D(20), D(0), D(0)),
+        FEBRUARY: (D(30), D(10), D(0)),
+        MARCH: (D(36), D(6), D(0)),
+    }
 
 
 @pytest.mark.parametrize(
