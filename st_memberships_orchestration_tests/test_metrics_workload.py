@@ -100,6 +100,11 @@ def test_a_service_without_visits_begins_with_the_first_day_that_fits() -> None:
     rule = {"recurrence_interval": 6, "recurrence_days_of_month": [15], "from_": "2026-04-20"}
     assert projected(**rule) == ["2026-05", "2026-11"]
     assert projected(**rule, first_visit_complete=True) == ["2026-11"]
+    # Nothing comes before the first day, though the rule names days that do.
+    twice = {"recurrence_interval": 1, "recurrence_days_of_month": [15, 25]}
+    assert projected(**twice, from_="2027-02-20") == ["2027-02", "2027-03", "2027-03"]
+    weekly = {"recurrence_type": "Weekly", "recurrence_days_of_week": ["Monday", "Friday"]}
+    assert projected(**weekly, recurrence_interval=4, from_="2027-03-24") == ["2027-03"]
     nth = {
         "recurrence_type": "NthWeekdayOfMonth",
         "recurrence_week": "Last",
@@ -138,6 +143,9 @@ def test_visits_end_with_their_number_the_service_and_the_membership() -> None:
     rule = {"recurrence_interval": 3, "recurrence_days_of_month": [15]}
     three = {**rule, "duration_type": "NumberOfVisits", "duration_length": 3}
     assert projected("2026-01-15", "2026-04-15", **three) == ["2026-07"]
+    # 5 March has passed and is not on the list: it was no visit.
+    often = {**three, "recurrence_interval": 1, "recurrence_days_of_month": [5, 25]}
+    assert projected("2026-02-25", **often) == ["2026-03", "2026-04"]
     assert projected("2026-01-15", **rule, to="2026-07-15") == ["2026-04", "2026-07"]
     assert projected("2026-01-15", **rule, to="2026-07-14") == ["2026-04"]
     # A last day that cannot be ends nothing.
@@ -260,15 +268,15 @@ def walked(sandbox: RunningSandbox) -> dict[str, pd.DataFrame]:
             for record in reader.walk(feed).values()
         ]
         for row in rows:
-            for name in ("from", "to", "date", "cancellation_date"):
-                if row.get(name):
-                    row[name] = day(row[name][:10])
+            for name in DAYS & row.keys():
+                row[name] = row[name] and day(row[name][:10])
             deleted = not row["active"] or row.get("status") == "Deleted"
             row |= {"tenant": "acme", "is_deleted": deleted}
         frames[feed] = frame(*rows)
     return frames
 
 
+DAYS = {"from", "to", "date", "cancellation_date", "next_scheduled_bill_date", "created_on"}
 RULE = ("active", "from", "to", "recurrence_type", "recurrence_interval", "duration_length")
 
 

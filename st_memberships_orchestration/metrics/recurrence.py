@@ -1,21 +1,7 @@
 """When the visits of a recurring service come, by its recurrence rule.
 
-The rule is ServiceTitan's own (OpenAPI document of the recurring services). `recurrence_interval`
-counts days, weeks, months or, where the rule is seasonal, years; seasonal rules may hold 0.
-
-| recurrence_type   | comes on                                                              |
-|-------------------|-----------------------------------------------------------------------|
-| Daily             | every so many days                                                    |
-| Weekly            | `recurrence_days_of_week` of every so many weeks, which begin Sundays |
-| Monthly           | `recurrence_days_of_month` of every so many months                    |
-| NthWeekdayOfMonth | the first to fourth, or last, such weekday of every so many months    |
-| Seasonal          | `recurrence_months` of every year                                     |
-
-Not documented, and taken thus: a day that a month lacks is its last day; a rule goes on from the
-newest visit on ServiceTitan's list, or begins with the first day that fits it from the service's
-`from` on; a seasonal service comes again in those months in which it came in its newest year (the
-document does not say whether once in each listed month or once in a season), and, if it never came
-yet, in each listed month.
+The rule is ServiceTitan's own (OpenAPI document of the recurring services). How it is read, also
+where that document is silent, is said to users: by `visit_forecast`.
 """
 
 from datetime import date
@@ -42,10 +28,6 @@ def projected(
 ) -> tuple[Frame, np.ndarray]:
     """Visits from today on that the rules will bring, and ServiceTitan's list does not hold yet.
 
-    A service with a number of visits stops with it, the ones on the list included. A visit whose
-    day someone removed from the list does not come back, nor does the first visit of a service that
-    calls it complete and has none on the list.
-
     Args:
         recurring_services: services, with their rules.
         visits: rows with `recurring_service_id`, `due_on` and `is_removed`: the list.
@@ -69,7 +51,9 @@ def projected(
     rules["count"] = np.bincount(service[kept], minlength=len(rules))
     anchors = _anchors(rules, recurring_services, service[kept], days[kept])
     rows = _expanded(anchors, until, today)
-    rows = rows[rows["day"] > rules["last"].to_numpy()[rows["service"]]]
+    now = day_numbers(np.array([today], "datetime64[D]"))[0]
+    after = np.maximum(rules["last"], np.maximum(rules["start"], now) - 1).to_numpy()
+    rows = rows[rows["day"] > after[rows["service"]]]
     unmade = (rules["count"] == 0).to_numpy()[rows["service"]]
     complete = rules["first_visit_complete"].to_numpy()[rows["service"]]
     rows = rows[~(unmade & complete & (rows["day"] == rows["first"]))]
@@ -80,7 +64,6 @@ def projected(
     limit = rules["visits_left"].to_numpy() - rules["count"].to_numpy()
     number = rows.groupby("service").cumcount().to_numpy() + 1
     rows = rows[number <= limit[rows["service"]]]
-    rows = rows[rows["day"] >= day_numbers(np.array([today], "datetime64[D]"))[0]]
     due_on = rows["day"].to_numpy(np.int64).astype("datetime64[D]").astype("datetime64[s]")
     unclear = np.ones(len(rules), bool)
     unclear[anchors["service"].unique()] = False

@@ -67,12 +67,27 @@ def visit_forecast(
     January 2027, its membership ends on 31 October 2027. Then 15 April, 15 July and 15 October
     2027 are projected.
 
+    A rule goes on from the newest visit on the list, dismissed ones included. If there is none
+    from the service's first day (`from`) on, it begins with the first day from then on that fits.
+    `recurrence_interval` counts days, weeks (from Sunday on), months or years from there:
+
+    - Daily: every so many days.
+    - Weekly: on `recurrence_days_of_week` of every so many weeks.
+    - Monthly: on `recurrence_days_of_month` of every so many months.
+    - NthWeekdayOfMonth: on that weekday of every so many months.
+    - Seasonal: the visits of its newest twelve months (or more, by the interval) come again on the
+      same days after so many years, of which 0 counts as one. If there are none yet: in each of
+      `recurrence_months`, on its first day; in the month of the service's own first day on that.
+
+    A weekly or monthly rule that names no day has that of the visit it goes on from. A day that a
+    month lacks is its last. A service with a number of visits (`duration_length`) stops with it,
+    the ones on the list included. A deleted visit does not come again on its day, nor does the
+    first of a service that has none on the list and calls it complete (`first_visit_complete`).
+
     Source: `current/recurring_services`, `current/memberships`, `derived/visits`. Known gaps:
-    visits that renewals and new sales will bring are not foreseen; where the document of the
-    recurrence rules is silent, they are read as follows: a day that a month lacks is its last
-    one; a rule goes on from the newest visit on the list; a seasonal service comes again when it
-    came in its newest year, or, if it never came, in each of its months. `rule_unclear` flags the
-    running month of services whose rule says nothing.
+    visits that renewals and new sales will bring are not foreseen; ServiceTitan's document is
+    silent on much of how rules are read. `rule_unclear` flags the running month of services whose
+    rule says nothing.
 
     Args:
         recurring_services: newest version of each service.
