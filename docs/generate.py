@@ -128,7 +128,7 @@ def derived_page(repository: dg.RepositoryDefinition, lake: Lake) -> str:
     ]
     for name in _tables(repository, "derived"):
         table = declared.get(name)
-        about = "" if table is None else f"**One row per** {_codes(table.grain)}.\n"
+        about = "" if table is None else f"**One row per** `tenant`, {_codes(table.grain)}.\n"
         parts.append(_section(repository, lake, name, about))
         if table is not None and (options := _options(table)):
             parts.append(f"\n**Can be set in the Launchpad**: {options}.\n")

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.metadata import schema_of
 from st_memberships_orchestration.lake import progress, quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
@@ -132,7 +133,7 @@ def test_every_picture_is_shown_somewhere() -> None:
 def test_the_reference_is_whole(location: Location, lake: Lake) -> None:
     documents = generate()
     for table in TABLES:
-        lake.open(f"derived/{table.name}", table.schema)
+        lake.open(f"derived/{table.name}", schema_of(f"derived/{table.name}"))
     pages = documents.pages(lake)
     repository = defs().get_repository_def()
     for key in repository.asset_graph.get_all_asset_keys():

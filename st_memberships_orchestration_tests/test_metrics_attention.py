@@ -41,8 +41,8 @@ def findings(
 ) -> list[tuple[Any, ...]]:
     rows = frame(*members)
     status = active(*members) if status is None else status
-    services = pd.DataFrame() if services is None else services
-    events = pd.DataFrame() if events is None else events
+    services = frame() if services is None else services
+    events = frame() if events is None else events
     table = attention(
         rows,
         status,

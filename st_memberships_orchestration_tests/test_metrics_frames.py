@@ -13,9 +13,11 @@ import pyarrow as pa
 import pytest
 
 from st_memberships_orchestration import metrics
+from st_memberships_orchestration.defs.metadata import schema_of
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.metrics.frames import decimals, locate, pick
+from st_memberships_orchestration.metrics.frames import among, decimals, locate, pick
 from st_memberships_orchestration.metrics.tables import Table
+from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 ZONE = ZoneInfo("America/New_York")
 TODAY = date(2026, 3, 20)
@@ -80,7 +82,7 @@ def history(**lives: str) -> pd.DataFrame:
                     "valid_to": end,
                 }
             )
-    return pd.DataFrame(rows)
+    return frame(*rows)
 
 
 def active(*rows: dict[str, Any]) -> pd.DataFrame:
@@ -163,8 +165,20 @@ def event(id: int, service_id: int, member: int | None, due: str, **fields: Any)
     }
 
 
+SOURCES = (
+    *(f"current/{feed.name}" for feed in FEEDS),
+    *(f"history/{feed.name}" for feed in FEEDS if feed.has_history),
+    "history/membership_status",
+)
+LAKE = {field.name: field.type for source in SOURCES for field in schema_of(source)}
+"""Columns of the lake with their types; a name has the same one in all tables."""
+
+
 def frame(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows))
+    """Records as the lake hands them out; without any, all columns, and no row."""
+    names = list(dict.fromkeys(name for row in rows for name in row)) or list(LAKE)
+    columns = {name: pa.array([row.get(name) for row in rows], LAKE.get(name)) for name in names}
+    return pa.table(columns).to_pandas(types_mapper=pd.ArrowDtype)
 
 
 def test_sums_beyond_eighteen_digits_are_the_most_that_money_holds() -> None:
@@ -221,14 +235,14 @@ INPUTS = (
 
 @pytest.fixture(scope="module")
 def of_nothing() -> dict[str, pd.DataFrame]:
-    frames = {name: pd.DataFrame() for name in INPUTS}
+    frames = {name: frame() for name in INPUTS}
     return all_tables({**frames, "today": TODAY, "zone": ZONE})
 
 
 @pytest.fixture(scope="module")
 def of_one_member() -> dict[str, pd.DataFrame]:
     member = membership(1)
-    frames: dict[str, Any] = {name: pd.DataFrame() for name in INPUTS}
+    frames: dict[str, Any] = {name: frame() for name in INPUTS}
     frames |= {"memberships": frame(member), "membership_status": active(member)}
     return all_tables({**frames, "today": TODAY, "zone": ZONE})
 
@@ -283,21 +297,33 @@ def test_every_table_says_what_it_is(table: Table) -> None:
 
 
 def test_arrow_backed_and_plain_frames_are_the_same_to_a_metric() -> None:
-    rows = frame(membership(1, to="2026-11-30", duration=12), membership(2, status="Deleted"))
+    arrow = frame(membership(1, to="2026-11-30", duration=12), membership(2, status="Deleted"))
     names = ("id", "from", "to", "created_on", "duration", "is_deleted", "status")
-    amounts = "initial_deferred_revenue"
-    plain_table = pa.Table.from_pandas(rows.drop(columns="custom_fields"))
-    arrow = plain_table.to_pandas(types_mapper=pd.ArrowDtype)
-    pd.testing.assert_frame_equal(pick(rows, *names, amounts), pick(arrow, *names, amounts))
+    names = (*names, "initial_deferred_revenue")
+    rows = pa.Table.from_pandas(arrow[[*names]]).to_pandas(date_as_object=True)
+    pd.testing.assert_frame_equal(pick(rows, "id", "from"), pick(arrow, "id", "from"))
+    assert list(pick(arrow, *names).dtypes.astype(str)) == [
+        *("Int64", "datetime64[s]", "datetime64[s]", "datetime64[us, UTC]"),
+        *("Int64", "bool", "str", "Int64"),
+    ]
 
 
 def test_a_record_without_an_id_takes_no_other_ones_place() -> None:
-    rows = pick(frame(*({"tenant": "acme", "id": id} for id in (1, 2, 3, None))), "id")
-    others = (("acme", 3), ("acme", None), (None, 1), (None, 3), ("acme", 3))
-    other = pick(frame(*({"tenant": tenant, "id": id} for tenant, id in others)), "id")
+    rows = pick(frame(*({"id": id} for id in (1, 2, 3, None))), "id")
+    other = pick(frame(*({"id": id} for id in (3, None, 3))), "id")
     assert locate(rows, other, "id").tolist() == [-1, -1, 0, -1]
     assert locate(rows, other[:0], "id").tolist() == [-1] * 4
     assert locate(rows[:0], other, "id").tolist() == []
+    assert among(rows["id"], other["id"]).tolist() == [False, False, True, False]
+
+
+def test_a_column_of_which_nothing_is_known_is_an_error() -> None:
+    rows = frame({"id": 1, "never_heard_of": None, "a_share": 0.5})
+    for name, kind in (("never_heard_of", "null"), ("a_share", "double")):
+        with pytest.raises(TypeError, match=f"The column {name} is of {kind}"):
+            pick(rows, "id", name)
+    with pytest.raises(KeyError, match="missing"):
+        pick(rows, "missing")
 
 
 def test_money_stays_exact() -> None:

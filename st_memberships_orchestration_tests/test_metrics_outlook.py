@@ -4,7 +4,6 @@ from datetime import date
 from decimal import Decimal as D
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from st_memberships_orchestration.metrics.outlook import mrr_outlook
@@ -36,7 +35,7 @@ TYPES = frame(
         option(7, "OneTime", 0, 100),
     )
 )
-NO_TEMPLATES = pd.DataFrame()
+NO_TEMPLATES = frame()
 
 
 def test_what_is_unearned_of_what_was_paid_ahead() -> None:

@@ -3,8 +3,6 @@
 from datetime import date
 from decimal import Decimal as D
 
-import pandas as pd
-
 from st_memberships_orchestration.metrics.renewals import renewal_rate_monthly, renewals
 from st_memberships_orchestration.metrics.revenue import membership_prices
 from st_memberships_orchestration_tests.test_metrics_frames import (
@@ -114,5 +112,5 @@ def test_a_successor_sold_tomorrow_does_not_count_today() -> None:
         membership(1, from_="2025-03-01", to="2026-02-28", duration=12, renewed_by_id=2),
         membership(2, from_="2026-04-01", created="2026-03-21"),
     )
-    rows = renewal_rate_monthly(members, pd.DataFrame(), today=TODAY, zone=ZONE)
+    rows = renewal_rate_monthly(members, frame(), today=TODAY, zone=ZONE)
     assert plain(rows, "due", "renewed", "renewed_late")[0] == (1, 0, 0)

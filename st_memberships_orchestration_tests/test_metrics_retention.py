@@ -35,7 +35,7 @@ TYPES = frame(
 )
 TEMPLATES = frame(template(101, "20"), template(102, "25"))
 CLOCK: Any = {"today": TODAY, "zone": ZONE}
-NO_VERSIONS = pd.DataFrame()
+NO_VERSIONS = frame()
 
 
 def paid(members: pd.DataFrame, status: pd.DataFrame, *versions: Any) -> pd.DataFrame:

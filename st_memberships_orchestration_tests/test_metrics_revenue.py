@@ -126,7 +126,7 @@ def test_amounts_that_were_rounded_or_cannot_be_are_flagged() -> None:
     rows = recurring_revenue_monthly(
         frame(*members, membership(4, billing_template_id=103)),
         active(*members, membership(4)),
-        pd.DataFrame(),
+        frame(),
         types,
         templates,
         today=TODAY,
@@ -205,9 +205,9 @@ def test_active_members_without_a_price_are_no_revenue_and_no_certainty() -> Non
     rows = recurring_revenue_monthly(
         frame(member),
         active(member),
-        pd.DataFrame(),
+        frame(),
         TYPES,
-        pd.DataFrame(),
+        frame(),
         today=TODAY,
         zone=ZONE,
     )
@@ -230,7 +230,7 @@ def test_a_change_from_monthly_to_upfront_takes_the_money_out_of_mrr() -> None:
         active(member),
         frame(*versions),
         TYPES,
-        pd.DataFrame(),
+        frame(),
         today=TODAY,
         zone=ZONE,
     )
@@ -250,7 +250,7 @@ def test_members_whose_versions_are_all_known_pay_from_their_first_day(ids: tupl
         active(*members),
         frame(*versions),
         TYPES,
-        pd.DataFrame(),
+        frame(),
         today=TODAY,
         zone=ZONE,
     )
@@ -491,7 +491,7 @@ def test_a_renewal_paid_upfront_paid_the_renewal_price() -> None:
         membership(5, from_="2025-01-01", renewed_by_id=6),
         membership(6, duration=3, **once),
     )
-    prices = membership_prices(members, types, pd.DataFrame(), today=TODAY)
+    prices = membership_prices(members, types, frame(), today=TODAY)
     found = by_id(prices, "membership_id", "amortised_monthly_price", "price_basis", "flags")
     assert found[1] == (D(20), "type_sale_price", None)
     assert found[2] == (D(15), "type_renewal_price", None)

@@ -7,9 +7,11 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from st_memberships_orchestration_tests.test_metrics_frames import TODAY, ZONE, all_tables
+from st_memberships_orchestration.lake.store import with_tenant
+from st_memberships_orchestration_tests.test_metrics_frames import LAKE, TODAY, ZONE, all_tables
 
 COUNT = 2_000
 DAY = np.datetime64(TODAY)
@@ -90,7 +92,7 @@ def generate(seed: int) -> dict[str, pa.Table]:
             "import_id": some(ids.astype(str), rng.random(COUNT) < 0.8),
             "initial_deferred_revenue": money(rng.integers(0, 3, COUNT)),
             "cancellation_balance_invoice_id": pa.nulls(COUNT, pa.int64()),
-            "custom_fields": pa.array([[]] * COUNT, pa.list_(pa.struct([("name", pa.string())]))),
+            "custom_fields": pa.array([[]] * COUNT, LAKE["custom_fields"]),
             "is_deleted": now == "Deleted",
         }
     )
@@ -112,9 +114,10 @@ def generate(seed: int) -> dict[str, pa.Table]:
             "total": money(rng.integers(-2, 60, COUNT)[~no_template] * 7),
             "is_settings_template": np.zeros(COUNT - no_template.sum(), bool),
             "is_deleted": np.zeros(COUNT - no_template.sum(), bool),
-            "items": pa.array([[]] * int(COUNT - no_template.sum()), pa.list_(pa.null())),
+            "items": pa.array([[]] * int(COUNT - no_template.sum()), LAKE["items"]),
         }
     )
+    plan = ("tenant", "id", "duration_billing", "recurring_services", "revenue_recognition_mode")
     types = pa.Table.from_pylist(
         [
             {
@@ -137,7 +140,8 @@ def generate(seed: int) -> dict[str, pa.Table]:
             }
             for name in ("acme", "bravo")
             for kind in (1, 2, 3, 4)
-        ]
+        ],
+        pa.schema([(name, LAKE[name]) for name in (*plan, "is_deleted")]),
     )
     owner = rng.integers(1, COUNT + 1, COUNT)
     services = pa.table(
@@ -213,18 +217,23 @@ def generate(seed: int) -> dict[str, pa.Table]:
 def sql(request: pytest.FixtureRequest) -> Iterator[duckdb.DuckDBPyConnection]:
     """DuckDB with the records and the derived tables as they were computed."""
     records = generate(request.param)
-    frames: dict[str, Any] = {
-        name: table.to_pandas(types_mapper=pd.ArrowDtype) for name, table in records.items()
-    }
-    tables = all_tables({**frames, "today": TODAY, "zone": ZONE})
+    tables: dict[str, list[pa.Table]] = {}
+    for tenant in ("acme", "bravo"):
+        frames: dict[str, Any] = {
+            name: table.filter(pc.field("tenant") == tenant).to_pandas(types_mapper=pd.ArrowDtype)
+            for name, table in records.items()
+        }
+        for name, rows in all_tables({**frames, "today": TODAY, "zone": ZONE}).items():
+            ours = pa.Table.from_pandas(rows, preserve_index=False)
+            tables.setdefault(name, []).append(with_tenant(ours, tenant))
     with duckdb.connect() as connection:
         connection.execute(f"set timezone = '{ZONE.key}'")
         connection.execute("set threads = 1")
         connection.execute(f"create macro today() as date '{TODAY}'")
         for name, records_table in records.items():
             connection.register(name, records_table)
-        for name, rows in tables.items():
-            connection.register(f"our_{name}", pa.Table.from_pandas(rows, preserve_index=False))
+        for name, parts in tables.items():
+            connection.register(f"our_{name}", pa.concat_tables(parts))
         connection.execute(COMMON)
         yield connection
 

@@ -140,7 +140,7 @@ def test_renewal_rates_of_matured_terms_by_count_value_and_customer() -> None:
         m10="Active 2025-02-01, Canceled 2026-01-19",
         **{f"m{id}": "Active 2026-03-01" for id in (11, 12, 13, 15, 16, 17, 18, 21)},
     )
-    prices = membership_prices(members, TYPES, pd.DataFrame(), today=TODAY)
+    prices = membership_prices(members, TYPES, frame(), today=TODAY)
     rows = renewal_outcomes_monthly(members, status, prices, **CLOCK)
     rows = rows[rows["due"] > 0]
     key = ("month", "membership_type_id")

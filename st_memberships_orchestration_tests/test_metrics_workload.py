@@ -1,10 +1,11 @@
 """Visits to come by the recurrence rules, on paper and against a sandbox that lives on."""
 
 import re
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from st_memberships_orchestration.metrics.visits import visits
@@ -12,11 +13,11 @@ from st_memberships_orchestration.metrics.workload import visit_entitlements, vi
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration_tests.doors import PlainReader
 from st_memberships_orchestration_tests.test_metrics_frames import (
+    LAKE,
     TODAY,
     ZONE,
     active,
     by_id,
-    day,
     event,
     frame,
     membership,
@@ -268,15 +269,17 @@ def walked(sandbox: RunningSandbox) -> dict[str, pd.DataFrame]:
             for record in reader.walk(feed).values()
         ]
         for row in rows:
-            for name in DAYS & row.keys():
-                row[name] = row[name] and day(row[name][:10])
+            for name, value in row.items():
+                kind = LAKE.get(name, pa.null())
+                if value and pa.types.is_temporal(kind):
+                    moment = datetime.fromisoformat(value)
+                    row[name] = moment.date() if pa.types.is_date(kind) else moment
             deleted = not row["active"] or row.get("status") == "Deleted"
             row |= {"tenant": "acme", "is_deleted": deleted}
         frames[feed] = frame(*rows)
     return frames
 
 
-DAYS = {"from", "to", "date", "cancellation_date", "next_scheduled_bill_date", "created_on"}
 RULE = ("active", "from", "to", "recurrence_type", "recurrence_interval", "duration_length")
 
 
@@ -304,8 +307,7 @@ def test_the_forecast_is_what_the_sandbox_plans_later() -> None:
 
     def forecast(services: pd.DataFrame, events: pd.DataFrame, months: int) -> pd.DataFrame:
         people, kinds = before["memberships"], before["recurring_service_types"]
-        status = pd.DataFrame(columns=["membership_id", "status", "valid_from", "valid_to"])
-        listed = visits(events, services, people, status, today=now, zone=ZONE)
+        listed = visits(events, services, people, frame(), today=now, zone=ZONE)
         return visit_forecast(services, kinds, people, listed, today=now, months_ahead=months)
 
     def counts(services: pd.DataFrame, events: pd.DataFrame, months: int) -> dict[Any, int]:

@@ -58,7 +58,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         owners=[OPERATIONS],
         kinds={"pandas", "deltalake"},
         partitions_def=by_tenant(settings),
-        metadata={"dagster/column_schema": column_schema(table.schema)},
+        metadata={"dagster/column_schema": column_schema(schema_of(name))},
     )
     def derived(
         context: dg.AssetExecutionContext,
@@ -81,7 +81,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         rows = _rows(table, table.of(**frames, **given, **chosen))
         frames.clear()
         pa.default_memory_pool().release_unused()  # the next table starts from little again
-        replace_tenant(lake, name, rows.drop_columns(["tenant"]), tenant=tenant)
+        replace_tenant(lake, name, rows, tenant=tenant)
         return dg.MaterializeResult(
             metadata={
                 "as_of": clock["today"].isoformat(),

@@ -68,7 +68,7 @@ def schema_of(source: str) -> pa.Schema:
     """The columns of a table that was never written."""
     layer, _, name = source.partition("/")
     if layer == "derived":
-        return next(table.schema for table in TABLES if table.name == name)
+        return next(table.schema for table in TABLES if table.name == name).insert(0, TENANT)
     if source == "history/membership_status":
         return pa.schema([TENANT, *STATUS_COLUMNS])
     record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)

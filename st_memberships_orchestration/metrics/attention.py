@@ -5,16 +5,15 @@ from datetime import date
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
     Frame,
+    among,
     attach,
     explode,
-    locate,
     pick,
     with_plausible_days,
 )
@@ -33,7 +32,6 @@ from st_memberships_orchestration.metrics.tables import (
     ID,
     MEMBERSHIP_TYPE_ID,
     MONEY,
-    TENANT,
     TEXT,
     Table,
 )
@@ -103,9 +101,8 @@ def attention(
     as_stated, memberships = memberships, with_plausible_days(memberships, earliest, today)
     now: Any = pd.Timestamp(today)
     rows = _members(memberships, membership_status, membership_prices, zone)
-    rows = attach(
-        rows, pick(invoice_templates, "id", "total"), "billing_template_id", template_total="total"
-    )
+    templates = pick(invoice_templates, "id", "total")
+    rows = attach(rows, templates, "billing_template_id", template_total="total")
     status, kept = rows["status"], ~rows["is_deleted"]
     active = (status == ACTIVE) & kept
     list_price = priced(
@@ -116,8 +113,7 @@ def attention(
     recurring = active & rows["billing_frequency"].isin(list(MONTHS_PER_BILL))
     expired_on = rows["to"].fillna(rows["status_since"])
     suspended = (status == "Suspended") & kept
-    customers = rows[active].assign(id=rows["customer_id"])
-    is_customer = locate(rows, customers, "customer_id") >= 0
+    is_customer = among(rows["customer_id"], rows["customer_id"][active])
 
     def days(count: int) -> Any:
         return pd.to_timedelta(count, unit="D")
@@ -185,16 +181,15 @@ def attention(
         _missing_services(rows[active], membership_types, recurring_services),
         *_visit_findings(visits, owed_days),
     ]
-    found = pd.concat(findings, ignore_index=True)
-    found["days"] = (now - found["since"]).dt.days.astype("Int64")
-    return ATTENTION.frame(found)
+    rows = pd.concat(findings, ignore_index=True)
+    rows["days"] = (now - rows["since"]).dt.days.astype("Int64")
+    return ATTENTION.frame(rows)
 
 
 def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -> Frame:
     rows = with_end(memberships, status, zone)
     more = pick(
         memberships,
-        "id",
         "billing_frequency",
         "billing_template_id",
         "duration",
@@ -203,32 +198,23 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
         "next_scheduled_bill_date",
     )
     links = renewal_links(memberships, zone, spells(status, zone, memberships))
-    rows = rows.join(more.drop(columns=["tenant", "id"]))
-    rows = rows.join(links[["successor_id", "link_problem"]])
+    rows = rows.join(more).join(links[["successor_id", "link_problem"]])
     rows["changes_end_elsewhere"] = _changes_end_elsewhere(rows, status)
-    known = pick(
-        prices,
-        "membership_id",
-        "bill_amount",
-        "annual_value",
-        "price_basis",
-    ).rename(columns={"membership_id": "id"})
-    rows = attach(
-        rows, known, "id", bill_amount="bill_amount", year="annual_value", price_basis="price_basis"
-    )
-    return rows.rename(columns={"id": "membership_id"})
+    rows = rows.rename(columns={"id": "membership_id"})
+    prices = pick(prices, "membership_id", "bill_amount", "annual_value", "price_basis")
+    on = "membership_id"
+    return attach(rows, prices, on, "bill_amount", "price_basis", id=on, year="annual_value")
 
 
-def _changes_end_elsewhere(rows: Frame, membership_status: Frame) -> np.ndarray:
+def _changes_end_elsewhere(rows: Frame, membership_status: Frame) -> Column:
     """Whether there are recorded changes, and today's status had to be inferred nevertheless."""
     if "basis" not in membership_status:
-        return np.zeros(len(rows), dtype=bool)
+        return pd.Series(False, rows.index)
     spans = pick(membership_status, "membership_id", "basis", "valid_to")
-    recorded = spans[spans["basis"].isin(("change", "before_first_change"))]
-    inferred = spans[spans["basis"].isin(INFERRED) & spans["valid_to"].isna()]
-    return (locate(rows, recorded, "id", "membership_id") >= 0) & (
-        locate(rows, inferred, "id", "membership_id") >= 0
-    )
+    recorded = spans["basis"].isin(("change", "before_first_change"))
+    inferred = spans["basis"].isin(INFERRED) & spans["valid_to"].isna()
+    member = spans["membership_id"]
+    return among(rows["id"], member[recorded]) & among(rows["id"], member[inferred])
 
 
 def _finding(
@@ -244,7 +230,7 @@ def _finding(
 ) -> Frame:
     """The rows where `mask` holds as findings."""
     money = rows["year"] if money is None and basis else money
-    found = pd.DataFrame(
+    findings = pd.DataFrame(
         {
             **{name: rows[name] for name in ("membership_id", "customer_id", *CELL)},
             **{
@@ -256,9 +242,9 @@ def _finding(
         }
     )[mask.astype(bool)]
     words = {"reason": reason, "money_basis": basis, "write_job": job}
-    return found.assign(
-        detail=pd.Series(detail, found.index, dtype="str"),
-        **{name: pd.Series(word, found.index, dtype="str") for name, word in words.items()},
+    return findings.assign(
+        detail=pd.Series(detail, findings.index, dtype="str"),
+        **{name: pd.Series(word, findings.index, dtype="str") for name, word in words.items()},
     )
 
 
@@ -335,9 +321,7 @@ def _services(recurring_services: Frame, members: Frame) -> Frame:
     """The services as rows of findings, with what is known of their memberships."""
     names = ("id", "membership_id", "recurring_service_type_id", "is_deleted")
     rows = pick(recurring_services, *names).rename(columns={"id": "recurring_service_id"})
-    members = members.rename(columns={"membership_id": "id"})
-    known = {name: name for name in ("customer_id", *CELL[1:])}
-    return attach(rows, members, "membership_id", **known)
+    return attach(rows, members, "membership_id", "customer_id", *CELL, id="membership_id")
 
 
 def _implausible_days(
@@ -370,19 +354,19 @@ def _implausible_days(
 
 def _missing_services(active: Frame, membership_types: Frame, recurring_services: Frame) -> Frame:
     """Services that the type includes more often than the membership has them."""
-    kind = ["tenant", "membership_type_id", "recurring_service_type_id"]
     included = explode(
         membership_types,
         "recurring_services",
         "recurring_service_type_id",
         owner="membership_type_id",
     )
+    kind = ["membership_type_id", "recurring_service_type_id"]
     included = included.groupby(kind, as_index=False).size().rename(columns={"size": "needed"})
     services = pick(recurring_services, "membership_id", "recurring_service_type_id", "is_deleted")
     services = services[~services["is_deleted"]].drop(columns="is_deleted")
-    mine = ["tenant", "membership_id", "recurring_service_type_id"]
+    mine = ["membership_id", "recurring_service_type_id"]
     present = services.groupby(mine, as_index=False).size().rename(columns={"size": "present"})
-    rows = active.merge(included, on=kind[:2]).merge(present, on=mine, how="left")
+    rows = active.merge(included, on="membership_type_id").merge(present, on=mine, how="left")
     rows["present"] = rows["present"].fillna(0).astype("int64")
     rows = rows[rows["present"] < rows["needed"]].reset_index(drop=True)
     detail = "Has " + rows["present"].astype("str") + " of " + rows["needed"].astype("str")
@@ -450,7 +434,6 @@ def _visit_findings(visits: Frame, owed_days: int) -> list[Frame]:
 ATTENTION = Table(
     of=attention,
     grain=(
-        "tenant",
         "reason",
         "membership_id",
         "event_id",
@@ -459,7 +442,6 @@ ATTENTION = Table(
         "detail",
     ),
     columns={
-        "tenant": TENANT,
         "reason": (TEXT, "Why it needs attention."),
         "membership_id": (ID, "Membership; null for a service sold without one."),
         "event_id": (ID, "Visit, if it is about one."),

@@ -25,7 +25,6 @@ from st_memberships_orchestration.metrics.tables import (
     COUNT,
     FLAGS,
     MONEY,
-    TENANT,
     TEXT,
     Table,
 )
@@ -85,8 +84,7 @@ def billing_due(
         "cancellation_date",
     )
     prices = pick(membership_prices, "membership_id", "bill_amount")
-    prices = prices.rename(columns={"membership_id": "id"})
-    rows = attach(rows, prices, "id", bill_amount="bill_amount")
+    rows = attach(rows, prices, "id", "bill_amount", id="membership_id")
     due = rows["next_scheduled_bill_date"].notna()
     rows = rows[due & (rows["status"] == ACTIVE) & ~rows["is_deleted"]].reset_index(drop=True)
     rows["payment"] = np.select(
@@ -126,11 +124,11 @@ def _bills(rows: Frame, today: date, horizon: int, month_end_stays: bool) -> Fra
         count = np.maximum(ahead // step.clip(lower=1), 1) + further - 1
         due_on = _months_later(first, count, step, month_end_stays)
         bills.append(rows.assign(due_on=due_on, is_next=False)[(step > 0) & (due_on >= now)])
-    found = pd.concat(bills, ignore_index=True)
-    found["is_projected"] = ~found["is_next"]
-    is_over = (found["due_on"] > found["to"]) & (found["is_projected"] | (found["to"] >= now))
-    is_over |= found["due_on"] > found["cancellation_date"]
-    return found[(found["due_on"] <= end) & ~is_over].reset_index(drop=True)
+    rows = pd.concat(bills, ignore_index=True)
+    rows["is_projected"] = ~rows["is_next"]
+    is_over = (rows["due_on"] > rows["to"]) & (rows["is_projected"] | (rows["to"] >= now))
+    is_over |= rows["due_on"] > rows["cancellation_date"]
+    return rows[(rows["due_on"] <= end) & ~is_over].reset_index(drop=True)
 
 
 def _months_later(days: Column, count: Column, step: Column, month_end_stays: bool) -> Column:
@@ -158,9 +156,8 @@ def _length(months: np.ndarray) -> np.ndarray:
 
 BILLING_DUE = Table(
     of=billing_due,
-    grain=("tenant", "due_in", "billing_frequency", "business_unit_id", "payment"),
+    grain=("due_in", "billing_frequency", "business_unit_id", "payment"),
     columns={
-        "tenant": TENANT,
         "due_in": (TEXT, "overdue, or first and last day from today, such as 0-30."),
         "billing_frequency": (TEXT, "How often the memberships are billed."),
         "business_unit_id": BUSINESS_UNIT_ID,

@@ -31,7 +31,6 @@ from st_memberships_orchestration.metrics.tables import (
     IS_COMPLETE,
     MONTH,
     SHARE,
-    TENANT,
     Table,
 )
 
@@ -65,14 +64,16 @@ def cohort_retention(
     """
     memberships = with_plausible_days(memberships, earliest, today)
     last = month_number(today)
-    known = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
+    members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     life = spells(membership_status, zone, memberships)
     links = renewal_links(memberships, zone, life)
-    known = known.join(links[["sold_on", "origin", "is_successor"]])
-    known["gone"] = known["is_deleted"] | (known["status"] == "Deleted")
-    sold = known[~known["gone"] & ~known["is_successor"] & (known["sold_on"] < before(today))]
+    members = members.join(links[["sold_on", "origin", "is_successor"]])
+    members["gone"] = members["is_deleted"] | (members["status"] == "Deleted")
+    sold = members[
+        ~members["gone"] & ~members["is_successor"] & (members["sold_on"] < before(today))
+    ]
     sold = sold.assign(sold_month=month_of(sold["sold_on"]).astype("int64"))
-    group = ["tenant", "sold_month", "membership_type_id"]
+    group = ["sold_month", "membership_type_id"]
     sold["cohort"] = sold.groupby(group, dropna=False).ngroup()
     cohorts = sold.groupby(["cohort", *group], dropna=False, as_index=False).size()
 
@@ -80,7 +81,7 @@ def cohort_retention(
     lengths = last - cohorts["sold_month"].to_numpy(np.int64) + 2
     offsets = np.cumsum(lengths) - lengths
     change = np.zeros(lengths.sum(), np.int64)
-    kept = _kept_months(known, life, today)
+    kept = _kept_months(members, life, today)
     kept = kept.join(sold[["cohort", "sold_month"]], on="origin", how="inner")
     place = offsets[kept["cohort"]] - kept["sold_month"].to_numpy(np.int64)
     floor = kept["sold_month"].to_numpy(np.int64)
@@ -103,7 +104,7 @@ def cohort_retention(
     return COHORT_RETENTION.frame(rows[month <= last])
 
 
-def _kept_months(known: Frame, life: Frame, today: date) -> Frame:
+def _kept_months(members: Frame, life: Frame, today: date) -> Frame:
     """Months at whose end a chain has a member: from `first` up to but without `after`.
 
     The stretches of one chain do not overlap.
@@ -115,11 +116,11 @@ def _kept_months(known: Frame, life: Frame, today: date) -> Frame:
     until = until.where(until < now)
     rows["first"] = month_of(rows["began"])
     rows["after"] = month_of(until).fillna(month_number(today) + 1)
-    place = locate(rows, known, "membership_id")
+    place = locate(rows, members, "membership_id")
     usable = (rows["status"] == ACTIVE) & (rows["began"] < now) & (place >= 0)
     rows, place = rows[usable], place[usable]
     rows = rows.assign(
-        origin=known["origin"].to_numpy()[place], gone=known["gone"].to_numpy()[place]
+        origin=members["origin"].to_numpy()[place], gone=members["gone"].to_numpy()[place]
     )
     rows = rows[~rows["gone"]].sort_values(["origin", "first", "after"], ignore_index=True)
     reached = rows.groupby("origin")["after"].cummax().groupby(rows["origin"]).shift()
@@ -129,9 +130,8 @@ def _kept_months(known: Frame, life: Frame, today: date) -> Frame:
 
 COHORT_RETENTION = Table(
     of=cohort_retention,
-    grain=("tenant", "cohort_month", "membership_type_id", "months_since"),
+    grain=("cohort_month", "membership_type_id", "months_since"),
     columns={
-        "tenant": TENANT,
         "cohort_month": (DAY, "First day of the month of sale."),
         "membership_type_id": (ID, "Membership type first sold."),
         "months_since": (COUNT, "Months since the month of sale; 0 is that month itself."),

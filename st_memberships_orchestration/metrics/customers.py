@@ -27,7 +27,6 @@ from st_memberships_orchestration.metrics.tables import (
     IS_COMPLETE,
     MONTH,
     SHARE,
-    TENANT,
     Table,
 )
 
@@ -68,9 +67,8 @@ def customers_monthly(
     now = before(today)
     rows["until"] = rows["began"].shift(-1).where(follows(rows).shift(-1, fill_value=False))
     rows = rows[(rows["status"] == ACTIVE) & (rows["began"] < now)]
-    rows = attach(
-        rows, pick(memberships, "id", "customer_id"), "membership_id", is_of="customer_id"
-    )
+    members = pick(memberships, "id", "customer_id")
+    rows = attach(rows, members, "membership_id", is_of="customer_id")
     unknown = rows["is_of"].isna()
     rows["is_of"] = rows["is_of"].mask(unknown, -rows["membership_id"])
     ended = rows[rows["until"] < now]
@@ -80,11 +78,11 @@ def customers_monthly(
             ended.assign(month=month_of(ended["until"]), change=-1),
         ]
     )
-    steps = steps.groupby(["tenant", "is_of", "month"], as_index=False)["change"].sum()
-    customer = steps.groupby(["tenant", "is_of"])["change"]
+    steps = steps.groupby(["is_of", "month"], as_index=False)["change"].sum()
+    customer = steps.groupby("is_of")["change"]
     held = customer.cumsum()
     was = held - steps["change"]
-    won, first = (was == 0) & (held > 0), (held > 0).groupby([steps["tenant"], steps["is_of"]])
+    won, first = (was == 0) & (held > 0), (held > 0).groupby(steps["is_of"])
     first_time = won & (first.cumsum() == 1)
     steps = steps.assign(
         membership_type_id=pd.array([pd.NA] * len(steps), "Int64"),
@@ -110,9 +108,8 @@ def customers_monthly(
 
 CUSTOMERS_MONTHLY = Table(
     of=customers_monthly,
-    grain=("tenant", "month"),
+    grain=("month",),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "customers_start": (COUNT, "Customers with a member at the first moment of the month."),

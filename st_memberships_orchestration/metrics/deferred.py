@@ -11,7 +11,6 @@ from st_memberships_orchestration.metrics.tables import (
     ID,
     MEMBERSHIP_TYPE_ID,
     MONEY,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -60,9 +59,7 @@ def deferred_revenue_opening(
         "cancellation_balance_invoice_id",
     ).rename(columns={"id": "membership_id"})
     types = pick(membership_types, "id", "revenue_recognition_mode")
-    rows = attach(
-        rows, types, "membership_type_id", revenue_recognition_mode="revenue_recognition_mode"
-    )
+    rows = attach(rows, types, "membership_type_id", "revenue_recognition_mode")
     opening = rows["initial_deferred_revenue"]
     defers = rows["revenue_recognition_mode"] == DEFERRED
     relevant = defers | (opening != 0).fillna(False)
@@ -88,9 +85,8 @@ def deferred_revenue_opening(
 
 DEFERRED_REVENUE_OPENING = Table(
     of=deferred_revenue_opening,
-    grain=("tenant", "membership_id"),
+    grain=("membership_id",),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Membership."),
         "customer_id": (ID, "Customer who holds it."),
         "status": (TEXT, "Its status."),

@@ -5,7 +5,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from st_memberships_orchestration.metrics.frames import (
-    MICROS,
     attach,
     decimals,
     explode,
@@ -19,7 +18,6 @@ from st_memberships_orchestration.metrics.tables import (
     FLAGS,
     ID,
     MONEY,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -64,21 +62,14 @@ def invoice_template_items(invoice_templates: pd.DataFrame) -> pd.DataFrame:
         invoice_templates.assign(is_rounded=rounded_items),
         *("id", "total", "is_settings_template", "is_deleted", "is_rounded"),
     )
-    rows = attach(
-        rows,
-        templates,
-        "invoice_template_id",
-        template_total="total",
-        is_settings_template="is_settings_template",
-        is_deleted="is_deleted",
-        is_rounded="is_rounded",
-    )
+    kept = ("is_settings_template", "is_deleted", "is_rounded")
+    rows = attach(rows, templates, "invoice_template_id", *kept, template_total="total")
     product = pc.multiply(decimals(rows["quantity"]), decimals(rows["unit_price"]))
     rounded = pc.round(product, ndigits=6, round_mode="half_towards_infinity")
     fits = pc.less(pc.abs(rounded), MOST_MONEY)
-    rows["line_total"] = working(pc.if_else(fits, rounded, None).cast(MICROS), MICROS)
-    sums = rows.groupby(["tenant", "invoice_template_id"])["line_total"].transform("sum")
-    repeated = rows.duplicated(["tenant", "invoice_template_id", "item_id"], keep=False)
+    rows["line_total"] = working(pc.if_else(fits, rounded, None), "line_total")
+    sums = rows.groupby("invoice_template_id")["line_total"].transform("sum")
+    repeated = rows.duplicated(["invoice_template_id", "item_id"], keep=False)
     rows["flags"] = flags(
         lines_differ_from_total=sums != rows["template_total"],
         item_repeated=repeated & rows["item_id"].notna(),
@@ -102,16 +93,15 @@ def membership_custom_fields(memberships: pd.DataFrame) -> pd.DataFrame:
     names = ("type_id", "name", "value")
     rows = explode(memberships, "custom_fields", *names, owner="membership_id")
     rows["name"] = rows["name"].str.strip()
-    repeated = rows.duplicated(["tenant", "membership_id", "type_id"], keep=False)
+    repeated = rows.duplicated(["membership_id", "type_id"], keep=False)
     rows["flags"] = flags(field_repeated=repeated)
     return MEMBERSHIP_CUSTOM_FIELDS.frame(rows)
 
 
 INVOICE_TEMPLATE_ITEMS = Table(
     of=invoice_template_items,
-    grain=("tenant", "invoice_template_id", "position"),
+    grain=("invoice_template_id", "position"),
     columns={
-        "tenant": TENANT,
         "invoice_template_id": (ID, "Invoice template."),
         "position": (COUNT, "Place of the line in the template, from 0."),
         "item_id": (ID, "Line."),
@@ -134,9 +124,8 @@ INVOICE_TEMPLATE_ITEMS = Table(
 
 MEMBERSHIP_CUSTOM_FIELDS = Table(
     of=membership_custom_fields,
-    grain=("tenant", "membership_id", "position"),
+    grain=("membership_id", "position"),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Membership."),
         "position": (COUNT, "Place of the field on the membership, from 0."),
         "type_id": (ID, "Custom field definition."),

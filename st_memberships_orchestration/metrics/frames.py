@@ -1,19 +1,19 @@
 """What comes in, brought into one shape: the columns that a metric needs, with working types.
 
-Frames may be Arrow-backed (`table.to_pandas(types_mapper=pd.ArrowDtype)`: exact and fastest) or
-plain pandas. A metric names its columns once, with `pick`, and never meets another type.
+Frames hold the records of one tenant and are Arrow-backed, as the lake hands them out
+(`table.to_pandas(types_mapper=pd.ArrowDtype)`). A metric names its columns once, with `pick`, and
+never meets another type. A column's type in the lake says what it is:
 
-| kind    | is                         | here                                             |
-|---------|----------------------------|--------------------------------------------------|
-| ID      | ids, whole numbers         | Int64 with NA                                    |
-| TEXT    | words                      | str                                              |
-| TRUTH   | yes or no, null is no      | bool                                             |
-| DAY     | calendar day, no zone      | datetime64[s] at midnight                        |
-| INSTANT | moment                     | datetime64[us, UTC]                              |
-| MICROS  | money, quantities          | Int64, whole millionths: decimal(18, 6), no point |
+| in the lake           | here                                                     |
+|-----------------------|----------------------------------------------------------|
+| whole number          | Int64 with NA                                            |
+| string                | str                                                      |
+| bool                  | bool; null is no                                         |
+| date                  | datetime64[s] at midnight                                |
+| timestamp with a zone | datetime64[us, UTC]                                      |
+| decimal               | Int64, whole millionths: the digits of decimal(18, 6)    |
 """
 
-from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 from typing import Any, TypeAlias
@@ -36,131 +36,46 @@ EARLIEST = date(1980, 1, 1)
 YEARS_AHEAD = 20
 """What begins, or is due, later than so many years from today is a mistake, too."""
 
-ID = pa.int64()
-TEXT = pa.string()
-TRUTH = pa.bool_()
-DAY = pa.date32()
 MICROS = pa.decimal128(28, 6)
 MILLION = pa.scalar(Decimal(1_000_000))
 MOST = pa.scalar(10**18 - 1, pa.int64())
 LEAST = pa.scalar(1 - 10**18, pa.int64())
 """Millionths that decimal(18, 6) holds."""
 
-KINDS: Mapping[str, pa.DataType] = {
-    **dict.fromkeys(
-        (
-            "tenant",
-            "status",
-            "billing_frequency",
-            "name",
-            "value",
-            "sku_type",
-            "description",
-            "import_id",
-            "follow_up_status",
-            "revenue_recognition_mode",
-            "location_recurring_service_name",
-            "state",
-            "price_basis",
-            "flags",
-            "service_name",
-            "basis",
-            "recurrence_type",
-            "recurrence_week",
-            "recurrence_day_of_nth_week",
-            "duration_type",
-            "period_basis",
-            "new_status",
-            "note",
-        ),
-        TEXT,
-    ),
-    **dict.fromkeys(
-        (
-            "is_deleted",
-            "is_add_on",
-            "is_settings_template",
-            "is_owed",
-            "first_visit_complete",
-            "is_rounded",
-        ),
-        TRUTH,
-    ),
-    **dict.fromkeys(
-        (
-            "from",
-            "to",
-            "date",
-            "cancellation_date",
-            "next_scheduled_bill_date",
-            "due_on",
-            "membership_ended_on",
-            "month",
-        ),
-        DAY,
-    ),
-    **dict.fromkeys(("created_on", "valid_from", "valid_to"), INSTANT),
-    **dict.fromkeys(
-        (
-            "total",
-            "sale_price",
-            "billing_price",
-            "renewal_price",
-            "quantity",
-            "unit_price",
-            "cost",
-            "hours",
-            "initial_deferred_revenue",
-            "bill_amount",
-            "monthly_price",
-            "amortised_monthly_price",
-            "annual_value",
-            "mrr",
-            "prepaid",
-            "mrr_start",
-            "mrr_end",
-            "amortised_end",
-            "churned_mrr",
-        ),
-        MICROS,
-    ),
-}
-"""Kind of each column by its name; a name that is not here is an id or a whole number."""
-
 
 def pick(frame: Frame, *names: str) -> Frame:
-    """`tenant` and the named columns with their working types.
+    """The named columns with their working types.
 
-    A frame without rows may lack columns; one with rows may not.
+    Raises:
+        KeyError: the frame lacks a column.
+        TypeError: a column's type says nothing of what it holds, such as that of nulls alone.
     """
-    nothing = pd.Series([], dtype=object)
-    return pd.DataFrame(
-        {
-            name: working(nothing if frame.empty else frame[name], KINDS.get(name, ID))
-            for name in ("tenant", *names)
-        }
-    )
+    return pd.DataFrame({name: working(frame[name], name) for name in names})
 
 
-def working(values: Column, kind: pa.DataType) -> Column:
-    """The values with their working type, on a fresh index."""
+def working(values: Column, name: str) -> Column:
+    """The values of the column `name` with the working type of their Arrow type.
+
+    Raises:
+        TypeError: no working type is known for it.
+    """
     array = pa.array(values, from_pandas=True) if isinstance(values, pd.Series) else values
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    if kind == DAY:
-        if pa.types.is_timestamp(array.type):  # midnight UTC stands for the day itself
-            array = array.cast(pa.timestamp("s", tz=array.type.tz), safe=False).cast(pa.date32())
-        return array.cast(DAY).cast(pa.timestamp("s")).to_pandas().reset_index(drop=True)
-    if kind == MICROS:
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pd.Series(array, dtype=str)
+    if pa.types.is_integer(kind):
+        array = array.cast(pa.int64())
+    elif pa.types.is_decimal(kind):
         array = pc.multiply(array.cast(MICROS), MILLION).cast(pa.int64())
-    elif kind == INSTANT:
-        array = array.cast(INSTANT, safe=False)
-    else:
-        array = array.cast(kind)
-    if kind == TRUTH:
+    elif pa.types.is_boolean(kind):
         array = array.fill_null(False)
-    series = array.to_pandas(types_mapper=_mapped) if kind != TEXT else pd.Series(array, dtype=str)
-    return series.reset_index(drop=True)
+    elif pa.types.is_timestamp(kind) and kind.tz:
+        array = array.cast(INSTANT, safe=False)
+    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        array = array.cast(pa.timestamp("s"))
+    else:
+        raise TypeError(f"The column {name} is of {kind}, with which no metric can work.")
+    return array.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
 
 
 def explode(frame: Frame, column: str, *names: str, owner: str) -> Frame:
@@ -169,63 +84,60 @@ def explode(frame: Frame, column: str, *names: str, owner: str) -> Frame:
     Null items, which ServiceTitan can send, are dropped but keep their position.
 
     Args:
-        frame: table with `tenant`, `id` and the nested column.
-        column: the lists: Arrow lists of structs, or Python lists of dicts.
+        frame: table with `id` and the nested column.
+        column: Arrow lists of structs.
         names: fields of the records.
         owner: name of the column for the id of the row that holds the list.
     """
-    owners = pick(frame, "id").rename(columns={"id": owner})
-    lists = pa.array([] if frame.empty else frame[column], from_pandas=True)
+    lists = pa.array(frame[column], from_pandas=True)
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.combine_chunks()
-    if pa.types.is_null(lists.type):
-        lists = lists.cast(pa.list_(pa.null()))
     records = pc.list_flatten(lists)
     parents = pc.list_parent_indices(lists).to_numpy()
-    rows = owners.take(parents).reset_index(drop=True)
+    rows = pick(frame, "id").rename(columns={"id": owner}).take(parents).reset_index(drop=True)
     rows["position"] = rows.groupby(parents).cumcount().astype("Int64")
-    has = {field.name for field in records.type} if pa.types.is_struct(records.type) else set()
     for name in names:
-        values = pc.struct_field(records, name) if name in has else pa.nulls(len(records))
-        rows[name] = working(values, KINDS.get(name, ID))
+        rows[name] = working(pc.struct_field(records, name), name)
     return rows[records.is_valid().to_numpy(zero_copy_only=False)].reset_index(drop=True)
 
 
-def attach(rows: Frame, other: Frame, on: str, **columns: str) -> Frame:
-    """`rows` with columns of the record that `on` names, null where there is none.
+def attach(rows: Frame, other: Frame, on: str, *same: str, id: str = "id", **renamed: str) -> Frame:
+    """`rows` with columns of the record that `on` names, null (false) where there is none.
 
     Args:
-        rows: any rows with `tenant` and `on`.
-        other: records, one per `tenant` and `id`.
+        rows: any rows with `on`.
+        other: records; of several with one `id` the first counts.
         on: column of `rows` that holds the record's id.
-        columns: new name = name in `other`.
+        same: columns of `other` that keep their name.
+        id: column of `other` that says whose record it is.
+        renamed: new name = name in `other`.
     """
-    return rows.assign(**taken(other, locate(rows, other, on), rows.index, **columns))
+    columns = {name: name for name in same} | renamed
+    return rows.assign(**taken(other, locate(rows, other, on, id), rows.index, **columns))
 
 
 def taken(other: Frame, places: np.ndarray, index: Any, **columns: str) -> dict[str, Column]:
     """Columns of `other` at some places, null (false) where the place is -1; by their new names."""
-    found = {}
+    values = {}
     for name, source in columns.items():
-        records = other[source].set_axis(range(len(other)))
-        missing = {"fill_value": False} if records.dtype == bool else {}
-        found[name] = records.reindex(places, **missing).set_axis(index)
-    return found
+        column = other[source].set_axis(range(len(other)))
+        missing = {"fill_value": False} if column.dtype == bool else {}
+        values[name] = column.reindex(places, **missing).set_axis(index)
+    return values
 
 
 def locate(rows: Frame, other: Frame, on: str, id: str = "id") -> np.ndarray:
-    """Position in `other` of the record that each row's `on` names, -1 where there is none."""
-    tenants = pd.concat([rows["tenant"], other["tenant"]], ignore_index=True)
-    tenant = pd.factorize(tenants)[0]
-    ids = pd.concat([rows[on], other[id]], ignore_index=True)
-    number = pd.factorize(ids)[0].astype(np.int64)  # NA is -1
-    unnamed = (number < 0) | (tenant < 0)
-    key = np.where(unnamed, -1, number * (tenant.max(initial=0) + 1) + tenant)
-    place = np.full(key.max(initial=0) + 1, -1)
-    mine, theirs = key[: len(rows)], key[len(rows) :]
-    named = np.flatnonzero(theirs >= 0)[::-1]  # of doubled records the first counts
-    place[theirs[named]] = named
-    return np.where(mine < 0, -1, place[mine])
+    """Position in `other` of the first record that each row's `on` names, -1 where there is none.
+
+    Null names nothing, not even a record without an id.
+    """
+    firsts = other[id].reset_index(drop=True).dropna().drop_duplicates()
+    return np.append(firsts.index, -1)[pd.Index(firsts).get_indexer(rows[on])]
+
+
+def among(ids: Column, others: Column) -> Column:
+    """Whether each id is one of the others. Null is none, not even where there are nulls."""
+    return ids.isin(others.dropna()).astype(bool)
 
 
 def plausible(days: Column, earliest: date, today: date | None = None) -> Column:
@@ -255,22 +167,13 @@ def with_plausible_days(records: Frame, earliest: date, today: date) -> Frame:
 
     A creation after its own loading cannot be either; it was there by then, so it counts as that.
     """
-    if records.empty:
-        return records
-    days = {
-        name: working(records[name], KINDS[name]).set_axis(records.index)
-        for name in BOUNDED
-        if name in records
-    }
+    days = pick(records, *(name for name in BOUNDED if name in records)).set_axis(records.index)
     if "created_on" in days and "loaded_at" in records:
-        loaded = working(records["loaded_at"], INSTANT).set_axis(records.index)
+        loaded = pick(records, "loaded_at")["loaded_at"].set_axis(records.index)
         stated = days["created_on"]
         days["created_on"] = stated.mask(stated > loaded, loaded)
     return records.assign(
-        **{
-            name: plausible(each, earliest, today if BOUNDED[name] else None)
-            for name, each in days.items()
-        }
+        **{name: plausible(days[name], earliest, today if BOUNDED[name] else None) for name in days}
     )
 
 
@@ -286,8 +189,8 @@ def versions_of(frame: Frame, *names: str) -> Frame:
     if "valid_to" in frame:
         until = pick(frame, "valid_to")["valid_to"]
         rows = rows[~(until <= rows["valid_from"])]
-    rows = rows.sort_values(["tenant", "id", "valid_from", "place"], na_position="first")
-    return rows.drop_duplicates(["tenant", "id", "valid_from"], keep="last", ignore_index=True)
+    rows = rows.sort_values(["id", "valid_from", "place"], na_position="first")
+    return rows.drop_duplicates(["id", "valid_from"], keep="last", ignore_index=True)
 
 
 def version_at(rows: Frame, versions: Frame, on: str) -> np.ndarray:
@@ -295,7 +198,7 @@ def version_at(rows: Frame, versions: Frame, on: str) -> np.ndarray:
 
     Before the first known version that one holds. `versions` are in the order of `versions_of`.
     """
-    firsts = versions.drop_duplicates(["tenant", "id"])
+    firsts = versions.drop_duplicates("id")
     record = locate(rows, firsts, on)
     start = firsts.index.to_numpy(np.int64)
     first = np.append(start, -1)[record]  # -1 stays -1
@@ -305,8 +208,8 @@ def version_at(rows: Frame, versions: Frame, on: str) -> np.ndarray:
     moments = pd.concat([versions["valid_from"], rows["valid_from"]], ignore_index=True)
     rank = moments.rank(method="dense").fillna(0).to_numpy(np.int64)  # null is before all
     span = rank.max(initial=0) + 1
-    known = owner * span + rank[: len(versions)]
-    held = np.searchsorted(known, record * span + rank[len(versions) :], side="right") - 1
+    begins = owner * span + rank[: len(versions)]
+    held = np.searchsorted(begins, record * span + rank[len(versions) :], side="right") - 1
     return np.where(record < 0, -1, np.maximum(held, first))
 
 
@@ -318,18 +221,18 @@ def flags(**reasons: Column) -> Column:
     code = sum((mask.astype(np.int64) << place for place, mask in enumerate(masks)), np.int64(0))
     codes, row = np.unique(code, return_inverse=True)
     texts = [
-        ", ".join(name for place, name in enumerate(reasons) if known >> place & 1) or None
-        for known in codes
+        ", ".join(name for place, name in enumerate(reasons) if combination >> place & 1) or None
+        for combination in codes
     ]
     return pd.Series(pd.array(texts, dtype="str").take(row), dtype="str")
 
 
 def is_rounded(frame: Frame, field: str) -> Column:
     """Whether ServiceTitan sent more decimals in `field` than its column holds, by `flags`."""
-    if frame.empty or "flags" not in frame:
+    if "flags" not in frame:
         return pd.Series(False, index=frame.index)
-    said = frame["flags"].astype("string")
-    return said.str.contains(f"rounded {field}", regex=False).fillna(False).astype(bool)
+    words = frame["flags"].astype("string")
+    return words.str.contains(f"rounded {field}", regex=False).fillna(False).astype(bool)
 
 
 def decimals(millionths: Column) -> pa.Array | pa.ChunkedArray:
@@ -374,7 +277,3 @@ def day_numbers(days: Column) -> np.ndarray:
 def month_number(day: date) -> int:
     """Month of a day, counted since January 1970."""
     return (day.year - 1970) * 12 + day.month - 1
-
-
-def _mapped(kind: pa.DataType) -> pd.api.extensions.ExtensionDtype | None:
-    return pd.Int64Dtype() if kind == ID else None

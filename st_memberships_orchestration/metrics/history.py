@@ -11,6 +11,7 @@ import pandas as pd
 from st_memberships_orchestration.metrics.frames import (
     Column,
     Frame,
+    among,
     attach,
     instant,
     local,
@@ -23,7 +24,7 @@ from st_memberships_orchestration.metrics.frames import (
 
 ACTIVE = "Active"
 ENDED = ("Canceled", "Expired", "Deleted")
-CELL = ["tenant", "membership_type_id", "business_unit_id"]
+CELL = ["membership_type_id", "business_unit_id"]
 EXITS = {
     "Canceled": "cancelled",
     "Expired": "expired",
@@ -49,38 +50,34 @@ def spells(membership_status: Frame, zone: ZoneInfo, memberships: Frame) -> Fram
     history; a deleted membership whose history does not end in Deleted has no spell at all.
 
     Returns:
-        `tenant`, `membership_id`, `status`, `at` (the moment it began), `began` (the same in local
+        `membership_id`, `status`, `at` (the moment it began), `began` (the same in local
         time), `previous` (status before, null in the first spell), `is_inferred`.
     """
     if "basis" not in membership_status:
         membership_status = membership_status.assign(basis="change")
     rows = pick(membership_status, "membership_id", "status", "valid_from", "valid_to", "basis")
-    known = pick(memberships, "id", "from", "is_deleted")
-    known["begins"] = instant(known["from"], zone)
-    rows = attach(rows, known, "membership_id", begins="begins", is_deleted="is_deleted")
+    members = pick(memberships, "id", "from", "is_deleted")
+    members["begins"] = instant(members["from"], zone)
+    rows = attach(rows, members, "membership_id", "begins", "is_deleted")
     rows["at"] = rows["valid_from"].where(~(rows["begins"] > rows["valid_from"]), rows["begins"])
-    deletions = rows[rows["status"] == "Deleted"]
-    unexplained = locate(rows, deletions, "membership_id", "membership_id") < 0
+    deleted = rows["membership_id"][rows["status"] == "Deleted"]
+    unexplained = ~among(rows["membership_id"], deleted)
     counts = rows["at"].notna() & ~(rows["valid_to"] <= rows["at"])
     rows = rows[counts & ~(rows["is_deleted"] & unexplained)]
-    rows = rows.sort_values(
-        ["tenant", "membership_id", "at", "valid_to", "status"], ignore_index=True
-    )
-    member = ["tenant", "membership_id"]
+    rows = rows.sort_values(["membership_id", "at", "valid_to", "status"], ignore_index=True)
     # Two statuses from one moment on contradict each other: the one that lasts longest counts.
-    rows = rows.drop_duplicates([*member, "at"], keep="last", ignore_index=True)
-    same = follows(rows)
-    rows["previous"] = rows["status"].shift().where(same)
+    rows = rows.drop_duplicates(["membership_id", "at"], keep="last", ignore_index=True)
+    rows["previous"] = rows["status"].shift().where(follows(rows))
     rows["began"] = local(rows["at"], zone)
     rows["is_inferred"] = rows["basis"].isin(INFERRED)
     rows = rows[~(rows["previous"] == rows["status"])].reset_index(drop=True)
-    return rows[[*member, "status", "at", "began", "previous", "is_inferred"]]
+    return rows[["membership_id", "status", "at", "began", "previous", "is_inferred"]]
 
 
 def follows(rows: Frame) -> Column:
     """Whether the row before belongs to the same membership; rows are sorted."""
-    member = rows[["tenant", "membership_id"]]
-    return (member == member.shift()).fillna(False).all(axis=1).astype(bool)
+    member = rows["membership_id"]
+    return (member == member.shift()).fillna(False).astype(bool)
 
 
 def before(today: date) -> Any:
@@ -106,7 +103,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
         life: the `spells`; without them, a successor is taken to have begun.
 
     Returns:
-        `tenant`, `id`, `successor_id` (null without a link that counts), `link_problem`,
+        `id`, `successor_id` (null without a link that counts), `link_problem`,
         `is_successor` (sold as the renewal of another, also where it never began), `origin`
         (position of the first membership of its chain) and `sold_on` (day of the sale: creation,
         or `from` if that is earlier, as with imported ones).
@@ -115,10 +112,9 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     unwanted = (rows["is_deleted"] | (rows["status"] == "Deleted")).to_numpy()
     never_began = np.zeros(len(rows), dtype=bool)
     if life is not None:
-        lived = life[~life["status"].isin(ENDED)]
-        never_began = (locate(rows, life, "id", "membership_id") >= 0) & (
-            locate(rows, lived, "id", "membership_id") < 0
-        )
+        lived = life["membership_id"][~life["status"].isin(ENDED)]
+        is_told, has_lived = among(rows["id"], life["membership_id"]), among(rows["id"], lived)
+        never_began = (is_told & ~has_lived).to_numpy()
     created = local(rows["created_on"], zone).dt.normalize().astype("datetime64[s]")
     rows["sold_on"] = created.where(~(rows["from"] < created), rows["from"]).fillna(rows["from"])
     begins = rows["from"].fillna(created)
@@ -128,18 +124,18 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
 
     successor = locate(rows, rows, "renewed_by_id")
     named = rows["renewed_by_id"].notna().to_numpy()
-    there = np.flatnonzero(successor >= 0)
-    theirs = successor[there]
-    later = age[theirs] > age[there]
+    old = np.flatnonzero(successor >= 0)
+    new = successor[old]
+    later = age[new] > age[old]
     problem = np.full(len(rows), None, dtype=object)
     problem[named & (successor < 0)] = "successor_unknown"
-    problem[there[~later]] = "successor_not_later"
+    problem[old[~later]] = "successor_not_later"
     sold = np.zeros(len(rows), dtype=bool)
-    sold[there] = later & ~unwanted[there] & ~unwanted[theirs]
+    sold[old] = later & ~unwanted[old] & ~unwanted[new]
     is_successor = np.zeros(len(rows), dtype=bool)
     is_successor[successor[sold]] = True
     counts = sold.copy()
-    counts[there] &= ~never_began[theirs]
+    counts[old] &= ~never_began[new]
     # Of several memberships that one renews, the oldest leads to the start of its chain.
     origin = np.arange(len(rows))
     linked = np.flatnonzero(counts)
@@ -147,7 +143,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     origin[successor[linked]] = linked
     while not np.array_equal(origin, origin[origin]):
         origin = origin[origin]
-    return rows[["tenant", "id", "sold_on"]].assign(
+    return rows[["id", "sold_on"]].assign(
         successor_id=rows["renewed_by_id"].where(counts),
         link_problem=pd.Series(problem, dtype="str"),
         is_successor=is_successor,
@@ -173,43 +169,32 @@ def movements(
     which is no exit from Active. `life` are the `spells`.
 
     Returns:
-        `tenant`, `membership_id`, `at`, `began` (local), `month`, `kind`, `is_entry`, `change`
+        `membership_id`, `at`, `began` (local), `month`, `kind`, `is_entry`, `change`
         (members more: 1, -1 or 0), `is_resumed` (an entry out of suspension), `is_inferred`,
         `since` (first day of the membership's chain), and its cell; in order of membership and
         moment.
     """
     links = renewal_links(memberships, zone, life)
-    known = pick(memberships, "id", "from", "membership_type_id", "business_unit_id").join(
-        links[["successor_id"]]
-    )
-    first = life[~follows(life)].rename(columns={"membership_id": "id"})
-    known = attach(known, first, "id", starts="began")
-    known["starts"] = known["starts"].fillna(known["from"].astype("datetime64[us]"))
-    begins = known["from"].astype("datetime64[us]").fillna(known["starts"])
-    known["since"] = begins.take(links["origin"]).to_numpy()
-    known = attach(known, _ends(life), "id", ended="began")
-    known = attach(known, known, "successor_id", successor_starts="starts")
-    ran = locate(known, life[~life["status"].isin(ENDED)], "id", "membership_id") >= 0
-    renewed = known[known["successor_id"].notna() & ran]
+    members = pick(memberships, "id", "from", *CELL).join(links["successor_id"])
+    members = attach(members, life, "id", id="membership_id", starts="began")
+    members["starts"] = members["starts"].fillna(members["from"].astype("datetime64[us]"))
+    begins = members["from"].astype("datetime64[us]").fillna(members["starts"])
+    members["since"] = begins.take(links["origin"]).to_numpy()
+    members = attach(members, _ends(life), "id", id="membership_id", ended="began")
+    members = attach(members, members, "successor_id", successor_starts="starts")
+    ran = among(members["id"], life["membership_id"][~life["status"].isin(ENDED)])
+    renewed = members[members["successor_id"].notna() & ran]
     late = renewed["successor_starts"] >= end_of(renewed["ended"], renewal_grace_days)
-    known["is_successor"] = locate(known, renewed, "id", "successor_id") >= 0
-    known["in_time"] = locate(known, renewed[~late], "id", "successor_id") >= 0
+    members["is_successor"] = among(members["id"], renewed["successor_id"])
+    members["in_time"] = among(members["id"], renewed["successor_id"][~late])
 
     rows = life[life["began"] < before(today)]
     is_entry, was_active = rows["status"] == ACTIVE, rows["previous"] == ACTIVE
     is_lost = (rows["previous"] == "Suspended") & rows["status"].isin(list(FINAL))
     rows = rows.assign(is_entry=is_entry, change=is_entry.astype("int64") - was_active)
-    rows = attach(
-        rows[is_entry | was_active | is_lost],
-        known,
-        "membership_id",
-        membership_type_id="membership_type_id",
-        business_unit_id="business_unit_id",
-        is_successor="is_successor",
-        in_time="in_time",
-        successor_starts="successor_starts",
-        since="since",
-    ).reset_index(drop=True)
+    facts = (*CELL, "is_successor", "in_time", "successor_starts", "since")
+    rows = rows[is_entry | was_active | is_lost].reset_index(drop=True)
+    rows = attach(rows, members, "membership_id", *facts)
     rows["since"] = rows["since"].fillna(rows["began"])
     rows["is_resumed"] = rows["is_entry"] & (rows["previous"] == "Suspended")
     comes, began = rows["is_entry"], rows["previous"].isna()
@@ -228,19 +213,19 @@ def movements(
     )
     rows["month"] = month_of(rows["began"])
     rows = rows[~(goes_on & (rows["change"] == 0))].reset_index(drop=True)
-    moments = ["membership_id", "at", "began", "month"]
-    facts = ["kind", "is_entry", "change", "is_resumed", "is_inferred", "since"]
-    return rows[[*CELL, *moments, *facts]]
+    moments = ("membership_id", "at", "began", "month")
+    return rows[
+        [*CELL, *moments, "kind", "is_entry", "change", "is_resumed", "is_inferred", "since"]
+    ]
 
 
 def _ends(life: Frame) -> Frame:
-    """When those that are over ended: `tenant`, `id`, `began`."""
+    """When those that are over ended: `membership_id`, `began`."""
     over = life["status"].isin(ENDED)
-    last = life.drop_duplicates(["tenant", "membership_id"], keep="last")
+    last = life.drop_duplicates("membership_id", keep="last")
     ends = life[over & ~life["previous"].isin(ENDED)]
-    ends = ends.drop_duplicates(["tenant", "membership_id"], keep="last")
-    is_over = locate(ends, last[over[last.index]], "membership_id", "membership_id") >= 0
-    return ends[is_over].rename(columns={"membership_id": "id"})
+    ends = ends.drop_duplicates("membership_id", keep="last")
+    return ends[among(ends["membership_id"], last["membership_id"][over])]
 
 
 def inferred_members(moves: Frame) -> Column:
@@ -255,12 +240,9 @@ def unrecorded(rows: Frame, membership_status: Frame, zone: ZoneInfo) -> Column:
     """Whether the months of `rows` ended before the account's first recorded status change."""
     if "basis" not in membership_status:
         return pd.Series(False, rows.index)
-    changes = pick(membership_status, "valid_from", "basis")
-    changes = changes[changes["basis"] == "change"]
-    first = changes.groupby("tenant", as_index=False)["valid_from"].min()
-    rows = rows[["tenant"]].assign(id=0, ends=month_start(rows["month_number"] + 1))
-    rows = attach(rows, first.assign(id=0), "id", first="valid_from")
-    return ~(local(rows["first"], zone) < rows["ends"])
+    spans = pick(membership_status, "valid_from", "basis")
+    first = local(spans[spans["basis"] == "change"]["valid_from"], zone).min()
+    return pd.Series(~(first < month_start(rows["month_number"] + 1)), rows.index)
 
 
 def by_month(moves: Frame, measures: Sequence[str], today: date) -> Frame:

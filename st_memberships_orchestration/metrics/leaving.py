@@ -10,11 +10,11 @@ from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
     Frame,
+    among,
     attach,
     day_numbers,
     flags,
     local,
-    locate,
     month_number,
     month_of,
     month_start,
@@ -41,7 +41,6 @@ from st_memberships_orchestration.metrics.tables import (
     MEMBERSHIP_TYPE_ID,
     MONEY,
     MONTH,
-    TENANT,
     TEXT,
     Table,
 )
@@ -160,27 +159,23 @@ def plan_switches_monthly(
             customer that still count as a switch.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    known = pick(memberships, "id", "customer_id", "membership_type_id", "from", "is_deleted")
+    members = pick(memberships, "id", "customer_id", "membership_type_id")
     life = spells(membership_status, zone, memberships)
-    links = renewal_links(memberships, zone, life)
-    known["successor_id"] = links["successor_id"]
+    members["successor_id"] = renewal_links(memberships, zone, life)["successor_id"]
     moves = movements(memberships, life, today, zone, renewal_grace_days)
-    columns = {name: name for name in ("customer_id", "successor_id")}
-    moves = attach(moves.drop(columns="since"), known, "membership_id", **columns)
+    moves = attach(moves, members, "membership_id", "customer_id", "successor_id")
     began = moves[moves["is_entry"]]
 
-    linked = known[known["successor_id"].notna()].rename(columns={"id": "membership_id"})
+    linked = members[members["successor_id"].notna()].rename(
+        columns={"id": "membership_id", "membership_type_id": "from_type"}
+    )
     linked = attach(
-        linked,
-        began.rename(columns={"membership_id": "id"}),
-        "successor_id",
-        began="began",
-        to_type="membership_type_id",
-    ).rename(columns={"membership_type_id": "from_type", "successor_id": "taken_id"})
+        linked, began, "successor_id", "began", id="membership_id", to_type="membership_type_id"
+    ).rename(columns={"successor_id": "taken_id"})
     linked = linked[linked["began"].notna()].assign(basis="renewal_link")
     bought = _bought_instead(moves, switch_days).assign(basis="same_customer")
     pairs: Frame = pd.concat([linked, bought], ignore_index=True)[
-        ["tenant", "membership_id", "taken_id", "from_type", "to_type", "began", "basis"]
+        ["membership_id", "taken_id", "from_type", "to_type", "began", "basis"]
     ]
     pairs = _with_price(pairs, membership_prices, "membership_id", "_before")
     pairs = _with_price(pairs, membership_prices, "taken_id", "_after")
@@ -220,18 +215,16 @@ def _notes(rows: Frame, changes: Frame, zone: ZoneInfo) -> Column:
     notes = pick(changes, "id", "membership_id", "new_status", "note", "created_on")
     notes = notes[(notes["new_status"] == "Canceled") & notes["created_on"].notna()]
     notes = notes.assign(began=local(notes["created_on"], zone))
-    place = locate(notes, rows, "membership_id", "membership_id")
-    notes = notes[place >= 0].sort_values(["began", "id"])
-    member = ["tenant", "membership_id"]
-    found: Frame = pd.merge_asof(
-        rows[[*member, "began"]].reset_index().sort_values(["began", "index"]),
-        notes[[*member, "began", "note"]].assign(recorded=True),
+    notes = notes[among(notes["membership_id"], rows["membership_id"])].sort_values(["began", "id"])
+    nearest: Frame = pd.merge_asof(
+        rows[["membership_id", "began"]].reset_index().sort_values(["began", "index"]),
+        notes[["membership_id", "began", "note"]].assign(recorded=True),
         on="began",
-        by=member,
+        by="membership_id",
         direction="nearest",
         tolerance=timedelta(days=1),
     ).set_index("index")
-    text = found["note"].where(found["recorded"].eq(True), NOT_RECORDED)
+    text = nearest["note"].where(nearest["recorded"].eq(True), NOT_RECORDED)
     return text.fillna("").reindex(rows.index)
 
 
@@ -248,8 +241,8 @@ def _reasons(notes: Column) -> Column:
 def _with_price(rows: Frame, membership_prices: Frame, on: str, suffix: str) -> Frame:
     names = ("monthly_price", "amortised_monthly_price", "price_basis")
     prices = pick(membership_prices, "membership_id", *names)
-    prices = prices.rename(columns={"membership_id": "id"})
-    return attach(rows, prices, on, **{f"{name}{suffix}": name for name in names})
+    renamed = {f"{name}{suffix}": name for name in names}
+    return attach(rows, prices, on, id="membership_id", **renamed)
 
 
 def _bought_instead(moves: Frame, days: int) -> Frame:
@@ -257,7 +250,7 @@ def _bought_instead(moves: Frame, days: int) -> Frame:
     began = moves[moves["kind"] == "new"]
     lost = moves[moves["kind"].isin(LOST) & moves["successor_id"].isna()]
     lost = lost[lost["customer_id"].notna()]  # two who are unknown are not one
-    pairs = lost.merge(began, on=["tenant", "customer_id"], suffixes=("", "_taken"))
+    pairs = lost.merge(began, on="customer_id", suffixes=("", "_taken"))
     apart = np.abs(day_numbers(pairs["began_taken"]) - day_numbers(pairs["began"]))
     pairs = pairs.assign(apart=apart, later=pairs["began_taken"] > pairs["began"])
     pairs = pairs[
@@ -267,7 +260,7 @@ def _bought_instead(moves: Frame, days: int) -> Frame:
     ]
     pairs = pairs.sort_values(["apart", "later", "membership_id_taken", "membership_id", "began"])
     for mine in ("membership_id_taken", "membership_id"):
-        pairs = pairs.drop_duplicates(["tenant", mine])
+        pairs = pairs.drop_duplicates(mine)
     return pairs.rename(
         columns={
             "membership_id_taken": "taken_id",
@@ -281,7 +274,7 @@ def _changed_in_place(
     versions: Frame, membership_types: Frame, invoice_templates: Frame, zone: ZoneInfo
 ) -> Frame:
     rows = pick(versions, "id", "valid_from", *PRICING)
-    rows = rows.sort_values(["tenant", "id", "valid_from", *PRICING], ignore_index=True)
+    rows = rows.sort_values(["id", "valid_from", *PRICING], ignore_index=True)
     rows = rows.rename(columns={"id": "membership_id"})
     earlier = rows["membership_type_id"].shift()
     changed = follows(rows) & (rows["membership_type_id"] != earlier).fillna(False)
@@ -290,11 +283,11 @@ def _changed_in_place(
     wanted = rows.take(np.r_[where - 1, where]).reset_index(drop=True)
     prices = priced(wanted, membership_types, invoice_templates)
     half = len(where)
-    found = rows.take(where)[["tenant", "membership_id"]].reset_index(drop=True)
+    changes = rows.take(where)[["membership_id"]].reset_index(drop=True)
     for suffix, part in (("before", prices[:half]), ("after", prices[half:])):
         for name in names:
-            found[f"{name}_{suffix}"] = part[name].to_numpy()
-    return found.assign(
+            changes[f"{name}_{suffix}"] = part[name].to_numpy()
+    return changes.assign(
         from_type=wanted["membership_type_id"][:half].to_numpy(),
         to_type=wanted["membership_type_id"][half:].to_numpy(),
         began=local(wanted["valid_from"][half:], zone).to_numpy(),
@@ -303,9 +296,8 @@ def _changed_in_place(
 
 CANCELLATION_REASONS_MONTHLY = Table(
     of=cancellation_reasons_monthly,
-    grain=("tenant", "month", *CELL[1:], "reason"),
+    grain=("month", *CELL, "reason"),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": MEMBERSHIP_TYPE_ID,
@@ -321,9 +313,8 @@ CANCELLATION_REASONS_MONTHLY = Table(
 
 PLAN_SWITCHES_MONTHLY = Table(
     of=plan_switches_monthly,
-    grain=("tenant", "month", "from_type_id", "to_type_id", "basis"),
+    grain=("month", "from_type_id", "to_type_id", "basis"),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "from_type_id": (ID, "Membership type that was left."),

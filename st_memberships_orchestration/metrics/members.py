@@ -34,7 +34,6 @@ from st_memberships_orchestration.metrics.tables import (
     MEMBERSHIP_TYPE_ID,
     MONTH,
     SHARE,
-    TENANT,
     Table,
 )
 
@@ -99,9 +98,9 @@ def members_monthly(
     measures["since_days"] = moves["change"] * day_numbers(moves["since"])
     measures["inferred"] = inferred_members(moves)
     moves = moves.assign(**measures, unknown=0)
-    known = pick(memberships, *CELL[1:], "status", "is_deleted")
-    strange = ~known["is_deleted"] & ~known["status"].isin(STATUSES)
-    unknown = known[strange].assign(month=month_number(today), unknown=1)
+    members = pick(memberships, *CELL, "status", "is_deleted")
+    strange = ~members["is_deleted"] & ~members["status"].isin(STATUSES)
+    unknown = members[strange].assign(month=month_number(today), unknown=1)
     moves = pd.concat([moves, unknown], ignore_index=True)
     measures = [*measures, "unknown"]
     moves[measures] = moves[measures].fillna(0).astype("int64")
@@ -132,9 +131,8 @@ def _day(today: date) -> int:
 
 MEMBERS_MONTHLY = Table(
     of=members_monthly,
-    grain=("tenant", "month", *CELL[1:]),
+    grain=("month", *CELL),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": MEMBERSHIP_TYPE_ID,

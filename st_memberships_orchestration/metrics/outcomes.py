@@ -33,7 +33,6 @@ from st_memberships_orchestration.metrics.tables import (
     MONEY,
     MONTH,
     SHARE,
-    TENANT,
     Table,
 )
 
@@ -85,7 +84,7 @@ def renewal_outcomes_monthly(
     rows = ended_terms(memberships, life, today, zone)
     prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")
     prices["value"] = prices["monthly_price"].fillna(prices["amortised_monthly_price"])
-    rows = attach(rows, prices.rename(columns={"membership_id": "id"}), "id", price="value")
+    rows = attach(rows, prices, "id", id="membership_id", price="value")
     rows["value"] = rows["price"].fillna(0)
     rows["month"] = month_of(rows["to"])
     rows["due"], rows["unpriced"] = 1, rows["price"].isna()
@@ -122,14 +121,14 @@ def _purchases(memberships: Frame, life: Frame, zone: ZoneInfo) -> Frame:
 
 def _bought_again(ended: Frame, bought: Frame, days: int) -> Column:
     """Whether the customer of each term bought another membership at about its end."""
-    mine = ended[["tenant", "id", "customer_id", "to"]].reset_index()
-    pairs = mine.merge(bought, on=["tenant", "customer_id"], suffixes=("", "_bought"))
+    mine = ended[["id", "customer_id", "to"]].reset_index()
+    pairs = mine.merge(bought, on="customer_id", suffixes=("", "_bought"))
     pairs["apart"] = (pairs["sold_on"] - pairs["to"]).abs()
     near = pairs["apart"] <= pd.Timedelta(days=days)
     pairs = pairs[near & (pairs["id"] != pairs["id_bought"])]
     pairs = pairs.sort_values(["apart", "to", "id", "id_bought"])
     for one in ("id_bought", "id"):
-        pairs = pairs.drop_duplicates(["tenant", one])
+        pairs = pairs.drop_duplicates(one)
     return pd.Series(ended.index.isin(pairs["index"]), ended.index)
 
 
@@ -150,9 +149,8 @@ def _columns(days: int) -> dict[str, tuple[pa.DataType, str]]:
 
 RENEWAL_OUTCOMES_MONTHLY = Table(
     of=renewal_outcomes_monthly,
-    grain=("tenant", "month", *CELL[1:]),
+    grain=("month", *CELL),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": MEMBERSHIP_TYPE_ID,

@@ -22,7 +22,6 @@ from st_memberships_orchestration.metrics.tables import (
     FLAGS,
     MEMBERSHIP_TYPE_ID,
     MONEY,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -90,7 +89,7 @@ def mrr_outlook(
     rows = rows.join(renewal_links(memberships, zone, life)[["successor_id", "is_successor"]])
     names = {"mrr": "monthly_price", "prepaid": "amortised_monthly_price"}
     prices = pick(membership_prices, "membership_id", *names.values())
-    rows = attach(rows, prices.rename(columns={"membership_id": "id"}), "id", **names)
+    rows = attach(rows, prices, "id", id="membership_id", **names)
     now = pd.Timestamp(today)
     rows = rows[rows["status"].isin((ACTIVE, "Suspended")) & ~rows["is_deleted"]]
     rows = rows.reset_index(drop=True)
@@ -121,8 +120,8 @@ def mrr_outlook(
         )
         for outlook, mask in applies.items()
     ]
-    found: Frame = pd.concat(counted, ignore_index=True)
-    rows = found[found["is_first"] | found["is_any"]]
+    rows: Frame = pd.concat(counted, ignore_index=True)
+    rows = rows[rows["is_first"] | rows["is_any"]]
     once = rows["is_first"].astype("int64")
     rows = rows.assign(
         members=once,
@@ -145,7 +144,6 @@ MRR_OUTLOOK = Table(
     of=mrr_outlook,
     grain=(*CELL, "outlook"),
     columns={
-        "tenant": TENANT,
         "membership_type_id": MEMBERSHIP_TYPE_ID,
         "business_unit_id": BUSINESS_UNIT_ID,
         "outlook": (

@@ -25,7 +25,6 @@ from st_memberships_orchestration.metrics.tables import (
     MEMBERSHIP_TYPE_ID,
     MONEY,
     SHARE,
-    TENANT,
     TEXT,
     Table,
 )
@@ -90,11 +89,9 @@ def prepaid_unearned(
     ).rename(columns={"id": "membership_id"})
     names = ("months_per_bill", "bill_amount", "amortised_monthly_price", "price_basis")
     prices = pick(membership_prices, "membership_id", *names)
-    prices = prices.rename(columns={"membership_id": "id"})
-    rows = attach(rows, prices, "membership_id", **{name: name for name in names})
+    rows = attach(rows, prices, "membership_id", *names, id="membership_id")
     types = pick(membership_types, "id", "revenue_recognition_mode")
-    mode = "revenue_recognition_mode"
-    rows = attach(rows, types, "membership_type_id", revenue_recognition_mode=mode)
+    rows = attach(rows, types, "membership_type_id", "revenue_recognition_mode")
     now = pd.Timestamp(today)
     upfront = rows["billing_frequency"] == ONE_TIME
     ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
@@ -119,8 +116,7 @@ def prepaid_unearned(
     rows["unearned_by_time"] = _part(rows["paid"], left, days)
     visits = pick(visit_entitlements, "membership_id", "entitled", "unused", "period_basis")
     visits = visits[visits.pop("period_basis") == "term"]
-    visits = visits.rename(columns={"membership_id": "id"})
-    rows = attach(rows, visits, "membership_id", entitled="entitled", unused="unused")
+    rows = attach(rows, visits, "membership_id", "entitled", "unused", id="membership_id")
     entitled, unused = rows["entitled"].where(upfront), rows["unused"].where(upfront)
     rows["unearned_share_by_visits"] = share(unused, entitled)
     rows["unearned_by_visits"] = _part(rows["paid"], unused, entitled)
@@ -142,9 +138,8 @@ def _part(amount: Column, part: Column, whole: Column) -> Column:
 
 PREPAID_UNEARNED = Table(
     of=prepaid_unearned,
-    grain=("tenant", "membership_id"),
+    grain=("membership_id",),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Membership that is paid ahead."),
         "customer_id": (ID, "Customer who holds it."),
         "status": (TEXT, "Its status: Active or Suspended."),

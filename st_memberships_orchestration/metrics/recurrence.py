@@ -59,8 +59,8 @@ def projected(
     rows = rows[~(unmade & complete & (rows["day"] == rows["first"]))]
     rows = rows[rows["day"] <= until[rows["service"]]]
     rows = rows[["service", "day"]].drop_duplicates().sort_values(["service", "day"])
-    there = pd.MultiIndex.from_arrays([service[gone], days[gone]])
-    rows = rows[~pd.MultiIndex.from_frame(rows).isin(there)]
+    taken_off = pd.MultiIndex.from_arrays([service[gone], days[gone]])
+    rows = rows[~pd.MultiIndex.from_frame(rows).isin(taken_off)]
     limit = rules["visits_left"].to_numpy() - rules["count"].to_numpy()
     number = rows.groupby("service").cumcount().to_numpy() + 1
     rows = rows[number <= limit[rows["service"]]]
@@ -139,7 +139,7 @@ def _anchors(rules: Frame, services: Frame, service: np.ndarray, days: np.ndarra
     ahead = (new["slot"].to_numpy() - _month(start) % 12) % 12
     later["from"] = np.where(ahead == 0, start, _first_day(_month(start) + ahead))
     later["slot"] = later["from"] - _first_day(_month(later["from"].to_numpy(np.int64))) + 1
-    found = pd.concat(
+    anchors = pd.concat(
         [
             of(daily, daily * 0, "day"),
             or_own(weekly, kind == "Weekly", _weekday(begins), "week"),
@@ -150,33 +150,31 @@ def _anchors(rules: Frame, services: Frame, service: np.ndarray, days: np.ndarra
         ],
         ignore_index=True,
     )
-    found = found.assign(
-        step=rules["step"].to_numpy()[found["service"]],
-        nth=rules["nth"].fillna(0).to_numpy(np.int64)[found["service"]],
-        weekday=rules["weekday"].fillna(0).to_numpy(np.int64)[found["service"]],
+    anchors = anchors.assign(
+        step=rules["step"].to_numpy()[anchors["service"]],
+        nth=rules["nth"].fillna(0).to_numpy(np.int64)[anchors["service"]],
+        weekday=rules["weekday"].fillna(0).to_numpy(np.int64)[anchors["service"]],
     )
-    first = found["from"].to_numpy(np.int64)
-    unit = found["unit"].to_numpy()
-    found["period"] = np.select(
+    first = anchors["from"].to_numpy(np.int64)
+    unit = anchors["unit"].to_numpy()
+    anchors["period"] = np.select(
         [unit == "day", unit == "week"], [first, _week(first)], _month(first)
     )
     # A new service begins in the first period whose days are not all before its first day.
-    reach = found.assign(day=_day(found, found["period"])).groupby("service")["day"]
-    late = (reach.transform("max") < found["from"]) & ~made[found["service"]]
-    found["period"] += late.astype(int)
-    found["first"] = _day(found, found["period"])
-    early = found["first"].where(found["first"] >= found["from"], ENDLESS)
-    found["first"] = early.groupby(found["service"]).transform("min")
-    return found
+    reach = anchors.assign(day=_day(anchors, anchors["period"])).groupby("service")["day"]
+    late = (reach.transform("max") < anchors["from"]) & ~made[anchors["service"]]
+    anchors["period"] += late.astype(int)
+    anchors["first"] = _day(anchors, anchors["period"])
+    early = anchors["first"].where(anchors["first"] >= anchors["from"], ENDLESS)
+    anchors["first"] = early.groupby(anchors["service"]).transform("min")
+    return anchors
 
 
 def _slots(services: Frame, column: str, words: tuple[str, ...] | None, mine: np.ndarray) -> Frame:
     """One row per value of a list: `service` (position) and `slot`; words by their place."""
-    lists = pa.array([] if services.empty else services[column], from_pandas=True)
+    lists = pa.array(services[column], from_pandas=True)
     if isinstance(lists, pa.ChunkedArray):
         lists = lists.combine_chunks()
-    if pa.types.is_null(lists.type):
-        lists = lists.cast(pa.list_(pa.null()))
     values = pc.list_flatten(lists)
     if words:
         values = pc.index_in(values.cast(pa.string()), pa.array(words))

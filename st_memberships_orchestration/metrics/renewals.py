@@ -35,7 +35,6 @@ from st_memberships_orchestration.metrics.tables import (
     MONEY,
     MONTH,
     SHARE,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -84,16 +83,10 @@ def renewals(
         "monthly_price",
         "amortised_monthly_price",
         "price_basis",
-    ).rename(columns={"membership_id": "id"})
-    rows = attach(
-        rows,
-        prices,
-        "id",
-        monthly_price="monthly_price",
-        amortised="amortised_monthly_price",
-        price_basis="price_basis",
-    ).reset_index(drop=True)
-    rows["monthly_value"] = rows["monthly_price"].fillna(rows["amortised"])
+    )
+    prices["monthly_value"] = prices["monthly_price"].fillna(prices["amortised_monthly_price"])
+    names = ("monthly_value", "price_basis")
+    rows = attach(rows, prices, "id", *names, id="membership_id").reset_index(drop=True)
     rows["membership_id"], rows["term_end"] = rows["id"], rows["to"]
     left = (rows["to"] - pd.Timestamp(today)).dt.days
     rows["days_left"] = left.astype("Int64")
@@ -162,10 +155,9 @@ def ended_terms(memberships: Frame, life: Frame, today: date, zone: ZoneInfo) ->
     rows = _with_links(memberships, zone, life)
     rows = rows[rows["to"].notna() & ~rows["gone"] & (rows["to"] < before(today))]
     rows = rows.reset_index(drop=True)
-    status = life.rename(columns={"membership_id": "id"})
-    status = status.merge(rows[["tenant", "id", "to"]], on=["tenant", "id"])
+    status = life.rename(columns={"membership_id": "id"}).merge(rows[["id", "to"]], on="id")
     status = status[status["began"] < status["to"] + pd.Timedelta(days=1)]
-    at_end = status.drop_duplicates(["tenant", "id"], keep="last")
+    at_end = status.drop_duplicates("id", keep="last")
     rows = attach(rows, at_end, "id", at_end="status")
     cancelled = (rows["at_end"] == "Canceled") | (
         (rows["status"] == "Canceled") & (rows["cancellation_date"] <= rows["to"])
@@ -208,9 +200,8 @@ def _is_day_after(rows: Frame) -> np.ndarray:
 
 RENEWALS = Table(
     of=renewals,
-    grain=("tenant", "membership_id"),
+    grain=("membership_id",),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Membership whose term ends."),
         "customer_id": (ID, "Customer who holds it."),
         "membership_type_id": MEMBERSHIP_TYPE_ID,
@@ -236,9 +227,8 @@ RENEWALS = Table(
 
 RENEWAL_RATE_MONTHLY = Table(
     of=renewal_rate_monthly,
-    grain=("tenant", "month", *CELL[1:]),
+    grain=("month", *CELL),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": MEMBERSHIP_TYPE_ID,

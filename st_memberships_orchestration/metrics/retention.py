@@ -42,12 +42,11 @@ from st_memberships_orchestration.metrics.tables import (
     MONEY,
     MONTH,
     SHARE,
-    TENANT,
     TRUTH,
     Table,
 )
 
-LINE = ["tenant", "month", "membership_type_id"]
+LINE = ["month", "membership_type_id"]
 YEAR = 12
 
 
@@ -106,8 +105,8 @@ def membership_mrr_history(
     state = rows[["active", "mrr", "prepaid"]]
     earlier = state.shift(fill_value=0).where(follows(rows), 0)
     rows = rows[(state != earlier).any(axis=1)].reset_index(drop=True)
-    names = {name: name for name in ("customer_id", *CELL[1:])}
-    rows = attach(rows, pick(memberships, "id", *names), "membership_id", **names)
+    names = ("customer_id", *CELL)
+    rows = attach(rows, pick(memberships, "id", *names), "membership_id", *names)
     rows["month"] = month_start(rows["month"])
     rows["is_member"] = rows["active"] == 1
     return MEMBERSHIP_MRR_HISTORY.frame(rows)
@@ -163,7 +162,7 @@ def revenue_retention(
     measures = [name for name in rows if name not in (*LINE, *LOST)]
     rows[measures] = rows[measures].fillna(0).astype("int64")
     rows = rows.groupby(LINE, dropna=False, as_index=False)[measures].sum()
-    rows = rows.sort_values(["tenant", "membership_type_id", "month"], ignore_index=True)
+    rows = rows.sort_values(["membership_type_id", "month"], ignore_index=True)
     rows["is_complete"] = month_of(rows["month"]) < month_number(today)
     rows["prepaid_end"] = rows["amortised_end"]
     rows["recurring_revenue"] = rows["mrr_end"] + rows["amortised_end"]
@@ -172,7 +171,7 @@ def revenue_retention(
     rows["net_revenue_retention"] = share(rows["net_retained"], rows["revenue_year_ago"])
     rows["arpm"] = _divided(rows["mrr_end"], rows["members_recurring"])
     whole = rows[["active_start", "losses"]].where(rows["is_complete"], 0)
-    line = rows.groupby(["tenant", "membership_type_id"], dropna=False).ngroup()
+    line = rows.groupby("membership_type_id", dropna=False).ngroup()
     so_far = whole.groupby(line).cumsum()
     year = so_far - so_far.groupby(line).shift(YEAR, fill_value=0)
     rows["lifetime_months"] = share(year["active_start"], year["losses"])
@@ -216,20 +215,20 @@ def cohort_revenue(
     """
     memberships = with_plausible_days(memberships, earliest, today)
     last = month_number(today)
-    known = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
+    members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))
-    known = known.join(links[["sold_on", "origin", "is_successor"]])
-    gone = known["is_deleted"] | (known["status"] == "Deleted")
-    sold = known[~gone & ~known["is_successor"] & (known["sold_on"] < before(today))]
+    members = members.join(links[["sold_on", "origin", "is_successor"]])
+    gone = members["is_deleted"] | (members["status"] == "Deleted")
+    sold = members[~gone & ~members["is_successor"] & (members["sold_on"] < before(today))]
     sold = sold.assign(sold_month=month_of(sold["sold_on"]).astype("int64"))
-    group = ["tenant", "sold_month", "membership_type_id"]
+    group = ["sold_month", "membership_type_id"]
     sold["cohort"] = sold.groupby(group, dropna=False).ngroup()
     cohorts = sold.groupby(["cohort", *group], dropna=False, as_index=False).size()
 
     steps = _revenue_steps(membership_mrr_history)
-    place = locate(steps, known, "membership_id")
+    place = locate(steps, members, "membership_id")
     steps = steps[place >= 0].assign(
-        origin=known["origin"].to_numpy()[place[place >= 0]],
+        origin=members["origin"].to_numpy()[place[place >= 0]],
         hidden=gone.to_numpy()[place[place >= 0]],
     )
     steps = steps[~steps["hidden"]]
@@ -263,8 +262,7 @@ def cohort_revenue(
 def _revenue_steps(history: Frame) -> Frame:
     """By how much each membership's recurring revenue changes, in order: `month`, `change`."""
     names = ("membership_id", "customer_id", "membership_type_id", "month", "mrr", "prepaid")
-    rows = pick(history, *names).sort_values(["tenant", "membership_id", "month"])
-    rows = rows.reset_index(drop=True)
+    rows = pick(history, *names).sort_values(["membership_id", "month"], ignore_index=True)
     revenue = rows["mrr"] + rows["prepaid"]
     rows["change"] = (revenue - revenue.shift(fill_value=0).where(follows(rows), 0)).astype("int64")
     rows["month"] = month_of(rows["month"])
@@ -276,9 +274,7 @@ def _retained(history: Frame, today: date) -> Frame:
     steps = _revenue_steps(history)
     unknown = steps["customer_id"].isna()
     steps["customer_id"] = steps["customer_id"].mask(unknown, -steps["membership_id"])
-    owner = ["tenant", "customer_id"]
-    steps["owner"] = steps.groupby(owner).ngroup()
-    tenants = steps.drop_duplicates("owner").set_index("owner")["tenant"]
+    steps = steps.rename(columns={"customer_id": "owner"})
     paid = steps.groupby(["owner", "month"], as_index=False)["change"].sum()
     paid["now"] = paid.groupby("owner")["change"].cumsum()
     paid["type"] = _leading_type(steps, paid)
@@ -306,7 +302,6 @@ def _retained(history: Frame, today: date) -> Frame:
     moves: Frame = pd.concat([both, ends], ignore_index=True)
     moves = moves[moves[list(values)].ne(0).any(axis=1)].reset_index(drop=True)
     moves = moves.assign(
-        tenant=moves["owner"].map(tenants),
         membership_type_id=moves["base_type"].mask(moves["base_type"] < 0),
         business_unit_id=pd.array([pd.NA] * len(moves), "Int64"),
     )
@@ -338,9 +333,8 @@ def _divided(amount: Column, by: Column) -> Column:
 
 MEMBERSHIP_MRR_HISTORY = Table(
     of=membership_mrr_history,
-    grain=("tenant", "membership_id", "month"),
+    grain=("membership_id", "month"),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Membership."),
         "month": (DAY, "First day of the month from whose end on this holds."),
         "customer_id": (ID, "Customer who holds it; null if the membership is unknown."),
@@ -354,9 +348,8 @@ MEMBERSHIP_MRR_HISTORY = Table(
 
 REVENUE_RETENTION = Table(
     of=revenue_retention,
-    grain=("tenant", "month", "membership_type_id"),
+    grain=("month", "membership_type_id"),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": MEMBERSHIP_TYPE_ID,
@@ -378,9 +371,8 @@ REVENUE_RETENTION = Table(
 
 COHORT_REVENUE = Table(
     of=cohort_revenue,
-    grain=("tenant", "cohort_month", "membership_type_id", "months_since"),
+    grain=("cohort_month", "membership_type_id", "months_since"),
     columns={
-        "tenant": TENANT,
         "cohort_month": (DAY, "First day of the month of sale."),
         "membership_type_id": (ID, "Membership type first sold."),
         "months_since": (COUNT, "Months since the month of sale; 0 is that month itself."),

@@ -10,6 +10,7 @@ from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
     Frame,
+    among,
     attach,
     explode,
     flags,
@@ -46,7 +47,6 @@ from st_memberships_orchestration.metrics.tables import (
     MONEY,
     MONTH,
     SHARE,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -183,12 +183,7 @@ def recurring_revenue_monthly(
         zone,
     )
     moves = movements(memberships, life, today, zone, renewal_grace_days)
-    rows = attach(
-        _bridge(rows, moves),
-        pick(memberships, "id", *CELL[1:]),
-        "membership_id",
-        **{name: name for name in CELL[1:]},
-    )
+    rows = attach(_bridge(rows, moves), pick(memberships, "id", *CELL), "membership_id", *CELL)
     rows = by_month(rows, [*FLOWS, *STOCKS], today)
     for stock in STOCKS:
         rows[stock] = running(rows, rows[stock])
@@ -211,11 +206,9 @@ def _every_version(versions: Frame, newest: Frame) -> Frame:
     """All known versions, and the newest state of the records of which none is known."""
     if versions is None or versions.empty:
         return newest
-    if newest.empty:
-        return versions
     if "is_deleted" not in versions:
         versions = versions.assign(is_deleted=~versions["active"].fillna(True).astype(bool))
-    bare = newest[locate(pick(newest, "id"), pick(versions, "id"), "id") < 0]
+    bare = newest[~among(newest["id"], versions["id"])]
     validity = [name for name in ("valid_from", "valid_to") if name in versions]
     never = {name: pd.Series(pd.NaT, bare.index, versions[name].dtype) for name in validity}
     return pd.concat([versions, bare.assign(**never)], join="inner", ignore_index=True)
@@ -350,11 +343,10 @@ def _with_type_prices(rows: Frame, membership_types: Frame) -> Frame:
     rows["place"] = rows["place"].astype("Int64")
     prices = ("billing_price", "sale_price", "renewal_price")
     names = ("duration", "billing_frequency", *prices)
-    numbered = membership_types.reset_index(drop=True)
-    numbered["id"] = np.arange(len(numbered))
+    numbered = membership_types.assign(id=np.arange(len(membership_types)))
     options = explode(numbered, "duration_billing", *names, owner="place")
     options["term"] = options["duration"].fillna(-1)
-    key = ["tenant", "place", "term", "billing_frequency"]
+    key = ["place", "term", "billing_frequency"]
     each = {
         f"{price}_{word}": (price, word) for price in prices for word in ("min", "max", "count")
     }
@@ -366,8 +358,8 @@ def _with_type_prices(rows: Frame, membership_types: Frame) -> Frame:
         grouped[price] = least.where(clear)
     grouped["options"] = grouped["options"].astype("Int64")
     rows["term"] = rows["duration"].fillna(-1)
-    found = rows[key].merge(grouped[[*key, "options", *prices]], on=key, how="left")
-    return rows.join(found.set_axis(rows.index).drop(columns=key))
+    listed = rows[key].merge(grouped[[*key, "options", *prices]], on=key, how="left")
+    return rows.join(listed.set_axis(rows.index).drop(columns=key))
 
 
 def _is_price(amount: Column) -> Column:
@@ -391,12 +383,12 @@ def _terms(
     The first row of each membership has no `valid_from`: it holds before all that is known.
     """
     rows = versions_of(versions, *PRICING)
-    is_first = ~rows.duplicated(["tenant", "id"])
+    is_first = ~rows.duplicated("id")
     since = rows["valid_from"]
     firsts = rows[is_first].assign(valid_from=since.mask(is_first), is_backdated=since.notna())
     rows = pd.concat([firsts, rows[since.notna()].assign(is_backdated=False)], ignore_index=True)
-    rows = rows.sort_values(["tenant", "id", "valid_from"], na_position="first", ignore_index=True)
-    goes_on = rows.duplicated(["tenant", "id"]).shift(-1, fill_value=False)
+    rows = rows.sort_values(["id", "valid_from"], na_position="first", ignore_index=True)
+    goes_on = rows.duplicated("id").shift(-1, fill_value=False)
     rows["until"] = rows["valid_from"].shift(-1).where(goes_on)
 
     templates = versions_of(invoice_templates, "total", "is_deleted")
@@ -404,16 +396,16 @@ def _terms(
         locate(rows, templates, "billing_template_id") < 0
     )
     types = versions_of(membership_types)
-    options = [] if membership_types.empty else membership_types["duration_billing"]
-    types["options"] = np.array([str(each) for each in options], dtype=object)[types["place"]]
+    options = [str(each) for each in membership_types["duration_billing"]]
+    types["options"] = np.array(options, dtype=object)[types["place"]]
     cuts = [
         _cuts(rows[~listed], templates, "billing_template_id", ["total", "is_deleted"]),
         _cuts(rows[listed], types, "membership_type_id", ["options"]),
     ]
     rows = pd.concat([rows, *cuts], ignore_index=True)
-    rows = rows.sort_values(["tenant", "id", "valid_from"], na_position="first", ignore_index=True)
+    rows = rows.sort_values(["id", "valid_from"], na_position="first", ignore_index=True)
     is_backdated = rows.pop("is_backdated")
-    rows["is_renewal"] = locate(rows, renewals, "id") >= 0
+    rows["is_renewal"] = among(rows["id"], renewals["id"])
     rows = priced(rows, membership_types, invoice_templates)
     rows["is_backdated"] |= is_backdated
     return rows.rename(columns={"id": "membership_id"})
@@ -421,14 +413,13 @@ def _terms(
 
 def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
     """`rows` again from each moment within their time at which the record they name changed."""
-    record = versions[["tenant", "id"]]
     before = versions[content].shift()
-    repeats = (record == record.shift()).all(axis=1) & (
+    repeats = (versions["id"] == versions["id"].shift()) & (
         (versions[content] == before) | (versions[content].isna() & before.isna())
     ).fillna(False).all(axis=1)
     steps = versions[~repeats & versions["valid_from"].notna()]
-    steps = steps[["tenant", "id", "valid_from"]].rename(columns={"id": on, "valid_from": "cut"})
-    cuts = rows[rows[on].notna()].merge(steps, on=["tenant", on])
+    steps = steps[["id", "valid_from"]].rename(columns={"id": on, "valid_from": "cut"})
+    cuts = rows[rows[on].notna()].merge(steps, on=on)
     within = ~(cuts["cut"] <= cuts["valid_from"]) & ~(cuts["cut"] >= cuts["until"])
     return cuts[within].assign(valid_from=cuts["cut"]).drop(columns="cut")
 
@@ -449,7 +440,7 @@ def month_ends(
     Args: as of `recurring_revenue_monthly`, and `life`, the `spells`.
 
     Returns:
-        `tenant`, `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
+        `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
         membership and month.
     """
     links = renewal_links(memberships, zone, life)
@@ -459,30 +450,28 @@ def month_ends(
         _every_version(invoice_template_versions, invoice_templates),
         links[links["is_successor"]],
     )
-    member = ["tenant", "membership_id"]
     status = life.assign(
         active=(life["status"] == ACTIVE).astype("Int64"),
         inferred=life["is_inferred"].astype("Int64"),
     )
     terms = terms.assign(terms=pd.array(np.arange(len(terms)), dtype="Int64"))
     terms["at"] = terms["valid_from"]
-    first = terms.drop_duplicates(member).rename(columns={"membership_id": "id"})
     steps: Frame = pd.concat(
         [
-            status[[*member, "at", "active", "inferred"]],
-            terms[terms["at"].notna()][[*member, "at", "terms"]],
+            status[["membership_id", "at", "active", "inferred"]],
+            terms[terms["at"].notna()][["membership_id", "at", "terms"]],
         ],
         ignore_index=True,
     )
     steps["began"] = local(steps["at"], zone)
     steps = steps[steps["began"] < before(today)]
-    steps = steps.sort_values([*member, "at", "terms"], ignore_index=True)
+    steps = steps.sort_values(["membership_id", "at", "terms"], ignore_index=True)
     lasting = ["active", "inferred", "terms"]
-    steps[lasting] = steps.groupby(member)[lasting].ffill()
-    steps = attach(steps, first, "membership_id", first_terms="terms")
+    steps[lasting] = steps.groupby("membership_id")[lasting].ffill()
+    steps = attach(steps, terms, "membership_id", id="membership_id", first_terms="terms")
     steps["terms"] = steps["terms"].fillna(steps["first_terms"])
     steps["month"] = month_of(steps["began"])
-    steps = steps.drop_duplicates([*member, "month"], keep="last", ignore_index=True)
+    steps = steps.drop_duplicates(["membership_id", "month"], keep="last", ignore_index=True)
 
     place = steps["terms"].fillna(-1).to_numpy(np.int64)
     active = (steps["active"] == 1).fillna(False).to_numpy()
@@ -509,7 +498,7 @@ def month_ends(
         "members_one_time": active & one_time,
         "one_time_unpriced": active & one_time & ~is_priced,
     }
-    return steps[[*member, "month"]].assign(
+    return steps[["membership_id", "month"]].assign(
         **{name: np.asarray(values, np.int64) for name, values in state.items()}
     )
 
@@ -520,14 +509,14 @@ def _bridge(rows: Frame, moves: Frame) -> Frame:
     What is called by what happened in the month: who came by the first entry, who left by the last
     exit.
     """
-    key = ["tenant", "membership_id", "month"]
+    key = ["membership_id", "month"]
     entries = moves[moves["is_entry"]].drop_duplicates(key)
     exits = moves[moves["change"] < 0].drop_duplicates(key, keep="last")
     losses = moves[moves["change"] == 0].drop_duplicates(key, keep="last")
     named = rows[key]
-    for name, found in (("entry", entries), ("exit", exits), ("loss", losses)):
+    for name, steps in (("entry", entries), ("exit", exits), ("loss", losses)):
         columns = [*key, "kind", *(["is_resumed"] if name == "entry" else [])]
-        named = named.merge(found[columns].rename(columns={"kind": name}), on=key, how="left")
+        named = named.merge(steps[columns].rename(columns={"kind": name}), on=key, how="left")
     named = named.set_axis(rows.index)
     same = follows(rows)
     earlier = rows[["active", *STOCKS]].shift(fill_value=0).where(same, 0)
@@ -562,9 +551,8 @@ def _bridge(rows: Frame, moves: Frame) -> Frame:
 
 MEMBERSHIP_PRICES = Table(
     of=membership_prices,
-    grain=("tenant", "membership_id"),
+    grain=("membership_id",),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Membership."),
         "status": (TEXT, "Its status."),
         "is_deleted": (TRUTH, "Whether the record is deleted, whatever its status says."),
@@ -590,9 +578,8 @@ MEMBERSHIP_PRICES = Table(
 
 RECURRING_REVENUE_MONTHLY = Table(
     of=recurring_revenue_monthly,
-    grain=("tenant", "month", *CELL[1:]),
+    grain=("month", *CELL),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": MEMBERSHIP_TYPE_ID,

@@ -34,7 +34,6 @@ from st_memberships_orchestration.metrics.tables import (
     MONEY,
     MONTH,
     SHARE,
-    TENANT,
     TEXT,
     Table,
 )
@@ -97,13 +96,12 @@ def sales_monthly(
     rows = rows.join(renewal_links(memberships, zone)[["sold_on", "is_successor"]])
     life = spells(membership_status, zone, memberships)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
-    began = moves[moves["is_entry"]].rename(columns={"membership_id": "id"})
-    lost = moves[moves["kind"].isin(LOST)].rename(columns={"membership_id": "id"})
-    rows = attach(rows, began, "id", began="began")
-    rows = attach(rows, lost, "id", lost="began")
+    rows = attach(rows, moves[moves["is_entry"]], "id", "began", id="membership_id")
+    lost = moves[moves["kind"].isin(LOST)]
+    rows = attach(rows, lost, "id", id="membership_id", lost="began")
     prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")
     prices["value"] = prices["monthly_price"].fillna(prices["amortised_monthly_price"])
-    rows = attach(rows, prices.rename(columns={"membership_id": "id"}), "id", value="value")
+    rows = attach(rows, prices, "id", "value", id="membership_id")
     gone = rows["is_deleted"] | (rows["status"] == "Deleted")
     rows = rows[~gone & (rows["sold_on"] < before(today))].reset_index(drop=True)
 
@@ -136,9 +134,8 @@ def sales_monthly(
 
 SALES_MONTHLY = Table(
     of=sales_monthly,
-    grain=("tenant", "month", "business_unit_id", "sold_by_id", "activation_method"),
+    grain=("month", "business_unit_id", "sold_by_id", "activation_method"),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "business_unit_id": BUSINESS_UNIT_ID,

@@ -20,7 +20,6 @@ from st_memberships_orchestration.metrics.frames import (
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
-    CELL,
     before,
     by_month,
     movements,
@@ -33,7 +32,6 @@ from st_memberships_orchestration.metrics.tables import (
     ID,
     IS_COMPLETE,
     MONTH,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -131,7 +129,7 @@ def membership_summary(
     return MEMBERSHIP_SUMMARY.frame(rows)
 
 
-LINE = ["tenant", "month", "membership_type_id"]
+LINE = ["month", "membership_type_id"]
 REASONS = ("intermediate_step", "went_on_as_renewal", "was_no_member", "named_otherwise")
 MEASURES = ["summary", "ours", *REASONS]
 
@@ -145,15 +143,14 @@ def _steps(
     """
     life = spells(membership_status, zone, memberships)
     rows = life[life["began"] < before(today)].reset_index(drop=True)
-    known = pick(memberships, "id", "membership_type_id")
-    known = known.join(renewal_links(memberships, zone, life)["is_successor"])
-    names = {name: name for name in ("membership_type_id", "is_successor")}
-    rows = attach(rows, known, "membership_id", **names)
+    members = pick(memberships, "id", "membership_type_id")
+    members = members.join(renewal_links(memberships, zone, life)["is_successor"])
+    rows = attach(rows, members, "membership_id", "membership_type_id", "is_successor")
     rows["month"] = month_of(rows["began"])
     moves = movements(memberships, life, today, zone, grace)
-    member = ["tenant", "membership_id"]
     # By the moment: the clock on the wall shows some twice.
-    rows = rows.merge(moves[[*member, "at", "kind"]], on=[*member, "at"], how="left")
+    moment = ["membership_id", "at"]
+    rows = rows.merge(moves[[*moment, "kind"]], on=moment, how="left")
     comes = rows["status"] == ACTIVE
     first = comes & rows["previous"].isna()
     column = np.select(
@@ -161,7 +158,7 @@ def _steps(
         ["renewed", "new_sales", "reactivated"],
         rows["status"].map(EXIT_COLUMNS).fillna("other"),
     )
-    is_last = ~rows.duplicated([*member, "month"], keep="last")
+    is_last = ~rows.duplicated(["membership_id", "month"], keep="last")
     rows["theirs"] = pd.Series(column, rows.index, dtype="str").where(is_last)
     rows["ours"] = rows["kind"].map(OURS)
     rows["change"] = comes.astype("int64") - (rows["previous"] == ACTIVE)
@@ -197,9 +194,9 @@ def _counted(steps: Frame, movement: Column, **measures: Column | int) -> Frame:
 def _stocks(steps: Frame, today: date) -> list[Frame]:
     """Members at both ends of every month: the same number in both."""
     nothing = pd.array([pd.NA] * len(steps), "Int64")
-    rows = by_month(steps.assign(**{CELL[2]: nothing}), ["change"], today)
+    rows = by_month(steps.assign(business_unit_id=nothing), ["change"], today)
     end = running(rows, rows["change"])
-    line = rows[["tenant", "membership_type_id"]].assign(month=rows["month_number"])
+    line = rows[["membership_type_id"]].assign(month=rows["month_number"])
     return [
         line.assign(movement=name, summary=count, ours=count)
         for name, count in (("active_at_start", end - rows["change"]), ("active_at_end", end))
@@ -210,7 +207,6 @@ MEMBERSHIP_SUMMARY = Table(
     of=membership_summary,
     grain=(*LINE, "movement"),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": (ID, "Membership type: a line of the report."),

@@ -24,7 +24,6 @@ DAY = pa.date32()
 TRUTH = pa.bool_()
 
 FLAGS = (TEXT, "Why the row needs a careful look, words joined by a comma; null means nothing.")
-TENANT = (TEXT, "Key of the contractor's account.")
 MONTH = (DAY, "First day of the month, on the contractor's calendar.")
 IS_COMPLETE = (TRUTH, "False for the running month, which is counted up to and with today.")
 MEMBERSHIP_TYPE_ID = (ID, "Membership type, as it is today; null if the membership is unknown.")
@@ -37,8 +36,8 @@ class Table:
 
     Attributes:
         of: function that computes it; its docstring is the definition shown to operators.
-        grain: columns that tell one row from any other; rows are sorted by them.
-        columns: Arrow type and meaning of each column, in order.
+        grain: columns that tell one row of a tenant from any other; rows are sorted by them.
+        columns: Arrow type and meaning of each column, in order; the lake has `tenant` before.
     """
 
     of: Callable[..., pd.DataFrame]
@@ -58,8 +57,8 @@ class Table:
     def meaning_of(self, argument: str) -> str:
         """What the function's docstring says of one of its arguments."""
         arguments = (inspect.getdoc(self.of) or "").partition("\nArgs:\n")[2]
-        found = re.search(rf"^ +{argument}: (.+(?:\n {{5,}}.+)*)", arguments, re.MULTILINE)
-        return " ".join(found[1].split()) if found else ""
+        meaning = re.search(rf"^ +{argument}: (.+(?:\n {{5,}}.+)*)", arguments, re.MULTILINE)
+        return " ".join(meaning[1].split()) if meaning else ""
 
     @property
     def schema(self) -> pa.Schema:

@@ -10,10 +10,10 @@ import pandas as pd
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Frame,
+    among,
     attach,
     explode,
     flags,
-    locate,
     month_number,
     month_of,
     pick,
@@ -38,7 +38,6 @@ from st_memberships_orchestration.metrics.tables import (
     MEMBERSHIP_TYPE_ID,
     MONTH,
     SHARE,
-    TENANT,
     TEXT,
     TRUTH,
     Table,
@@ -123,8 +122,8 @@ def visits(
         rows,
         services,
         "recurring_service_id",
-        recurring_service_type_id="recurring_service_type_id",
-        location_id="location_id",
+        "recurring_service_type_id",
+        "location_id",
         service_unit="business_unit_id",
         service_deleted="is_deleted",
     )
@@ -133,10 +132,9 @@ def visits(
         rows,
         members,
         "membership_id",
+        "customer_id",
+        *CELL,
         membership_status="status",
-        customer_id="customer_id",
-        membership_type_id="membership_type_id",
-        business_unit_id="business_unit_id",
         membership_ended_on="ended_on",
         member_deleted="is_deleted",
     )
@@ -172,8 +170,8 @@ def visits(
     overdue = (now - due_on).dt.days
     rows["days_overdue"] = overdue.where(rows["is_owed"], 0).astype("int64")
     rows["flags"] = flags(
-        service_unknown=locate(rows, services, "recurring_service_id") < 0,
-        membership_unknown=~alone & (locate(rows, members, "membership_id") < 0),
+        service_unknown=~among(rows["recurring_service_id"], services["id"]),
+        membership_unknown=~alone & ~among(rows["membership_id"], members["id"]),
         booked_without_job=~deleted & won & ~attached,
         job_without_booking=~deleted & attached & ~won,
         open_after_membership_ended=undone & (due_on > rows["membership_ended_on"]),
@@ -292,26 +290,20 @@ def members_without_future_visit(
     dated = pick(visits, "event_id", "membership_id", "recurring_service_id", "due_on", "state")
     dated = attach(dated, services, "recurring_service_id", given_up="is_deleted")
     planned = dated["state"].isin((*UNDONE, "booked", "done")) & ~dated["given_up"]
-    ahead = dated[planned & (dated["due_on"] >= now)]
-    rows = rows[locate(rows, ahead, "membership_id", "membership_id") < 0].reset_index(drop=True)
+    ahead = dated["membership_id"][planned & (dated["due_on"] >= now)]
+    rows = rows[~among(rows["membership_id"], ahead)].reset_index(drop=True)
 
     kept = dated[~dated["state"].isin(("cancelled", "removed")) & (dated["due_on"] < now)]
-    last = kept.groupby(["tenant", "membership_id"], as_index=False)["due_on"].max()
-    rows = attach(
-        rows, last.rename(columns={"membership_id": "id"}), "membership_id", last="due_on"
-    )
-    in_use = services[~services["is_deleted"]]
-    counts = in_use.groupby(["tenant", "membership_id"], as_index=False)["id"].count()
-    counts = counts.rename(columns={"id": "services", "membership_id": "id"})
-    rows = attach(rows, counts, "membership_id", services="services")
-    rows["services"] = rows["services"].fillna(0)
-    types = pick(membership_types, "id")
+    last = kept.groupby("membership_id", as_index=False)["due_on"].max()
+    on = "membership_id"
+    rows = attach(rows, last, on, id=on, last_visit_due_on="due_on")
+    in_use = services[~services["is_deleted"]].groupby("membership_id").size()
+    rows["services"] = rows["membership_id"].map(in_use).fillna(0)
     included = explode(
         membership_types, "recurring_services", "recurring_service_type_id", owner="type_id"
     )
-    includes = locate(rows, included, "membership_type_id", "type_id") >= 0
-    unknown = locate(rows, types, "membership_type_id") < 0
-    rows["last_visit_due_on"] = rows["last"]
+    includes = among(rows["membership_type_id"], included["type_id"])
+    unknown = ~among(rows["membership_type_id"], pick(membership_types, "id")["id"])
     rows["type_includes_visits"] = pd.Series(includes, dtype="boolean").mask(unknown)
     rows["reason"] = np.where(rows["services"] == 0, "no_service", "no_future_visit")
     rows["flags"] = flags(type_unknown=unknown)
@@ -337,11 +329,11 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
         "is_deleted",
     )
     latest = spells(membership_status, zone, memberships).drop_duplicates(
-        ["tenant", "membership_id"], keep="last"
+        "membership_id", keep="last"
     )
-    latest["since"] = latest["began"].dt.normalize().astype("datetime64[s]")
-    latest = latest.rename(columns={"membership_id": "id"})
-    rows = attach(rows, latest, "id", history_status="status", status_since="since")
+    latest["status_since"] = latest["began"].dt.normalize().astype("datetime64[s]")
+    on = "membership_id"
+    rows = attach(rows, latest, "id", "status_since", id=on, history_status="status")
     status = rows["status"].mask(rows["is_deleted"], "Deleted")
     expired = rows["to"].where(status == "Expired")
     since = rows["status_since"].where(rows["history_status"] == status)
@@ -352,9 +344,8 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
 
 VISITS = Table(
     of=visits,
-    grain=("tenant", "event_id"),
+    grain=("event_id",),
     columns={
-        "tenant": TENANT,
         "event_id": (ID, "Visit: the recurring service event."),
         "due_on": (DAY, "Day the visit is due."),
         "state": (
@@ -382,9 +373,8 @@ VISITS = Table(
 
 VISITS_MONTHLY = Table(
     of=visits_monthly,
-    grain=("tenant", "month", *CELL[1:]),
+    grain=("month", *CELL),
     columns={
-        "tenant": TENANT,
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": (ID, "Membership type; null means sold without a membership."),
@@ -404,9 +394,8 @@ VISITS_MONTHLY = Table(
 
 MEMBERS_WITHOUT_FUTURE_VISIT = Table(
     of=members_without_future_visit,
-    grain=("tenant", "membership_id"),
+    grain=("membership_id",),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Active membership without a planned visit."),
         "customer_id": (ID, "Customer who holds it."),
         "membership_type_id": MEMBERSHIP_TYPE_ID,

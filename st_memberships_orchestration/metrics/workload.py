@@ -29,7 +29,6 @@ from st_memberships_orchestration.metrics.tables import (
     ID,
     MEMBERSHIP_TYPE_ID,
     SHARE,
-    TENANT,
     TEXT,
     Table,
 )
@@ -139,8 +138,7 @@ def visit_forecast(
     rows["month"] = month_of(rows["due_on"].astype("datetime64[s]"))
     rows["due"] = rows["listed"] + rows["projected"]
     where = services.take(rows["service"].to_numpy(np.int64)).reset_index(drop=True)
-    rows = rows.join(where[["tenant", "recurring_service_type_id", "business_unit_id"]])
-    rows["location_id"] = where["location_id"]
+    rows = rows.join(where[["recurring_service_type_id", "business_unit_id", "location_id"]])
     rows["of_suspended"] = rows["due"] * (where["member_status"] == "Suspended")
     grain = list(VISIT_FORECAST.grain)
     rows = rows.groupby(grain, dropna=False, as_index=False)[
@@ -298,14 +296,12 @@ def _day(today: date) -> np.datetime64:
 VISIT_FORECAST = Table(
     of=visit_forecast,
     grain=(
-        "tenant",
         "month",
         "recurring_service_type_id",
         "business_unit_id",
         "location_id",
     ),
     columns={
-        "tenant": TENANT,
         "month": (DAY, "First day of the month of the due day; the running one counts from today."),
         "recurring_service_type_id": (ID, "Type of the recurring service."),
         "service_name": (TEXT, "Name of that type."),
@@ -322,9 +318,8 @@ VISIT_FORECAST = Table(
 
 VISIT_ENTITLEMENTS = Table(
     of=visit_entitlements,
-    grain=("tenant", "membership_id"),
+    grain=("membership_id",),
     columns={
-        "tenant": TENANT,
         "membership_id": (ID, "Running membership."),
         "customer_id": (ID, "Customer who holds it."),
         "status": (TEXT, "Its status: Active or Suspended."),
