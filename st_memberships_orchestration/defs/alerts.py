@@ -24,6 +24,7 @@ from st_memberships_orchestration.defs.health import (
     contradicted_checks,
 )
 from st_memberships_orchestration.defs.partitions import tenants_of_run
+from st_memberships_orchestration.defs.verdicts import verdict_of
 from st_memberships_orchestration.health.notices import Problem, Told, tell
 from st_memberships_orchestration.health.states import facts_of, issues_of
 from st_memberships_orchestration.lake.store import Lake
@@ -232,7 +233,6 @@ def _of_checks(
         result = record.evaluation
         table = key.asset_key.to_user_string()
         assert isinstance(result, dg.AssetCheckEvaluation)
-        remedy = result.metadata.get("what_to_do")
         is_error = result.severity == dg.AssetCheckSeverity.ERROR
         for tenant, rows in tenants.items():
             found.append(
@@ -244,7 +244,7 @@ def _of_checks(
                     cause="Rows of this tenant contradict it."
                     if rows is None
                     else f"Rows that contradict it: {rows:,}.",
-                    remedy=str(remedy.value) if remedy else "See the check's rows in Dagster.",
+                    remedy=verdict_of(result).remedy,
                     link=f"{settings.ui_url.rstrip('/')}/assets/{table}?view=checks",
                     severity="failure" if is_error else "warning",
                 )

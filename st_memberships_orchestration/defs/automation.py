@@ -9,7 +9,7 @@ is: the next one reads whatever this one would have.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -244,8 +244,9 @@ def _changes_brought_by_sync(settings: Settings) -> dg.SensorDefinition:
         for tenant, batches in newest_batches(lake, sorted(settings.tenants)).items():
             last = asked.get(tenant, Asked())
             began = _has_begun(context.instance, last)
-            changed = {name for name, batch in batches.items() if batch != last.batches.get(name)}
-            due = jobs_after(changed) or (["derive"] if began is False else [])
+            due = jobs_after(changed_feeds(last.batches, batches)) or (
+                ["derive"] if began is False else []
+            )
             # Never a key of before: a table that was restored has the batches of before again.
             wanted = {job: f"{job} {tenant} {now}" for job in due}
             if began is None:  # it will read what is new now, too
@@ -489,14 +490,9 @@ def _outcome(look: "Future[bool]") -> bool | Exception:
     raise error
 
 
-def changed_feeds(events: Iterable[dg.AssetMaterialization]) -> set[str]:
-    """The feeds of which a run inserted versions, or applied those of one that was killed."""
-    news = ("versions_new", "records_new", "records_changed")
-    return {
-        event.asset_key.path[-1]
-        for event in events
-        if any(event.metadata[name].value for name in news if name in event.metadata)
-    }
+def changed_feeds(before: Mapping[str, int], now: Mapping[str, int]) -> set[str]:
+    """The feeds of which `current/` holds another newest batch than before."""
+    return {feed for feed, batch in now.items() if batch != before.get(feed)}
 
 
 def jobs_after(changed: Collection[str]) -> list[str]:

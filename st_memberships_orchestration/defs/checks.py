@@ -14,12 +14,9 @@ import pyarrow as pa
 
 from st_memberships_orchestration.defs.claims import CLAIMS, Claim, claims_of
 from st_memberships_orchestration.defs.failures import unwritten_feeds
-from st_memberships_orchestration.defs.metadata import (
-    CONTRADICTING_TENANTS,
-    NOT_COMPARED_TENANTS,
-)
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.defs.verdicts import Verdict
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
@@ -236,13 +233,11 @@ def _result(
         is_compared = rows["what"] != NOT_COMPARED if "what" in rows else rows["tenant"].notna()
         metadata |= {
             "rows": dg.MetadataValue.md(_table(rows, SHOWN)),
-            "what_to_do": remedy,
-            CONTRADICTING_TENANTS: dg.MetadataValue.json(
-                rows.loc[is_compared, "tenant"].value_counts().sort_index().to_dict()
-            ),
-            NOT_COMPARED_TENANTS: dg.MetadataValue.json(
-                sorted(set(rows.loc[~is_compared, "tenant"]))
-            ),
+            **Verdict(
+                rows.loc[is_compared, "tenant"].value_counts().sort_index().to_dict(),
+                sorted(set(rows.loc[~is_compared, "tenant"])),
+                remedy,
+            ).metadata,
         }
         first = _table(rows, FIRST)
         description = f"Rows that contradict it: {len(rows):,}. The first:\n\n{first}\n\n{remedy}"

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from st_memberships_orchestration.defs.failures import Failed, failures_of
 from st_memberships_orchestration.defs.metadata import (
-    CONTRADICTING_TENANTS,
     DATA,
     column_schema,
 )
 from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.defs.verdicts import verdict_of
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.health.states import (
     HEALTHY,
@@ -181,17 +181,10 @@ def contradicted_checks(
     for key, record in sorted(latest.items()):
         result = record.evaluation
         if isinstance(result, dg.AssetCheckEvaluation) and not result.passed:
-            rows = contradicting_rows(result)
+            rows = verdict_of(result).contradicting
             if concerned := {tenant: rows[tenant] for tenant in sorted(tenants) if tenant in rows}:
                 found[key] = concerned
     return found
-
-
-def contradicting_rows(result: dg.AssetCheckEvaluation) -> dict[str, int | None]:
-    """Tenant -> how many of its rows contradict a check; see `contradicted_checks`."""
-    named = result.metadata.get(CONTRADICTING_TENANTS)
-    known = named.value if isinstance(named, dg.JsonMetadataValue) else None
-    return dict(known) if isinstance(known, dict) else dict.fromkeys(known or ())
 
 
 def _successes(

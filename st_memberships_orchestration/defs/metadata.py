@@ -22,12 +22,6 @@ DATA = "team:data"
 OPERATIONS = "team:operations"
 """Owner of what is concluded from it, and of what is written: whom to ask what it means."""
 
-CONTRADICTING_TENANTS = "contradicting_tenants"
-"""Metadata of a check that does not hold: tenant -> how many of its rows contradict it."""
-
-NOT_COMPARED_TENANTS = "not_compared_tenants"
-"""Metadata of a check that does not hold: tenants of which ServiceTitan could not be asked."""
-
 NO_ROWS = "No rows yet."
 PREVIEW_ROWS = 5
 PREVIEW_TENANTS = 4

@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pyarrow as pa
 
-from st_memberships_orchestration.defs.health import contradicting_rows
-from st_memberships_orchestration.defs.metadata import NOT_COMPARED_TENANTS, OPERATIONS, schema_of
+from st_memberships_orchestration.defs.metadata import OPERATIONS, schema_of
 from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.verdicts import verdict_of
 from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
@@ -146,20 +146,17 @@ def _check(
     result = record.evaluation
     passed, finding = None, "It did not finish: see its run, and start the job again."
     if isinstance(result, dg.AssetCheckEvaluation):
-        rows = contradicting_rows(result)
-        asked = result.metadata.get(NOT_COMPARED_TENANTS)
-        not_compared = asked.value if isinstance(asked, dg.JsonMetadataValue) else None
+        verdict = verdict_of(result)
         passed, finding = True, ""
-        if tenant in rows:
-            count = rows[tenant]
+        if tenant in verdict.contradicting:
+            count = verdict.contradicting[tenant]
             number = (
                 "Some rows contradict it"
                 if count is None
                 else f"Rows that contradict it: {count:,}"
             )
-            remedy = result.metadata.get("what_to_do")
-            passed, finding = False, f"{number}. {remedy.value if remedy else ''}"
-        elif tenant in (not_compared or ()):
+            passed, finding = False, f"{number}. {verdict.remedy}"
+        elif tenant in verdict.not_compared:
             passed, finding = None, "ServiceTitan could not be asked: run the job reconcile again."
     at = datetime.fromtimestamp(record.create_timestamp, UTC).astimezone(zone)
     return Check(key.asset_key.to_user_string(), key.name, passed, at, finding)

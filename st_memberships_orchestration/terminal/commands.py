@@ -253,9 +253,15 @@ def _today() -> date:
 
 def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> None:
     """Run `sync` for the windows of each tenant, show what landed, and derive from what is new."""
-    from st_memberships_orchestration.defs.automation import changed_feeds, jobs_after
+    from st_memberships_orchestration.defs.automation import (
+        changed_feeds,
+        jobs_after,
+        newest_batches,
+    )
     from st_memberships_orchestration.defs.partitions import partition_key, range_tags
 
+    lake = Lake(read_settings().lake_uri)
+    before = newest_batches(lake, tenants)
     runs = {}
     for tenant in tenants:
         single = first == last
@@ -270,10 +276,8 @@ def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = 
     # What did land is derived from, whatever failed beside it.
     derived = [
         _run(job, tenant)
-        for tenant, run in runs.items()
-        for job in jobs_after(
-            changed_feeds(event.materialization for event in run.get_asset_materialization_events())
-        )
+        for tenant, batches in newest_batches(lake, tenants).items()
+        for job in jobs_after(changed_feeds(before.get(tenant, {}), batches))
     ]
     if not all(run.success for run in [*runs.values(), *derived]):
         raise click.ClickException("A run failed; its message is above.")
