@@ -63,6 +63,10 @@ KEYS = {
     "visit_entitlements": ("membership_id",),
     "visit_forecast": ("month", "recurring_service_type_id", "business_unit_id", "location_id"),
     "cancellation_reasons_monthly": ("month", "membership_type_id", "business_unit_id", "reason"),
+    "attention": (
+        *("reason", "membership_id", "event_id", "recurring_service_id"),
+        *("recurring_service_type_id", "detail"),
+    ),
 }
 """Table -> the columns that name a row. All others that the oracle has are compared."""
 

@@ -132,13 +132,15 @@ create temp table members as
 -- no step; it begins with the status that it had come to. What lasts no microsecond is none either.
 create temp table steps as
     with known as (
-        select id as member, -2 as place, begins as tick, before as status from members
+        select id as member, -2 as place, begins as tick, before as status,
+            came_at is not null or (is_contradicted and first_change is null) as is_inferred
+        from members
         union all
-        select id, -1, came_at, first_status from members where came_at is not null
+        select id, -1, came_at, first_status, true from members where came_at is not null
         union all
-        select member, place, tick, new from ordered_changes
+        select member, place, tick, new, false from ordered_changes
         union all
-        select id, 1000, greatest(ends_at_best, coalesce(last_change, begins)), standing
+        select id, 1000, greatest(ends_at_best, coalesce(last_change, begins)), standing, true
         from members where is_contradicted
     ), clipped as (
         select k.* replace (greatest(k.tick, m.begins) // 10 * 10 as tick)
@@ -148,8 +150,8 @@ create temp table steps as
     ), told as (
         select *, lag(status) over (partition by member order by tick) as old from clipped
     )
-    select member, tick, status, row_number() over one as step, lag(status) over one as old,
-        lead(tick) over one as until
+    select member, tick, status, is_inferred, row_number() over one as step,
+        lag(status) over one as old, lead(tick) over one as until
     from told where old is distinct from status
     window one as (partition by member order by tick);
 
@@ -162,6 +164,11 @@ create temp table months as
     from range((
         select date_trunc('month', min(day_of(tick))) from steps where status = 'Active'
     )::timestamp, today() + 1, interval 1 month) as r(m);
+create macro is_over(month) as month < date_trunc('month', today());
+-- What was before any change was recorded is inferred, all of it.
+create macro is_unrecorded(month) as coalesce(
+    (select min(tick) from changes) >= midnight((month + interval 1 month)::date), true);
+create macro ratio(part, whole) as if(whole > 0, part / whole, null);
 
 -- RENEWALS
 
@@ -177,6 +184,17 @@ create temp table sold_links as
 create temp table ran as
     select distinct member from steps where status not in ('Canceled', 'Expired', 'Deleted');
 create temp table links as from sold_links where successor in (from ran);
+-- The first membership of each chain; of several that one renews, the oldest leads there.
+create temp table chains as
+    with recursive before as (
+        select l.successor as id, arg_min(m.id, (m.begins, m.created_on, m.id)) as earlier
+        from links l join members m using (id) group by all
+    ), chain as (
+        select id, id as origin from members where id not in (select id from before)
+        union all
+        select b.id, c.origin from before b join chain c on c.id = b.earlier
+    )
+    select c.id, day_of(m.begins) as since from chain c join members m on m.id = c.origin;
 
 -- MOVEMENTS
 
@@ -203,6 +221,7 @@ create temp table movements as
         when old = 'Active' then case s.status when 'Canceled' then 'cancelled'
             when 'Expired' then 'expired' when 'Suspended' then 'suspended'
             when 'Deleted' then 'deleted' else 'other_exit' end
+        when day_of(successor_begins) <= day_of(s.tick) + grace_days() then null
         when old = 'Suspended' and s.status = 'Canceled' then 'cancelled_from_suspension'
         when old = 'Suspended' and s.status = 'Expired' then 'expired_from_suspension'
         end as kind
@@ -210,18 +229,20 @@ create temp table movements as
     where s.tick < midnight(today() + 1);
 
 create temp table at_ends as
-    select month, member, s.status, s.step from months
+    select month, member, s.status, s.step, s.is_inferred from months
     join steps s on s.tick < boundary and coalesce(s.until >= boundary, true);
 
 create temp table members_monthly as
     with counts as (
-        select member, month, kind, 1 as n from movements where kind is not null
+        select v.member, v.month, kind, s.is_inferred from movements v
+        join steps s on s.member = v.member and s.step = v.step where kind is not null
         union all
-        select member, month, 'at_end', 1 from at_ends where status = 'Active'
+        select member, month, 'at_end', is_inferred or is_unrecorded(month) from at_ends
+        where status = 'Active'
         union all
-        select member, (month + interval 1 month)::date, 'at_start', 1 from at_ends
-        where status = 'Active' and month < date_trunc('month', today())
-    )
+        select member, (month + interval 1 month)::date, 'at_start', false from at_ends
+        where status = 'Active' and is_over(month)
+    ), counted as (
     select month, membership_type_id, business_unit_id,
         count(*) filter (kind = 'at_start') as active_start,
         count(*) filter (kind = 'new') as new, count(*) filter (kind = 'renewed') as renewed,
@@ -235,8 +256,19 @@ create temp table members_monthly as
         count(*) filter (kind = 'resumed') as resumed,
         count(*) filter (kind = 'cancelled_from_suspension') as cancelled_from_suspension,
         count(*) filter (kind = 'expired_from_suspension') as expired_from_suspension,
-        count(*) filter (kind = 'at_end') as active_end
-    from counts join members m on m.id = member group by all;
+        count(*) filter (kind = 'at_end') as active_end,
+        count(*) filter (kind not in ('at_end', 'at_start') and is_inferred) as inferred_moves,
+        count(*) filter (kind = 'at_end' and is_inferred) as inferred_end,
+        avg(least((month + interval 1 month)::date - 1, today()) - since)
+            filter (kind = 'at_end') as tenure_days
+    from counts join members m on m.id = member left join chains c on c.id = member group by all
+    )
+    select *, is_over(month) as is_complete, active_end - active_start as net_growth,
+        ratio(cancelled + cancelled_from_suspension, active_start) as cancellation_rate,
+        ratio(cancelled + cancelled_from_suspension + expired + expired_from_suspension,
+            active_start) as churn,
+        ratio(inferred_end, active_end) as inferred_share
+    from counted;
 
 -- PRICES, of the terms, the template and the list that held at a time
 
@@ -256,18 +288,22 @@ create temp table priced as
         union all select null, midnight(today() + 1)
     ), terms as (
         select m.month, m.boundary, v.id as member, v.billing_frequency as frequency, v.duration,
+            v.seen_at >= m.boundary as is_backdated,
             v.billing_template_id as template, v.membership_type_id as kind,
             v.id in (select successor from sold_links) as is_renewal
         from moments m join member_versions v on true
         qualify row_number() over (partition by m.boundary, m.month, v.id order by
             v.seen_at < m.boundary desc, if(v.seen_at < m.boundary, -v.seen_at, v.seen_at)) = 1
     ), with_template as (
-        select t.*, v.id is not null as has_template, v.total
+        select t.*, v.id is not null as has_template, v.total,
+            v.seen_at >= t.boundary as template_backdated
         from terms t left join template_versions v on v.id = t.template
         qualify row_number() over (partition by t.boundary, t.month, t.member order by
             v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
     ), with_list as (
-        select t.*, o.billing, o.sale, o.renewal from with_template t
+        select t.* replace (is_backdated or coalesce(
+                if(has_template, template_backdated, v.seen_at >= t.boundary), false)
+            as is_backdated), o.billing, o.sale, o.renewal from with_template t
         left join (select distinct id, seen_at from type_versions) v on v.id = t.kind
         left join options o on o.id = t.kind and o.seen_at = v.seen_at
             and o.duration is not distinct from t.duration and o.frequency = t.frequency
@@ -282,7 +318,8 @@ create temp table priced as
             if(frequency = 'OneTime', if(is_renewal, renewal, sale), null) as upfront
         from with_list
     )
-    select month, member, frequency, every, bill, upfront, halved_up(bill, every) as monthly,
+    select month, member, frequency, every, bill, upfront, is_backdated,
+        halved_up(bill, every) as monthly, billing * 12 // every as annual_by_list,
         halved_up(upfront, duration) as amortised,
         case when bill is not null and has_template then 'billing_template'
             when bill is not null then 'type_billing_price'
@@ -301,7 +338,8 @@ create temp table membership_prices as
 
 create temp table recurring_revenue_monthly as
     with sides as (
-        select e.month, e.member, e.status, p.frequency, p.monthly, p.amortised, p.basis,
+        select e.month, e.member, e.status, p.frequency, p.monthly, p.amortised, p.basis, p.annual,
+            p.is_backdated, e.is_inferred or is_unrecorded(e.month) as is_inferred,
             m.membership_type_id, m.business_unit_id
         from at_ends e left join priced p using (month, member) join members m on m.id = e.member
     ), both_sides as (
@@ -311,7 +349,8 @@ create temp table recurring_revenue_monthly as
             coalesce(a.business_unit_id, b.business_unit_id) as business_unit_id,
             coalesce(a.status = 'Active', false) as was, coalesce(b.status = 'Active', false) as is_,
             if(was, coalesce(a.monthly, 0), 0) as before, if(is_, coalesce(b.monthly, 0), 0) as after,
-            b.status, b.frequency, b.monthly, b.amortised, b.basis
+            b.status, b.frequency, b.monthly, b.amortised, b.basis, b.annual, b.is_backdated,
+            b.is_inferred
         from sides a full join sides b
             on a.member = b.member and b.month = a.month + interval 1 month
         where coalesce(b.month, a.month + interval 1 month) <= today()
@@ -323,11 +362,22 @@ create temp table recurring_revenue_monthly as
         where kind not in ('new', 'renewed', 'resumed', 'won_back',
             'cancelled_from_suspension', 'expired_from_suspension') group by all
     ), moved as (
-        select b.*, entry, exit from both_sides b
+        select b.*, entry, exit, loss from both_sides b
         left join came using (member, month) left join left_ using (member, month)
-    )
+        left join (
+            select member, month, arg_max(kind, step) as loss from movements
+            where kind like '%_from_suspension' group by all
+        ) using (member, month)
+    ), summed as (
     select month, membership_type_id, business_unit_id,
         sum(before) as mrr_start,
+        coalesce(sum(monthly) filter (loss = 'cancelled_from_suspension'), 0)
+            as cancelled_from_suspension_mrr,
+        coalesce(sum(monthly) filter (loss = 'expired_from_suspension'), 0)
+            as expired_from_suspension_mrr,
+        coalesce(sum(annual) filter (is_ and frequency is distinct from 'OneTime'), 0) as arr_end,
+        coalesce(sum(after) filter (is_inferred), 0) as inferred_mrr,
+        coalesce(sum(after) filter (is_backdated), 0) as backdated_mrr,
         coalesce(sum(after) filter (not was and entry = 'new'), 0) as new_mrr,
         coalesce(sum(after) filter (not was and entry = 'renewed'), 0) as renewed_mrr,
         coalesce(sum(after) filter (not was and entry in ('resumed', 'won_back')), 0)
@@ -352,7 +402,13 @@ create temp table recurring_revenue_monthly as
         count(*) filter (is_ and frequency is distinct from 'OneTime' and monthly is null) as members_unpriced,
         count(*) filter (is_ and frequency = 'OneTime') as members_one_time,
         count(*) filter (is_ and frequency = 'OneTime' and amortised is null) as one_time_unpriced
-    from moved where was or is_ group by all;
+    from moved where was or is_ or loss is not null group by all
+    )
+    select *, is_over(month) as is_complete, ratio(inferred_mrr, mrr_end) as inferred_share,
+        ratio(backdated_mrr, mrr_end) as backdated_share,
+        1 - ratio(members_unpriced, members_recurring) as covered_share,
+        ratio(members_by_template, members_recurring) as template_share
+    from summed;
 
 -- RENEWALS
 
@@ -384,6 +440,7 @@ create temp table renewal_rate_monthly as
     select date_trunc('month', "to")::date as month, membership_type_id, business_unit_id,
         count(*) as due,
         count(*) filter (date_trunc('month', sold_on) <= month and sold_on <= today()) as renewed,
+        renewed / due as renewal_rate,
         count(*) filter (date_trunc('month', sold_on) > month and sold_on <= today())
             as renewed_late
     from ended_terms left join links using (id) group by all;
@@ -414,7 +471,9 @@ create temp table cohort_retention as
             range(cohort_month, today() + 1, interval 1 month) as r(m)
     )
     select cohort_month, membership_type_id, date_diff('month', cohort_month, month) as months_since,
-        month, members_sold, coalesce(members_kept, 0) as members_kept
+        month, is_over(month) as is_complete, members_sold,
+        coalesce(members_kept, 0) as members_kept,
+        ratio(coalesce(members_kept, 0), members_sold) as retention
     from grid left join kept using (cohort_month, membership_type_id, month);
 
 -- VISITS
@@ -434,8 +493,11 @@ create temp table visits as
             when e.status = 'Won' or e.job_id is not null then 'booked'
             when e.status = 'Dismissed' then 'dismissed' when e.status = 'Contacted' then 'contacted'
             when e.status in ('NotAttempted', 'Unreachable') then 'open' else 'unknown' end as state
+            , if(m.standing in ('Canceled', 'Expired', 'Deleted'),
+                coalesce(if(m.standing = 'Expired', plausible_end(m."to"), null), day_of(ended_at)),
+                null) as membership_ended_on
         from events e left join services s on s.id = e.location_recurring_service_id
-        left join members m on m.id = e.membership_id
+        left join members m on m.id = e.membership_id left join ended on ended.member = m.id
     ), owed as (
         select *, state in ('open', 'contacted') and date <= today()
             and is_plausible(date)
@@ -443,13 +505,13 @@ create temp table visits as
             and (membership_id is null or coalesce(standing = 'Active', false)) as is_owed
         from stated
     )
-    select o.id as event_id, date as due_on, state, is_owed,
-        if(is_owed, today() - date, 0) as days_overdue, o.status as event_status, job_id,
+    select id as event_id, date as due_on, state, is_owed,
+        if(is_owed, today() - date, 0) as days_overdue, status as event_status, job_id,
         trim(location_recurring_service_name) as service_name,
         location_recurring_service_id as recurring_service_id, recurring_service_type_id,
         location_id, membership_id, membership_status, customer_id, membership_type_id,
-        coalesce(member_unit, service_unit) as business_unit_id
-    from owed o left join ended on ended.member = o.membership_id;
+        coalesce(member_unit, service_unit) as business_unit_id, membership_ended_on
+    from owed;
 
 create temp table visits_monthly as
     select date_trunc('month', due_on)::date as month, membership_type_id, business_unit_id,
@@ -461,7 +523,7 @@ create temp table visits_monthly as
         count(*) filter (state in ('open', 'contacted') and standing in
             ('Canceled', 'Expired', 'Deleted')) as open_ended,
         count(*) filter (state = 'cancelled') as cancelled,
-        count(*) filter (state = 'removed') as removed
+        count(*) filter (state = 'removed') as removed, ratio(booked, booked + open) as fulfilment
     from visits left join (select id, standing from members) m on m.id = membership_id
     where is_plausible(due_on) and due_on < date_trunc('month', today()) + interval 1 month
     group by all;
@@ -580,7 +642,9 @@ create temp table customers_monthly as
             count(*) filter (month_after is distinct from month + interval 1 month), 0, 0, 0
         from told where month < date_trunc('month', today()) group by month
     )
-    select month, sum(columns(* exclude month)) from counted group by month;
+    select *, ratio(memberships_end, customers_end) as memberships_per_customer,
+        ratio(lost_customers, customers_start) as customer_churn
+    from (select month, sum(columns(* exclude month)) from counted group by month);
 
 create temp table sales_monthly as
     with sold as (
@@ -601,7 +665,8 @@ create temp table sales_monthly as
     select date_trunc('month', sold_on)::date as month, business_unit_id, sold_by_id,
         method as activation_method, count(*) as sold, coalesce(sum(value), 0) as monthly_value,
         count(*) filter (value is null) as unpriced, count(*) filter (has_matured) as matured,
-        count(*) filter (has_matured and was_lost) as lost_early
+        count(*) filter (has_matured and was_lost) as lost_early,
+        ratio(lost_early, matured) as early_loss_rate
     from sold where sold_on <= today() group by all;
 
 create temp table mrr_outlook as
@@ -641,7 +706,8 @@ create temp table mrr_outlook as
 
 create temp table cancellation_reasons_monthly as
     with lost as (
-        select v.month, v.member, m.membership_type_id, m.business_unit_id, p.monthly,
+        select v.month, v.member, v.kind, m.membership_type_id, m.business_unit_id, p.monthly,
+            p.basis,
             c.note, c.id is not null as is_recorded
         from movements v join members m on m.id = v.member
         join steps s on s.member = v.member and s.step = v.step
@@ -661,7 +727,9 @@ create temp table cancellation_reasons_monthly as
     )
     select month, membership_type_id, business_unit_id, case when not is_recorded
         then 'not recorded' when coalesce(word, '') = '' then 'none given' else spelling end as reason,
-        count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost
+        count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost,
+        count(*) filter (kind = 'cancelled_from_suspension') as from_suspension,
+        count(*) filter (coalesce(basis, 'none') = 'none') as unpriced
     from spelt group by all;
 
 -- SERVICETITAN'S OWN REPORT, and terms with the same time to be renewed
@@ -706,12 +774,19 @@ create temp table renewal_outcomes_monthly as
         count(*) filter ("to" + 60 <= today()
             and (sold_on <= "to" + 60 or id in (from kept(60)))) as kept_60,
         coalesce(sum(value) filter ("to" + 60 <= today()
-            and (sold_on <= "to" + 60 or id in (from kept(60)))), 0) as kept_value_60
+            and (sold_on <= "to" + 60 or id in (from kept(60)))), 0) as kept_value_60,
+        ratio(renewed_30, matured_30) as renewal_rate_30, ratio(kept_30, matured_30) as kept_rate_30,
+        ratio(renewed_60, matured_60) as renewal_rate_60, ratio(kept_60, matured_60) as kept_rate_60,
+        ratio(renewed_value_30, matured_value_30) as renewal_value_rate_30,
+        ratio(kept_value_30, matured_value_30) as kept_value_rate_30,
+        ratio(renewed_value_60, matured_value_60) as renewal_value_rate_60,
+        ratio(kept_value_60, matured_value_60) as kept_value_rate_60
     from terms group by all;
 
 create temp table membership_summary as
     with last_steps as (
-        select date_trunc('month', day_of(s.tick))::date as month, m.membership_type_id, case
+        select s.member, s.step, date_trunc('month', day_of(s.tick))::date as month,
+            m.membership_type_id, case
             when s.status = 'Active' and s.old is null then if(
                 s.member in (select successor from sold_links), 'renewed', 'new_sales')
             when s.status = 'Active' then 'reactivated' else lower(s.status) end as movement
@@ -720,26 +795,49 @@ create temp table membership_summary as
         qualify row_number() over (partition by s.member, date_trunc('month', day_of(s.tick))
             order by s.step desc) = 1
     ), standing as (
-        select month, membership_type_id, 'active_at_end' as movement
+        select null, null, month, membership_type_id, 'active_at_end' as movement
         from at_ends e join members m on m.id = e.member where e.status = 'Active'
         union all
-        select (month + interval 1 month)::date, membership_type_id, 'active_at_start'
+        select null, null, (month + interval 1 month)::date, membership_type_id, 'active_at_start'
         from at_ends e join members m on m.id = e.member
         where e.status = 'Active' and month < date_trunc('month', today())
     ), steps_of_ours as (
-        select month, membership_type_id, case kind when 'new' then 'new_sales'
+        select member, step, month, membership_type_id, case kind when 'new' then 'new_sales'
             when 'won_back' then 'reactivated' when 'resumed' then 'reactivated'
             when 'cancelled' then 'canceled' when 'cancelled_from_suspension' then 'canceled'
             when 'expired_from_suspension' then 'expired' else kind end as movement
         from movements join members on id = member
         where kind not in ('ended_by_renewal', 'other_exit')
-        union all from standing
+    ), differing as (
+        select coalesce(t.month, o.month) as month,
+            coalesce(t.membership_type_id, o.membership_type_id) as membership_type_id,
+            t.movement as theirs, o.movement as ours, v.kind = 'ended_by_renewal' as went_on
+        from last_steps t full join steps_of_ours o using (member, step)
+        left join movements v using (member, step) where t.movement is distinct from o.movement
     ), counted as (
-        select *, 1 as summary, 0 as ours from last_steps
-        union all select *, 1, 0 from standing
-        union all select *, 0, 1 from steps_of_ours
+        select month, membership_type_id, movement, 1 as summary, 0 as ours,
+            0 as intermediate_step, 0 as went_on_as_renewal, 0 as was_no_member,
+            0 as named_otherwise from last_steps
+        union all by name
+        select month, membership_type_id, movement, 1 as summary, 1 as ours from standing
+        union all by name
+        select month, membership_type_id, movement, 1 as ours from steps_of_ours
+        union all by name
+        select month, membership_type_id, theirs as movement,
+            (coalesce(went_on, false))::int as went_on_as_renewal,
+            (ours is null and not coalesce(went_on, false))::int as was_no_member,
+            (ours is not null)::int as named_otherwise
+        from differing where theirs is not null
+        union all by name
+        select month, membership_type_id, ours as movement,
+            -(theirs is null)::int as intermediate_step,
+            -(theirs is not null)::int as named_otherwise
+        from differing where ours is not null
     )
-    select month, membership_type_id, movement, sum(summary) as summary, sum(ours) as ours
+    select month, membership_type_id, movement, sum(summary) as summary, sum(ours) as ours,
+        coalesce(sum(summary), 0) - coalesce(sum(ours), 0) as difference,
+        sum(intermediate_step) as intermediate_step, sum(went_on_as_renewal) as went_on_as_renewal,
+        sum(was_no_member) as was_no_member, sum(named_otherwise) as named_otherwise
     from counted where movement in ('active_at_start', 'new_sales', 'renewed', 'reactivated',
         'suspended', 'canceled', 'expired', 'deleted', 'active_at_end') group by all;
 
@@ -791,7 +889,9 @@ create temp table cohort_revenue as
             range(cohort_month, today() + 1, interval 1 month) as r(m)
     )
     select cohort_month, membership_type_id, date_diff('month', cohort_month, month) as months_since,
-        coalesce(revenue_sold, 0) as revenue_sold, coalesce(revenue_kept, 0) as revenue_kept
+        month, coalesce(revenue_sold, 0) as revenue_sold,
+        coalesce(revenue_kept, 0) as revenue_kept,
+        ratio(coalesce(revenue_kept, 0), revenue_sold) as revenue_retention
     from grid left join kept using (cohort_month, membership_type_id, month);
 
 create temp table revenue_retention as
@@ -815,12 +915,33 @@ create temp table revenue_retention as
         select month, membership_type_id, sum(mrr) as mrr_end, sum(prepaid) as prepaid_end
         from typed group by all
     )
-    select coalesce(k.month, e.month) as month,
-        coalesce(k.membership_type_id, e.membership_type_id) as membership_type_id,
-        mrr_end, prepaid_end, mrr_end + prepaid_end as recurring_revenue, revenue_year_ago,
-        gross_retained, net_retained
-    from kept k full join ends e
-        on e.month = k.month and e.membership_type_id is not distinct from k.membership_type_id;
+    , moved as (
+        select month, membership_type_id, sum(mrr_start) as mrr_start, sum(churned_mrr) as churned,
+            sum(members_recurring) as recurring
+        from recurring_revenue_monthly group by all
+    ), lost as (
+        select r.month, m.membership_type_id, sum(m.active_start) as starts,
+            sum(m.cancelled + m.expired + m.cancelled_from_suspension + m.expired_from_suspension)
+                as losses
+        from months r join members_monthly m on m.is_complete
+            and m.month between r.month - interval 11 month and r.month
+        group by all
+    ), found as (
+        select month, membership_type_id, sum(columns(* exclude (month, membership_type_id)))
+        from (from kept union all by name from ends union all by name from moved
+            union all by name from lost)
+        group by all
+    )
+    select month, membership_type_id, mrr_end, prepaid_end,
+        mrr_end + prepaid_end as recurring_revenue, revenue_year_ago, gross_retained, net_retained,
+        ratio(gross_retained, revenue_year_ago) as gross_revenue_retention,
+        ratio(net_retained, revenue_year_ago) as net_revenue_retention,
+        ratio(churned, mrr_start) as mrr_churn_rate,
+        if(recurring > 0, halved_up(coalesce(mrr_end, 0)::hugeint, recurring::hugeint), null)
+            as arpm,
+        ratio(starts, losses) as lifetime_months,
+        if(losses > 0, halved_up(arpm * starts::hugeint, losses::hugeint), null) as lifetime_value
+    from found;
 
 -- PLANS THAT WERE SWITCHED, periods that are paid or entitled, visits to come
 
@@ -867,6 +988,113 @@ create temp table plan_switches_monthly as
         to_type as to_type_id, basis, count(*) as switches
     from switched group by all;
 
+create temp table visit_periods as
+    with ages as (
+        select *, date_diff('month', "from", today()) // 12 as years from members
+        where standing in ('Active', 'Suspended') and plausible("from") <= today()
+    ), birthdays as (
+        select *, if("from" + to_years(years) > today(), years - 1, years) as age,
+            coalesce(date_diff('month', "from", plausible_end("to")) <= 60, false) as is_term
+        from ages
+    )
+    select *, if(is_term, "from", ("from" + to_years(age))::date) as period_from,
+        if(is_term, "to", ("from" + to_years(age + 1))::date - 1) as period_to
+    from birthdays;
+
+-- What recurrence rules bring, found by asking each rule about each day.
+create temp table ruled_days as
+    with listed as (
+        select recurring_service_id as id, due_on, state in ('cancelled', 'removed') as is_removed
+        from visits where is_plausible(due_on)
+    ), told as (
+        select s.*, plausible(s."from") as starts, min(plausible_end(s."to")) over (partition by s.id)
+                as service_ends,
+            (select max(due_on) from listed l where l.id = s.id and not is_removed) as newest,
+            (select count(*) from listed l where l.id = s.id and not is_removed) as there,
+            recurrence_type = 'Seasonal' as is_seasonal,
+            greatest(least(coalesce(plausible_end(s."to"), date '9999-01-01'), greatest(
+                (date_trunc('month', today()) + interval 13 month)::date - 1, p.period_to)),
+                today() - 1) as last_day
+        from services s left join visit_periods p on p.id = s.membership_id where s.active
+    ), rules as (
+        select *, if(newest >= coalesce(starts, newest), newest, null) as last,
+            coalesce(last, starts) as anchor,
+            if(is_seasonal, 12 * greatest(recurrence_interval, 1), recurrence_interval) as every
+        from told where coalesce(if(newest >= coalesce(starts, newest), newest, null), starts)
+            is not null
+    ), days as (
+        select r.*, d::date as day, dayname(d) as weekday, extract(day from d) as number,
+            extract(day from last_day(d)) as length
+        from rules r, unnest(generate_series(
+            greatest(if(last is null, anchor, last + 1), anchor)::timestamp,
+            last_day::timestamp, interval 1 day)) as x(d)
+    ), fitting as (
+        select *, case recurrence_type
+            when 'Daily' then true
+            when 'Weekly' then if(len(recurrence_days_of_week) > 0,
+                list_contains(recurrence_days_of_week, weekday), weekday = dayname(anchor))
+            when 'Monthly' then if(
+                len(list_filter(recurrence_days_of_month, lambda n: n between 1 and 31)) > 0,
+                len(list_filter(recurrence_days_of_month,
+                    lambda n: n between 1 and 31 and least(n, length) = number)) > 0,
+                least(extract(day from anchor), length) = number)
+            when 'NthWeekdayOfMonth' then weekday = recurrence_day_of_nth_week
+                and if(recurrence_week = 'Last', number + 7 > length, (number - 1) // 7 + 1
+                    = list_position(['First', 'Second', 'Third', 'Fourth'], recurrence_week))
+            when 'Seasonal' then if(last is null,
+                list_contains(recurrence_months, monthname(day))
+                    and number = if(monthname(day) = monthname(anchor), least(
+                        extract(day from anchor), length), 1),
+                exists (from listed l where l.id = days.id and not is_removed
+                    and date_trunc('month', l.due_on) > date_trunc('month', last)
+                        - to_months(every::int)
+                    and date_diff('month', l.due_on, day) > 0
+                    and date_diff('month', l.due_on, day) % every = 0
+                    and least(extract(day from l.due_on), length) = number))
+            end as fits
+        from days where every > 0
+    ), begun as (
+        select *, if(last is null, min(day) over (partition by id), anchor) as begins
+        from fitting where fits
+    ), counted as (
+        select *, case recurrence_type
+            when 'Daily' then (day - begins) % every = 0
+            when 'Weekly' then ((day - date '2017-01-01') // 7 - (begins - date '2017-01-01') // 7)
+                % every = 0
+            when 'Seasonal' then last is not null
+                or ((date_diff('month', begins, day)) // 12 * 12) % every = 0
+            else date_diff('month', begins, day) % every = 0 end as is_due,
+            not (first_visit_complete and there = 0 and day = begins) as is_wanted
+        from begun
+    ), coming as (
+        from counted c where is_due and is_wanted and day >= today()
+            and not exists (from listed l where l.id = c.id and is_removed and l.due_on = day)
+    )
+    select id, day as due_on from coming qualify duration_type <> 'NumberOfVisits'
+        or row_number() over (partition by id order by day) <= duration_length - there;
+
+create temp table visit_entitlements as
+    with listed as (
+        select p.id, count(*) filter (state not in ('cancelled', 'removed')) as listed,
+            count(*) filter (state = 'booked') as used,
+            count(*) filter (state = 'dismissed') as dismissed,
+            count(*) filter (state in ('open', 'contacted', 'unknown') and due_on < today())
+                as overdue
+        from visit_periods p left join visits v on v.membership_id = p.id and is_plausible(due_on)
+            and due_on between period_from and period_to
+        group by all
+    ), ruled as (
+        select p.id, count(*) as projected
+        from visit_periods p join services s on s.membership_id = p.id
+        join ruled_days d on d.id = s.id and due_on <= period_to group by all
+    )
+    select p.id as membership_id, p.customer_id, p.status, p.membership_type_id,
+        p.business_unit_id, period_from, period_to, if(is_term, 'term', 'running_year')
+        as period_basis, period_to - today() as days_left, used, dismissed, overdue,
+        coalesce(r.projected, 0) as projected, listed + coalesce(r.projected, 0) as entitled,
+        entitled - used - dismissed as unused, ratio(used, entitled) as used_share
+    from visit_periods p join listed using (id) left join ruled r using (id);
+
 create temp table prepaid_unearned as
     with paid as (
         select m.*, p.every, p.basis, p.frequency = 'OneTime' as upfront,
@@ -885,44 +1113,171 @@ create temp table prepaid_unearned as
     select m.id as membership_id, m.customer_id, m.status, m.membership_type_id,
         m.business_unit_id, t.revenue_recognition_mode, m.billing_frequency,
         begins_on as period_from, ends_on as period_to, if(upfront, 'term', 'bill') as period_basis,
-        days_left, price as paid, basis as price_basis, days_left / days as unearned_share_by_time,
-        halved_up(price * days_left, days * 10000) * 10000 as unearned_by_time
-    from measured m left join types t on t.id = m.membership_type_id;
+        m.days_left, price as paid, basis as price_basis,
+        m.days_left / days as unearned_share_by_time,
+        halved_up(price * m.days_left, days * 10000) * 10000 as unearned_by_time,
+        if(upfront, ratio(unused, entitled), null) as unearned_share_by_visits,
+        if(upfront and entitled > 0, halved_up(price * unused, entitled * 10000::hugeint) * 10000,
+            null) as unearned_by_visits
+    from measured m left join types t on t.id = m.membership_type_id
+    left join visit_entitlements e on e.membership_id = m.id and e.period_basis = 'term';
 
-create temp table visit_entitlements as
-    with ages as (
-        select *, date_diff('month', "from", today()) // 12 as years from members
-        where standing in ('Active', 'Suspended') and plausible("from") <= today()
-    ), birthdays as (
-        select *, if("from" + to_years(years) > today(), years - 1, years) as age,
-            coalesce(date_diff('month', "from", plausible_end("to")) <= 60, false) as is_term
-        from ages
-    ), periods as (
-        select *, if(is_term, "from", ("from" + to_years(age))::date) as period_from,
-            if(is_term, "to", ("from" + to_years(age + 1))::date - 1) as period_to
-        from birthdays
-    )
-    select p.id as membership_id, p.customer_id, p.status, p.membership_type_id,
-        p.business_unit_id, period_from, period_to, if(is_term, 'term', 'running_year')
-        as period_basis, period_to - today() as days_left,
-        count(*) filter (state = 'booked') as used,
-        count(*) filter (state = 'dismissed') as dismissed,
-        count(*) filter (state in ('open', 'contacted', 'unknown') and due_on < today()) as overdue
-    from periods p left join visits v on v.membership_id = p.id and is_plausible(due_on)
-        and due_on between period_from and period_to
-    group by all;
-
--- Of visits to come, those on ServiceTitan's list: what is projected needs the recurrence rules.
 create temp table visit_forecast as
-    select date_trunc('month', due_on)::date as month, s.recurring_service_type_id,
-        s.business_unit_id, s.location_id, count(*) as listed,
-        count(*) filter (state = 'booked') as booked
-    from visits v join services s on s.id = v.recurring_service_id
-    left join members m on m.id = s.membership_id
-    where state in ('open', 'contacted', 'booked', 'unknown') and due_on >= today()
-        and due_on < date_trunc('month', today()) + interval 13 month and s.active
-        and (s.membership_id is null or standing in ('Active', 'Suspended'))
-        and due_on <= least(coalesce(plausible_end(s."to"), date '9999-01-01'),
-            coalesce(plausible_end(m."to"), date '9999-01-01'),
-            coalesce(plausible_end(m.cancellation_date), date '9999-01-01'))
-    group by all;
+    with counted as (
+        select s.*, standing, least(coalesce(plausible_end(s."to"), date '9999-01-01'),
+                coalesce(plausible_end(m."to"), date '9999-01-01'),
+                coalesce(plausible_end(m.cancellation_date), date '9999-01-01'),
+                (date_trunc('month', today()) + interval 13 month)::date - 1) as last_day
+        from services s left join members m on m.id = s.membership_id
+        where s.active and (s.membership_id is null or standing in ('Active', 'Suspended'))
+    ), coming as (
+        select c.*, due_on, 1 as listed, (state = 'booked')::int as is_booked
+        from counted c join visits v on v.recurring_service_id = c.id
+        where state in ('open', 'contacted', 'booked', 'unknown')
+        union all
+        select c.*, due_on, 0, 0 from counted c join ruled_days d using (id)
+    )
+    select date_trunc('month', due_on)::date as month, recurring_service_type_id,
+        business_unit_id, location_id, count(*) as due, sum(listed) as listed,
+        sum(is_booked) as booked, count(*) - sum(listed) as projected,
+        count(*) filter (standing = 'Suspended') as of_suspended
+    from coming where due_on between today() and last_day group by all;
+
+create temp table attention as
+    with people as (
+        select m.*, p.annual, p.annual_by_list, p.bill, p.basis, t.total, plausible_end("to") as ends,
+            plausible_end(cancellation_date) as cancelled_on,
+            plausible(next_scheduled_bill_date) as next_bill,
+            (select day_of(arg_max(tick, step)) from steps s where s.member = m.id) as status_since,
+            billing_frequency in ('Monthly', 'EveryOtherMonth', 'Quarterly', 'BiAnnual', 'Annual')
+                and standing = 'Active' as is_billed
+        from members m left join priced p on p.member = m.id and p.month is null
+        left join templates t on t.id = m.billing_template_id
+        where m.status is not null
+    ), theirs as (  -- of memberships
+        select 'expired_not_renewed' as reason, 'The term ran out and was not renewed.' as detail,
+            coalesce(ends, status_since) as since, annual as money, 'one_year' as basis,
+            'sell_memberships' as job, id
+        from people e where standing = 'Expired' and id not in (select id from links)
+            and coalesce(ends, status_since) >= today() - 365
+            and not exists (from people a where a.standing = 'Active'
+                and a.customer_id = e.customer_id)
+        union all
+        select 'bill_date_past', 'The next bill should have been made already.', next_bill, bill,
+            'one_bill', 'update_memberships', id
+        from people where standing = 'Active' and next_bill < today() - 1
+        union all
+        select 'no_billing_template', 'There is no invoice template to make the bills from.', null,
+            annual, 'one_year', 'update_memberships', id
+        from people where is_billed and billing_template_id is null
+        union all
+        select 'no_payment_method', 'There is no card, bank account or kind of payment.', null,
+            annual, 'one_year', 'update_memberships', id
+        from people where is_billed and payment_method_id is null and payment_type_id is null
+        union all
+        select 'billing_template_not_positive', 'The billing template totals zero or less.', null,
+            annual_by_list, 'one_year', 'update_invoice_templates', id
+        from people where is_billed and total <= 0
+        union all
+        select 'price_unknown', 'Neither a billing template nor a list price tells what is paid.',
+            null, null, 'one_year', 'update_memberships', id
+        from people where standing = 'Active' and basis = 'none'
+        union all
+        select 'suspended_long', 'The membership is still suspended.', status_since, annual,
+            'one_year', 'update_memberships', id
+        from people where standing = 'Suspended' and status_since < today() - 60
+        union all
+        select 'status_contradicts_dates', unnest(list_filter([
+            if(standing = 'Active' and ends < today() - 1,
+                'It is Active, but its last day has passed.', null),
+            if(standing in ('Active', 'Suspended') and cancelled_on < today(),
+                'It runs, but its cancellation day has passed.', null),
+            if(standing = 'Canceled' and cancelled_on > today(),
+                'It is Canceled, but its cancellation day is to come.', null),
+            if(standing = 'Expired' and ends >= today(),
+                'It is Expired, but its last day is not over.', null),
+            if(standing = 'Expired' and ends is null, 'It is Expired, but has no last day.', null),
+            if(standing <> 'Deleted' and ends < plausible("from"),
+                'It ends before it begins.', null),
+            if(not active and status <> 'Deleted',
+                'It is deleted, but its status is not Deleted.', null)
+        ], lambda finding: finding is not null)), null, annual, 'one_year', 'update_memberships', id
+        from people
+        union all
+        select 'status_contradicts_history', 'Its recorded changes end in another status.', null,
+            null, null, null, id
+        from people where is_contradicted and last_status is not null
+        union all
+        select 'renewal_link_broken', if(renewed_by_id in (select id from people),
+            'Its successor does not begin later.', 'Its successor is not known.'), null, null, null,
+            null, id
+        from people a left join (select id as successor, begins as begins_then,
+            created_on as created_then from people) b on successor = renewed_by_id
+        where renewed_by_id is not null and (successor is null
+            or (begins_then, created_then, successor) <= (begins, created_on, id))
+        union all
+        select 'date_implausible', unnest(list_filter([
+            if(not is_plausible("from"), 'Its first day cannot be: ' || "from", null),
+            if(plausible_end("to") is null, 'Its last day cannot be: ' || "to", null),
+            if(cancelled_on is null, 'Its cancellation day cannot be: ' || cancellation_date, null),
+            if(next_bill is null, 'Its next bill date cannot be: ' || next_scheduled_bill_date,
+                null)
+        ], lambda finding: finding is not null)), null, null, null,
+            if(cancelled_on is null and cancellation_date is not null, null, 'update_memberships'),
+            id
+        from people where standing <> 'Deleted'
+    ), missing as (
+        select m.id, i.kind, i.needed, coalesce(s.present, 0) as present
+        from people m join (
+            select id, s.recurring_service_type_id as kind, count(*) as needed
+            from (select id, unnest(recurring_services) as s from types) group by all
+        ) i on i.id = m.membership_type_id
+        left join (
+            select membership_id, recurring_service_type_id as kind, count(*) as present
+            from services where active group by all
+        ) s on s.membership_id = m.id and s.kind = i.kind
+        where standing = 'Active' and coalesce(s.present, 0) < i.needed
+    ), of_visits as (
+        select *, 'visit_open_after_end' as reason,
+            'The visit is due after its membership ended.' as detail, membership_ended_on as since,
+            'update_recurring_services' as job
+        from visits where state in ('open', 'contacted') and is_plausible(due_on)
+            and due_on > membership_ended_on
+        union all
+        select *, 'visit_long_owed', 'The visit is neither booked nor dismissed.', due_on,
+            'mark_events_complete'
+        from visits where is_owed and days_overdue > 30
+        union all
+        select *, 'date_implausible', 'The day on which the visit is due cannot be.', null, null
+        from visits where not is_plausible(due_on)
+    ), of_services as (
+        select *, 'The first day of its service cannot be: ' || "from" as detail,
+            'update_recurring_services' as job
+        from services where active and not is_plausible("from") and "from" is not null
+        union all
+        select *, 'The last day of its service cannot be: ' || "to", null
+        from services where active and plausible_end("to") is null and "to" is not null
+    ), found as (
+        select reason, id as membership_id, null::bigint as event_id, null::bigint as service,
+            null::bigint as kind, detail, customer_id, membership_type_id, business_unit_id, since,
+            money, t.basis, job
+        from theirs t join people using (id)
+        union all
+        select 'service_missing', id, null, null, kind,
+            'Has ' || present || ' of ' || needed || ' services of this type.', customer_id,
+            membership_type_id, business_unit_id, null, null, null, 'update_memberships'
+        from missing join people using (id)
+        union all
+        select reason, membership_id, event_id, recurring_service_id, recurring_service_type_id,
+            detail, customer_id, membership_type_id, business_unit_id, since, null, null, job
+        from of_visits
+        union all
+        select 'date_implausible', membership_id, null, s.id, recurring_service_type_id, s.detail,
+            p.customer_id, p.membership_type_id, p.business_unit_id, null, null, null, job
+        from of_services s left join people p on p.id = s.membership_id
+    )
+    select reason, membership_id, event_id, service as recurring_service_id,
+        kind as recurring_service_type_id, detail, customer_id, membership_type_id,
+        business_unit_id, since, today() - since as days, money as money_at_stake,
+        basis as money_basis, job as write_job
+    from found where detail is not null;

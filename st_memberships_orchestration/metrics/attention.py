@@ -43,6 +43,7 @@ YEAR, BILL = "one_year", "one_bill"
 def attention(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
+    membership_status_changes: pd.DataFrame,
     membership_types: pd.DataFrame,
     invoice_templates: pd.DataFrame,
     recurring_services: pd.DataFrame,
@@ -70,8 +71,14 @@ def attention(
     membership ended; `visit_long_owed`: a visit is owed for more than `owed_days`;
     `service_missing`: an Active membership lacks recurring services that its type includes;
     `date_implausible`: a day of a membership, a service or a visit lies before `earliest` or more
-    than 20 years ahead; `status_contradicts_dates`, `status_contradicts_history`,
-    `renewal_link_broken`: the data contradicts itself. `detail` says how.
+    than 20 years ahead; `status_contradicts_dates`: it is Active more than a day after its last
+    day, runs after its cancellation day, is Canceled or Expired before that day or Expired without
+    one, ends before it begins, or is not active and yet not Deleted; `status_contradicts_history`:
+    its recorded changes end in another status than today's; `renewal_link_broken`: its successor is
+    not known, or does not begin later. `detail` says which.
+
+    `since` is the day on which an expired term or an ended membership ended, and on which the bill
+    or visit was due or the suspension began.
 
     `money_at_stake`, in the account's currency, is what `money_basis` says: `one_bill`, or
     `one_year` at the present price (of a template that is not positive: at the list price); null
@@ -85,6 +92,7 @@ def attention(
     Args:
         memberships: newest version of each membership, also deleted ones.
         membership_status: spells of status, without gap or overlap per membership.
+        membership_status_changes: the recorded changes.
         membership_types: newest version of each type, with `recurring_services`.
         invoice_templates: newest version of each invoice template.
         recurring_services: newest version of each service.
@@ -101,6 +109,9 @@ def attention(
     as_stated, memberships = memberships, with_plausible_days(memberships, earliest, today)
     now: Any = pd.Timestamp(today)
     rows = _members(memberships, membership_status, membership_prices, zone)
+    rows["changes_end_elsewhere"] = _changes_end_elsewhere(
+        rows, membership_status, membership_status_changes
+    )
     templates = pick(invoice_templates, "id", "total")
     rows = attach(rows, templates, "billing_template_id", template_total="total")
     status, kept = rows["status"], ~rows["is_deleted"]
@@ -199,22 +210,21 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
     )
     links = renewal_links(memberships, zone, spells(status, zone, memberships))
     rows = rows.join(more).join(links[["successor_id", "link_problem"]])
-    rows["changes_end_elsewhere"] = _changes_end_elsewhere(rows, status)
     rows = rows.rename(columns={"id": "membership_id"})
     prices = pick(prices, "membership_id", "bill_amount", "annual_value", "price_basis")
     on = "membership_id"
     return attach(rows, prices, on, "bill_amount", "price_basis", id=on, year="annual_value")
 
 
-def _changes_end_elsewhere(rows: Frame, membership_status: Frame) -> Column:
+def _changes_end_elsewhere(rows: Frame, membership_status: Frame, changes: Frame) -> Column:
     """Whether there are recorded changes, and today's status had to be inferred nevertheless."""
     if "basis" not in membership_status:
         return pd.Series(False, rows.index)
     spans = pick(membership_status, "membership_id", "basis", "valid_to")
-    recorded = spans["basis"].isin(("change", "before_first_change"))
     inferred = spans["basis"].isin(INFERRED) & spans["valid_to"].isna()
-    member = spans["membership_id"]
-    return among(rows["id"], member[recorded]) & among(rows["id"], member[inferred])
+    changed = pick(changes, "membership_id")["membership_id"]
+    member, inferred = rows["membership_id"], spans["membership_id"][inferred]
+    return among(member, changed) & among(member, inferred)
 
 
 def _finding(
