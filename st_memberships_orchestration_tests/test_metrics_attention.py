@@ -47,7 +47,7 @@ def findings(
     table = attention(
         rows,
         status,
-        pd.DataFrame() if changes is None else changes,
+        frame() if changes is None else changes,
         TYPES,
         TEMPLATES,
         services,
@@ -276,7 +276,7 @@ def test_changes_that_end_in_another_status_than_todays_are_a_finding() -> None:
     status = history(m1="Canceled 2026-01-01, Active 2026-03-01", m2="Active 2025-12-01").assign(
         basis=["change", "modified_on", "unchanged"]
     )
-    changes = frame(*({"tenant": "acme", "membership_id": id} for id in (1, 2)))
+    changes = frame({"membership_id": 1}, {"membership_id": 2})
     found = findings([good(1), good(2)], status, changes=changes)
     assert [row[:2] for row in found] == [("status_contradicts_history", 1)]
     assert findings([good(1), good(2)], status) == []  # nothing says otherwise

@@ -130,13 +130,20 @@ def test_a_membership_counts_in_the_contractors_month() -> None:
 
 
 def test_what_breaks_assumptions_is_counted_and_flagged() -> None:
-    status = history(m1="Active 2026-01-05, Frozen 2026-02-05", m99="Active 2026-02-01")
+    status = history(
+        m1="Active 2026-01-05, Frozen 2026-02-05",
+        m98="Active 2026-01-20, Suspended 2026-03-05",
+        m99="Active 2026-02-01",
+    )
     members = frame(membership(1), membership(2, status="Frozen", membership_type_id=2))
     rows = members_monthly(members, status, today=TODAY, zone=ZONE)
     found = plain(rows, "month", "membership_type_id", "new", "other_exit", "flags")
     assert [row for row in found if row[1] == 2] == [(MARCH, 2, 0, 0, "unknown_status")]
     assert (date(2026, 2, 1), 1, 0, 1, "unknown_status") in found
     assert (date(2026, 2, 1), None, 1, 0, "membership_unknown") in found
+    unknown = rows[rows["membership_type_id"].isna()]
+    # On 28 February 39 and 27 days, on 20 March the 47 of the one that is left.
+    assert [days for (days,) in plain(unknown, "tenure_days")] == [11.0, 33.0, 47.0]
 
 
 def test_a_cycle_of_renewals_renews_only_forwards() -> None:

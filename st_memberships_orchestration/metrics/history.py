@@ -195,7 +195,8 @@ def movements(
     facts = (*CELL, "is_successor", "in_time", "successor_starts", "since")
     rows = rows[is_entry | was_active | is_lost].reset_index(drop=True)
     rows = attach(rows, members, "membership_id", *facts)
-    rows["since"] = rows["since"].fillna(rows["began"])
+    rows = attach(rows, life, "membership_id", id="membership_id", starts="began")
+    rows["since"] = rows["since"].fillna(rows["starts"])  # of unknown ones
     rows["is_resumed"] = rows["is_entry"] & (rows["previous"] == "Suspended")
     comes, began = rows["is_entry"], rows["previous"].isna()
     in_time = rows["successor_starts"] < end_of(rows["began"], renewal_grace_days)
