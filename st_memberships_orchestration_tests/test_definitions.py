@@ -1,17 +1,21 @@
 """What the code location holds, what imports what, and that it loads without a warning."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
-from dagster import AssetKey
+from dagster import AssetKey, TableSchema
 from pydantic import ValidationError
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, Tenant
+from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.writing.kinds import KINDS
 from st_memberships_orchestration_tests.doors import Location
 
@@ -129,6 +133,44 @@ def test_inventory(location: Location) -> None:
         "health_alerts",
         "write_plan_inbox",
     }
+
+
+def options_of(group: click.Group, prefix: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each command with its options, and its arguments in capitals."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from options_of(command, f"{prefix}{name} ")
+        yield (
+            f"{prefix}{name}",
+            {
+                word
+                for one in command.params
+                for word in (
+                    [str(one.name).upper()] if isinstance(one, click.Argument) else one.opts
+                )
+            },
+        )
+
+
+def test_nothing_that_users_had_is_gone(location: Location) -> None:
+    had = json.loads((Path(__file__).parent / "releases" / "inventory.json").read_text())
+    repository = defs().get_repository_def()
+    graph = repository.asset_graph
+    for table, columns in had["tables"].items():
+        metadata = graph.get(AssetKey(table.split("/"))).metadata
+        schema = metadata.get("dagster/column_schema", TableSchema([]))
+        assert columns.items() <= {column.name: column.type for column in schema.columns}.items()
+    checks = {f"{key.asset_key.to_user_string()} {key.name}" for key in graph.asset_check_keys}
+    assert set(had["checks"]) <= checks
+    assert set(had["jobs"]) <= {job.name for job in repository.get_all_jobs()}
+    assert set(had["schedules"]) <= {one.name for one in repository.schedule_defs}
+    assert set(had["sensors"]) <= {one.name for one in repository.sensor_defs}
+    commands = dict(options_of(main))
+    for command, options in had["commands"].items():
+        assert set(options) <= commands[command], command
+    settings = {f"ST_{name.upper()}" for name in Settings.model_fields}
+    of_tenants = {f"ST_TENANTS__<NAME>__{name.upper()}" for name in Tenant.model_fields}
+    assert set(had["settings"]) <= settings | of_tenants
 
 
 def test_everything_is_described(location: Location) -> None:
