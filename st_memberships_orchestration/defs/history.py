@@ -6,8 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from st_memberships_orchestration.defs.failures import refuse_stale
-from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
-from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.metadata import DATA, brought_up_to_date, table_asset
 from st_memberships_orchestration.lake.history import (
     STATUS_COLUMNS,
     VALIDITY,
@@ -28,24 +27,21 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
 
 
 def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=["history", feed.name],
+    name = f"history/{feed.name}"
+
+    @table_asset(
+        settings,
+        name,
+        pa.schema([*table_schema(feed.model), *VALIDITY]),
         deps=[dg.AssetKey(["current", feed.name])],
         description=(
             f"Each known version of {feed.title}, with the time in which it held: `valid_from` "
             "(its modification) until `valid_to` (the next one's; null while it holds). What was "
             "before the oldest version is not known: ServiceTitan shows only the newest state."
         ),
-        group_name="history",
         owners=[DATA],
         kinds={"deltalake", "duckdb"},
-        partitions_def=by_tenant(settings),
         tags={"feed": feed.name},
-        metadata={
-            "dagster/column_schema": column_schema(
-                pa.schema([*table_schema(feed.model), *VALIDITY])
-            )
-        },
     )
     def versions(
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
@@ -53,24 +49,25 @@ def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
         tenant = context.partition_key
         refuse_stale(context.instance, tenant, [feed.name])
         rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified)
-        return dg.MaterializeResult(metadata=table_metadata(lake, f"history/{feed.name}", [tenant]))
+        return brought_up_to_date(lake, name, tenant)
 
     return versions
 
 
 def _membership_status(settings: Settings) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=["history", "membership_status"],
+    name = "history/membership_status"
+
+    @table_asset(
+        settings,
+        name,
+        STATUS_COLUMNS,
         deps=[
             dg.AssetKey(["current", "memberships"]),
             dg.AssetKey(["current", "membership_status_changes"]),
         ],
         description=(inspect.getdoc(rebuild_membership_status) or "").partition("\nArgs:")[0],
-        group_name="history",
         owners=[DATA],
         kinds={"deltalake", "duckdb"},
-        partitions_def=by_tenant(settings),
-        metadata={"dagster/column_schema": column_schema(STATUS_COLUMNS)},
     )
     def membership_status(
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
@@ -83,7 +80,6 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
             zone=settings.tenants[tenant].zone,
             earliest=settings.earliest_date,
         )
-        name = "history/membership_status"
-        return dg.MaterializeResult(metadata=table_metadata(lake, name, [tenant]))
+        return brought_up_to_date(lake, name, tenant)
 
     return membership_status

@@ -8,6 +8,7 @@ import dagster as dg
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
@@ -15,6 +16,7 @@ from st_memberships_orchestration.lake.versions import IS_DELETED
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.settings import Settings
 
 DATA = "team:data"
 """Owner of what is read: whom to ask when it is missing or late."""
@@ -29,6 +31,30 @@ PREVIEW_TENANTS = 4
 
 PREVIEW_COLUMNS = 8
 PREVIEW_WIDTH = 32
+
+
+def table_asset(settings: Settings, name: str, columns: pa.Schema, **options: Any) -> Any:
+    """`dg.asset` with what all tables of the lake have in common that have a partition per tenant.
+
+    Args:
+        settings: name the tenants.
+        name: of the table, such as `history/memberships`; its layer is the asset's group.
+        columns: with their comments, which the UI shows.
+        **options: further ones of `dg.asset`.
+    """
+    layer, _ = key = name.split("/")
+    return dg.asset(
+        key=key,
+        group_name=layer,
+        partitions_def=by_tenant(settings),
+        metadata={"dagster/column_schema": column_schema(columns)},
+        **options,
+    )
+
+
+def brought_up_to_date(lake: Lake, name: str, tenant: str, **facts: Any) -> dg.MaterializeResult:
+    """What is shown of a table after a tenant's part was made anew: these facts, size, preview."""
+    return dg.MaterializeResult(metadata={**facts, **table_metadata(lake, name, [tenant])})
 
 
 def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:

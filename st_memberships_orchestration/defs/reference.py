@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from st_memberships_orchestration.columns import described
 from st_memberships_orchestration.defs.failures import servicetitan_failures
-from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
-from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.metadata import DATA, brought_up_to_date, table_asset
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.servicetitan.columns import (
@@ -124,15 +123,14 @@ def _custom_field_types(settings: Settings) -> dg.AssetsDefinition:
 def _asset(
     settings: Settings, name: str, schema: pa.Schema, description: str, **options: Any
 ) -> Any:
-    """`dg.asset` with what all reference tables have in common."""
-    return dg.asset(
-        key=["reference", name],
+    """`table_asset` with what all reference tables have in common."""
+    return table_asset(
+        settings,
+        f"reference/{name}",
+        schema,
         description=f"{description} Replaced whole by each refresh.",
-        group_name="reference",
         owners=[DATA],
         kinds={"servicetitan", "deltalake"},
-        partitions_def=by_tenant(settings),
-        metadata={"dagster/column_schema": column_schema(schema)},
         **options,
     )
 
@@ -143,4 +141,4 @@ def _with_type(schema: pa.Schema) -> pa.Schema:
 
 def _replaced(lake: Lake, name: str, rows: pa.Table, tenant: str) -> dg.MaterializeResult:
     replace_tenant(lake, f"reference/{name}", rows, tenant=tenant)
-    return dg.MaterializeResult(metadata=table_metadata(lake, f"reference/{name}", [tenant]))
+    return brought_up_to_date(lake, f"reference/{name}", tenant)

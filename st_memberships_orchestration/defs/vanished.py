@@ -12,8 +12,7 @@ from pydantic import Field
 
 from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.defs.failures import servicetitan_failures
-from st_memberships_orchestration.defs.metadata import DATA, column_schema, table_metadata
-from st_memberships_orchestration.defs.partitions import by_tenant
+from st_memberships_orchestration.defs.metadata import DATA, brought_up_to_date, table_asset
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.reading.vanished import TooManyMissing, mark_vanished
@@ -43,19 +42,18 @@ class VanishedConfig(dg.Config):
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     """The deep check."""
 
-    @dg.asset(
-        key=TABLE.split("/"),
+    @table_asset(
+        settings,
+        TABLE,
+        SCHEMA,
         deps=[dg.AssetKey(["current", feed.name]) for feed in FEEDS if feed.is_listed],
         description=(
             "Records in the lake that are in no list of ServiceTitan's and that it answers with "
             "'not found' when asked one by one. They get `is_deleted` in current/. Runs weekly: it "
             "reads every list whole. Fails, and marks nothing, when too many seem to be gone."
         ),
-        group_name="reference",
         owners=[DATA],
         kinds={"servicetitan", "deltalake"},
-        partitions_def=by_tenant(settings),
-        metadata={"dagster/column_schema": column_schema(SCHEMA)},
     )
     def vanished_records(
         context: dg.AssetExecutionContext,
@@ -92,9 +90,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         found = pa.Table.from_pylist(gone, schema=SCHEMA)
         rows = pa.concat_tables([known, found]) if known.num_columns else found
         replace_tenant(lake, TABLE, rows, tenant=tenant)
-        yield dg.MaterializeResult(
-            metadata={"newly_found": len(gone), **table_metadata(lake, TABLE, [tenant])}
-        )
+        yield brought_up_to_date(lake, TABLE, tenant, newly_found=len(gone))
         if refused:
             missing_of = "; ".join(f"{name}: {share}" for name, share in refused.items())
             raise dg.Failure(
