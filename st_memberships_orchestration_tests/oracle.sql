@@ -263,7 +263,7 @@ create temp table members_monthly as
             filter (kind = 'at_end') as tenure_days
     from counts join members m on m.id = member left join chains c on c.id = member group by all
     )
-    select *, is_over(month) as is_complete, active_end - active_start as net_growth,
+    select *, active_end - active_start as net_growth,
         ratio(cancelled + cancelled_from_suspension, active_start) as cancellation_rate,
         ratio(cancelled + cancelled_from_suspension + expired + expired_from_suspension,
             active_start) as churn,
@@ -404,7 +404,7 @@ create temp table recurring_revenue_monthly as
         count(*) filter (is_ and frequency = 'OneTime' and amortised is null) as one_time_unpriced
     from moved where was or is_ or loss is not null group by all
     )
-    select *, is_over(month) as is_complete, ratio(inferred_mrr, mrr_end) as inferred_share,
+    select *, ratio(inferred_mrr, mrr_end) as inferred_share,
         ratio(backdated_mrr, mrr_end) as backdated_share,
         1 - ratio(members_unpriced, members_recurring) as covered_share,
         ratio(members_by_template, members_recurring) as template_share

@@ -99,7 +99,7 @@ def cancellation_reasons_monthly(
     rows["mrr_lost"] = rows["monthly_price"].fillna(0).astype("int64")
     rows["cancelled"] = 1
     rows["from_suspension"] = (rows["kind"] == CANCELLED[1]).astype("int64")
-    rows["unpriced"] = (rows["price_basis"] == "none").astype("int64")
+    rows["unpriced"] = rows["price_basis"].fillna("none").eq("none").astype("int64")
     grain = list(CANCELLATION_REASONS_MONTHLY.grain)
     rows = rows.groupby(grain, dropna=False, as_index=False)[
         ["cancelled", "from_suspension", "mrr_lost", "unpriced"]

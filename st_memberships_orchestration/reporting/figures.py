@@ -378,7 +378,7 @@ SECTIONS: Mapping[str, str] = {
     """,
     "billing": """
         select due_in, payment, sum(bills)::bigint as bills, sum(amount) as amount,
-            sum(unpriced_bills)::bigint as unpriced
+            sum(projected_bills)::bigint as projected, sum(unpriced_bills)::bigint as unpriced
         from billing_due group by due_in, payment
         order by due_in <> 'overdue', try_cast(split_part(due_in, '-', 1) as int), payment
     """,
