@@ -96,8 +96,7 @@ NEXT_STEPS = {
     words.REFUSED: "ServiceTitan said no: mend the rows by what it said and plan again",
     STOPPED: "each line says what is in the way; where the record changed, plan again",
     words.NOT_APPLIED: "it happened, but not as asked: see the record, and plan what is missing",
-    words.NEEDS_REVIEW: "see in ServiceTitan what is there, then `st-memberships settle KEY …`, "
-    "with KEY from `derived/write_audit`",
+    words.NEEDS_REVIEW: "see in ServiceTitan what is there, then do as its line says",
 }
 """What a person does next, by what became of a change."""
 
