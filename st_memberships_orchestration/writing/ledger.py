@@ -331,7 +331,6 @@ class Ledger:
             **dict.fromkeys(("target", "after", "result", "answer"), None),
             **{"detail": "forgotten", "trail": "[]", "record": ""},
         }
-        known = {name: value for name, value in blank.items() if name in _entries.c}
         found = [row for row in self._rows(sa.select(_entries)) if mentions(_text(row))]
         if unresolved := [row.key[:12] for row in found if row.status in OPEN]:
             raise ValueError(f"settle these first, nobody knows what became of them: {unresolved}")
@@ -339,7 +338,7 @@ class Ledger:
         with self._writing() as connection:
             for row in found:
                 one = _entries.update().where(_entries.c.key == row.key)
-                connection.execute(one.values(**known))
+                connection.execute(one.values(**blank))
             for hash in plans:
                 connection.execute(_plans.delete().where(_plans.c.hash == hash))
         return len(found) + len(plans)
@@ -466,7 +465,7 @@ class Ledger:
         self, connection: sa.Connection, intent: Intent, since: int, planned: int
     ) -> None:
         query = sa.select(_entries).where(
-            *_of_account(intent.account, intent.environment),
+            _of_account(intent.account, intent.environment),
             _entries.c.record == intent.record,
             _entries.c.key != intent.key,
         )
@@ -615,7 +614,7 @@ class Ledger:
     def _of_records(self, account: Account, records: Sequence[str]) -> Iterator[Entry]:
         for start in range(0, len(records), 500):
             query = sa.select(_entries).where(
-                *_of_account(account.id, account.environment),
+                _of_account(account.id, account.environment),
                 _entries.c.record.in_(records[start : start + 500]),
                 _entries.c.status.not_in(FREE),
             )
@@ -624,7 +623,7 @@ class Ledger:
     def made(self, kind: Kind, account: Account, *, plan: str | None = None) -> set[int]:
         """Ids of the records that the ledger ascribes to changes of a kind, or of one plan."""
         query = sa.select(_entries.c.result).where(
-            *_of_account(account.id, account.environment),
+            _of_account(account.id, account.environment),
             _entries.c.kind == kind.name,
             _entries.c.result.is_not(None),
         )
@@ -833,10 +832,10 @@ def _in_the_way(kind: Kind, there: Sequence[Entry], content: str) -> str | None:
     return None
 
 
-def _of_account(account: str, environment: str) -> tuple[Any, ...]:
+def _of_account(account: str, environment: str) -> sa.ColumnElement[bool]:
     """Rows of an account, and those of which nobody knows whose they are."""
     unknown = sa.and_(_entries.c.account == OF_ANY_ACCOUNT, _entries.c.environment == environment)
-    return (sa.or_(_entries.c.account == account, unknown),)
+    return sa.or_(_entries.c.account == account, unknown)
 
 
 def _spent_key(account: str, kind: str, day: str) -> tuple[Any, ...]:
