@@ -33,12 +33,13 @@ from st_memberships_orchestration.writing.apply import (
     Result,
     apply_plan,
 )
+from st_memberships_orchestration.writing.audit import audit_rows, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
-from st_memberships_orchestration.writing.report import audit_rows, result_lines, unsent_rows
+from st_memberships_orchestration.writing.presentation import result_lines
 from st_memberships_orchestration.writing.rows import numbered
 from st_memberships_orchestration.writing.undo import reversal
 from st_memberships_orchestration_tests.torture_writes import (

@@ -17,7 +17,7 @@ from st_memberships_orchestration.servicetitan.memberships.client import Members
 from st_memberships_orchestration.servicetitan.memberships.models import OpportunityStatus
 from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
-from st_memberships_orchestration.writing.report import column_help, plan_lines, plan_totals
+from st_memberships_orchestration.writing.presentation import column_help, plan_lines, plan_totals
 from st_memberships_orchestration.writing.rows import BadRows, cells, numbered, read_rows
 from st_memberships_orchestration_tests.torture_writes import access_of, some
 

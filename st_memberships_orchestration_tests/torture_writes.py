@@ -44,11 +44,8 @@ from st_memberships_orchestration.writing.apply import (
     Result,
     entry_key,
 )
-from st_memberships_orchestration.writing.changes import (
-    AUDIT_TABLE,
-    apply_audited,
-    bring_audit_up_to_date,
-)
+from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
+from st_memberships_orchestration.writing.changes import apply_audited
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Entry, Ledger

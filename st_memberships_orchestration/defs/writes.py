@@ -28,8 +28,8 @@ from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings, this_user
 from st_memberships_orchestration.writing.apply import Approval, DryRun, Locked, Result
+from st_memberships_orchestration.writing.audit import AUDIT, AUDIT_TABLE
 from st_memberships_orchestration.writing.changes import (
-    AUDIT_TABLE,
     apply_audited,
     approval_of,
     plan_changes,
@@ -41,8 +41,7 @@ from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan
-from st_memberships_orchestration.writing.report import (
-    AUDIT,
+from st_memberships_orchestration.writing.presentation import (
     LONGEST_CELL,
     PLAN_HEADINGS,
     RESULT_HEADINGS,

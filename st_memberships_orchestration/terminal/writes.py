@@ -25,12 +25,11 @@ from st_memberships_orchestration.settings import (
 )
 from st_memberships_orchestration.terminal.screen import console, program, read_settings
 from st_memberships_orchestration.writing.apply import DryRun, Locked
+from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.changes import (
-    AUDIT_TABLE,
     accept,
     apply_audited,
     approval_of,
-    bring_audit_up_to_date,
     plan_changes,
     rows_of_query,
     tenant_of,
@@ -41,7 +40,7 @@ from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, load_plan
-from st_memberships_orchestration.writing.report import (
+from st_memberships_orchestration.writing.presentation import (
     LONGEST_CELL,
     PLAN_HEADINGS,
     RESULT_HEADINGS,

@@ -1,8 +1,7 @@
 """What the terminal and the jobs do alike with changes: locks, tenant, plan, ledger and audit."""
 
-import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -13,8 +12,6 @@ from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import (
     Lake,
     replace_tenant,
-    retry_conflicts,
-    upsert,
 )
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -26,17 +23,14 @@ from st_memberships_orchestration.writing.apply import (
     Result,
     apply_plan,
 )
+from st_memberships_orchestration.writing.audit import bring_audit_up_to_date, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, look_again
 from st_memberships_orchestration.writing.plans import Plan, make_plan
-from st_memberships_orchestration.writing.report import AUDIT, audit_rows, unsent_rows
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table_rows
 
-logger = logging.getLogger(__name__)
-
-AUDIT_TABLE = "derived/write_audit"
 LEDGER_TABLE = "state/write_ledgers"
 """Which ledger has noted the changes to an account, and how far it had come: one row for each."""
 LEDGERS = pa.schema(
@@ -50,8 +44,6 @@ LEDGERS = pa.schema(
         )
     ]
 )
-OVERLAP = timedelta(hours=1)
-"""Entries of the ledger that are looked at again: clocks differ, and a run may end late."""
 
 
 def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> Approval:
@@ -243,59 +235,3 @@ def _remembered(lake: Lake, account: Account) -> list[dict[str, Any]]:
     table = lake.find(LEDGER_TABLE)
     rows = [] if table is None else table.to_pyarrow_table().to_pylist()
     return [row for row in rows if row["account"] == account.id]
-
-
-def bring_audit_up_to_date(
-    lake: Lake,
-    ledger: Ledger,
-    environment: str,
-    tenant: str,
-    unsent: Sequence[dict[str, Any]] = (),
-    plan: str | None = None,
-) -> None:
-    """Bring what the ledger noted since the last time into `derived/write_audit`.
-
-    What a killed run left behind comes with the next one. Costs what is new. A lake that fails is
-    logged: what was sent, and what went wrong with it, must not be hidden by that.
-
-    Args:
-        lake: holds the table, with one row per plan and line.
-        ledger: what was sent.
-        environment: of the changes.
-        tenant: whose changes.
-        unsent: rows of what a run did not send.
-        plan: whose entries are brought whatever their time, as clocks may be set back.
-    """
-    try:
-        _bring(lake, ledger, environment, tenant, unsent, plan)
-    except Exception:
-        logger.exception("%s is behind; the next run brings what was sent", AUDIT_TABLE)
-
-
-@retry_conflicts
-def _bring(
-    lake: Lake,
-    ledger: Ledger,
-    environment: str,
-    tenant: str,
-    unsent: Sequence[dict[str, Any]],
-    plan: str | None,
-) -> None:
-    last = lake.rows(
-        AUDIT_TABLE,
-        tenant=tenant,
-        columns=["max(updated_at) as at"],
-        where=f"environment = '{environment}'",
-    ).to_pylist()
-    newest = last[0]["at"] if last else None
-    since = datetime.min.replace(tzinfo=UTC)
-    if newest is not None:  # it is still to come where the clock was set back
-        since = min(newest, datetime.now(UTC)) - OVERLAP
-
-    def rows() -> pa.Table:
-        entries = ledger.entries(environment=environment, tenant=tenant, since=since)
-        # A rival process may have sent since what a run has stopped.
-        entries += ledger.entries(plan={plan} if plan else {row["plan"] for row in unsent})
-        return audit_rows(entries, unsent)
-
-    upsert(lake, AUDIT_TABLE, AUDIT, rows, tenant=tenant, key=("plan", "line"))

@@ -1,20 +1,14 @@
-"""Plans, results and the ledger as people and tables see them."""
+"""Plans and results as people see them."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from decimal import Decimal
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
-from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.apply import NO_OP, NOT_READ_BACK, STOPPED, Result
-from st_memberships_orchestration.writing.kinds import KINDS, Kind
-from st_memberships_orchestration.writing.ledger import FREE, Entry
+from st_memberships_orchestration.writing.apply import NOT_READ_BACK, STOPPED, Result
+from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.plans import NOT_READABLE, Plan
 from st_memberships_orchestration.writing.rows import list_fields
 from st_memberships_orchestration.writing.values import COPY_OF, Plain
@@ -143,106 +137,6 @@ def column_help(kind: Kind) -> list[tuple[str, str, str]]:
         notes += ["JSON list"] if column in list_fields(kind.change) else []
         lines.append((column, ", ".join(notes), shape.get("description", "")))
     return lines
-
-
-AUDIT = pa.schema(
-    [
-        described(name, kind, meaning)
-        for name, kind, meaning in (
-            ("key", pa.string(), "The ledger's key of the change; for `settle`."),
-            ("environment", pa.string(), "Environment that it was sent to."),
-            ("kind", pa.string(), "Kind of change; the name of its job."),
-            ("plan", pa.string(), "Hash of the plan."),
-            ("line", pa.int32(), "Line of the plan's source."),
-            ("record_id", pa.int64(), "Record that was changed or made."),
-            ("outcome", pa.string(), "What became of it: succeeded, no_op, stopped, refused …"),
-            ("detail", pa.string(), "Why, in words."),
-            ("found_by", pa.string(), "receipt, reconciliation or person: how it is known."),
-            ("verified", pa.bool_(), "Whether the record was read back."),
-            ("attempts", pa.int32(), "How often it was sent; 0 is never, as refused in the plan."),
-            ("change", pa.string(), "What was asked, JSON."),
-            ("before", pa.string(), "What the record had before, JSON."),
-            ("after", pa.string(), "What it had when it was read back, JSON."),
-            ("money", MONEY, "Money that the change touches."),
-            ("trace_id", pa.string(), "ServiceTitan's trace id, where it gave one."),
-            ("who", pa.string(), "Who applied the plan."),
-            ("run_id", pa.string(), "Run that sent it last, or decided not to."),
-            ("sent_at", INSTANT, "When it was noted, just before sending."),
-            ("updated_at", INSTANT, "When the outcome was noted."),
-        )
-    ]
-)
-"""`derived/write_audit`: one row per line of a plan that was applied, with its last outcome."""
-
-_JSON_COLUMNS = ("change", "before", "after")
-
-
-def audit_rows(entries: Iterable[Entry], unsent: Iterable[Plain] = ()) -> pa.Table:
-    """Rows of `derived/write_audit`, one per plan and line.
-
-    Args:
-        entries: of the ledger.
-        unsent: see `unsent_rows`. Where a rival process sent the line all the same, the ledger
-            counts more; how often a line was sent, the ledger alone knows.
-    """
-    rows = {(row["plan"], row["line"]): dict(row) for row in unsent}
-    for entry in entries:
-        line = entry.plan, entry.line
-        if line in rows and entry.status in FREE:
-            rows[line] |= {"attempts": entry.attempts, "sent_at": entry.claimed_at}
-        else:
-            rows[line] = {
-                **vars(entry),
-                "record_id": entry.target or KINDS[entry.kind].made(entry.result),
-                "outcome": entry.status,
-                "sent_at": entry.claimed_at,
-            }
-    return pa.Table.from_pylist([_audit_row(row) for row in rows.values()], schema=AUDIT)
-
-
-def unsent_rows(
-    plan: Plan, results: Sequence[Result], *, who: str, run_id: str, now: datetime
-) -> Iterator[Plain]:
-    """What a run of a plan did not send, for `audit_rows`: stopped, so already, or refused."""
-    common = {
-        "environment": plan.environment,
-        "kind": plan.kind,
-        "plan": plan.hash,
-        "who": who,
-        "run_id": run_id,
-        "updated_at": now,
-        "attempts": 0,
-        "verified": False,
-    }
-    for outcome, lines in ((NO_OP, plan.no_ops), ("refused", plan.refused)):
-        for left in lines:
-            yield common | {
-                "line": left.line,
-                "record_id": left.target,
-                "outcome": outcome,
-                "detail": left.why,
-            }
-    planned = {change.line: change for change in plan.changes}
-    for result in results:
-        if result.status in (STOPPED, NO_OP):
-            change = planned[result.line]
-            yield common | {
-                "key": result.key,
-                "line": result.line,
-                "record_id": result.target,
-                "outcome": result.status,
-                "detail": result.detail,
-                "change": change.change,
-                "before": change.before,
-                "after": result.after,
-                "money": change.money,
-            }
-
-
-def _audit_row(row: Plain) -> Plain:
-    texts = {n: json.dumps(row.get(n) or {}, ensure_ascii=False) for n in _JSON_COLUMNS}
-    money = None if row.get("money") is None else Decimal(row["money"])
-    return {name: row.get(name) for name in AUDIT.names} | texts | {"money": money}
 
 
 _WORDS = ("null", "true", "false")
