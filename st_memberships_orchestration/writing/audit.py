@@ -1,4 +1,4 @@
-"""`derived/write_audit`: what became of each line of each plan that was applied, also if not sent."""
+"""`derived/write_audit`: what became of each line of each plan that was applied."""
 
 import json
 import logging

@@ -62,7 +62,7 @@ class Seen(Enum):
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Evidence:
     """What looking for the effect of a request has shown.
 
     Attributes:
@@ -96,7 +96,7 @@ class Sought:
 
 
 @dataclass
-class Case:
+class Proposal:
     """One row on its way into a plan: what is asked, of which record, and what was found out.
 
     Attributes:
@@ -281,7 +281,7 @@ class Kind:
         readable = {name.removesuffix("_") for name in self.record.model_fields}
         return {name: value for name, value in plain(change).items() if name in readable}
 
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
         """Add what a person should know.
 
         Raises:
@@ -315,14 +315,14 @@ class Kind:
         self,
         client: MembershipsClient,
         sought: Sequence[Sought],
-        rivals: "Callable[[], Rivals]",
-    ) -> dict[str, Sighting]:
+        others: "Callable[[], OtherRequests]",
+    ) -> dict[str, Evidence]:
         """See whether requests have happened, by their keys.
 
         Args:
             client: reads.
             sought: the requests.
-            rivals: what else could explain new records. Asked after they were read: who made one
+            others: what else could explain new records. Asked after they were read: who made one
                 had noted it in the ledger before.
         """
         records = self.read(client, [cast(int, one.target) for one in sought])
@@ -353,7 +353,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Rivals:
+class OtherRequests:
     """What else could explain a new record.
 
     Attributes:
@@ -365,23 +365,23 @@ class Rivals:
     explained: Collection[int]
 
 
-def _compared(sought: Sought, record: Any) -> Sighting:
+def _compared(sought: Sought, record: Any) -> Evidence:
     """Judge by the fields that should have moved; untouched means neither they nor it moved."""
     if record is None:
-        return Sighting(Seen.UNCLEAR, "the record is not shown any more")
+        return Evidence(Seen.UNCLEAR, "the record is not shown any more")
     wanted, before = sought.wanted, sought.before
     now = state(record, wanted)
     moving = [name for name in wanted if not same(wanted[name], before.get(name), None)]
     moving += [n for n, v in wanted.items() if isinstance(v, dict) and n not in moving]
     took = [name for name in moving if same(wanted[name], now[name], before.get(name))]
     if moving and len(took) == len(moving):
-        return Sighting(Seen.THERE, "the record is as it was asked to be")
+        return Evidence(Seen.THERE, "the record is as it was asked to be")
     if took:
         said = f"only some of the fields are as asked: {', '.join(took)}"
-        return Sighting(Seen.UNCLEAR, said)
+        return Evidence(Seen.UNCLEAR, said)
     if plain(record.modified_on) == before[MODIFIED]:
-        return Sighting(Seen.ABSENT, "the record has not changed since")
-    return Sighting(Seen.UNCLEAR, "the record has changed since, but not as asked")
+        return Evidence(Seen.ABSENT, "the record has not changed since")
+    return Evidence(Seen.UNCLEAR, "the record has changed since, but not as asked")
 
 
 # --- Visits ---------------------------------------------------------------------------------------
@@ -412,9 +412,9 @@ class MarkEventsComplete(_Visit):
         return {"id": receipt.id}
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        there = case.record.job_id
-        if there is not None and there != case.wanted["job_id"]:
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        there = proposal.record.job_id
+        if there is not None and there != proposal.wanted["job_id"]:
             # A second job would copy the items a second time (reference section 7).
             raise Refused(f"the visit is already attached to job {there}; mark it incomplete first")
 
@@ -437,8 +437,8 @@ class MarkEventsIncomplete(_Visit):
         return {"job_id": None}
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        there, named = case.record.job_id, cast(models.EventJob, case.change).job_id
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        there, named = proposal.record.job_id, cast(models.EventJob, proposal.change).job_id
         if there is not None and there != named:
             raise Refused(f"the visit is attached to job {there}, not to job {named}")
 
@@ -480,8 +480,8 @@ class UpdateMemberships(Kind):
         return {**state(record, PAYMENT), **before} if {*PAYMENT} & {*wanted} else before
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        change, record = cast(models.MembershipUpdate, case.change), case.record
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        change, record = cast(models.MembershipUpdate, proposal.change), proposal.record
         if change.status == models.MembershipStatus.DELETED:
             raise Refused("Deleted removes the membership for good; cancel with status Canceled")
         if record.status == models.MembershipStatus.DELETED:
@@ -489,23 +489,29 @@ class UpdateMemberships(Kind):
         if change.recurring_service_action == models.RecurringServiceAction.NONE:
             _confirm_no_services(confirmed)
         if change.billing_template_id is not None:
-            self._examine_template(case, lookups.template(change.billing_template_id))
+            self._examine_template(proposal, lookups.template(change.billing_template_id))
         if change.initial_deferred_revenue is not None:
-            case.money = abs(change.initial_deferred_revenue - record.initial_deferred_revenue)
+            proposal.money = abs(change.initial_deferred_revenue - record.initial_deferred_revenue)
         if "next_scheduled_bill_date" in change.model_fields_set:
-            case.warnings.append("moving the next bill can skip or double one")
+            proposal.warnings.append("moving the next bill can skip or double one")
         if change.recurring_service_action is not None:
-            case.warnings.append("recurring_service_action cannot be read back, nor undone")
+            proposal.warnings.append("recurring_service_action cannot be read back, nor undone")
         if change.status == models.MembershipStatus.CANCELED:
-            case.warnings.append("cancelling drops the open visits; reactivating leaves them gone")
+            proposal.warnings.append(
+                "cancelling drops the open visits; reactivating leaves them gone"
+            )
 
-    def _examine_template(self, case: Case, template: models.InvoiceTemplate | None) -> None:
-        id = case.wanted["billing_template_id"]
+    def _examine_template(
+        self, proposal: Proposal, template: models.InvoiceTemplate | None
+    ) -> None:
+        id = proposal.wanted["billing_template_id"]
         if template is None:
             raise Refused(f"there is no invoice template {id}")
         if template.is_settings_template:
-            case.wanted["billing_template_id"] = {COPY_OF: id}
-            case.warnings.append(f"template {id} is shared: ServiceTitan will make a copy of it")
+            proposal.wanted["billing_template_id"] = {COPY_OF: id}
+            proposal.warnings.append(
+                f"template {id} is shared: ServiceTitan will make a copy of it"
+            )
 
 
 class UpdateRecurringServices(Kind):
@@ -538,18 +544,18 @@ class UpdateRecurringServices(Kind):
         return {"id": client.update_recurring_service(cast(int, target), update).id}
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        change = cast(models.RecurringServiceUpdate, case.change)
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        change = cast(models.RecurringServiceUpdate, proposal.change)
         for name in ("invoice_template_id", "invoice_template_for_following_years_id"):
             id = getattr(change, name)
             if id is not None and lookups.template(id) is None:
                 raise Refused(f"{name}: there is no invoice template {id}")
         if "from_" in change.model_fields_set:
-            case.warnings.append("moves every future visit")
+            proposal.warnings.append("moves every future visit")
         if "recurring_service_type_id" in change.model_fields_set:
-            case.warnings.append("in ServiceTitan's screens a new type clears the other fields")
+            proposal.warnings.append("in ServiceTitan's screens a new type clears the other fields")
         if change.active is False:
-            case.warnings.append("drops the open visits")
+            proposal.warnings.append("drops the open visits")
 
 
 # --- Invoice templates ----------------------------------------------------------------------------
@@ -613,18 +619,20 @@ class UpdateInvoiceTemplates(Kind):
         return {**values, "items": [*lines.values(), *added]}
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        change, record = cast(models.InvoiceTemplateUpdate, case.change), case.record
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        change, record = cast(models.InvoiceTemplateUpdate, proposal.change), proposal.record
         if change.name is not None and not record.is_settings_template:
             raise Refused("only shared templates have a name; ServiceTitan would ignore it")
         if change.items is not None:
             total = sum((i.quantity * i.unit_price for i in change.items if i), Decimal(0))
-            case.money = abs(total - record.total)
-            case.warnings.append(f"total {plain(record.total)} → {plain(total)}")
+            proposal.money = abs(total - record.total)
+            proposal.warnings.append(f"total {plain(record.total)} → {plain(total)}")
             if any(line.unit_price < 0 for line in record.items):
-                case.warnings.append("it has negative lines, by which deferred revenue is earned")
+                proposal.warnings.append(
+                    "it has negative lines, by which deferred revenue is earned"
+                )
         if record.is_settings_template:
-            case.warnings.append("the template is shared")
+            proposal.warnings.append("the template is shared")
 
 
 class Creation(Kind):
@@ -679,24 +687,24 @@ class Creation(Kind):
         self,
         client: MembershipsClient,
         sought: Sequence[Sought],
-        rivals: Callable[[], Rivals],
-    ) -> dict[str, Sighting]:
-        asked = cache(rivals)
+        others: Callable[[], OtherRequests],
+    ) -> dict[str, Evidence]:
+        asked = cache(others)
         new = self.appeared(client, sought, lambda: asked().explained)
         return {one.key: self._seen(one, new[one.key], asked()) for one in sought}
 
-    def _seen(self, sought: Sought, new: Sequence[Any] | None, rivals: Rivals) -> Sighting:
+    def _seen(self, sought: Sought, new: Sequence[Any] | None, others: OtherRequests) -> Evidence:
         if new is None:
-            return Sighting(Seen.UNCLEAR, "ServiceTitan does not say any more what came since")
+            return Evidence(Seen.UNCLEAR, "ServiceTitan does not say any more what came since")
         if not new:
-            return Sighting(Seen.ABSENT, "no such record has appeared since")
-        others = [r for r in rivals.unresolved if r.record == sought.record and r.key != sought.key]
-        if others:  # in ledgers of earlier releases: now one is open at a time
-            return Sighting(Seen.UNCLEAR, f"new records for {len(others) + 1} requests: {ids(new)}")
+            return Evidence(Seen.ABSENT, "no such record has appeared since")
+        same = [r for r in others.unresolved if r.record == sought.record and r.key != sought.key]
+        if same:  # in ledgers of earlier releases: now one is open at a time
+            return Evidence(Seen.UNCLEAR, f"new records for {len(same) + 1} requests: {ids(new)}")
         found = sorted(r.id for r in new if self.is_as(sought.wanted, r))
         if not found:  # ServiceTitan may have altered what was asked, or left some of it out
-            return Sighting(Seen.UNCLEAR, f"new records, but not as asked: {ids(new)}")
-        return Sighting(Seen.THERE, f"record {found[0]} is it", {self.receipt: found[0]})
+            return Evidence(Seen.UNCLEAR, f"new records, but not as asked: {ids(new)}")
+        return Evidence(Seen.THERE, f"record {found[0]} is it", {self.receipt: found[0]})
 
 
 class SellMemberships(Creation):
@@ -734,8 +742,8 @@ class SellMemberships(Creation):
         lookups.read_customers(cast(models.MembershipSale, one).customer_id for one in changes)
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        sale = cast(models.MembershipSale, case.change)
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        sale = cast(models.MembershipSale, proposal.change)
         if sale.duration_billing_id not in lookups.options:
             raise Refused(f"no membership type has the option {sale.duration_billing_id}")
         type_id, option = lookups.options[sale.duration_billing_id]
@@ -743,21 +751,21 @@ class SellMemberships(Creation):
             raise Refused(f"the option {sale.duration_billing_id} is not on offer any more")
         if sale.recurring_service_action == models.RecurringServiceAction.NONE:
             _confirm_no_services(confirmed)
-        case.wanted |= {
+        proposal.wanted |= {
             "membership_type_id": type_id,
             "duration": option.duration,
             "billing_frequency": plain(option.billing_frequency),
         }
-        case.money = option.sale_price
-        case.warnings.append(_offer(lookups.type_names.get(type_id, str(type_id)), option))
+        proposal.money = option.sale_price
+        proposal.warnings.append(_offer(lookups.type_names.get(type_id, str(type_id)), option))
         held = lookups.held(sale.customer_id)
-        case.before = {BASELINE: sorted(there.id for there in held)}
+        proposal.before = {BASELINE: sorted(there.id for there in held)}
         for there in held:
             if there.id not in lookups.ours and _is_held(sale, type_id, there):
                 said = f"the customer has membership {there.id} of this type, {there.status}"
-                if not case.occasion:
+                if not proposal.occasion:
                     raise Refused(f"{said}; a sale beside it needs an occasion of its own")
-                case.warnings.append(said)
+                proposal.warnings.append(said)
 
     @override
     def moved(self, before: Plain, now: Plain, made: Collection[int]) -> list[str]:
@@ -845,11 +853,11 @@ class CreateInvoiceTemplates(Creation):
         return f"{self.place}/{hashlib.sha256(text.encode()).hexdigest()}"
 
     @override
-    def examine(self, case: Case, lookups: Lookups, confirmed: Sequence[str]) -> None:
-        items = cast(models.InvoiceTemplateCreate, case.change).items
+    def examine(self, proposal: Proposal, lookups: Lookups, confirmed: Sequence[str]) -> None:
+        items = cast(models.InvoiceTemplateCreate, proposal.change).items
         if not items:
             raise Refused("a template without lines bills nothing")
-        case.money = sum((i.quantity * i.unit_price for i in items), Decimal(0))
+        proposal.money = sum((i.quantity * i.unit_price for i in items), Decimal(0))
 
     @override
     def starting_point(

@@ -41,7 +41,7 @@ from st_memberships_orchestration.servicetitan.holders import PATIENCE, held_by
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.doubts import examine_characters
 from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
-from st_memberships_orchestration.writing.plans import Left, Plan, PlannedChange, content_hash
+from st_memberships_orchestration.writing.plans import Plan, PlannedChange, Skipped, content_hash
 from st_memberships_orchestration.writing.values import Plain
 
 SENDING = "sending"
@@ -603,7 +603,7 @@ class Ledger:
             if why is None:
                 changes.append(change)
             else:
-                refused.append(Left(change.line, change.target, why))
+                refused.append(Skipped(change.line, change.target, why))
         known = (self.id, self.number)
         return replace(plan, changes=tuple(changes), refused=tuple(refused), ledger=known)
 

@@ -18,10 +18,10 @@ from st_memberships_orchestration.writing.kinds import (
     KINDS,
     MODIFIED,
     Creation,
+    Evidence,
     Kind,
-    Rivals,
+    OtherRequests,
     Seen,
-    Sighting,
     Sought,
 )
 from st_memberships_orchestration.writing.ledger import OF_ANY_ACCOUNT, Entry, Ledger, ReadBack
@@ -110,35 +110,35 @@ def _looked_for(
     ledger.watch(unresolved, clock)
     unresolved = ledger.entries(key=[entry.key for entry in unresolved])
     waited = {entry.key: clock.waited(entry.seen) for entry in unresolved}  # before it is looked
-    sightings = kind.look(
+    seen = kind.look(
         client,
         [_sought(entry) for entry in unresolved],
-        lambda: _rivals(ledger, kind, client.account),
+        lambda: _other_requests(ledger, kind, client.account),
     )
     for entry in unresolved:
-        _note(ledger, entry, sightings[entry.key], clock, patience.lag - waited[entry.key])
+        _note(ledger, entry, seen[entry.key], clock, patience.lag - waited[entry.key])
     return ledger.entries(key=[entry.key for entry in entries])
 
 
-def _note(ledger: Ledger, entry: Entry, sighting: Sighting, clock: Clock, left: timedelta) -> None:
+def _note(ledger: Ledger, entry: Entry, evidence: Evidence, clock: Clock, left: timedelta) -> None:
     """Note what looking has shown; absent is final only once nothing is left to wait."""
     facts: dict[str, Any] = {"now": clock(), "expected": (entry.status,)}
     answer = f"; it was answered: {entry.answer}" if entry.answer else ""
-    if sighting.seen is Seen.THERE:
-        said = f"found by reconciliation: {sighting.said}{answer}"
-        facts |= {"detail": said, "found_by": "reconciliation", "result": sighting.result}
+    if evidence.seen is Seen.THERE:
+        said = f"found by reconciliation: {evidence.said}{answer}"
+        facts |= {"detail": said, "found_by": "reconciliation", "result": evidence.result}
         ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
     elif left > timedelta(0):
         until = clock() + left
-        said = f"{sighting.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC{answer}"
+        said = f"{evidence.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC{answer}"
         if entry.status == words.UNKNOWN:
             ledger.finish(entry.key, entry.claim, words.UNKNOWN, detail=said, **facts)
-    elif sighting.seen is Seen.ABSENT:
+    elif evidence.seen is Seen.ABSENT:
         status = words.REFUSED if entry.answer else words.NOT_SENT
-        said = f"it did not happen: {sighting.said}{answer}"
+        said = f"it did not happen: {evidence.said}{answer}"
         ledger.finish(entry.key, entry.claim, status, detail=said, **facts)
     else:
-        said = f"{sighting.said}; {_to_settle(entry)}{answer}"
+        said = f"{evidence.said}; {_to_settle(entry)}{answer}"
         ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
 
 
@@ -194,21 +194,21 @@ def _doubt(
     kind: Kind, client: MembershipsClient, ledger: Ledger, entries: Sequence[Entry], clock: Clock
 ) -> None:
     """A receipt that names a record which never shows, or somebody else's, is none: look for it."""
-    sightings = kind.look(
+    seen = kind.look(
         client,
         [_sought(entry) for entry in entries],
-        lambda: _rivals(ledger, kind, client.account),
+        lambda: _other_requests(ledger, kind, client.account),
     )
     for entry in entries:
-        sighting = sightings[entry.key]
+        evidence = seen[entry.key]
         said = f"its receipt names record {kind.made(entry.result)}, which it cannot be"
         facts: dict[str, Any] = {"now": clock(), "expected": (words.SUCCEEDED,)}
-        if sighting.seen is Seen.THERE:
-            facts |= {"result": sighting.result, "found_by": "reconciliation"}
-            said = f"{said}; found by reconciliation: {sighting.said}"
+        if evidence.seen is Seen.THERE:
+            facts |= {"result": evidence.result, "found_by": "reconciliation"}
+            said = f"{said}; found by reconciliation: {evidence.said}"
             ledger.finish(entry.key, entry.claim, words.SUCCEEDED, detail=said, **facts)
         else:
-            said = f"{said}; {sighting.said}; {_to_settle(entry)}"
+            said = f"{said}; {evidence.said}; {_to_settle(entry)}"
             facts["result"] = {}
             ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
 
@@ -352,9 +352,9 @@ def _refuse_other(
         logger.warning("Record %s is not as it was asked for", id)
 
 
-def _rivals(ledger: Ledger, kind: Kind, account: Account) -> Rivals:
+def _other_requests(ledger: Ledger, kind: Kind, account: Account) -> OtherRequests:
     open_ = ledger.entries(kind=kind.name, account=(account.id, OF_ANY_ACCOUNT), status=words.OPEN)
-    return Rivals([_sought(e) for e in open_ if not e.result], ledger.made(kind, account))
+    return OtherRequests([_sought(e) for e in open_ if not e.result], ledger.made(kind, account))
 
 
 def _sought(entry: Entry) -> Sought:

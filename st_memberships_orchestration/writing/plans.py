@@ -28,10 +28,10 @@ from st_memberships_orchestration.servicetitan.records import Change
 from st_memberships_orchestration.writing.kinds import (
     CHUNK,
     KINDS,
-    Case,
     Creation,
     Kind,
     Lookups,
+    Proposal,
     Refused,
 )
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named
@@ -92,7 +92,7 @@ class PlannedChange:
 
 
 @dataclass(frozen=True)
-class Left:
+class Skipped:
     """A row that changes nothing: it is so already, or it is refused."""
 
     line: LineNumber
@@ -116,8 +116,8 @@ class Plan:
     source: str
     created_at: AwareDatetime
     changes: tuple[PlannedChange, ...]
-    no_ops: tuple[Left, ...] = ()
-    refused: tuple[Left, ...] = ()
+    no_ops: tuple[Skipped, ...] = ()
+    refused: tuple[Skipped, ...] = ()
     occasion: str = ""
     confirmed: tuple[str, ...] = ()
     account: Account | None = None
@@ -247,14 +247,14 @@ def make_plan(
     lookups = Lookups(client)
     first: dict[str, int] = {}
     changes: list[PlannedChange] = []
-    no_ops: list[Left] = []
-    refused: list[Left] = []
+    no_ops: list[Skipped] = []
+    refused: list[Skipped] = []
     whole: list[tuple[int, int | None, Change, Any]] = []
     for line, target, values in asked:
         record = None if target is None else records.get(target)
         if target is not None and record is None:
             why = unreadable.get(target, "there is no such record")
-            refused.append(Left(line, target, why))
+            refused.append(Skipped(line, target, why))
             continue
         try:
             given = values if record is None else kind.completed(values, record)
@@ -266,14 +266,14 @@ def make_plan(
         try:
             planned = draw(kind, line, target, change, record, lookups, confirmed, occasion)
         except Refused as why:
-            refused.append(Left(line, target, str(why)))
+            refused.append(Skipped(line, target, str(why)))
             continue
         content = planned.content_hash(occasion) if isinstance(kind, Creation) else None
         if content is not None and first.setdefault(content, line) != line:
             faults.append(Fault(line, f"the same content is in line {first[content]} already"))
             continue
         if content is None and not list(planned.differences()):
-            no_ops.append(Left(line, target, "it is so already"))
+            no_ops.append(Skipped(line, target, "it is so already"))
             continue
         changes.append(planned)
     if faults:
@@ -309,16 +309,16 @@ def draw(
         Refused: it must not be made.
     """
     wanted = kind.wanted(change)
-    case = Case(change, record, wanted, kind.before(record, wanted), occasion)
-    kind.examine(case, lookups, confirmed)
+    proposal = Proposal(change, record, wanted, kind.before(record, wanted), occasion)
+    kind.examine(proposal, lookups, confirmed)
     return PlannedChange(
         line=line,
         target=target,
         change=plain(change),
-        wanted=case.wanted,
-        before=case.before,
-        money=None if case.money is None else plain(case.money),
-        warnings=case.warnings,
+        wanted=proposal.wanted,
+        before=proposal.before,
+        money=None if proposal.money is None else plain(proposal.money),
+        warnings=proposal.warnings,
     )
 
 

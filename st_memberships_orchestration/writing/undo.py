@@ -14,7 +14,7 @@ from st_memberships_orchestration.writing.kinds import (
     Kind,
 )
 from st_memberships_orchestration.writing.ledger import Entry, Ledger
-from st_memberships_orchestration.writing.plans import ExactRow, Left, Plan
+from st_memberships_orchestration.writing.plans import ExactRow, Plan, Skipped
 from st_memberships_orchestration.writing.rows import Row
 from st_memberships_orchestration.writing.values import Plain, same, state
 
@@ -31,7 +31,7 @@ class Reversal:
 
     kind: str | None
     rows: list[Row]
-    left: list[Left]
+    left: list[Skipped]
 
 
 def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
@@ -46,14 +46,14 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
     kind = plan.of_kind()
     entries = ledger.entries(plan=plan.hash)
     left = [
-        Left(e.line, e.target, e.said if e.is_open else f"is {e.status}: nothing to undo")
+        Skipped(e.line, e.target, e.said if e.is_open else f"is {e.status}: nothing to undo")
         for e in entries
         if e.status not in words.DONE
     ]
     done = [entry for entry in entries if entry.status in words.DONE]
     if not kind.undone_by:
         said = f"can be undone only by {kind.reverse}"
-        return Reversal(None, [], left + [Left(e.line, kind.made(e.result), said) for e in done])
+        return Reversal(None, [], left + [Skipped(e.line, kind.made(e.result), said) for e in done])
     rows: list[Row] = []
     for start in range(0, len(done), CHUNK):
         part = done[start : start + CHUNK]
@@ -64,26 +64,26 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
             record = records.get(id or 0)
             if id is None or record is None:
                 why = broken.get(id or 0, "the record is not there any more")
-                left.append(Left(entry.line, id, why))
+                left.append(Skipped(entry.line, id, why))
                 continue
             if entry.wanted and not entry.after:
-                left.append(Left(entry.line, id, "it was never read back"))
+                left.append(Skipped(entry.line, id, "it was never read back"))
                 continue
             now = state(record, entry.after)
             if not all(
                 same(now[name], after) or same(after, now[name])
                 for name, after in entry.after.items()
             ):
-                left.append(Left(entry.line, id, "somebody changed it since"))
+                left.append(Skipped(entry.line, id, "somebody changed it since"))
                 continue
             values, cannot = _back(kind, entry, record)
-            left += [Left(entry.line, id, said) for said in cannot]
+            left += [Skipped(entry.line, id, said) for said in cannot]
             back = KINDS[kind.undone_by]
             try:
                 if values:
                     back.change.model_validate(back.completed(values, record))
             except ValueError as error:
-                left.append(Left(entry.line, id, f"what it was cannot be set: {error}"))
+                left.append(Skipped(entry.line, id, f"what it was cannot be set: {error}"))
                 continue
             if values:
                 rows.append(ExactRow(entry.line, {back.target: id, **values}))
