@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,19 @@ class Schedule:
         self.note(f"somebody changes what line {place + 2} is about")
         self.world.time.advance(HOUR)
 
+    def tell(self) -> None:
+        """What was received, and what the ledger noted of it, by the times of the machine."""
+        for one in self.world.requests(DOORS[self.kind]):
+            at = datetime.fromtimestamp(one.at, UTC)
+            self.note(f"received at {at}: {one.door} {one.target} {compact(one.body)}")
+        for done in self.account.done:
+            self.note(f"done at {datetime.fromtimestamp(done.at, UTC)}: {shown(done)}")
+        ledger = Ledger(self.machine.env["ST_LEDGER_URL"])
+        for entry in ledger.entries():
+            self.note(f"line {entry.line}, {entry.status}, {entry.detail}")
+            self.events += [f"  {step}" for step in entry.trail]
+        ledger.close()
+
     # What happens to the machines
 
     def round(self, commands: list[tuple[Machine, str]]) -> None:
@@ -166,6 +180,7 @@ class Schedule:
     def _rival(self, machine: Machine, command: str) -> Running:
         """The same command from the other machine, which has the same ledger."""
         rival = self.other if machine is self.machine else self.machine
+        self.note(f"a rival on {rival.folder.name}")
         return rival.start(command)
 
     def heard(self, said: Said) -> None:
@@ -314,6 +329,8 @@ def judge(schedule: Schedule, last: Said, *, lost: bool) -> None:
         schedule.wrong.append(f"in another account: {schedule.swapped.done}")
     if not said and not last.code:
         schedule.wrong.append(f"nothing is said of any line: {last.text}")
+    if schedule.wrong:
+        schedule.tell()
 
 
 def main() -> None:

@@ -602,6 +602,8 @@ class _Run:
             words.NOT_SENT: (words.SENDING,),
         }[status]
         now = self.clock()
+        if status == words.UNKNOWN:  # it may have left only now, if the process stood still
+            facts["seen"] = {self.clock.machine: self.clock.ticks()}
         self.ledger.finish(key, claim, status, now=now, expected=expected, **facts)
         self.refresh([planned])
         entry = self._entry(planned)
@@ -664,16 +666,16 @@ class _Run:
         A machine may sleep, or a process be frozen, at any moment before. Both clocks are asked,
         as either may have stood still, and the ledger, as another run may have taken it over.
         """
-        now, ticks = begun
+        if self.barred:
+            raise _Withheld(self.barred)
+        if not self.ledger.is_mine(key, claim):
+            raise _Taken("another run has taken it over")
+        now, ticks = begun  # the clocks last: all else takes time
         gone_by = timedelta(seconds=self.clock.ticks() - ticks)
         if max(self.clock() - now, gone_by) > self.patience.turn:
             raise _Withheld("its turn came too late, as for a machine that slept; run again")
-        if self.barred:
-            raise _Withheld(self.barred)
         if self.clock.ticks() - compared > FRESH.total_seconds():
             raise _Stale
-        if not self.ledger.is_mine(key, claim):
-            raise _Taken("another run has taken it over")
 
     # Afterwards
 

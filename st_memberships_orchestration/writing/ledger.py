@@ -519,7 +519,7 @@ class Ledger:
             status: what became of it.
             now: recorded.
             expected: statuses that it may have now.
-            facts: `detail`, `found_by`, `verified`, `after`, `result`, `answer`, `trace_id`.
+            facts: `detail`, `found_by`, `verified`, `after`, `result`, `answer`, `trace_id`, `seen`.
         """
         with self._writing() as connection:
             return self._finish(connection, key, claim, status, now, expected, facts)
@@ -783,7 +783,10 @@ class Ledger:
         step = {"at": now.isoformat(), "status": status}
         step |= {n: facts[n] for n in ("detail", "trace_id", "found_by") if facts.get(n)}
         values = {
-            **{n: json.dumps(v) if n in ("after", "result") else v for n, v in facts.items()},
+            **{
+                n: json.dumps(v) if n in ("after", "result", "seen") else v
+                for n, v in facts.items()
+            },
             "status": status,
             "updated_at": now.isoformat(),
             "trail": json.dumps([*json.loads(there.trail), step]),
