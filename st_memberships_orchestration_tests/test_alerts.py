@@ -24,13 +24,8 @@ from st_memberships_orchestration.lake.store import replace_all
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.ledger import (
-    NEEDS_REVIEW,
-    SENDING,
-    Budget,
-    Intent,
-    Ledger,
-)
+from st_memberships_orchestration.writing.entries import Intent, Status
+from st_memberships_orchestration.writing.ledger import Budget, Ledger
 from st_memberships_orchestration_tests.doors import Location, today
 from st_memberships_orchestration_tests.operation import Message, receiver
 
@@ -391,8 +386,8 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
         )
         claim = ledger.claim(intent, seen=None, since=9, clock=Clock(), budget=Budget())
         assert claim
-        facts_of = {"now": now, "expected": (SENDING,), "detail": "two match"}
-        ledger.finish(key, claim, NEEDS_REVIEW, **facts_of)
+        facts_of = {"now": now, "expected": (Status.SENDING,), "detail": "two match"}
+        ledger.finish(key, claim, Status.NEEDS_REVIEW, **facts_of)
     ledger.close()
     sensors.tick("health_alerts")
     text = messages[1]["message"]

@@ -22,19 +22,10 @@ from st_memberships_orchestration.servicetitan.memberships.models import (
     MembershipSale,
 )
 from st_memberships_orchestration.writing import apply as apply_module
-from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.apply import (
-    NO_OP,
-    NOT_READ_BACK,
-    STOPPED,
-    Approval,
-    Caps,
-    Locked,
-    Result,
-    apply_plan,
-)
+from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, Result, apply_plan
 from st_memberships_orchestration.writing.audit import audit_rows, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, settle
@@ -206,17 +197,17 @@ def test_the_audit_keeps_how_often_a_line_was_sent_that_was_stopped_later(
     plan = plan_of(client, "update_memberships", [{"id": row["id"], "memo": "ours"}])
     order(written, "update_memberships", "400", "before")
     (result,) = run(plan, client, ledger)
-    assert (result.status, "answered 400" in result.detail) == (words.UNKNOWN, True)
+    assert (result.status, "answered 400" in result.detail) == (Status.UNKNOWN, True)
     entry = settle(
         client, ledger, result.key, happened=False, who="boss", clock=Clock().after(LATER)
     )
-    assert (entry.status, "answered 400" in entry.detail) == (words.REFUSED, True)
+    assert (entry.status, "answered 400" in entry.detail) == (Status.REFUSED, True)
     edit = {"tenant": "acme", "feed": "memberships", "ids": [row["id"]]}
     written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
     results = run(plan, client, ledger)
     unsent = unsent_rows(plan, results, who="tester", run_id="run", now=datetime.now(UTC))
     (audit,) = audit_rows(ledger.entries(plan=plan.hash), unsent).to_pylist()
-    assert (audit["outcome"], audit["attempts"]) == (STOPPED, 1)
+    assert (audit["outcome"], audit["attempts"]) == (Status.STOPPED, 1)
 
 
 def test_a_record_that_changed_since_the_plan_is_stopped(
@@ -229,7 +220,7 @@ def test_a_record_that_changed_since_the_plan_is_stopped(
         edit = {"tenant": "acme", "feed": "memberships", "ids": [rows[place]["id"]], "set": change}
         written.control("POST", "/_sandbox/edit", edit)
     results = run(plan, client, ledger)
-    assert statuses(results) == [STOPPED, NO_OP, STOPPED, words.SUCCEEDED]
+    assert statuses(results) == [Status.STOPPED, Status.NO_OP, Status.STOPPED, Status.SUCCEEDED]
     assert results[0].detail == "the record changed since the plan (memo)"
     assert len(ledger.entries(tenant="acme")) == 1
 
@@ -248,7 +239,7 @@ def test_each_change_is_made_once_and_read_back(
     plan = plan_of(client, kind, some(kind, client, 3, dice))
     before = len(writes(written))
     results = run(plan, client, ledger)
-    assert statuses(results) == [words.SUCCEEDED] * len(plan.changes), results
+    assert statuses(results) == [Status.SUCCEEDED] * len(plan.changes), results
     assert statuses(run(plan, client, ledger)) == statuses(results)
     log = writes(written)[before:]
     assert len(log) == len(plan.changes) > 0
@@ -278,17 +269,17 @@ def test_a_lost_answer_is_looked_for_and_never_sent_again_blindly(
     order(written, kind, "reset", phase)
     results = run(plan, client, ledger, workers=1)
     if phase == "after":
-        assert statuses(results) == [words.SUCCEEDED] * 2
+        assert statuses(results) == [Status.SUCCEEDED] * 2
         assert results[0].found_by == "reconciliation"
         assert len(writes(written)) == before + 2
         return
-    assert statuses(results) == [words.UNKNOWN, words.SUCCEEDED]
+    assert statuses(results) == [Status.UNKNOWN, Status.SUCCEEDED]
     assert "look again after" in results[0].detail
     # Too early to say that it did not happen: still not sent.
-    assert statuses(run(plan, client, ledger)) == [words.UNKNOWN, words.SUCCEEDED]
+    assert statuses(run(plan, client, ledger)) == [Status.UNKNOWN, Status.SUCCEEDED]
     assert len(writes(written)) == before + 2
     results = run(plan, client, ledger, later=LATER)
-    assert statuses(results) == [words.SUCCEEDED] * 2
+    assert statuses(results) == [Status.SUCCEEDED] * 2
     assert [result.sent for result in results] == [True, False]
     assert len(writes(written)) == before + 3
     entry = next(e for e in ledger.entries(plan=plan.hash) if e.line == 1)
@@ -298,15 +289,15 @@ def test_a_lost_answer_is_looked_for_and_never_sent_again_blindly(
 @pytest.mark.parametrize(
     ("fault", "phase", "expected"),
     [
-        ("500", "after", words.SUCCEEDED),
-        ("html", "after", words.SUCCEEDED),
-        ("truncate", "before", words.SUCCEEDED),
-        ("500", "before", words.UNKNOWN),
-        ("400", "before", words.UNKNOWN),
-        ("400", "after", words.SUCCEEDED),
-        ("429", "before", words.UNKNOWN),
-        ("429", "after", words.SUCCEEDED),
-        ("expire_token", "before", words.UNKNOWN),
+        ("500", "after", Status.SUCCEEDED),
+        ("html", "after", Status.SUCCEEDED),
+        ("truncate", "before", Status.SUCCEEDED),
+        ("500", "before", Status.UNKNOWN),
+        ("400", "before", Status.UNKNOWN),
+        ("400", "after", Status.SUCCEEDED),
+        ("429", "before", Status.UNKNOWN),
+        ("429", "after", Status.SUCCEEDED),
+        ("expire_token", "before", Status.UNKNOWN),
     ],
 )
 def test_what_becomes_of_each_fault(
@@ -324,11 +315,11 @@ def test_what_becomes_of_each_fault(
     assert result.status == expected, result
     if fault in ("400", "500") and phase == "before":
         assert result.trace_id
-    if expected == words.UNKNOWN:  # an answer is no proof: it may show within 20 minutes
+    if expected == Status.UNKNOWN:  # an answer is no proof: it may show within 20 minutes
         before = len(writes(written))
-        assert statuses(run(plan, client, ledger)) == [words.UNKNOWN]
+        assert statuses(run(plan, client, ledger)) == [Status.UNKNOWN]
         assert len(writes(written)) == before
-        assert statuses(run(plan, client, ledger, later=LATER)) == [words.SUCCEEDED]
+        assert statuses(run(plan, client, ledger, later=LATER)) == [Status.SUCCEEDED]
         assert len(writes(written)) == before + 1
 
 
@@ -347,13 +338,13 @@ def test_what_has_its_turn_too_late_is_not_sent(
     asleep = awake.after(timedelta(minutes=4))
 
     def now() -> Clock:
-        return asleep if ledger.entries(status=words.SENDING) else awake
+        return asleep if ledger.entries(status=Status.SENDING) else awake
 
     clock = replace(awake, **{jumps: lambda: getattr(now(), jumps)()})
     (result,) = run(plan, client, ledger, clock=clock)
-    assert (result.status, len(writes(written))) == (words.NOT_SENT, before)
+    assert (result.status, len(writes(written))) == (Status.NOT_SENT, before)
     assert "too late" in result.detail
-    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED]
+    assert statuses(run(plan, client, ledger)) == [Status.SUCCEEDED]
 
 
 def test_a_wall_clock_that_is_set_decides_nothing(
@@ -365,12 +356,12 @@ def test_a_wall_clock_that_is_set_decides_nothing(
     before = len(writes(written))
     for hours in (-3, 3, 23):
         clock = replace(Clock(), wall=lambda: datetime.now(UTC) + timedelta(hours=hours))  # noqa: B023
-        assert statuses(run(plan, client, ledger, clock=clock)) == [words.UNKNOWN]
+        assert statuses(run(plan, client, ledger, clock=clock)) == [Status.UNKNOWN]
     # Another machine has seen it just now, whatever its clock says, and begins to wait.
     other = replace(Clock(), machine="another").after(timedelta(hours=9))
-    assert statuses(run(plan, client, ledger, clock=other)) == [words.UNKNOWN]
+    assert statuses(run(plan, client, ledger, clock=other)) == [Status.UNKNOWN]
     assert len(writes(written)) == before
-    assert statuses(run(plan, client, ledger, clock=other.after(LATER))) == [words.SUCCEEDED]
+    assert statuses(run(plan, client, ledger, clock=other.after(LATER))) == [Status.SUCCEEDED]
 
 
 def test_a_change_that_could_not_be_read_back_is_no_success_yet(
@@ -380,10 +371,10 @@ def test_a_change_that_could_not_be_read_back_is_no_success_yet(
     reads = {"on": "", "kind": "500", "method": "GET", "after": 1, "times": 99}
     written.control("POST", "/_sandbox/faults", [reads])
     results = run(plan, client, ledger)
-    assert statuses(results) == [NOT_READ_BACK] * 2
+    assert statuses(results) == [Status.NOT_READ_BACK] * 2
     assert not any(result.is_good for result in results)
     written.control("DELETE", "/_sandbox/faults")
-    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 2
+    assert statuses(run(plan, client, ledger)) == [Status.SUCCEEDED] * 2
     with pytest.raises(ValueError, match="at least once"):
         Patience(looks=())
 
@@ -395,9 +386,9 @@ def test_a_token_that_is_refused_stops_the_run_and_what_it_was_used_for_is_looke
     before = len(writes(written))
     order(written, "mark_events_complete", "expire_token", "before")
     results = run(plan, client, ledger, workers=1)
-    assert statuses(results) == [words.UNKNOWN, STOPPED]
+    assert statuses(results) == [Status.UNKNOWN, Status.STOPPED]
     assert len(writes(written)) == before + 1
-    assert statuses(run(plan, client, ledger, later=LATER)) == [words.SUCCEEDED] * 2
+    assert statuses(run(plan, client, ledger, later=LATER)) == [Status.SUCCEEDED] * 2
 
 
 @pytest.mark.parametrize("answer_is_lost", [False, True])
@@ -415,10 +406,10 @@ def test_a_field_that_did_not_take_is_reported(
     if answer_is_lost:
         order(written, "sell_memberships", "reset", "after")
     (result,) = run(plan_of(client, "sell_memberships", [sale]), client, ledger)
-    assert result.status == words.NOT_APPLIED
+    assert result.status == Status.NOT_APPLIED
     assert result.found_by == ("reconciliation" if answer_is_lost else "receipt")
     assert "location_id" in result.detail
-    assert next(iter(result_lines([result])))[2] == words.NOT_APPLIED
+    assert next(iter(result_lines([result])))[2] == Status.NOT_APPLIED
 
 
 def test_of_one_customer_a_sale_waits_until_the_one_before_was_seen(
@@ -429,16 +420,16 @@ def test_of_one_customer_a_sale_waits_until_the_one_before_was_seen(
     before = len(writes(written))
     order(written, "sell_memberships", "400", "after")
     order(written, "sell_memberships", "reset", "before")
-    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED, words.UNKNOWN]
-    assert statuses(run(plan, client, ledger, later=LATER)) == [words.SUCCEEDED] * 2
+    assert statuses(run(plan, client, ledger)) == [Status.SUCCEEDED, Status.UNKNOWN]
+    assert statuses(run(plan, client, ledger, later=LATER)) == [Status.SUCCEEDED] * 2
     assert len(writes(written)) == before + 3
 
     plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
     order(written, "sell_memberships", "reset", "before")
     results = run(plan, client, ledger)
-    assert statuses(results) == [words.UNKNOWN, STOPPED]
+    assert statuses(results) == [Status.UNKNOWN, Status.STOPPED]
     assert f"st-memberships settle {results[0].key[:12]}" in results[1].detail
-    assert statuses(run(plan, client, ledger, later=LATER)) == [words.SUCCEEDED] * 2
+    assert statuses(run(plan, client, ledger, later=LATER)) == [Status.SUCCEEDED] * 2
     assert len(writes(written)) == before + 6
 
 
@@ -448,7 +439,7 @@ def test_twins_whose_answers_were_lost_get_each_its_own_record(
     for _ in range(3):
         plan = plan_of(client, "sell_memberships", twin_sales(client, dice))
         order(written, "sell_memberships", "reset", "after", times=2)
-        assert statuses(run(plan, client, ledger, workers=1)) == [words.SUCCEEDED] * 2
+        assert statuses(run(plan, client, ledger, workers=1)) == [Status.SUCCEEDED] * 2
         for entry in ledger.entries(plan=plan.hash):
             made = client.get_membership(entry.result["customer_membership_id"])
             assert made.location_id == entry.change["location_id"]
@@ -461,20 +452,20 @@ def test_what_might_be_ours_in_another_form_is_not_sent_again(
     rows = some("sell_memberships", client, 1, dice)
     sale = plan_of(client, "sell_memberships", rows)
     order(written, "sell_memberships", "reset", "before")
-    assert statuses(run(sale, client, ledger)) == [words.UNKNOWN]
+    assert statuses(run(sale, client, ledger)) == [Status.UNKNOWN]
     units = {m.business_unit_id for m in client.list_memberships()} - {rows[0]["business_unit_id"]}
     other = rows[0] | {"business_unit_id": units.pop()}
     client.sell_membership(MembershipSale.model_validate(other))
     (result,) = run(sale, client, ledger, later=LATER)
-    assert result.status == words.NEEDS_REVIEW
+    assert result.status == Status.NEEDS_REVIEW
     assert "not as asked" in result.detail
 
     line = {"sku_id": 7, "quantity": 1, "unit_price": "12.50", "is_add_on": False}
     template = plan_of(client, "create_invoice_templates", [{"items": [line]}])
-    for others, expected in (({"sku_id": 8}, words.SUCCEEDED), ({"cost": 3}, words.NEEDS_REVIEW)):
+    for others, expected in (({"sku_id": 8}, Status.SUCCEEDED), ({"cost": 3}, Status.NEEDS_REVIEW)):
         again = replace(template, occasion=str(others))
         order(written, "create_invoice_templates", "reset", "before")
-        assert statuses(run(again, client, ledger)) == [words.UNKNOWN]
+        assert statuses(run(again, client, ledger)) == [Status.UNKNOWN]
         client.create_invoice_template(
             InvoiceTemplateCreate.model_validate({"items": [line | others | {"unit_price": 9}]})
         )
@@ -487,9 +478,9 @@ def test_a_sale_is_not_made_by_a_second_plan(
     rows = some("sell_memberships", client, 2, dice)
     both = plan_of(client, "sell_memberships", rows)
     one = plan_of(client, "sell_memberships", rows[1:])
-    assert statuses(run(both, client, ledger)) == [words.SUCCEEDED] * 2
+    assert statuses(run(both, client, ledger)) == [Status.SUCCEEDED] * 2
     (result,) = run(one, client, ledger)
-    assert (result.status, result.sent) == (STOPPED, False)
+    assert (result.status, result.sent) == (Status.STOPPED, False)
 
     again = ledger.screened(plan_of(client, "sell_memberships", rows))
     assert len(again.refused) == 2
@@ -497,7 +488,7 @@ def test_a_sale_is_not_made_by_a_second_plan(
     meant = plan_of(client, "sell_memberships", rows[1:], occasion="second car")
     meant = ledger.screened(meant)
     assert any("of this type, Active" in said for said in meant.changes[0].warnings)
-    assert statuses(run(meant, client, ledger)) == [words.SUCCEEDED]
+    assert statuses(run(meant, client, ledger)) == [Status.SUCCEEDED]
 
 
 def test_a_template_that_a_lost_ledger_has_made_is_not_made_again(
@@ -509,14 +500,14 @@ def test_a_template_that_a_lost_ledger_has_made_is_not_made_again(
 ) -> None:
     rows = some("create_invoice_templates", client, 2, dice)
     first = plan_of(client, "create_invoice_templates", rows[:1])
-    assert statuses(run(first, client, ledger)) == [words.SUCCEEDED]
+    assert statuses(run(first, client, ledger)) == [Status.SUCCEEDED]
     before = len(writes(written))
     other = Ledger(f"sqlite:///{tmp_path}/other.db")
     both = plan_of(client, "create_invoice_templates", rows)
-    assert statuses(run(both, client, other)) == [STOPPED, words.SUCCEEDED]
+    assert statuses(run(both, client, other)) == [Status.STOPPED, Status.SUCCEEDED]
     assert len(writes(written)) == before + 1
     meant = plan_of(client, "create_invoice_templates", rows[:1], occasion="another")
-    assert statuses(run(meant, client, other)) == [words.SUCCEEDED]
+    assert statuses(run(meant, client, other)) == [Status.SUCCEEDED]
     other.close()
 
 
@@ -543,7 +534,7 @@ def test_what_was_compared_too_long_ago_is_compared_again_before_it_is_sent(
         results = run(plan, client, ledger, clock=clock, workers=1)
     finally:
         KINDS["update_memberships"] = kind
-    assert statuses(results) == [words.NOT_SENT, words.SUCCEEDED]
+    assert statuses(results) == [Status.NOT_SENT, Status.SUCCEEDED]
     assert "changed since the plan (memo)" in results[0].detail
     assert len(writes(written)) == before + 1
 
@@ -580,7 +571,7 @@ def test_a_receipt_that_names_what_it_cannot_have_made_is_none(
     (result,) = run(plan, client, ledger, later=LATER)
     if happened:
         (result,) = run(plan, client, ledger, later=LATER)
-    expected = words.SUCCEEDED if happened or named == 0 else words.NEEDS_REVIEW
+    expected = Status.SUCCEEDED if happened or named == 0 else Status.NEEDS_REVIEW
     assert result.status == expected, result
     assert len(writes(written)) == before + (happened or named == 0)
 
@@ -592,7 +583,7 @@ def test_credentials_that_fail_stop_the_run(
     wrong = replace(access_of(written.env, written.url), app_key="wrong")
     before = len(writes(written))
     with MembershipsClient.open(wrong) as refused:
-        assert statuses(run(plan, refused, ledger)) == [STOPPED] * 3
+        assert statuses(run(plan, refused, ledger)) == [Status.STOPPED] * 3
     assert len(writes(written)) == before
 
 
@@ -606,12 +597,12 @@ def test_what_nobody_can_tell_needs_review_and_is_settled_by_a_person(
     edit = {"tenant": "acme", "feed": "memberships", "ids": [row["id"]]}
     written.control("POST", "/_sandbox/edit", edit | {"set": {"memo": "theirs"}})
     (result,) = run(plan, client, ledger, later=LATER)
-    assert result.status == words.NEEDS_REVIEW
+    assert result.status == Status.NEEDS_REVIEW
     assert f"st-memberships settle {result.key[:12]}" in result.detail
-    assert statuses(run(plan, client, ledger, later=2 * LATER)) == [words.NEEDS_REVIEW]
+    assert statuses(run(plan, client, ledger, later=2 * LATER)) == [Status.NEEDS_REVIEW]
     clock = Clock().after(2 * LATER)
     entry = settle(client, ledger, result.key[:12], happened=True, who="boss", clock=clock)
-    assert (entry.status, entry.found_by) == (words.SUCCEEDED, "person")
+    assert (entry.status, entry.found_by) == (Status.SUCCEEDED, "person")
     back = reversal(plan, client, ledger)
     assert (back.rows, [left.why for left in back.left]) == ([], ["it was never read back"])
     with pytest.raises(KeyError, match="is not open: it is succeeded"):
@@ -632,7 +623,7 @@ def test_a_person_can_only_say_what_can_be_known(
             client, ledger, result.key, happened=happened, who="boss", clock=clock, record=record
         )
 
-    assert say(None).status == words.UNKNOWN
+    assert say(None).status == Status.UNKNOWN
     with pytest.raises(ValueError, match="may still be under way"):
         say(False)
     with pytest.raises(ValueError, match="--record names"):
@@ -660,7 +651,7 @@ def test_a_person_can_only_say_what_can_be_known(
         say(True, record=made)
     with pytest.raises(ValueError, match="ServiceTitan shows otherwise: not_sent"):
         say(True, LATER, record=other.id)
-    assert statuses(run(twin, client, ledger)) == [words.SUCCEEDED]
+    assert statuses(run(twin, client, ledger)) == [Status.SUCCEEDED]
     with pytest.raises(KeyError, match="is not open: it is succeeded"):
         say(False, LATER)
 
@@ -671,7 +662,7 @@ def test_a_person_is_not_believed_against_what_shows(
     plan = plan_of(client, "mark_events_complete", some("mark_events_complete", client, 1, dice))
     order(written, "mark_events_complete", "reset", "during", seconds=1)
     (result,) = run(plan, client, ledger, patience=Patience(looks=(0,)))
-    assert result.status == words.UNKNOWN
+    assert result.status == Status.UNKNOWN
     time.sleep(1.5)
     clock = Clock().after(LATER)
     with pytest.raises(ValueError, match="ServiceTitan shows otherwise: succeeded"):
@@ -685,12 +676,12 @@ def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(
     before = len(writes(written))
     order(written, "sell_memberships", "reset", "during", seconds=2)
     (result,) = run(plan, client, ledger, patience=Patience(looks=(0,)))
-    assert result.status == words.UNKNOWN
+    assert result.status == Status.UNKNOWN
     deadline = time.monotonic() + 30
-    while result.status == words.UNKNOWN and time.monotonic() < deadline:
+    while result.status == Status.UNKNOWN and time.monotonic() < deadline:
         time.sleep(0.2)
         (result,) = run(plan, client, ledger)
-    assert (result.status, result.found_by) == (words.SUCCEEDED, "reconciliation")
+    assert (result.status, result.found_by) == (Status.SUCCEEDED, "reconciliation")
     assert len(writes(written)) == before + 1
 
 
@@ -726,7 +717,7 @@ def test_a_run_killed_at_any_point_is_gone_on_with(
     process.join(60)
     assert process.exitcode == -9
     results = run(plan, client, ledger, later=LATER)
-    assert statuses(results) == [words.SUCCEEDED] * 4, results
+    assert statuses(results) == [Status.SUCCEEDED] * 4, results
     assert judge(plan, ledger.entries(plan=plan.hash), writes(written)[before:], {}).wrong == []
     assert len(writes(written)) == before + 4
 
@@ -759,7 +750,7 @@ def test_two_processes_send_each_change_once(
         process.join(60)
     assert [process.exitcode for process in crowd] == [0, 0]
     entries = ledger.entries(plan=plan.hash)
-    assert {entry.status for entry in entries} == {words.SUCCEEDED}
+    assert {entry.status for entry in entries} == {Status.SUCCEEDED}
     assert len({entry.run_id for entry in entries}) == 2
     assert len(writes(written)) == before + 60
     assert judge(plan, entries, writes(written)[before:], {}).wrong == []
@@ -829,7 +820,7 @@ def test_a_plan_can_be_undone_as_far_as_that_goes(
         now=datetime.now(UTC),
     )
     results = run(undone, client, ledger)
-    assert {result.status for result in results} <= {words.SUCCEEDED, NO_OP}, results
+    assert {result.status for result in results} <= {Status.SUCCEEDED, Status.NO_OP}, results
     if isinstance(KINDS[kind], Creation):
         made = [entry.result["id"] for entry in ledger.entries(plan=plan.hash)]
         assert not any(t.active for t in KINDS[kind].read(client, made).values())
@@ -855,7 +846,7 @@ def test_lines_that_replace_another_get_ids_of_their_own(
     (old,) = client.get_invoice_template(id).items
     items = [{"id": old.id, "remove": True}, line, line | {"unit_price": "2"}]
     plan = plan_of(client, "update_invoice_templates", [{"id": id, "items": items}])
-    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED]
+    assert statuses(run(plan, client, ledger)) == [Status.SUCCEEDED]
     assert len({old.id, *(item.id for item in client.get_invoice_template(id).items)}) == 3
 
 
@@ -887,7 +878,7 @@ def test_an_undoing_takes_values_as_they_were_and_says_what_cannot_be_undone(
     rows = [{"id": id, "memo": "ours"} for id in ids]
     rows[0] |= {"payment_type_id": 5}
     plan = plan_of(client, "update_memberships", rows)
-    assert statuses(run(plan, client, ledger)) == [words.SUCCEEDED] * 5
+    assert statuses(run(plan, client, ledger)) == [Status.SUCCEEDED] * 5
     assert client.get_membership(ids[0]).payment_method_id is None
     back = reversal(plan, client, ledger)
     assert [(left.target, "takes no null" in left.why) for left in back.left] == [(ids[4], True)]
@@ -900,7 +891,7 @@ def test_an_undoing_takes_values_as_they_were_and_says_what_cannot_be_undone(
         source="undo",
         now=datetime.now(UTC),
     )
-    assert statuses(run(undone, client, ledger)) == [words.SUCCEEDED] * 4
+    assert statuses(run(undone, client, ledger)) == [Status.SUCCEEDED] * 4
     assert [client.get_membership(id).memo for id in ids] == [*olds[:4], "ours"]
     first = client.get_membership(ids[0])
     assert (first.payment_method_id, first.payment_type_id) == (77, None)

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.entries import Intent, Status
 from st_memberships_orchestration.writing.ledger import (
     Budget,
     Busy,
     Held,
-    Intent,
     Ledger,
     OverBudget,
     Unusable,
@@ -104,7 +104,7 @@ def test_of_many_claims_one_wins(ledger: Ledger, url: str) -> None:
     (won,) = [claim for claim in claims if claim]
     entry = ledger.entry(INTENT.key)
     assert entry
-    assert (entry.status, entry.claim, entry.attempts) == (words.SENDING, won, 1)
+    assert (entry.status, entry.claim, entry.attempts) == (Status.SENDING, won, 1)
     assert entry.change == INTENT.change
     assert ledger.spent("sandbox 1", words.ALL_KINDS, "2026-01-01") == (1, Decimal("12.5"))
 
@@ -193,21 +193,21 @@ def test_postgresql_lets_go_of_a_transaction_that_stands_still(postgres: str) ->
 def test_only_what_certainly_did_not_happen_can_be_claimed_again(ledger: Ledger) -> None:
     claim = ledger.claim(INTENT, seen=None, since=0, clock=CLOCK, budget=FREE)
     assert claim
-    for status in (words.SENDING, words.UNKNOWN, words.SUCCEEDED, words.NEEDS_REVIEW):
-        assert ledger.finish(INTENT.key, claim, status, now=NOW, expected=(words.SENDING,))
+    for status in (Status.SENDING, Status.UNKNOWN, Status.SUCCEEDED, Status.NEEDS_REVIEW):
+        assert ledger.finish(INTENT.key, claim, status, now=NOW, expected=(Status.SENDING,))
         assert ledger.claim(INTENT, seen=claim, since=0, clock=CLOCK, budget=FREE) is None
-        ledger.finish(INTENT.key, claim, words.SENDING, now=NOW, expected=(status,))
-    ledger.finish(INTENT.key, claim, words.NOT_SENT, now=NOW, detail="no connection")
+        ledger.finish(INTENT.key, claim, Status.SENDING, now=NOW, expected=(status,))
+    ledger.finish(INTENT.key, claim, Status.NOT_SENT, now=NOW, detail="no connection")
     assert ledger.claim(INTENT, seen="another", since=0, clock=CLOCK, budget=FREE) is None
     second = ledger.claim(INTENT, seen=claim, since=0, clock=CLOCK, budget=FREE)
     assert second
-    assert not ledger.finish(INTENT.key, claim, words.UNKNOWN, now=NOW)
+    assert not ledger.finish(INTENT.key, claim, Status.UNKNOWN, now=NOW)
     with pytest.raises(KeyError, match="at least 8 characters"):
         ledger.entry("")
     entry = ledger.entry(INTENT.key[:12])
     assert entry
     assert entry.attempts == 2
-    assert [step["status"] for step in entry.trail][-2:] == [words.NOT_SENT, words.SENDING]
+    assert [step["status"] for step in entry.trail][-2:] == [Status.NOT_SENT, Status.SENDING]
 
 
 def test_caps_hold_against_threads(ledger: Ledger) -> None:
@@ -228,7 +228,7 @@ def test_caps_hold_against_threads(ledger: Ledger) -> None:
         assert len(ledger.entries(tenant="acme")) == most
     # What was not sent gives its share back.
     first = ledger.entries(tenant="acme")[0]
-    ledger.finish(first.key, first.claim, words.NOT_SENT, now=NOW)
+    ledger.finish(first.key, first.claim, Status.NOT_SENT, now=NOW)
     assert ledger.spent("sandbox 1", INTENT.kind, "2026-01-01") == (7, Decimal("87.5"))
 
 

@@ -35,20 +35,13 @@ from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.models import OpportunityStatus
 from st_memberships_orchestration.servicetitan.records import ActiveRequestArg
-from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.apply import (
-    NO_OP,
-    STOPPED,
-    Approval,
-    Caps,
-    Result,
-    entry_key,
-)
+from st_memberships_orchestration.writing.apply import Approval, Caps, Result, entry_key
 from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.changes import apply_audited
 from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.entries import FREE, Entry, Status
 from st_memberships_orchestration.writing.kinds import KINDS, Creation
-from st_memberships_orchestration.writing.ledger import Entry, Ledger
+from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.rows import numbered
@@ -358,7 +351,7 @@ def judge(
             verdict.wrong.append(f"{where}: happened {times} times")
         if status in PROCESSED and times != 1:
             verdict.wrong.append(f"{where}: said to have happened, but happened {times} times")
-        if status in (*words.FREE, "no entry") and times:
+        if status in (*FREE, "no entry") and times:
             verdict.wrong.append(f"{where}: happened all the same")
     for key in set(stands) - {entry_key(plan, p) for p in plan.changes}:
         verdict.wrong.append(f"the ledger holds what was not planned: {stands[key]}")
@@ -380,10 +373,10 @@ def judge_audit(plan: Plan, entries: list[Entry], audit: list[dict[str, Any]]) -
         elif line in left:
             if entry or row["detail"] != left[line]:
                 wrong.append(f"the audit says of line {line} that it was left: {row}")
-        elif row["outcome"] in (NO_OP, STOPPED):
+        elif row["outcome"] in (Status.NO_OP, Status.STOPPED):
             if (entry.attempts if entry else 0) != row["attempts"]:
                 wrong.append(f"the audit says {row} of line {line}: {entry}")
-            if entry and entry.status not in words.FREE:
+            if entry and entry.status not in FREE:
                 wrong.append(f"the audit says {row['outcome']} of line {line}: {entry.status}")
         elif entry is None:
             wrong.append(f"the audit invents line {line}: {row}")

@@ -29,7 +29,8 @@ from st_memberships_orchestration.health.notices import Problem, Told, tell
 from st_memberships_orchestration.health.states import facts_of, issues_of
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
-from st_memberships_orchestration.writing.ledger import NEEDS_REVIEW, Ledger
+from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.ledger import Ledger
 
 NOBODY = "ST_ALERT_URLS is not set, so nobody is told: give it apprise addresses. Now:"
 
@@ -297,7 +298,7 @@ def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
     try:
         ledger = Ledger(settings.ledger_url.get_secret_value())
         try:
-            entries = ledger.entries(environment=settings.environment, status=NEEDS_REVIEW)
+            entries = ledger.entries(environment=settings.environment, status=Status.NEEDS_REVIEW)
         finally:
             ledger.close()
     except (sa.exc.SQLAlchemyError, OSError) as error:

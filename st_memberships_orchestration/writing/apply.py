@@ -28,8 +28,8 @@ from st_memberships_orchestration.servicetitan.errors import (
     Stalled,
 )
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.entries import FREE, Entry, Intent, Status
 from st_memberships_orchestration.writing.kinds import (
     BASELINE,
     CHUNK,
@@ -42,9 +42,7 @@ from st_memberships_orchestration.writing.kinds import (
 from st_memberships_orchestration.writing.ledger import (
     ALL_KINDS,
     Budget,
-    Entry,
     Held,
-    Intent,
     Ledger,
     OverBudget,
     refuse_unfit,
@@ -64,9 +62,6 @@ FRESH = timedelta(seconds=5)
 HOPELESS = (NotAuthorized, Stalled)
 """What the next change would meet, too."""
 
-NO_OP = "no_op"
-STOPPED = "stopped"
-NOT_READ_BACK = "not_read_back"
 
 Switch = Literal["off", "dry-run", "on"]
 
@@ -149,7 +144,7 @@ class Result:
 
     line: int
     target: int | None
-    status: str
+    status: Status
     detail: str = ""
     key: str = ""
     before: Plain = field(default_factory=dict)
@@ -162,7 +157,7 @@ class Result:
     @property
     def is_good(self) -> bool:
         """Whether the change is as it was meant to be."""
-        return self.status in (words.SUCCEEDED, NO_OP)
+        return self.status in (Status.SUCCEEDED, Status.NO_OP)
 
 
 def entry_key(plan: Plan, planned: PlannedChange) -> str:
@@ -446,10 +441,10 @@ class _Run:
         for planned in self.plan.changes:
             entry = self.standing.get(self.keys[planned.line])
             holder = holders.get(self.record_of(planned))
-            if entry is not None and entry.status not in words.FREE:
+            if entry is not None and entry.status not in FREE:
                 if entry.plan != self.plan.hash:
                     finished.append(self._stopped(planned, self._asked_before(entry)))
-                elif entry.status == words.SENDING:
+                elif entry.status == Status.SENDING:
                     elsewhere.append(planned)
                 else:
                     finished.append(self._result(planned))
@@ -518,7 +513,7 @@ class _Run:
             differ = self.kind.moved(planned.before, now, made)
             if differ and self._is_so(planned, now):
                 said = "it became so since the plan, not by this plan"
-                return Result(planned.line, planned.target, NO_OP, said, after=now)
+                return Result(planned.line, planned.target, Status.NO_OP, said, after=now)
             if differ:
                 fields = ", ".join(n for n in differ if n != MODIFIED) or "other fields"
                 return self._stopped(planned, f"the record changed since the plan ({fields})")
@@ -597,19 +592,19 @@ class _Run:
         status, facts = self._sent(planned, before, claim, begun, compared)
         # What others have noted of this attempt meanwhile, they had only seen from outside.
         expected = {
-            words.SUCCEEDED: (words.SENDING, *words.FREE, words.UNKNOWN, words.SUCCEEDED),
-            words.UNKNOWN: (words.SENDING, *words.FREE),
-            words.NOT_SENT: (words.SENDING,),
+            Status.SUCCEEDED: (Status.SENDING, *FREE, Status.UNKNOWN, Status.SUCCEEDED),
+            Status.UNKNOWN: (Status.SENDING, *FREE),
+            Status.NOT_SENT: (Status.SENDING,),
         }[status]
         now = self.clock()
-        if status == words.UNKNOWN:  # it may have left only now, if the process stood still
+        if status == Status.UNKNOWN:  # it may have left only now, if the process stood still
             facts["seen"] = {self.clock.machine: self.clock.ticks()}
         self.ledger.finish(key, claim, status, now=now, expected=expected, **facts)
         self.refresh([planned])
         entry = self._entry(planned)
         if entry.claim != claim:
             said = f"run {entry.run_id} has taken it over, and there it is {entry.status}"
-            if status == words.NOT_SENT:
+            if status == Status.NOT_SENT:
                 return self._stopped(planned, said)
             self.lost[key] = f"attempt {claim[:8]} of this run ended as {status} when {said}"
             logger.error("Line %s: %s", planned.line, self.lost[key])
@@ -623,7 +618,7 @@ class _Run:
         claim: str,
         begun: tuple[datetime, float],
         compared: float,
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[Status, dict[str, Any]]:
         """Send once; the status and what is known of it."""
         change = self.kind.change.model_validate(planned.change)
         key = self.keys[planned.line]
@@ -636,27 +631,27 @@ class _Run:
                 compared = self.clock.ticks()
                 _, stopped = self._compared([planned])
                 if stopped:
-                    return words.NOT_SENT, {"detail": stopped[0].detail}
+                    return Status.NOT_SENT, {"detail": stopped[0].detail}
             except (_Withheld, _Taken) as error:
-                return words.NOT_SENT, {"detail": str(error)}
+                return Status.NOT_SENT, {"detail": str(error)}
             except NotSent as error:
                 if isinstance(error.__cause__, HOPELESS):
                     self.barred = str(error.__cause__)
-                return words.NOT_SENT, {"detail": str(error), "trace_id": error.trace_id}
+                return Status.NOT_SENT, {"detail": str(error), "trace_id": error.trace_id}
             except OutcomeUnknown as error:
-                return words.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
+                return Status.UNKNOWN, {"detail": str(error), "trace_id": error.trace_id}
             except ServiceTitanError as error:  # an answer, and no proof
                 if isinstance(error, HOPELESS):
                     self.barred = str(error)
                 said = {"detail": str(error), "answer": str(error), "trace_id": error.trace_id}
-                return words.UNKNOWN, said
+                return Status.UNKNOWN, said
         id = receipt.get("id") if planned.target else self.kind.made(receipt)
         there = before.get(BASELINE)
         known = there if isinstance(there, list) else before.get("ids", [])
         if not id or id < 0 or id in known or planned.target not in (None, id):
             said = f"its receipt names record {id}, which it cannot be"
-            return words.UNKNOWN, {"detail": said, "answer": said}
-        return words.SUCCEEDED, {"result": receipt, "found_by": "receipt", "detail": ""}
+            return Status.UNKNOWN, {"detail": said, "answer": said}
+        return Status.SUCCEEDED, {"result": receipt, "found_by": "receipt", "detail": ""}
 
     def _last_check(
         self, key: str, claim: str, begun: tuple[datetime, float], compared: float
@@ -693,7 +688,7 @@ class _Run:
             result = future.result()
             if result is None:
                 elsewhere.append(planned)
-            elif result.status == STOPPED:
+            elif result.status == Status.STOPPED:
                 yield result
             else:
                 mine.append(planned)
@@ -725,7 +720,7 @@ class _Run:
         """Results of what another process sends at the same time."""
         deadline = time.monotonic() + self.patience.looks[-1]
         self.refresh(chunk)
-        while any(self._status(p) == words.SENDING for p in chunk) and time.monotonic() < deadline:
+        while any(self._status(p) == Status.SENDING for p in chunk) and time.monotonic() < deadline:
             time.sleep(0.1)
             self.refresh(chunk)
         for part in _chunks(chunk, CHUNK):
@@ -758,7 +753,7 @@ class _Run:
 
     # Results
 
-    def _status(self, planned: PlannedChange) -> str | None:
+    def _status(self, planned: PlannedChange) -> Status | None:
         entry = self.standing.get(self.keys[planned.line])
         return entry.status if entry else None
 
@@ -766,7 +761,7 @@ class _Run:
         entry = self.standing.get(self.keys[planned.line])
         if entry is None or entry.plan != self.plan.hash:
             return False
-        return entry.status == words.SUCCEEDED and entry.verified and bool(entry.before)
+        return entry.status == Status.SUCCEEDED and entry.verified and bool(entry.before)
 
     def _entry(self, planned: PlannedChange) -> Entry:
         return self.standing[self.keys[planned.line]]
@@ -777,12 +772,12 @@ class _Run:
         left = self.patience.lag - self.clock.waited(entry.seen)
         again = f"run again after {self.clock() + left:%Y-%m-%d %H:%M:%S} UTC"
         if entry.key in self.lost:
-            status, detail = words.NEEDS_REVIEW, f"{self.lost[entry.key]}: {entry.status} {detail}"
-        elif status == words.SENDING:
-            status = words.UNKNOWN
+            status, detail = Status.NEEDS_REVIEW, f"{self.lost[entry.key]}: {entry.status} {detail}"
+        elif status == Status.SENDING:
+            status = Status.UNKNOWN
             detail = f"run {entry.run_id} sends it, or was killed while it did; {again}"
-        elif status == words.SUCCEEDED and not entry.verified:
-            status = NOT_READ_BACK
+        elif status == Status.SUCCEEDED and not entry.verified:
+            status = Status.NOT_READ_BACK
             detail = f"ServiceTitan says that it is done, but it does not show yet; {again}"
         return Result(
             line=planned.line,
@@ -799,7 +794,8 @@ class _Run:
         )
 
     def _stopped(self, planned: PlannedChange, why: str) -> Result:
-        return Result(planned.line, planned.target, STOPPED, why, key=self.keys[planned.line])
+        key = self.keys[planned.line]
+        return Result(planned.line, planned.target, Status.STOPPED, why, key=key)
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

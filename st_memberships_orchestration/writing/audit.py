@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.lake.store import Lake, retry_conflicts, upsert
-from st_memberships_orchestration.writing.apply import NO_OP, STOPPED, Result
+from st_memberships_orchestration.writing.apply import Result
+from st_memberships_orchestration.writing.entries import FREE, Entry, Status
 from st_memberships_orchestration.writing.kinds import KINDS
-from st_memberships_orchestration.writing.ledger import FREE, Entry, Ledger
+from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.values import Plain
 
@@ -92,7 +93,7 @@ def unsent_rows(
         "attempts": 0,
         "verified": False,
     }
-    for outcome, lines in ((NO_OP, plan.no_ops), ("refused", plan.refused)):
+    for outcome, lines in ((Status.NO_OP, plan.no_ops), ("refused", plan.refused)):
         for left in lines:
             yield common | {
                 "line": left.line,
@@ -102,7 +103,7 @@ def unsent_rows(
             }
     planned = {change.line: change for change in plan.changes}
     for result in results:
-        if result.status in (STOPPED, NO_OP):
+        if result.status in (Status.STOPPED, Status.NO_OP):
             change = planned[result.line]
             yield common | {
                 "key": result.key,

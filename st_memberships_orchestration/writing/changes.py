@@ -16,13 +16,7 @@ from st_memberships_orchestration.lake.store import (
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings
-from st_memberships_orchestration.writing.apply import (
-    Approval,
-    Caps,
-    Locked,
-    Result,
-    apply_plan,
-)
+from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, Result, apply_plan
 from st_memberships_orchestration.writing.audit import bring_audit_up_to_date, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds import Kind

@@ -40,30 +40,26 @@ from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.holders import PATIENCE, held_by
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.doubts import examine_characters
+from st_memberships_orchestration.writing.entries import (
+    DONE,
+    FREE,
+    OPEN,
+    Entry,
+    Intent,
+    ReadBack,
+    Status,
+)
 from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, Skipped, content_hash
-from st_memberships_orchestration.writing.values import Plain
-
-SENDING = "sending"
-SUCCEEDED = "succeeded"
-REFUSED = "refused"
-NOT_SENT = "not_sent"
-UNKNOWN = "unknown"
-NOT_APPLIED = "not_applied"
-NEEDS_REVIEW = "needs_review"
-
-FREE = (NOT_SENT, REFUSED)
-"""What may be claimed: certainly nothing happened."""
-UNRESOLVED = (SENDING, UNKNOWN)
-OPEN = (*UNRESOLVED, NEEDS_REVIEW)
-"""What may have happened."""
-DONE = (SUCCEEDED, NOT_APPLIED)
 
 ALL_KINDS = "*"
 SHORTEST_HASH = 8
 LOCK_NOT_AVAILABLE = "55P03"
 """PostgreSQL's word for it."""
 
+_STATUS = sa.Enum(
+    Status, native_enum=False, length=20, values_callable=lambda all: [*map(str, all)]
+)
 _metadata = sa.MetaData()
 _entries = sa.Table(
     "st_write_entries",
@@ -76,7 +72,7 @@ _entries = sa.Table(
     sa.Column("line", sa.Integer, nullable=False),
     sa.Column("target", sa.BigInteger),
     sa.Column("content_hash", sa.String(64), nullable=False),
-    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("status", _STATUS, nullable=False),
     sa.Column("detail", sa.Text, nullable=False, default=""),
     sa.Column("found_by", sa.String(20)),
     sa.Column("verified", sa.Boolean, nullable=False, default=False),
@@ -128,93 +124,6 @@ _ledger = sa.Table(
 
 OF_ANY_ACCOUNT = ""
 """Account of what earlier releases noted: they did not say, so it counts for every account."""
-
-
-@dataclass(frozen=True)
-class Intent:
-    """A change that is about to be sent.
-
-    Attributes:
-        account: `Account.id`; the tenant's key is only a name.
-        record: what is changed, as `Kind.record_name` says it.
-    """
-
-    key: str
-    account: str
-    environment: str
-    tenant: str
-    kind: str
-    record: str
-    plan: str
-    line: int
-    target: int | None
-    content_hash: str
-    change: Plain
-    wanted: Plain
-    before: Plain
-    money: str | None
-    who: str
-    run_id: str
-
-
-@dataclass(frozen=True)
-class Entry(Intent):
-    """A row of the ledger.
-
-    Attributes:
-        number: of the claim; each is one more than the one before, in the whole ledger.
-        seen: machine -> its ticks when it first saw this attempt.
-    """
-
-    status: str
-    detail: str
-    found_by: str | None
-    verified: bool
-    attempts: int
-    claim: str
-    claimed_at: datetime
-    updated_at: datetime
-    after: Plain
-    result: dict[str, int]
-    answer: str | None
-    trace_id: str | None
-    trail: list[dict[str, Any]]
-    number: int
-    seen: dict[str, float]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it may have happened and nobody knows, or it did and was not seen yet."""
-        return self.status in OPEN or (self.status == SUCCEEDED and not self.verified)
-
-    @property
-    def said(self) -> str:
-        """Where it stands, and what to do, for people."""
-        state = self.status if self.status in OPEN else f"{self.status}, not read back yet"
-        next_step = f"look again: st-memberships settle {self.key[:12]}"
-        if self.status == NEEDS_REVIEW:
-            next_step = f"see `st-memberships settle --help`, entry {self.key[:12]}"
-        return f"{self.kind} of plan {self.plan[:12]} is {state} ({self.record}); {next_step}"
-
-
-@dataclass(frozen=True)
-class ReadBack:
-    """What a changed record had when it was read back.
-
-    Attributes:
-        entry: of the change, which succeeded.
-        after: what the record had.
-        missed: fields that are not as asked.
-    """
-
-    entry: Entry
-    after: Plain
-    missed: Sequence[str]
-
-    @property
-    def said(self) -> str:
-        """What is wrong, for people."""
-        return f"it happened, but not as asked: {', '.join(self.missed)}"
 
 
 @dataclass(frozen=True)
@@ -423,7 +332,8 @@ class Ledger:
             OverBudget: a cap of the day would be exceeded.
         """
         claim, now = uuid.uuid4().hex, clock()
-        step = {"at": now.isoformat(), "status": SENDING, "who": intent.who, "run": intent.run_id}
+        step = {"at": now.isoformat(), "status": Status.SENDING}
+        step |= {"who": intent.who, "run": intent.run_id}
         with self._writing() as connection:
             # This row is locked until the transaction ends: claims come one after the other.
             number = connection.execute(
@@ -437,7 +347,7 @@ class Ledger:
             if there is not None and (there.status not in FREE or there.claim != seen):
                 return None
             values = _row_of(intent) | {
-                "status": SENDING,
+                "status": Status.SENDING,
                 "detail": "",
                 "found_by": None,
                 "verified": False,
@@ -484,7 +394,7 @@ class Ledger:
         """Whether an attempt still stands as `sending`: nobody else took it, or ended it."""
         query = sa.select(_entries.c.status, _entries.c.claim).where(_entries.c.key == key)
         (row,) = self._rows(query)
-        return (row.status, row.claim) == (SENDING, claim)
+        return (row.status, row.claim) == (Status.SENDING, claim)
 
     def watch(self, entries: Sequence[Entry], clock: Clock) -> None:
         """Note when this machine first saw these attempts, if it never did: it waits from now."""
@@ -505,10 +415,10 @@ class Ledger:
         self,
         key: str,
         claim: str,
-        status: str,
+        status: Status,
         *,
         now: datetime,
-        expected: Sequence[str] = (SENDING,),
+        expected: Sequence[Status] = (Status.SENDING,),
         **facts: Any,
     ) -> Entry | None:
         """Note what became of a change; the entry, None if it is not in our hands any more.
@@ -519,7 +429,8 @@ class Ledger:
             status: what became of it.
             now: recorded.
             expected: statuses that it may have now.
-            facts: `detail`, `found_by`, `verified`, `after`, `result`, `answer`, `trace_id`, `seen`.
+            facts: `detail`, `found_by`, `verified`, `after`, `result`, `answer`, `trace_id`,
+                `seen`.
         """
         with self._writing() as connection:
             return self._finish(connection, key, claim, status, now, expected, facts)
@@ -532,9 +443,9 @@ class Ledger:
                     connection,
                     one.entry.key,
                     one.entry.claim,
-                    NOT_APPLIED if one.missed else SUCCEEDED,
+                    Status.NOT_APPLIED if one.missed else Status.SUCCEEDED,
                     now,
-                    (SUCCEEDED,),
+                    (Status.SUCCEEDED,),
                     {"verified": True, "after": one.after}
                     | ({"detail": one.said} if one.missed else {}),
                 )
@@ -771,9 +682,9 @@ class Ledger:
         connection: sa.Connection,
         key: str,
         claim: str,
-        status: str,
+        status: Status,
         now: datetime,
-        expected: Sequence[str],
+        expected: Sequence[Status],
         facts: Mapping[str, Any],
     ) -> Entry | None:
         query = sa.select(_entries).where(_entries.c.key == key)

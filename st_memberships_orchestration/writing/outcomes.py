@@ -10,8 +10,15 @@ from typing import Any
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.entries import (
+    DONE,
+    OPEN,
+    UNRESOLVED,
+    Entry,
+    ReadBack,
+    Status,
+)
 from st_memberships_orchestration.writing.kinds import (
     BASELINE,
     CHUNK,
@@ -24,7 +31,7 @@ from st_memberships_orchestration.writing.kinds import (
     Seen,
     Sought,
 )
-from st_memberships_orchestration.writing.ledger import OF_ANY_ACCOUNT, Entry, Ledger, ReadBack
+from st_memberships_orchestration.writing.ledger import OF_ANY_ACCOUNT, Ledger
 from st_memberships_orchestration.writing.values import same, state
 
 logger = logging.getLogger(__name__)
@@ -104,7 +111,7 @@ def _looked_for(
     patience: Patience,
 ) -> list[Entry]:
     """See whether requests have happened, and note it; all entries as they stand then."""
-    unresolved = [entry for entry in entries if entry.status in words.UNRESOLVED]
+    unresolved = [entry for entry in entries if entry.status in UNRESOLVED]
     if not unresolved:
         return list(entries)
     ledger.watch(unresolved, clock)
@@ -127,19 +134,19 @@ def _note(ledger: Ledger, entry: Entry, evidence: Evidence, clock: Clock, left: 
     if evidence.seen is Seen.THERE:
         said = f"found by reconciliation: {evidence.said}{answer}"
         facts |= {"detail": said, "found_by": "reconciliation", "result": evidence.result}
-        ledger.finish(entry.key, entry.claim, words.SUCCEEDED, **facts)
+        ledger.finish(entry.key, entry.claim, Status.SUCCEEDED, **facts)
     elif left > timedelta(0):
         until = clock() + left
         said = f"{evidence.said}; look again after {until:%Y-%m-%d %H:%M:%S} UTC{answer}"
-        if entry.status == words.UNKNOWN:
-            ledger.finish(entry.key, entry.claim, words.UNKNOWN, detail=said, **facts)
+        if entry.status == Status.UNKNOWN:
+            ledger.finish(entry.key, entry.claim, Status.UNKNOWN, detail=said, **facts)
     elif evidence.seen is Seen.ABSENT:
-        status = words.REFUSED if entry.answer else words.NOT_SENT
+        status = Status.REFUSED if entry.answer else Status.NOT_SENT
         said = f"it did not happen: {evidence.said}{answer}"
         ledger.finish(entry.key, entry.claim, status, detail=said, **facts)
     else:
         said = f"{evidence.said}; {_to_settle(entry)}{answer}"
-        ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
+        ledger.finish(entry.key, entry.claim, Status.NEEDS_REVIEW, detail=said, **facts)
 
 
 def _read_back(
@@ -152,7 +159,7 @@ def _read_back(
     last: bool,
 ) -> None:
     """Compare the records of successful changes with what was asked."""
-    done = [e for e in entries if e.status == words.SUCCEEDED and not e.verified]
+    done = [e for e in entries if e.status == Status.SUCCEEDED and not e.verified]
     if not done:
         return
     ledger.watch(done, clock)
@@ -202,15 +209,15 @@ def _doubt(
     for entry in entries:
         evidence = seen[entry.key]
         said = f"its receipt names record {kind.made(entry.result)}, which it cannot be"
-        facts: dict[str, Any] = {"now": clock(), "expected": (words.SUCCEEDED,)}
+        facts: dict[str, Any] = {"now": clock(), "expected": (Status.SUCCEEDED,)}
         if evidence.seen is Seen.THERE:
             facts |= {"result": evidence.result, "found_by": "reconciliation"}
             said = f"{said}; found by reconciliation: {evidence.said}"
-            ledger.finish(entry.key, entry.claim, words.SUCCEEDED, detail=said, **facts)
+            ledger.finish(entry.key, entry.claim, Status.SUCCEEDED, detail=said, **facts)
         else:
             said = f"{said}; {evidence.said}; {_to_settle(entry)}"
             facts["result"] = {}
-            ledger.finish(entry.key, entry.claim, words.NEEDS_REVIEW, detail=said, **facts)
+            ledger.finish(entry.key, entry.claim, Status.NEEDS_REVIEW, detail=said, **facts)
 
 
 def _to_settle(entry: Entry) -> str:
@@ -248,8 +255,8 @@ def count(
                 f"{', '.join(map(str, more))}. If nobody else made it, the request was carried out "
                 f"more than once; what is too much is undone by {kind.reverse}"
             )
-            facts: dict[str, Any] = {"expected": (words.SUCCEEDED,), "detail": said}
-            ledger.finish(entry.key, entry.claim, words.NOT_APPLIED, now=clock(), **facts)
+            facts: dict[str, Any] = {"expected": (Status.SUCCEEDED,), "detail": said}
+            ledger.finish(entry.key, entry.claim, Status.NOT_APPLIED, now=clock(), **facts)
             doubled.add(entry.key)
     return doubled
 
@@ -305,13 +312,13 @@ def settle(
     entry = ledger.entries(key=entry.key)[0]
     if happened is None:
         return entry
-    if entry.status not in words.OPEN:
+    if entry.status not in OPEN:
         if happened and entry.is_open:
             facts = {"detail": f"settled by {who}", "verified": True, "expected": (entry.status,)}
             ledger.finish(entry.key, entry.claim, entry.status, now=clock(), **facts)
-        if record not in (None, kind.made(entry.result)) and entry.status in words.DONE:
+        if record not in (None, kind.made(entry.result)) and entry.status in DONE:
             raise ValueError(f"it made record {kind.made(entry.result)}, which is noted now")
-        if happened == (entry.status in words.DONE):
+        if happened == (entry.status in DONE):
             return ledger.entries(key=entry.key)[0]
         raise ValueError(f"ServiceTitan shows otherwise: {entry.status}, {entry.detail}")
     if not happened and (left := patience.lag - clock.waited(entry.seen)) > timedelta(0):
@@ -324,7 +331,7 @@ def settle(
     if isinstance(kind, Creation) and record is not None:
         _refuse_other(kind, client, ledger, entry, record)
         facts["result"] = {kind.receipt: record}
-    status = words.SUCCEEDED if happened else words.NOT_SENT
+    status = Status.SUCCEEDED if happened else Status.NOT_SENT
     settled = ledger.finish(
         entry.key, entry.claim, status, now=clock(), expected=(entry.status,), **facts
     )
@@ -353,7 +360,7 @@ def _refuse_other(
 
 
 def _other_requests(ledger: Ledger, kind: Kind, account: Account) -> OtherRequests:
-    open_ = ledger.entries(kind=kind.name, account=(account.id, OF_ANY_ACCOUNT), status=words.OPEN)
+    open_ = ledger.entries(kind=kind.name, account=(account.id, OF_ANY_ACCOUNT), status=OPEN)
     return OtherRequests([_sought(e) for e in open_ if not e.result], ledger.made(kind, account))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from st_memberships_orchestration.writing import ledger as words
-from st_memberships_orchestration.writing.apply import NOT_READ_BACK, STOPPED, Result
+from st_memberships_orchestration.writing.apply import Result
+from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds import Kind
 from st_memberships_orchestration.writing.plans import NOT_READABLE, Plan
 from st_memberships_orchestration.writing.rows import list_fields
@@ -83,14 +83,14 @@ def tally(results: Iterable[Result]) -> str:
 
 
 NEXT_STEPS = {
-    words.SENDING: "another run sends it, or was killed: run again",
-    words.UNKNOWN: "run again: it looks, and sends only what 20 minutes later shows nowhere",
-    NOT_READ_BACK: "run again: it reads back",
-    words.NOT_SENT: "run again: it sends",
-    words.REFUSED: "ServiceTitan said no: mend the rows by what it said and plan again",
-    STOPPED: "each line says what is in the way; where the record changed, plan again",
-    words.NOT_APPLIED: "it happened, but not as asked: see the record, and plan what is missing",
-    words.NEEDS_REVIEW: "see in ServiceTitan what is there, then do as its line says",
+    Status.SENDING: "another run sends it, or was killed: run again",
+    Status.UNKNOWN: "run again: it looks, and sends only what 20 minutes later shows nowhere",
+    Status.NOT_READ_BACK: "run again: it reads back",
+    Status.NOT_SENT: "run again: it sends",
+    Status.REFUSED: "ServiceTitan said no: mend the rows by what it said and plan again",
+    Status.STOPPED: "each line says what is in the way; where the record changed, plan again",
+    Status.NOT_APPLIED: "it happened, but not as asked: see the record, and plan what is missing",
+    Status.NEEDS_REVIEW: "see in ServiceTitan what is there, then do as its line says",
 }
 """What a person does next, by what became of a change."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.writing import ledger as words
+from st_memberships_orchestration.writing.entries import DONE, Entry
 from st_memberships_orchestration.writing.kinds import (
     CHUNK,
     KINDS,
@@ -13,7 +13,7 @@ from st_memberships_orchestration.writing.kinds import (
     Creation,
     Kind,
 )
-from st_memberships_orchestration.writing.ledger import Entry, Ledger
+from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import ExactRow, Plan, Skipped
 from st_memberships_orchestration.writing.rows import Row
 from st_memberships_orchestration.writing.values import Plain, same, state
@@ -48,9 +48,9 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
     left = [
         Skipped(e.line, e.target, e.said if e.is_open else f"is {e.status}: nothing to undo")
         for e in entries
-        if e.status not in words.DONE
+        if e.status not in DONE
     ]
-    done = [entry for entry in entries if entry.status in words.DONE]
+    done = [entry for entry in entries if entry.status in DONE]
     if not kind.undone_by:
         said = f"can be undone only by {kind.reverse}"
         return Reversal(None, [], left + [Skipped(e.line, kind.made(e.result), said) for e in done])
