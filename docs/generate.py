@@ -50,7 +50,7 @@ from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.terminal.screen import read_settings
 from st_memberships_orchestration.writing.apply import Locked
-from st_memberships_orchestration.writing.kinds import Refused
+from st_memberships_orchestration.writing.kinds.lookups import Refused
 from st_memberships_orchestration.writing.ledger import OverBudget
 from st_memberships_orchestration.writing.rows import BadRows
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.settings import Settings, Tenant
 from st_memberships_orchestration.terminal.commands import main
-from st_memberships_orchestration.writing.kinds import KINDS
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration_tests.doors import Location
 
 PACKAGE = Path(__file__).parents[1] / "st_memberships_orchestration"

@@ -18,7 +18,7 @@ from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.terminal.screen import console
-from st_memberships_orchestration.writing.kinds import KINDS
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import load_plan
 from st_memberships_orchestration_tests.doors import Location

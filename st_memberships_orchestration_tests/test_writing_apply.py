@@ -26,7 +26,8 @@ from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, R
 from st_memberships_orchestration.writing.audit import audit_rows, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import Status
-from st_memberships_orchestration.writing.kinds import KINDS, Creation
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan

@@ -15,7 +15,8 @@ import pytest
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.models import OpportunityStatus
-from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.memberships import NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.presentation import column_help, plan_lines, plan_totals
 from st_memberships_orchestration.writing.rows import BadRows, cells, numbered, read_rows

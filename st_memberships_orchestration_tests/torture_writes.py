@@ -40,7 +40,8 @@ from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_
 from st_memberships_orchestration.writing.changes import apply_audited
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import FREE, Entry, Status
-from st_memberships_orchestration.writing.kinds import KINDS, Creation
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan

@@ -36,7 +36,9 @@ from st_memberships_orchestration.writing.changes import (
     tenant_of_account,
 )
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.kinds import KINDS, NO_SERVICES, Kind
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import Kind
+from st_memberships_orchestration.writing.kinds.memberships import NO_SERVICES
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import settle
 from st_memberships_orchestration.writing.plans import Plan, load_plan

@@ -30,15 +30,8 @@ from st_memberships_orchestration.servicetitan.errors import (
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import FREE, Entry, Intent, Status
-from st_memberships_orchestration.writing.kinds import (
-    BASELINE,
-    CHUNK,
-    MODIFIED,
-    Creation,
-    Kind,
-    Lookups,
-    Refused,
-)
+from st_memberships_orchestration.writing.kinds.kind import MODIFIED, Kind
+from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
 from st_memberships_orchestration.writing.ledger import (
     ALL_KINDS,
     Budget,
@@ -49,7 +42,7 @@ from st_memberships_orchestration.writing.ledger import (
 )
 from st_memberships_orchestration.writing.outcomes import Patience, count, look_again
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, digest, draw
-from st_memberships_orchestration.writing.values import Plain, same
+from st_memberships_orchestration.writing.values import Plain, chunks, same
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +160,7 @@ def entry_key(plan: Plan, planned: PlannedChange) -> str:
     """
     kind, account = plan.of_kind(), plan.account
     content = planned.content_hash(plan.occasion)
-    of_plan = "" if isinstance(kind, Creation) else plan.hash
+    of_plan = "" if kind.makes else plan.hash
     return digest([account and account.id, kind.name, planned.target, content, of_plan])
 
 
@@ -294,7 +287,7 @@ class _Run:
 
     def refresh(self, chunk: Sequence[PlannedChange]) -> None:
         """Read again how the changes stand in the ledger."""
-        for part in _chunks([self.keys[planned.line] for planned in chunk], 500):
+        for part in chunks([self.keys[planned.line] for planned in chunk], 500):
             self.standing |= {entry.key: entry for entry in self.ledger.entries(key=part)}
 
     # Locks
@@ -361,7 +354,7 @@ class _Run:
         self, to_send: list[PlannedChange], lately: Sequence[Any]
     ) -> tuple[list[PlannedChange], list[Result]]:
         """Stop what was made lately by nobody here: a ledger that is lost may have noted it."""
-        if not isinstance(self.kind, Creation) or self.plan.occasion or not lately:
+        if self.plan.occasion or not lately:
             return to_send, []
         explained = self.ledger.made(self.kind, self.client.account)
         new = [record for record in lately if record.id not in explained]
@@ -399,7 +392,7 @@ class _Run:
         size = max(1, min(CHUNK, 2 * self.client.requests_per_second))
         with ThreadPoolExecutor(self.workers, thread_name_prefix="write") as pool, self._barring():
             under_way: list[tuple[list[PlannedChange], list[Future[Result | None]]]] = []
-            for chunk in _chunks(to_send, size):
+            for chunk in chunks(to_send, size):
                 compared = self.clock.ticks()
                 since = self.ledger.number
                 ready, stopped = self._compared(chunk)
@@ -625,7 +618,7 @@ class _Run:
         while True:
             check = partial(self._last_check, key, claim, begun, compared)
             try:
-                receipt = self.kind.send(self.client.checked(check), planned.target, change)
+                receipt = self.kind.send(self.client.checked(check), planned.target or 0, change)
                 break
             except _Stale:
                 compared = self.clock.ticks()
@@ -646,8 +639,7 @@ class _Run:
                 said = {"detail": str(error), "answer": str(error), "trace_id": error.trace_id}
                 return Status.UNKNOWN, said
         id = receipt.get("id") if planned.target else self.kind.made(receipt)
-        there = before.get(BASELINE)
-        known = there if isinstance(there, list) else before.get("ids", [])
+        known = self.kind.there_before(before)
         if not id or id < 0 or id in known or planned.target not in (None, id):
             said = f"its receipt names record {id}, which it cannot be"
             return Status.UNKNOWN, {"detail": said, "answer": said}
@@ -708,7 +700,7 @@ class _Run:
         for place, after in enumerate(self.patience.looks[1:], 2):
             last = place == len(self.patience.looks)
             still: list[tuple[PlannedChange, float]] = []
-            for part in _chunks(late, CHUNK):
+            for part in chunks(late, CHUNK):
                 pause = max(since for _, since in part) + after - time.monotonic()
                 time.sleep(max(0.0, pause))
                 again = self._check([planned for planned, _ in part], last=last)
@@ -723,7 +715,7 @@ class _Run:
         while any(self._status(p) == Status.SENDING for p in chunk) and time.monotonic() < deadline:
             time.sleep(0.1)
             self.refresh(chunk)
-        for part in _chunks(chunk, CHUNK):
+        for part in chunks(chunk, CHUNK):
             self._check(part, last=True)
             yield from (self._result(planned) for planned in part)
 
@@ -740,7 +732,7 @@ class _Run:
     def _count(self, changes: Sequence[PlannedChange]) -> list[PlannedChange]:
         """Of what is done, where more was made than was asked for."""
         done = [planned for planned in changes if self._is_done(planned)]
-        if not isinstance(self.kind, Creation) or not done:
+        if not self.kind.makes or not done:
             return []
         try:
             entries = [self._entry(planned) for planned in done]
@@ -781,7 +773,7 @@ class _Run:
             detail = f"ServiceTitan says that it is done, but it does not show yet; {again}"
         return Result(
             line=planned.line,
-            target=planned.target or self.kind.made(entry.result),
+            target=self.kind.id_of(entry),
             status=status,
             detail=detail,
             key=entry.key,
@@ -796,8 +788,3 @@ class _Run:
     def _stopped(self, planned: PlannedChange, why: str) -> Result:
         key = self.keys[planned.line]
         return Result(planned.line, planned.target, Status.STOPPED, why, key=key)
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])

@@ -13,7 +13,7 @@ from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.lake.store import Lake, retry_conflicts, upsert
 from st_memberships_orchestration.writing.apply import Result
 from st_memberships_orchestration.writing.entries import FREE, Entry, Status
-from st_memberships_orchestration.writing.kinds import KINDS
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.values import Plain
@@ -72,7 +72,7 @@ def audit_rows(entries: Iterable[Entry], unsent: Iterable[Plain] = ()) -> pa.Tab
         else:
             rows[line] = {
                 **vars(entry),
-                "record_id": entry.target or KINDS[entry.kind].made(entry.result),
+                "record_id": KINDS[entry.kind].id_of(entry),
                 "outcome": entry.status,
                 "sent_at": entry.claimed_at,
             }

@@ -19,7 +19,7 @@ from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, Result, apply_plan
 from st_memberships_orchestration.writing.audit import bring_audit_up_to_date, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.kinds import Kind
+from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, look_again
 from st_memberships_orchestration.writing.plans import Plan, make_plan

@@ -49,8 +49,10 @@ from st_memberships_orchestration.writing.entries import (
     ReadBack,
     Status,
 )
-from st_memberships_orchestration.writing.kinds import KINDS, Creation, Kind
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, Skipped, content_hash
+from st_memberships_orchestration.writing.values import chunks
 
 ALL_KINDS = "*"
 SHORTEST_HASH = 8
@@ -386,7 +388,7 @@ class Ledger:
                 raise Held(f"plan {other.plan[:12]} changed it meanwhile; run again")
             if intent.target is not None and other.status in DONE and other.number > planned:
                 raise Held(f"plan {other.plan[:12]} changed it since this plan; plan again")
-            made = isinstance(KINDS[other.kind], Creation) and other.status not in FREE
+            made = KINDS[other.kind].makes and other.status not in FREE
             if made and other.content_hash == intent.content_hash:
                 raise Held(f"plan {other.plan[:12]} has made it already")
 
@@ -523,10 +525,10 @@ class Ledger:
         return [entry for entry in self._of_records(account, records) if entry.is_open]
 
     def _of_records(self, account: Account, records: Sequence[str]) -> Iterator[Entry]:
-        for start in range(0, len(records), 500):
+        for part in chunks(records, 500):
             query = sa.select(_entries).where(
                 _of_account(account.id, account.environment),
-                _entries.c.record.in_(records[start : start + 500]),
+                _entries.c.record.in_(part),
                 _entries.c.status.not_in(FREE),
             )
             yield from map(_entry, self._rows(query))
@@ -737,7 +739,7 @@ def _in_the_way(kind: Kind, there: Sequence[Entry], content: str) -> str | None:
     for entry in there:
         if entry.is_open:
             return f"in the way: {entry.said}"
-        if isinstance(kind, Creation) and entry.content_hash == content:
+        if kind.makes and entry.content_hash == content:
             made = f" and made {made}" if (made := kind.made(entry.result)) else ""
             return (
                 f"plan {entry.plan[:12]} has asked for the same{made}; to have one more beside it, "
@@ -820,7 +822,7 @@ def _upgrade(connection: sa.Connection) -> None:
     for row in connection.execute(sa.select(_entries)).all():
         kind, change = KINDS[row.kind], json.loads(row.change)
         values = {"record": kind.record_name(row.target, change)}
-        if isinstance(kind, Creation):
+        if kind.makes:
             values["content_hash"] = content_hash(None, change, occasions.get(row.plan, ""))
         update = sa.update(_entries).where(_entries.c.key == row.key)
         connection.execute(update.values(**values))

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,20 +19,17 @@ from st_memberships_orchestration.writing.entries import (
     ReadBack,
     Status,
 )
-from st_memberships_orchestration.writing.kinds import (
-    BASELINE,
-    CHUNK,
-    KINDS,
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import (
     MODIFIED,
-    Creation,
     Evidence,
     Kind,
     OtherRequests,
     Seen,
-    Sought,
 )
+from st_memberships_orchestration.writing.kinds.lookups import CHUNK
 from st_memberships_orchestration.writing.ledger import OF_ANY_ACCOUNT, Ledger
-from st_memberships_orchestration.writing.values import same, state
+from st_memberships_orchestration.writing.values import chunks, same, state
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +89,7 @@ def look_again(
         by_kind[entry.kind].append(entry)
     for name, group in by_kind.items():
         kind = KINDS[name]
-        for part in _parts(group):
+        for part in chunks(group, CHUNK):
             try:
                 part = _looked_for(kind, client, ledger, part, clock, patience)
                 _read_back(kind, client, ledger, part, clock, patience, last)
@@ -119,7 +116,7 @@ def _looked_for(
     waited = {entry.key: clock.waited(entry.seen) for entry in unresolved}  # before it is looked
     seen = kind.look(
         client,
-        [_sought(entry) for entry in unresolved],
+        unresolved,
         lambda: _other_requests(ledger, kind, client.account),
     )
     for entry in unresolved:
@@ -165,13 +162,13 @@ def _read_back(
     ledger.watch(done, clock)
     done = ledger.entries(key=[entry.key for entry in done])
     waited = {entry.key: clock.waited(entry.seen) for entry in done}
-    ids = {entry.key: entry.target or kind.made(entry.result) for entry in done}
+    ids = {entry.key: kind.id_of(entry) for entry in done}
     records, _ = kind.read_apart(client, [id for id in ids.values() if id is not None])
     seen: list[ReadBack] = []
     doubtful: list[Entry] = []
     for entry in done:
         record = records.get(ids[entry.key] or 0)
-        made = isinstance(kind, Creation) and entry.wanted
+        made = kind.makes and entry.wanted
         if made and (record is None or not kind.may_be(entry.wanted, record)):
             if waited[entry.key] >= patience.lag:
                 doubtful.append(entry)
@@ -203,7 +200,7 @@ def _doubt(
     """A receipt that names a record which never shows, or somebody else's, is none: look for it."""
     seen = kind.look(
         client,
-        [_sought(entry) for entry in entries],
+        entries,
         lambda: _other_requests(ledger, kind, client.account),
     )
     for entry in entries:
@@ -230,7 +227,7 @@ def _to_settle(entry: Entry) -> str:
 def count(
     client: MembershipsClient,
     ledger: Ledger,
-    kind: Creation,
+    kind: Kind,
     entries: Sequence[Entry],
     clock: Clock,
 ) -> set[str]:
@@ -242,8 +239,7 @@ def count(
     Raises:
         ServiceTitanError: a read failed.
     """
-    sought = [_sought(entry) for entry in entries]
-    appeared = kind.appeared(client, sought, lambda: ledger.made(kind, client.account))
+    appeared = kind.appeared(client, entries, lambda: ledger.made(kind, client.account))
     doubled: set[str] = set()
     for entry in entries:
         more = sorted(
@@ -304,7 +300,7 @@ def settle(
             f"it is about the account {entry.account}; tenant {entry.tenant} is {client.account}"
         )
     kind = KINDS[entry.kind]
-    makes = bool(happened) and isinstance(kind, Creation) and not entry.result
+    makes = bool(happened) and kind.makes and not entry.result
     if makes != (record is not None):
         raise ValueError("--record names what a sale or a new template made: there, and only there")
     if failed := look_again(client, ledger, [entry], clock=clock, patience=patience):
@@ -328,7 +324,7 @@ def settle(
     facts: dict[str, Any] = {"detail": f"settled by {who}", "found_by": "person"}
     if happened:
         facts["verified"] = True
-    if isinstance(kind, Creation) and record is not None:
+    if record is not None:
         _refuse_other(kind, client, ledger, entry, record)
         facts["result"] = {kind.receipt: record}
     status = Status.SUCCEEDED if happened else Status.NOT_SENT
@@ -341,7 +337,7 @@ def settle(
 
 
 def _refuse_other(
-    kind: Creation, client: MembershipsClient, ledger: Ledger, entry: Entry, id: int
+    kind: Kind, client: MembershipsClient, ledger: Ledger, entry: Entry, id: int
 ) -> None:
     """Refuse a record that the request cannot have made."""
     made = kind.read(client, [id]).get(id)
@@ -349,8 +345,7 @@ def _refuse_other(
         raise ValueError(f"there is no record {id}")
     if id in ledger.made(kind, client.account):
         raise ValueError(f"record {id} was made by another change of the ledger")
-    there = entry.before[BASELINE]
-    if id in (there if isinstance(there, list) else entry.before.get("ids", ())):
+    if id in kind.there_before(entry.before):
         raise ValueError(f"record {id} was there before")
     customer = entry.wanted.get("customer_id")
     if customer is not None and made.customer_id != customer:
@@ -361,13 +356,4 @@ def _refuse_other(
 
 def _other_requests(ledger: Ledger, kind: Kind, account: Account) -> OtherRequests:
     open_ = ledger.entries(kind=kind.name, account=(account.id, OF_ANY_ACCOUNT), status=OPEN)
-    return OtherRequests([_sought(e) for e in open_ if not e.result], ledger.made(kind, account))
-
-
-def _sought(entry: Entry) -> Sought:
-    return Sought(entry.key, entry.record, entry.target, entry.wanted, entry.before)
-
-
-def _parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    for start in range(0, len(entries), CHUNK):
-        yield entries[start : start + CHUNK]
+    return OtherRequests([e for e in open_ if not e.result], ledger.made(kind, account))

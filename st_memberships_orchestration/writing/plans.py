@@ -25,17 +25,11 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.records import Change
-from st_memberships_orchestration.writing.kinds import (
-    CHUNK,
-    KINDS,
-    Creation,
-    Kind,
-    Lookups,
-    Proposal,
-    Refused,
-)
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import Kind, Proposal
+from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named
-from st_memberships_orchestration.writing.values import Plain, plain, same, understood
+from st_memberships_orchestration.writing.values import Plain, chunks, plain, same, understood
 
 FORMAT = 3
 WITHOUT_ACCOUNT = 2
@@ -268,7 +262,7 @@ def make_plan(
         except Refused as why:
             refused.append(Skipped(line, target, str(why)))
             continue
-        content = planned.content_hash(occasion) if isinstance(kind, Creation) else None
+        content = planned.content_hash(occasion) if kind.makes else None
         if content is not None and first.setdefault(content, line) != line:
             faults.append(Fault(line, f"the same content is in line {first[content]} already"))
             continue
@@ -392,9 +386,9 @@ def _read_all(
 ) -> tuple[dict[int, Any], dict[int, str]]:
     records: dict[int, Any] = {}
     unreadable: dict[int, str] = {}
-    parts = [ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK)]
     with ThreadPoolExecutor(READERS) as pool:
-        for found, broken in pool.map(lambda part: kind.read_apart(client, part), parts):
+        parts = pool.map(lambda part: kind.read_apart(client, part), chunks(ids, CHUNK))
+        for found, broken in parts:
             records |= found
             unreadable |= broken
     return records, unreadable

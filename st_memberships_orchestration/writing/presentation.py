@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from st_memberships_orchestration.writing.apply import Result
 from st_memberships_orchestration.writing.entries import Status
-from st_memberships_orchestration.writing.kinds import Kind
+from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.plans import NOT_READABLE, Plan
 from st_memberships_orchestration.writing.rows import list_fields
 from st_memberships_orchestration.writing.values import COPY_OF, Plain
@@ -69,7 +69,7 @@ def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str
         yield (
             str(result.line),
             str(result.target or "new"),
-            result.status,
+            str(result.status),
             shown({name: result.before.get(name) for name in result.after}),
             shown(result.after),
             remark,

@@ -1,22 +1,15 @@
 """Undoing a plan: rows of the reverse plan, for what this plan did and nobody changed since."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.writing.entries import DONE, Entry
-from st_memberships_orchestration.writing.kinds import (
-    CHUNK,
-    KINDS,
-    MODIFIED,
-    PAYMENT,
-    Creation,
-    Kind,
-)
+from st_memberships_orchestration.writing.entries import DONE
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.lookups import CHUNK
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import ExactRow, Plan, Skipped
 from st_memberships_orchestration.writing.rows import Row
-from st_memberships_orchestration.writing.values import Plain, same, state
+from st_memberships_orchestration.writing.values import chunks, same, state
 
 
 @dataclass(frozen=True)
@@ -55,9 +48,8 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
         said = f"can be undone only by {kind.reverse}"
         return Reversal(None, [], left + [Skipped(e.line, kind.made(e.result), said) for e in done])
     rows: list[Row] = []
-    for start in range(0, len(done), CHUNK):
-        part = done[start : start + CHUNK]
-        ids = {entry.key: entry.target or kind.made(entry.result) for entry in part}
+    for part in chunks(done, CHUNK):
+        ids = {entry.key: kind.id_of(entry) for entry in part}
         records, broken = kind.read_apart(client, [id for id in ids.values() if id is not None])
         for entry in part:
             id = ids[entry.key]
@@ -76,7 +68,7 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
             ):
                 left.append(Skipped(entry.line, id, "somebody changed it since"))
                 continue
-            values, cannot = _back(kind, entry, record)
+            values, cannot = kind.undoing(entry, record)
             left += [Skipped(entry.line, id, said) for said in cannot]
             back = KINDS[kind.undone_by]
             try:
@@ -88,42 +80,3 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
             if values:
                 rows.append(ExactRow(entry.line, {back.target: id, **values}))
     return Reversal(kind.undone_by, rows, sorted(left, key=lambda one: one.line))
-
-
-def _back(kind: Kind, entry: Entry, record: Any) -> tuple[Plain, list[str]]:
-    """Cells of the row that undoes a change, and what they cannot bring back."""
-    if isinstance(kind, Creation):
-        return {"active": False}, ["the template stays, inactive: nothing can be deleted"]
-    if kind.undone_by != kind.name:  # its opposite takes the same row
-        return entry.change, []
-    values: Plain = {}
-    cannot: list[str] = []
-    for name in entry.after:
-        if name not in entry.before or name == MODIFIED:
-            continue
-        was = entry.before[name]
-        if same(was, entry.after.get(name)):
-            continue
-        if was is None and not kind.takes_null(name):
-            cannot.append(f"{name} was empty, and ServiceTitan takes no null for it")
-        elif name == "items":
-            values[name], gone = _lines_back(was, record)
-            cannot += [f"{gone} removed lines come back under new ids"] if gone else []
-        else:
-            values[name] = was
-    if any(values.get(name) is not None for name in PAYMENT):  # which clears the other one
-        values = {n: v for n, v in values.items() if n not in PAYMENT or v is not None}
-    cannot += [f"{name} cannot be undone" for name in entry.change if name not in entry.wanted]
-    return values, cannot
-
-
-def _lines_back(was: Any, record: Any) -> tuple[list[Plain], int]:
-    """Lines that bring a template's lines back, and how many of them get a new id."""
-    keep = ("id", "sku_id", "quantity", "unit_price", "is_add_on", "description", "cost", "hours")
-    there = {line.id for line in record.items}
-    lines = [{name: line[name] for name in keep} for line in was]
-    gone = [line for line in lines if line["id"] not in there]
-    added = there - {line["id"] for line in was}
-    for line in gone:
-        del line["id"]
-    return [*lines, *({"id": id, "remove": True} for id in added)], len(gone)

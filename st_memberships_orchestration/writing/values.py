@@ -2,17 +2,18 @@
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from st_memberships_orchestration.servicetitan.records import Change, Record
 
 Plain = dict[str, Any]
+T = TypeVar("T")
 
 COPY_OF = "copy of"
 """Key of a wanted value that will be another id: ServiceTitan copies what it is given."""
@@ -82,6 +83,12 @@ def same(wanted: Any, found: Any, before: Any = None) -> bool:
             return _same_lines(wanted, found)
         return sorted(map(str, wanted)) == sorted(map(str, found))
     return bool(wanted == found) and isinstance(wanted, bool) == isinstance(found, bool)
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Parts of so many, the last one shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _same_lines(wanted: list[Plain], found: list[Plain]) -> bool:
