@@ -923,7 +923,7 @@ create temp table revenue_retention as
         select r.month, m.membership_type_id, sum(m.active_start) as starts,
             sum(m.cancelled + m.expired + m.cancelled_from_suspension + m.expired_from_suspension)
                 as losses
-        from months r join members_monthly m on m.is_complete
+        from months r join members_monthly m on is_over(m.month)
             and m.month between r.month - interval 11 month and r.month
         group by all
     ), found as (
