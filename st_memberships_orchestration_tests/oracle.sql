@@ -60,7 +60,8 @@ create temp table changes as
     from (select distinct on (id) * from raw_membership_status_changes);
 
 -- Changes of one instant stand in the order in which as many as can be, over the whole life, start
--- where the one before ended; of such orders the one that ends in today's status, then that of ids.
+-- where the one before ended; of such orders the one that ends in the status of the record itself,
+-- also where that is not active; then that of ids.
 create temp table orders as
     with recursive path as (
         select distinct member, []::bigint[] as path, null::varchar as last, []::boolean[] as fits
@@ -72,10 +73,10 @@ create temp table orders as
             and len(path) between first_place and first_place + tied - 1
     )
     select member, path from path
-    left join (select id as member, arg_max(standing, seen_at) as standing from member_versions
+    left join (select id as member, arg_max(status, seen_at) as stated from member_versions
         group by id) using (member)
     qualify row_number() over (partition by member order by len(path) desc,
-        len(list_filter(fits, lambda fit: fit)) desc, last is not distinct from standing desc, path
+        len(list_filter(fits, lambda fit: fit)) desc, last is not distinct from stated desc, path
     ) = 1;
 create temp table ordered_changes as
     select c.*, coalesce(list_position(path, id) - 1, first_place) as place

@@ -382,10 +382,12 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
     changes.append(change(70, 6, "Active", "Canceled", "2026-03-01T15:00:00Z"))
     for numbers, when in ((ids(71, 72), at), (ids(73, 74), "2026-03-19T15:00:00Z")):
         changes += [change(id, 6, *words, when) for id, words in zip(numbers, circle, strict=True)]
+    # A circle of one that is deleted since, and still states what its changes led to.
+    changes += [change(id, 7, *words, at) for id, words in zip(ids(80, 81), circle, strict=True)]
     canceled = {"status": "Canceled", "cancellation_date": "2026-03-10"}
     lost = {"status": "Canceled", "cancellation_date": "2026-03-19"}
     members = [member(2, **canceled), member(3, **canceled), member(5, **lost)]
-    found = lives([member(1), member(4), member(6), *members], changes)
+    found = lives([member(1), member(4), member(6), *members, member(7, active=False)], changes)
     active = "Active 2026-01-01 00:00 before_first_change"
     assert found[1] == [active, "Active 2026-03-10 11:00 change"]
     assert found[2] == [active, "Canceled 2026-03-10 11:00 change"]
@@ -405,6 +407,8 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
         "Active 2026-03-10 11:00 change",
         "Active 2026-03-19 11:00 change",
     ]
+    deleted = "Deleted 2026-05-01 05:00 modified_on"
+    assert found[7] == [active, "Active 2026-03-10 11:00 change", deleted]
 
 
 def test_the_seventh_digit_comes_before_the_chain_and_the_id(lives: Any) -> None:

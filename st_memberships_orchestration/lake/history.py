@@ -126,8 +126,9 @@ def rebuild_membership_status(
     Changes come in the order of their instants, to the last digit that was sent. Those of one
     instant are put so that, over the whole life of the membership, as few as can be start
     elsewhere than the one before them ended; where that does not tell, so that the last one ends
-    in today's status, and then by id. Before the first change the status is what that change
-    started from.
+    in the `status` that the record states, and then by id. A record that is not `active` may still
+    state Active: that is the status that its changes led to, though today it counts as Deleted.
+    Before the first change the status is what that change started from.
 
     ServiceTitan records changes since 2025, and not all of them. What is missing is inferred. A
     membership is sold as Active, so one whose first recorded change starts from another status, or
@@ -309,7 +310,7 @@ class _Step(NamedTuple):
     id: int
     old_status: str
     new_status: str
-    status_today: str
+    stated: str
 
 
 def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -330,8 +331,8 @@ def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def _chain(steps: list[_Step]) -> tuple[_Step, ...]:
-    """A membership's changes: with the fewest breaks, to today's status, then by id."""
-    today = steps[0].status_today
+    """A membership's changes: with the fewest breaks, to the status its record states, then by id."""
+    stated = steps[0].stated
     # Breaks and order of the best chain so far that ends in each status; None before the first.
     best: dict[str | None, tuple[int, tuple[_Step, ...]]] = {None: (0, ())}
     while steps:
@@ -344,4 +345,4 @@ def _chain(steps: list[_Step]) -> tuple[_Step, ...]:
             tried = breaks + sum(map(ne, starts, ends)), (*chain, *order)
             longer[ends[-1]] = min(tried, longer.get(ends[-1], tried))
         best = longer
-    return min((breaks, end != today, chain) for end, (breaks, chain) in best.items())[2]
+    return min((breaks, end != stated, chain) for end, (breaks, chain) in best.items())[2]
