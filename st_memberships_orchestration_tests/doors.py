@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -24,13 +25,21 @@ from urllib.request import Request, urlopen
 import dagster as dg
 import pyarrow as pa
 import pytest
-from sqlalchemy.engine import make_url
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, make_url
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.jobs import of_feeds
 from st_memberships_orchestration.defs.partitions import partition_key, range_tags
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+
+
+@event.listens_for(Engine, "connect")
+def _leave_writing_to_the_system(connection: Any, _: Any) -> None:
+    """Dagster's events outlive our processes, and no test takes the machine's power away."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("pragma synchronous = off").close()
 
 
 def today() -> date:

@@ -29,6 +29,8 @@ class ExportServer:
         page_size: records on a page.
         served: every record that was ever on a page.
         asked: the `from` of each request; None for the beginning.
+        moods: of the next pages, one each: `empty`, `repeat` the last row of the page before, or
+            the record that somebody changes before the page after it.
         fault: given the `from` of a request, what to answer instead of the page; None for the page.
     """
 
@@ -37,6 +39,7 @@ class ExportServer:
         self.page_size = page_size
         self.served: list[dict[str, Any]] = []
         self.asked: list[str | None] = []
+        self.moods: list[str | dict[str, Any]] = []
         self.fault: Callable[[str | None], Answer | None] = lambda start: None
         self.tokens: dict[str, tuple[int, str]] = {}
         self.url = ""
@@ -67,9 +70,12 @@ class ExportServer:
             position, since = self.tokens[start]
         elif start is not None:
             since = start.removesuffix("Z")
+        mood = self.moods.pop() if self.moods else None
+        position -= mood == "repeat" and position > 0
         newest = {record["id"]: place for place, record in enumerate(self.log)}
         data: list[dict[str, Any]] = []
-        while position < len(self.log) and len(data) < self.page_size:
+        most = 0 if mood == "empty" else self.page_size + (mood == "repeat")
+        while position < len(self.log) and len(data) < most:
             record = self.log[position]
             if newest[record["id"]] == position and record["modifiedOn"] >= since:
                 data.append(record)
@@ -77,7 +83,10 @@ class ExportServer:
         self.served += data
         token = secrets.token_urlsafe(9).replace("20", "xx")
         self.tokens[token] = (position, since)
-        return {"hasMore": position < len(self.log), "continueFrom": token, "data": data}
+        if isinstance(mood, dict):
+            self.log.append(mood)
+        has_more = position < len(self.log) or mood == "empty"
+        return {"hasMore": has_more, "continueFrom": token, "data": data}
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Whatever an export and a lake go through: what ServiceTitan shows is what the lake comes to hold.
 
 Against a server that was written from ServiceTitan's document alone, over a socket: rows in any
-order, late ones, ties, records that change under one modification time, refused tokens, errors,
-tables that are deleted or restored from a backup, a clock that is days ahead.
+order, late ones, ties, empty pages, repeated rows, records that change while they are read or under
+one modification time, refused tokens, errors, tables that are deleted or restored from a backup, a
+clock that is days ahead.
 """
 
 import shutil
@@ -108,6 +109,9 @@ def gone(lake: Lake, name: str) -> None:
 
 FAR = 24 * 23_000
 late = st.sampled_from([0, 5, 30, 24 * 30])
+moods = st.one_of(
+    st.sampled_from(["empty", "repeat"]), st.tuples(st.integers(1, 6), st.integers(0, 3))
+)
 happenings = st.lists(
     st.one_of(
         st.tuples(st.just("change"), st.integers(1, 3), st.integers(0, 2), st.integers(0, 9)),
@@ -115,6 +119,7 @@ happenings = st.lists(
         st.tuples(st.just("future"), st.integers(1, 3), st.sampled_from([1, 720, FAR])),
         st.tuples(st.just("undo"), st.integers(1, 3)),
         st.tuples(st.just("late"), st.integers(6, 30), late),
+        st.tuples(st.just("pages"), st.lists(moods, max_size=4)),
         st.tuples(st.just("shuffle"), st.randoms(use_true_random=False)),
         st.tuples(st.just("sync")),
         st.tuples(st.just("read without applying")),
@@ -168,6 +173,14 @@ class Operation:
     def late(self, id: int, hours: int) -> None:
         if id not in self.server.shown:
             self.server.log.append(visit(id, self.now - timedelta(hours=hours)))
+
+    def pages(self, moods: list[str | tuple[int, int]]) -> None:
+        """A sync through pages that are empty, that repeat rows, between which records change."""
+        self.server.moods = [
+            m if isinstance(m, str) else visit(m[0], self.now, m[1]) for m in moods
+        ]
+        self.sync()
+        self.server.moods = []
 
     def shuffle(self, random: Any) -> None:
         """The feed is put into another order: positions that were given hold no more."""

@@ -30,6 +30,7 @@ import dagster as dg
 from pydantic.alias_generators import to_camel
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs import exports
 from st_memberships_orchestration.defs.partitions import range_tags
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading import reader as reading
@@ -81,6 +82,7 @@ def sync(
     """One run, of today's window or of some days; it dies before the nth position is saved."""
     first, last = days or (today(), today())
     reading.ROWS_PER_COMMIT = 1
+    exports.WINDOWS_RECORDED = 3  # an event each, and the lake alone is compared
     if kill_before_saving:
         reading.SECONDS_PER_POSITION = 0.0
     client._exponential = lambda state: 0.01  # type: ignore[assignment]
