@@ -331,7 +331,7 @@ def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def _chain(steps: list[_Step]) -> tuple[_Step, ...]:
-    """A membership's changes: with the fewest breaks, to the status its record states, then by id."""
+    """A membership's changes: with the fewest breaks, to the status that it states, then by id."""
     stated = steps[0].stated
     # Breaks and order of the best chain so far that ends in each status; None before the first.
     best: dict[str | None, tuple[int, tuple[_Step, ...]]] = {None: (0, ())}
