@@ -11,6 +11,7 @@ create macro plausible_end(day) as if(day >= date '1980-01-01', day, null);
 create macro ticks(moment, text) as epoch_us(moment) * 10
     + coalesce(substr(rpad(regexp_extract(text, '\.(\d+)', 1), 7, '0'), 7, 1), '0')::bigint;
 create macro midnight(day) as epoch_us(day::timestamptz) * 10;
+create macro known(t) as if(t >= midnight(date '1980-01-01'), t, null);
 create macro day_of(t) as make_timestamptz(t // 10)::date;
 create macro millionths(amount) as (amount * 1000000)::hugeint;
 create macro halved_up(amount, parts) as (2 * amount + parts) // (2 * parts);  -- amount >= 0
@@ -99,8 +100,8 @@ create temp table members as
             as tick
     ), dated as (
         select m.*, r.*, seen_since,
-            coalesce(midnight(plausible("from")), ticks(created_on, created_on_text), first_change)
-                as begins,
+            coalesce(midnight(plausible("from")), least(known(ticks(created_on, created_on_text)),
+                known(first_change)), seen_at) as begins,
             if(midnight(plausible(cancellation_date)) <= now.tick, midnight(cancellation_date), null)
                 as cancelled_at,
             if(midnight(plausible("to") + 1) <= now.tick, midnight("to" + 1), null) as over_at
@@ -415,18 +416,18 @@ create temp table recurring_revenue_monthly as
 
 create temp table renewals as
     select m.id as membership_id, m.customer_id, m.membership_type_id, m.business_unit_id,
-        m.location_id, m.status, m.follow_up_status, m."from", m."to" as term_end,
-        m."to" - today() as days_left,
-        case when m."to" is null then 'unknown' when m."to" < today() then 'expired'
-            when m."to" <= today() + 30 then '0-30' when m."to" <= today() + 60 then '31-60'
-            when m."to" <= today() + 90 then '61-90' else 'later' end as bucket,
+        m.location_id, m.status, m.follow_up_status, plausible(m."from") as "from",
+        plausible_end(m."to") as term_end, term_end - today() as days_left,
+        case when term_end is null then 'unknown' when days_left < 0 then 'expired'
+            when days_left <= 30 then '0-30' when days_left <= 60 then '31-60'
+            when days_left <= 90 then '61-90' else 'later' end as bucket,
         l.id is not null as is_renewed, l.successor as successor_id,
         l.sold_on as successor_sold_on, m.payment_method_id is not null as has_payment_method,
         m.sold_by_id, m.billing_frequency, coalesce(p.monthly, p.amortised) as monthly_value,
         p.basis as price_basis
     from members m left join links l using (id)
     join priced p on p.member = m.id and p.month is null
-    where (m."to" is not null or m.duration is not null) and m.standing <> 'Deleted';
+    where (term_end is not null or m.duration is not null) and m.standing <> 'Deleted';
 
 -- Fixed terms that are over, but for deleted memberships and those cancelled by then.
 create temp table ended_terms as
@@ -516,12 +517,12 @@ create temp table visits as
 
 create temp table visits_monthly as
     select date_trunc('month', due_on)::date as month, membership_type_id, business_unit_id,
-        count(*) filter (state in ('booked', 'open', 'contacted', 'dismissed')) as due,
+        count(*) filter (state not in ('cancelled', 'removed')) as due,
         count(*) filter (state = 'booked') as booked,
-        count(*) filter (state in ('open', 'contacted')) as open,
+        count(*) filter (state in ('open', 'contacted', 'unknown')) as open,
         count(*) filter (state = 'dismissed') as dismissed,
         count(*) filter (is_owed) as owed,
-        count(*) filter (state in ('open', 'contacted') and standing in
+        count(*) filter (state in ('open', 'contacted', 'unknown') and standing in
             ('Canceled', 'Expired', 'Deleted')) as open_ended,
         count(*) filter (state = 'cancelled') as cancelled,
         count(*) filter (state = 'removed') as removed, ratio(booked, booked + open) as fulfilment
@@ -561,7 +562,8 @@ create temp table billing_due as
                 when payment_type_id is not null then 'by_hand' else 'none' end as payment,
             plausible(next_scheduled_bill_date) as next_on,
             least(coalesce(plausible(cancellation_date), date '9999-01-01'),
-                if(plausible("to") >= today(), "to", date '9999-01-01')) as last_on
+                if(plausible_end("to") >= today(), "to", date '9999-01-01')) as last_on,
+            coalesce(plausible_end("to"), date '9999-01-01') as term_end
         from members m join priced p on p.member = m.id and p.month is null
         where standing = 'Active'
     ), bills as (
@@ -574,7 +576,7 @@ create temp table billing_due as
             when due_on <= today() + 30 then '0-30'
             when due_on <= today() + 60 then '31-60' end as due_in
         from bills b join billed m using (id)
-        where due_on <= last_on and (is_next or due_on >= today())
+        where due_on <= last_on and (is_next or (due_on >= today() and due_on <= term_end))
     )
     select due_in, billing_frequency, business_unit_id, payment,
         count(distinct id) as memberships, count(*) filter (is_next) as next_bills,
@@ -1115,8 +1117,8 @@ create temp table prepaid_unearned as
         m.business_unit_id, t.revenue_recognition_mode, m.billing_frequency,
         begins_on as period_from, ends_on as period_to, if(upfront, 'term', 'bill') as period_basis,
         m.days_left, price as paid, basis as price_basis,
-        m.days_left / days as unearned_share_by_time,
-        halved_up(price * m.days_left, days * 10000) * 10000 as unearned_by_time,
+        ratio(m.days_left, days) as unearned_share_by_time,
+        if(days > 0, halved_up(price * m.days_left, days * 10000) * 10000, null) as unearned_by_time,
         if(upfront, ratio(unused, entitled), null) as unearned_share_by_visits,
         if(upfront and entitled > 0, halved_up(price * unused, entitled * 10000::hugeint) * 10000,
             null) as unearned_by_visits

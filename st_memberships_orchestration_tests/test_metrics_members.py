@@ -284,6 +284,8 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
         membership(14, from_="2026-03-10", created="2026-03-10"),
         membership(5, **year, renewed_by_id=15),
         membership(15, from_="2026-02-01", created="2026-01-20", status="Suspended"),
+        membership(6, **{**year, "status": "Active"}, renewed_by_id=16),
+        membership(16, from_="2026-03-17", created="2026-03-17"),
     )
     ran = "Active 2025-02-01, Expired 2026-02-01 01:00"
     status = history(
@@ -292,6 +294,8 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
         m3=ran,
         m4="Canceled 2025-02-01",
         m5=ran,
+        m6=f"{ran}, Active 2026-03-18",  # came back, too late to make 16 a renewal in time
+        m16="Active 2026-03-17",
         m11="Active 2026-01-20, Canceled 2026-02-20",
         m12="Active 2026-03-17",
         m13="Active 2026-03-03 09:00",
@@ -300,14 +304,14 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
     )
     columns = ("new", "renewed", "reactivated", "ended_by_renewal", "expired", "active_end")
     found = monthly_of(members, status, *columns)
-    assert found[FEBRUARY] == (0, 0, 0, 2, 2, 0)
-    assert found[MARCH] == (1, 1, 1, 0, 0, 3)
+    assert found[FEBRUARY] == (0, 0, 0, 2, 3, 0)
+    assert found[MARCH] == (1, 1, 3, 0, 0, 5)
     rate = renewal_rate_monthly(members, status, today=TODAY, zone=ZONE)
-    assert plain(rate, "due", "renewed", "renewed_late")[0] == (4, 1, 2)
+    assert plain(rate, "due", "renewed", "renewed_late")[0] == (5, 1, 3)
     # 11 was sold as a renewal, so it is no first sale that could be kept.
     cohorts = cohort_retention(members, status, today=TODAY, zone=ZONE)
     sold = plain(cohorts, "cohort_month", "months_since", "members_sold")
-    assert [row for row in sold if row[1] == 0] == [(date(2025, 2, 1), 0, 5)]
+    assert [row for row in sold if row[1] == 0] == [(date(2025, 2, 1), 0, 6)]
 
 
 def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:

@@ -53,7 +53,8 @@ def billing_due(
     windows and its term. These are `projected_bills`: their day is not ServiceTitan's but ours, so
     many months after the record's own next date. From the 31st that is the last of a shorter
     month, and then, as ServiceTitan's help says of February, that day again (`month_end_stays`).
-    No bill is made after a cancellation day, or after a last day that is still to come. `amount`
+    No bill is made after a cancellation day, or after a last day that is still to come; where that
+    has passed, the next bill counts as ServiceTitan's, and none follows it. `amount`
     is the sum of `bill_amount` of the `bills` (see `membership_prices`), in the account's
     currency; `unpriced_bills` add nothing to it.
 

@@ -180,13 +180,15 @@ def movements(
     members["starts"] = members["starts"].fillna(members["from"].astype("datetime64[us]"))
     begins = members["from"].astype("datetime64[us]").fillna(members["starts"])
     members["since"] = begins.take(links["origin"]).to_numpy()
-    members = attach(members, _ends(life), "id", id="membership_id", ended="began")
     members = attach(members, members, "successor_id", successor_starts="starts")
     ran = among(members["id"], life["membership_id"][~life["status"].isin(ENDED)])
     renewed = members[members["successor_id"].notna() & ran]
-    late = renewed["successor_starts"] >= end_of(renewed["ended"], renewal_grace_days)
+    ends = renewed.merge(_ends(life), left_on="id", right_on="membership_id")
+    begins = ends["successor_starts"]
+    late = (begins >= end_of(ends["ended"], renewal_grace_days)) & ~(begins >= ends["came_back"])
+    in_time = ~among(renewed["id"], ends["id"][late])
     members["is_successor"] = among(members["id"], renewed["successor_id"])
-    members["in_time"] = among(members["id"], renewed["successor_id"][~late])
+    members["in_time"] = among(members["id"], renewed["successor_id"][in_time])
 
     rows = life[life["began"] < before(today)]
     is_entry, was_active = rows["status"] == ACTIVE, rows["previous"] == ACTIVE
@@ -221,12 +223,11 @@ def movements(
 
 
 def _ends(life: Frame) -> Frame:
-    """When those that are over ended: `membership_id`, `began`."""
-    over = life["status"].isin(ENDED)
-    last = life.drop_duplicates("membership_id", keep="last")
-    ends = life[over & ~life["previous"].isin(ENDED)]
-    ends = ends.drop_duplicates("membership_id", keep="last")
-    return ends[among(ends["membership_id"], last["membership_id"][over])]
+    """Each time a membership was over: `membership_id`, `ended` and `came_back`, null if never."""
+    turns = life[life["status"].isin(ENDED) != life["previous"].isin(ENDED)]
+    came_back = turns["began"].shift(-1).where(follows(turns).shift(-1, fill_value=False))
+    ends = turns.assign(ended=turns["began"], came_back=came_back)
+    return ends.loc[ends["status"].isin(ENDED), ["membership_id", "ended", "came_back"]]
 
 
 def inferred_members(moves: Frame) -> Column:
