@@ -9,11 +9,14 @@ from pathlib import Path
 import dagster as dg
 import pytest
 import time_machine
+from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.health.states import Facts, facts_of, issues_of, row_of
 from st_memberships_orchestration.lake.progress import Progress, save_progress
+from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration_tests.doors import Location, today
 
 NOW = datetime(2026, 3, 8, 12, tzinfo=UTC)
@@ -120,11 +123,12 @@ def test_a_backfill_of_the_past_does_not_make_a_feed_look_read(
     assert row["lag_minutes"] in (255, 256)
 
 
-def test_unfinished_windows_and_quarantine_are_counted(
+def test_unfinished_windows_and_quarantine_are_counted_and_what_stays_can_be_seen(
     location: Location, sandbox: RunningSandbox
 ) -> None:
     broken = {"feed": "memberships", "do": "drop", "field": "status", "share": 0.2}
-    sandbox.control("POST", "/_sandbox/schema", [broken])
+    nameless = {**broken, "field": "id", "share": 0.1}  # it cannot come back
+    sandbox.control("POST", "/_sandbox/schema", [broken, nameless])
     location.use(sandbox).sync("acme")
     end = datetime.combine(today(), datetime.min.time(), UTC)
     line = Progress("sandbox", "memberships", end - timedelta(days=2), end, False, "t", False, None,
@@ -137,7 +141,18 @@ def test_unfinished_windows_and_quarantine_are_counted(
     assert rows["acme", "recurring_services"]["issues"] == []
     sandbox.control("DELETE", "/_sandbox/schema")
     location.sync("acme", today() - timedelta(days=5), today(), feeds=("memberships",))
+    stay = assess(location)["acme", "memberships"]
+    assert 0 < stay["quarantined"] < rows["acme", "memberships"]["quarantined"]
+    assert "st-memberships seen memberships --tenant acme" in stay["remedy"]
+    check = "memberships.quarantine_is_empty"
+    assert not location.reconcile(check)[check].passed
+    for marked in (stay["quarantined"], 0):
+        said = CliRunner().invoke(main, ["seen", "memberships", "--tenant", "acme"])
+        assert f"Marked as seen: {marked} records" in said.output
     assert assess(location)["acme", "memberships"]["quarantined"] == 0
+    assert location.reconcile(check)[check].passed
+    counted = missing(location.lake, {"memberships": "modified_on"})
+    assert counted["memberships"]["acme"] == stay["quarantined"], "numbers are without them"
 
 
 def test_the_table_can_be_queried(location: Location, shared_sandbox: RunningSandbox) -> None:

@@ -123,7 +123,7 @@ def measure(
     """What is known of each tenant's feeds, from the lake and from Dagster's records."""
     journal = newest_lines(lake, environment=settings.environment)
     contradicted = contradicted_checks(instance, check_keys, settings.tenants)
-    broken = missing(lake, {feed.name: feed.modified for feed in FEEDS})
+    broken = missing(lake, {feed.name: feed.modified for feed in FEEDS}, unseen=True)
     found = []
     for tenant in sorted(settings.tenants):
         lines = journal.get(tenant, [])

@@ -182,7 +182,9 @@ def _quarantine(facts: Facts) -> list[Issue]:
             f"{facts.quarantined:,}.",
             f"Ask `select reason, record, trace_id from quarantine.{facts.feed}`. Mend the record "
             "in ServiceTitan; or, if the reason is a new type of a field, upgrade this project and "
-            "run their window again. Then they leave the quarantine by themselves.",
+            "run their window again. Then they leave the quarantine by themselves, but for those "
+            f"without an id. What is to stay: `st-memberships seen {facts.feed} --tenant "
+            f"{facts.tenant}` ends this warning, and the report goes on counting it.",
         )
     ]
 

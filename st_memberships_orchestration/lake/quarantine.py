@@ -33,6 +33,9 @@ SCHEMA = pa.schema(
             "Its modification time where one could be read; without one, its creation.",
         ),
         described("trace_id", pa.string(), "ServiceTitan's trace id, if it gave one."),
+        described(
+            "seen_at", INSTANT, "When somebody had looked at it: it is not warned of any more."
+        ),
     ]
 )
 
@@ -40,18 +43,22 @@ FEW = 2_000
 """Ids up to which they are named in one condition."""
 
 
-def not_come_back(feed: str, modified: str) -> str:
+def not_come_back(feed: str, modified: str, *, unseen: bool = False) -> str:
     """SQL for the records in quarantine of which `raw/<feed>` holds no version as new.
 
     They are missing in all other tables. A row of `quarantine/<feed>` leaves it when its record
-    comes back; those without a readable id stay, for nothing tells which record they are.
+    comes back; those without a readable id stay, for nothing tells which record they are. `see`
+    ends the warnings.
 
     Args:
         feed: whose records.
         modified: column of their modification time.
+        unseen: only those that nobody has looked at yet.
     """
-    # A table that no run of this release has opened yet has neither of these columns.
-    later = "null::timestamptz as modified_on, null::varchar as trace_id"
+    # A table that no run of this release has opened yet lacks these columns.
+    later = (
+        "null::timestamptz as modified_on, null::varchar as trace_id, null::timestamptz as seen_at"
+    )
     return f"""
         select tenant, id, reason, record, trace_id
         from (from quarantine.{feed} union all by name select {later} where false) q
@@ -60,16 +67,19 @@ def not_come_back(feed: str, modified: str) -> str:
             where r.tenant = q.tenant and r.id = q.id and case
                 when q.modified_on <= q.read_at then r.{modified} >= q.modified_on
                 else r.loaded_at > q.read_at end
-        )
+        ){" and seen_at is null" if unseen else ""}
         """
 
 
-def missing(lake: Lake, feeds: Mapping[str, str]) -> dict[str, dict[str, int]]:
+def missing(
+    lake: Lake, feeds: Mapping[str, str], *, unseen: bool = False
+) -> dict[str, dict[str, int]]:
     """Feed -> tenant -> records that are in quarantine and in no other table.
 
     Args:
         lake: where the tables lie.
         feeds: name of each feed -> column of its modification time.
+        unseen: count only those that nobody has looked at yet.
     """
     there = set(lake.names())
     kept = [name for name in feeds if {f"quarantine/{name}", f"raw/{name}"} <= there]
@@ -79,9 +89,24 @@ def missing(lake: Lake, feeds: Mapping[str, str]) -> dict[str, dict[str, int]]:
     needed = [f"{layer}/{name}" for name in kept for layer in ("quarantine", "raw")]
     with connect(lake, needed) as connection:
         return {
-            feed: dict(connection.sql(counted.format(not_come_back(feed, feeds[feed]))).fetchall())
+            feed: dict(connection.sql(counted.format(query)).fetchall())
             for feed in kept
+            for query in [not_come_back(feed, feeds[feed], unseen=unseen)]
         }
+
+
+@retry_conflicts
+def see(lake: Lake, name: str, *, tenant: str, now: datetime) -> int:
+    """Remember that somebody looked at what is in the table; how many rows nobody had seen."""
+    if lake.find(name) is None:
+        return 0
+    table = lake.open(name, SCHEMA)
+    changed = table.update(
+        new_values={"seen_at": now},
+        predicate=f"tenant = {literal(tenant)} and seen_at is null",
+        commit_properties=CommitProperties(app_transactions=[_next(table, tenant)]),
+    )
+    return changed["num_updated_rows"]
 
 
 @retry_conflicts

@@ -27,6 +27,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from st_memberships_orchestration.escaping import csv_cell, visible_drawing
+from st_memberships_orchestration.lake.quarantine import see
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
@@ -165,6 +166,24 @@ def backfill(
     if not first <= last or last.date() > _today():
         raise click.BadParameter("it lies before --from, or in the future", param_hint="--to")
     _sync(_chosen(tenants), first.date(), last.date(), feeds)
+
+
+@main.command()
+@click.argument("feed", type=click.Choice([feed.name for feed in FEEDS]))
+@click.option("--tenant", required=True)
+def seen(feed: str, tenant: str) -> None:
+    """Say that you looked at a feed's records in quarantine: nothing warns of them any more.
+
+    They stay there, and the report goes on counting them, because they are missing in its numbers.
+    What comes into the quarantine later is warned of again.
+    """
+    (tenant,) = _chosen((tenant,))
+    lake = Lake(read_settings().lake_uri)
+    count = see(lake, f"quarantine/{feed}", tenant=tenant, now=datetime.now(UTC))
+    console.print(
+        f"Marked as seen: {count:,} records of {feed}. Checks and health are silent about them "
+        "from their next run on; the report goes on counting them."
+    )
 
 
 @main.command()
