@@ -788,47 +788,25 @@ def _checked(body: Json, fields: dict[str, Any], required: Iterable[str] = ()) -
 # The server
 
 _DOORS = [
-    ("POST", r"connect/token", "POST connect/token"),
-    ("GET", r"memberships", "GET memberships"),
-    ("GET", r"memberships/custom-fields", "GET memberships/custom-fields"),
-    ("POST", r"memberships/sale", "POST memberships/sale"),
-    ("GET", r"memberships/(\d+)", "GET memberships/{id}"),
-    ("PATCH", r"memberships/(\d+)", "PATCH memberships/{id}"),
-    ("GET", r"memberships/(\d+)/status-changes", "GET memberships/{id}/status-changes"),
-    ("GET", r"membership-types", "GET membership-types"),
-    ("GET", r"membership-types/(\d+)", "GET membership-types/{id}"),
-    (
-        "GET",
-        r"membership-types/(\d+)/duration-billing-items",
-        "GET membership-types/{id}/duration-billing-items",
-    ),
-    ("GET", r"membership-types/(\d+)/discounts", "GET membership-types/{id}/discounts"),
-    (
-        "GET",
-        r"membership-types/(\d+)/recurring-service-items",
-        "GET membership-types/{id}/recurring-service-items",
-    ),
-    ("GET", r"recurring-service-types", "GET recurring-service-types"),
-    ("GET", r"recurring-service-types/(\d+)", "GET recurring-service-types/{id}"),
-    ("GET", r"recurring-services", "GET recurring-services"),
-    ("GET", r"recurring-services/(\d+)", "GET recurring-services/{id}"),
-    ("PATCH", r"recurring-services/(\d+)", "PATCH recurring-services/{id}"),
-    ("GET", r"recurring-service-events", "GET recurring-service-events"),
-    (
-        "POST",
-        r"recurring-service-events/(\d+)/mark-complete",
-        "POST recurring-service-events/{id}/mark-complete",
-    ),
-    (
-        "POST",
-        r"recurring-service-events/(\d+)/mark-incomplete",
-        "POST recurring-service-events/{id}/mark-incomplete",
-    ),
-    ("GET", r"invoice-templates", "GET invoice-templates"),
-    ("POST", r"invoice-templates", "POST invoice-templates"),
-    ("GET", r"invoice-templates/(\d+)", "GET invoice-templates/{id}"),
-    ("PATCH", r"invoice-templates/(\d+)", "PATCH invoice-templates/{id}"),
-    *(("GET", rf"export/{feed}", f"GET export/{feed}") for feed in sorted(FEEDS)),
+    "POST connect/token",
+    *WRITES,
+    "GET memberships",
+    "GET memberships/custom-fields",
+    "GET memberships/{id}",
+    "GET memberships/{id}/status-changes",
+    "GET membership-types",
+    "GET membership-types/{id}",
+    "GET membership-types/{id}/duration-billing-items",
+    "GET membership-types/{id}/discounts",
+    "GET membership-types/{id}/recurring-service-items",
+    "GET recurring-service-types",
+    "GET recurring-service-types/{id}",
+    "GET recurring-services",
+    "GET recurring-services/{id}",
+    "GET recurring-service-events",
+    "GET invoice-templates",
+    "GET invoice-templates/{id}",
+    *(f"GET export/{feed}" for feed in sorted(FEEDS)),
 ]
 _LISTS = {
     "memberships": {"ids": "id", "customerIds": "customerId"},
@@ -1168,10 +1146,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _door(method: str, path: str) -> tuple[str, int | None]:
-    for verb, pattern, name in _DOORS:
-        match = re.fullmatch(pattern, path)
-        if match and verb == method:
-            return name, int(match[1]) if match.groups() else None
+    for door in _DOORS:
+        match = re.fullmatch(door.replace("{id}", r"(\d+)"), f"{method} {path}")
+        if match:
+            return door, int(match[1]) if match.groups() else None
     return "", None
 
 

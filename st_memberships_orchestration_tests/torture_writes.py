@@ -46,6 +46,7 @@ from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.rows import numbered
+from st_memberships_orchestration_tests.attacks import DOORS
 
 NO_CAPS = Caps(per_run=None, per_day=None, sales_money=None)
 POINTS = {
@@ -60,15 +61,7 @@ POINTS = {
 PROCESSED = {"succeeded", "not_applied"}
 """Statuses that claim that the change happened; `refused` and `not_sent` claim that it did not."""
 SLOW = 0.5
-PATHS = {
-    "mark_events_complete": ("POST", "recurring-service-events/{}/mark-complete"),
-    "mark_events_incomplete": ("POST", "recurring-service-events/{}/mark-incomplete"),
-    "sell_memberships": ("POST", "memberships/sale"),
-    "update_memberships": ("PATCH", "memberships/{}"),
-    "create_invoice_templates": ("POST", "invoice-templates"),
-    "update_invoice_templates": ("PATCH", "invoice-templates/{}"),
-    "update_recurring_services": ("PATCH", "recurring-services/{}"),
-}
+PATHS = {kind: door.replace("{id}", "{}").split() for kind, door in DOORS.items()}
 
 
 def access_of(env: dict[str, str], url: str, per_second: int = 1_000) -> Access:
