@@ -26,6 +26,7 @@ from st_memberships_orchestration.writing.ledger import (
     OverBudget,
     Unusable,
 )
+from st_memberships_orchestration.writing.migrations.run import NEWEST
 from st_memberships_orchestration.writing.plans import Plan, content_hash
 from st_memberships_orchestration_tests.machine import standing_still
 
@@ -70,7 +71,7 @@ def of_an_earlier_release(url: str, folder: Path) -> None:
     tables.reflect(earlier)
     engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with earlier.connect() as source, engine.begin() as target:
-        for name in ("st_write_ledger", "st_write_spending", *tables.tables):
+        for name in {*words._metadata.tables, *tables.tables}:
             target.exec_driver_sql(f"drop table if exists {name}")
         tables.create_all(target)
         for table in tables.sorted_tables:
@@ -264,6 +265,8 @@ def test_a_ledger_of_an_earlier_release_keeps_all_that_it_knows(url: str, tmp_pa
     for other in others:
         assert (other.id, other.number) == (ledger.id, 0), "upgraded once"
         other.close()
+    with ledger._writing() as connection:
+        assert words._version_of(connection) == NEWEST
     entries = {entry.record: entry for entry in ledger.entries(tenant="acme")}
     assert len(entries) == 6
     assert entries["recurring-service-events/502"].after == {"job_id": 42}
@@ -309,4 +312,10 @@ def test_a_ledger_of_an_earlier_release_keeps_all_that_it_knows(url: str, tmp_pa
     again = Ledger(url)
     assert again.number == ledger.number
     again.close()
+    with ledger._writing() as connection:
+        connection.execute(sa.update(words._version).values(version_num="9999"))
+    with pytest.raises(Unusable, match="of a later release"):
+        Ledger(url)
+    with ledger._writing() as connection:
+        connection.execute(sa.update(words._version).values(version_num=NEWEST))
     ledger.close()

@@ -51,11 +51,13 @@ from st_memberships_orchestration.writing.entries import (
 )
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import Kind
-from st_memberships_orchestration.writing.plans import Plan, PlannedChange, Skipped, content_hash
+from st_memberships_orchestration.writing.migrations.run import NEWEST, VERSION_TABLE, upgrade
+from st_memberships_orchestration.writing.plans import Plan, PlannedChange, Skipped
 from st_memberships_orchestration.writing.values import chunks
 
 ALL_KINDS = "*"
 SHORTEST_HASH = 8
+_LOCK = 0x57726974  # any number: who holds it creates or upgrades
 LOCK_NOT_AVAILABLE = "55P03"
 """PostgreSQL's word for it."""
 
@@ -93,7 +95,7 @@ _entries = sa.Table(
     sa.Column("who", sa.String(200), nullable=False),
     sa.Column("run_id", sa.String(100), nullable=False),
     sa.Column("trail", sa.Text, nullable=False),
-    # Rows that earlier releases made do not say whose account it was.
+    # Rows that earlier releases made do not say whose account it was (`migrations`).
     sa.Column("account", sa.String(300), nullable=False, server_default="", default=""),
     sa.Column("record", sa.String(200), nullable=False, server_default="", index=True),
     sa.Column("number", sa.BigInteger, nullable=False, server_default="0"),
@@ -122,6 +124,10 @@ _ledger = sa.Table(
     _metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
+)
+
+_version = sa.Table(
+    VERSION_TABLE, _metadata, sa.Column("version_num", sa.String(32), primary_key=True)
 )
 
 OF_ANY_ACCOUNT = ""
@@ -220,7 +226,11 @@ class Ledger:
         else:
             sa.event.listen(self._engine, "connect", self._prepare_postgresql)
         sa.event.listen(self._engine, "handle_error", self._say_what_is_wrong)
-        self._create()
+        try:
+            self._create()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close all connections."""
@@ -573,11 +583,7 @@ class Ledger:
                 with self._writing() as connection:
                     if not self._is_sqlite:
                         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-                    _upgrade(connection)
-                    _metadata.create_all(connection)
-                    if connection.execute(sa.select(_ledger)).first() is None:
-                        first = {"id": uuid.uuid4().hex, "number": 0}
-                        connection.execute(sa.insert(_ledger).values(**first))
+                    _create_or_upgrade(connection)
                 return
             except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.OperationalError):
                 if attempt == 4:  # another process creates them at the same time
@@ -721,6 +727,27 @@ class Ledger:
             )
 
 
+def _create_or_upgrade(connection: sa.Connection) -> None:
+    version = _version_of(connection)
+    if not sa.inspect(connection).has_table(_entries.name):
+        _metadata.create_all(connection)
+        connection.execute(sa.insert(_version).values(version_num=NEWEST))
+    elif version is None or version < NEWEST:
+        upgrade(connection)
+        _metadata.create_all(connection)
+    elif version > NEWEST:
+        raise Unusable("The write ledger (ST_LEDGER_URL) is of a later release: use that one.")
+    if connection.execute(sa.select(_ledger)).first() is None:
+        first = {"id": uuid.uuid4().hex, "number": 0}
+        connection.execute(sa.insert(_ledger).values(**first))
+
+
+def _version_of(connection: sa.Connection) -> str | None:
+    """Version of the tables; None if an earlier release made them, which noted none."""
+    there = sa.inspect(connection).has_table(_version.name)
+    return connection.scalar(sa.select(_version.c.version_num)) if there else None
+
+
 def _row_of(intent: Intent) -> dict[str, Any]:
     row = dict(vars(intent))
     return row | {name: json.dumps(row[name]) for name in ("change", "wanted", "before")}
@@ -790,48 +817,3 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _text(row: sa.Row[Any]) -> str:
     return json.dumps([*row], default=str)
-
-
-# Ledgers of earlier releases
-
-_LOCK = 0x57726974  # any number: who holds it creates or upgrades
-
-
-def _upgrade(connection: sa.Connection) -> None:
-    """Carry a ledger of an earlier release over: nothing that it knows is lost or changed.
-
-    Until release 0.3 keys were made of the tenant's key, and a row did not say whose account it
-    was, so what it noted counts for every account of its environment.
-    """
-    look = sa.inspect(connection)
-    if not look.has_table(_entries.name):
-        return
-    known = {column["name"] for column in look.get_columns(_entries.name)}
-    added = [column for column in _entries.columns if column.name not in known]
-    if not added:
-        return
-    for column in added:
-        shape = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(f"alter table {_entries.name} add column {shape}")
-    for index in _entries.indexes:
-        index.create(connection, checkfirst=True)
-    occasions = {
-        row.hash: json.loads(row.plan).get("occasion", "")
-        for row in connection.execute(sa.select(_plans.c.hash, _plans.c.plan))
-    }
-    for row in connection.execute(sa.select(_entries)).all():
-        kind, change = KINDS[row.kind], json.loads(row.change)
-        values = {"record": kind.record_name(row.target, change)}
-        if kind.makes:
-            values["content_hash"] = content_hash(None, change, occasions.get(row.plan, ""))
-        update = sa.update(_entries).where(_entries.c.key == row.key)
-        connection.execute(update.values(**values))
-    if look.has_table("st_write_spent"):
-        _metadata.create_all(connection)
-        spent = connection.exec_driver_sql(
-            "select kind, day, sum(count) as count, sum(cents) as cents "
-            "from st_write_spent group by kind, day"
-        )
-        for row in spent.mappings().all():
-            values = {**row, "count": int(row["count"]), "cents": int(row["cents"])}
-            connection.execute(sa.insert(_spent).values(account=OF_ANY_ACCOUNT, **values))
