@@ -27,7 +27,6 @@ from st_memberships_orchestration.writing.audit import audit_rows, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
-from st_memberships_orchestration.writing.kinds.kind import Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
@@ -822,7 +821,7 @@ def test_a_plan_can_be_undone_as_far_as_that_goes(
     )
     results = run(undone, client, ledger)
     assert {result.status for result in results} <= {Status.SUCCEEDED, Status.NO_OP}, results
-    if isinstance(KINDS[kind], Creation):
+    if KINDS[kind].makes:
         made = [entry.result["id"] for entry in ledger.entries(plan=plan.hash)]
         assert not any(t.active for t in KINDS[kind].read(client, made).values())
         return

@@ -41,7 +41,6 @@ from st_memberships_orchestration.writing.changes import apply_audited
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import FREE, Entry, Status
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
-from st_memberships_orchestration.writing.kinds.kind import Creation
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
@@ -455,7 +454,7 @@ def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: 
     ledger = Ledger(ledger_url)
     keys = {entry_key(plan, planned) for planned in plan.changes}
     entries = [e for e in ledger.entries(tenant="acme", kind=kind) if e.key in keys]
-    if not isinstance(KINDS[kind], Creation):
+    if not KINDS[kind].makes:
         entries = ledger.entries(plan=plan.hash)
     # What the last run left behind when it was killed comes with the next one, of any plan.
     bring_audit_up_to_date(lake_of(file), ledger, plan.environment, plan.tenant)
