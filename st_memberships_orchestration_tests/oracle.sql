@@ -169,7 +169,8 @@ create temp table months as
 create macro is_over(month) as month < date_trunc('month', today());
 -- What was before any change was recorded is inferred, all of it.
 create macro is_unrecorded(month) as coalesce(
-    (select min(tick) from changes) >= midnight((month + interval 1 month)::date), true);
+    (select min(greatest(c.tick, m.begins)) from changes c join members m on m.id = c.member)
+        >= midnight((month + interval 1 month)::date), true);
 create macro ratio(part, whole) as if(whole > 0, part / whole, null);
 
 -- RENEWALS

@@ -71,13 +71,14 @@ def members_monthly(
     beside the equation, since the member left Active before. `churn` counts these too.
 
     Months are the contractor's own. Source: `current/memberships`, `history/membership_status`;
-    formulas: reference section 9.2. Members whose status then is inferred, because no recorded
-    change begins or ends it or because the month ended before the account's first recorded change,
-    are in `inferred_end`; such steps in `inferred_moves`. Known gaps: type and business unit are
-    today's, also for past months; before the first recorded change, a status is what that change
-    says it was; a membership that was deleted as a mistake counts as a member until it was deleted;
-    one that has a status which this release does not know is no member: `unknown_status` flags the
-    running month, and those in which members went to such a status.
+    formulas: reference section 9.2. Members whose status then is inferred (`basis` of the history),
+    or of a month that ended before the account's first recorded change, are in `inferred_end`; such
+    steps in `inferred_moves`. A change before its membership's first day counts as of that day.
+    Known gaps: type and business unit are today's, also for past months; before the first recorded
+    change, a status is what that change says it was; a membership that was deleted as a mistake
+    counts as a member until it was deleted; one that has a status which this release does not know
+    is no member: `unknown_status` flags the running month, and those in which members went to such
+    a status.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
