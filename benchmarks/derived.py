@@ -3,7 +3,8 @@
     python benchmarks/derived.py --memberships 10000 --memberships 100000
 
 Each size has a sandbox, a lake and a Dagster instance of its own; `sync` and `derive` run as a user
-would run them, each in a process of its own. Prints a Markdown table; quote ratios, not seconds.
+would run them, each in a process of its own: `derive` for the first time, again with nothing new,
+and after one membership was suspended. Prints a Markdown table; quote ratios, not seconds.
 """
 
 import os
@@ -11,11 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
+import pyarrow as pa
 
+from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.sandbox.process import running
 
 REPO = Path(__file__).parents[1]
@@ -32,6 +37,26 @@ sys.exit(not run.success)
 """
 
 
+def suspend_one(lake: Lake) -> None:
+    """Land a newer version of one membership, as a sync would."""
+    row = lake.rows("current/memberships", tenant="acme", where="status = 'Active'", limit=1)
+    row = row.drop_columns(
+        [c for c in row.column_names if c in ("tenant", "loaded_at", "is_deleted")]
+    )
+    later = row["modified_on"][0].as_py() + timedelta(hours=1)
+    changed = {"status": "Suspended", "modified_on": later, "modified_on_text": f"{later:%FT%TZ}"}
+    version = pa.Table.from_pylist([row.to_pylist()[0] | changed], row.schema)
+    where = {"tenant": "acme", "modified": "modified_on"}
+    insert_versions(lake, "raw/memberships", version, loaded_at=datetime.now(UTC), **where)
+    apply_versions(lake, source="raw/memberships", target="current/memberships", **where)
+
+
+def tables_bytes(lake: str) -> dict[str, int]:
+    """Files of history and derived tables, and how large each is."""
+    layers = (Path(lake, layer) for layer in ("history", "derived"))
+    return {str(f): f.stat().st_size for layer in layers for f in layer.rglob("*") if f.is_file()}
+
+
 def measured(job: str) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak megabytes of one run in a process of its own."""
     started = time.monotonic()
@@ -46,8 +71,8 @@ def measured(job: str) -> tuple[float, float, float]:
 @click.option("--memberships", "sizes", multiple=True, type=int, default=(10_000, 100_000))
 def main(sizes: tuple[int, ...]) -> None:
     """Measure each size once."""
-    click.echo("| memberships | rows | job | wall s | CPU s | peak MB | rows/s |")
-    click.echo("|---|---|---|---|---|---|---|")
+    click.echo("| memberships | rows | job | wall s | CPU s | peak MB | MB written | commits |")
+    click.echo("|---|---|---|---|---|---|---|---|")
     for size in sizes:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -61,13 +86,18 @@ def main(sizes: tuple[int, ...]) -> None:
                 "ST_HISTORY_START": time.strftime("%Y-%m-%d", time.gmtime()),
                 "ST_REQUESTS_PER_SECOND": "1000",
             }
-            results = {job: measured(job) for job in ("sync", "derive")}
             lake = Lake(f"{folder}/lake")
-            rows = sum(lake.count(name) for name in lake.names() if name.startswith("raw/"))
-            for job, (wall, cpu, peak) in results.items():
+            for job in ("sync", "derive", "derive, nothing new", "derive, one change"):
+                if "change" in job:
+                    suspend_one(lake)
+                before = tables_bytes(lake.uri)
+                wall, cpu, peak = measured(job.partition(",")[0])
+                new = {f: n for f, n in tables_bytes(lake.uri).items() if f not in before}
+                commits = sum(Path(file).match("_delta_log/*.json") for file in new)
+                rows = sum(lake.count(name) for name in lake.names() if name.startswith("raw/"))
                 click.echo(
                     f"| {size:,} | {rows:,} | {job} | {wall:.1f} | {cpu:.1f} | {peak:,.0f} "
-                    f"| {rows / wall:,.0f} |"
+                    f"| {sum(new.values()) / 1e6:.2f} | {commits} |"
                 )
             os.chdir(REPO)
 

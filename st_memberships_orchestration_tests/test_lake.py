@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import duckdb
@@ -33,6 +34,7 @@ from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import (
     Lake,
     append,
+    made_of,
     replace_tenant,
     upsert,
     with_tenant,
@@ -577,6 +579,48 @@ def test_wider_versions_are_applied_and_the_position_of_the_newest_is_kept(lake:
     assert apply(lake) == Applied(inserted=1, updated=2)
     assert apply(lake) == Applied()
     assert current(lake) == {1: "Expired", 2: "Active", 3: "Active"}
+
+
+def test_only_what_differs_is_written_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SPAN_BYTES", 1)
+    random, held = Random(0), {id: "Active" for id in range(0, 20_000, 3)}
+    name, order = "derived/states", ("id",)
+
+    def replace(tenant: str = "acme", **options: Any) -> set[str]:
+        """Those of the tenant's files from before that stayed; what there is must be told."""
+        before = set(lake.open_existing(name).file_uris()) if lake.find(name) else set()
+        states = pa.table({"id": pa.array(sorted(held), pa.int64())})
+        words = pa.array([held[id] for id in sorted(held)], pa.string())
+        states = states.append_column("state", words)
+        replace_tenant(lake, name, states, tenant=tenant, order=order, **options)
+        found = lake.rows(name, tenant=tenant, columns=("id", "state")).sort_by("id")
+        assert found.equals(states)
+        return before & set(lake.open_existing(name).file_uris())
+
+    replace("bravo")
+    replace()
+    bravo, acme = (lake.rows(name, tenant=tenant).num_rows for tenant in ("bravo", "acme"))
+    assert len(lake.open_existing(name).file_uris()) == 14
+    for held_back in (9_000, 0, 19_998):
+        held[held_back] = "Expired"
+        assert len(replace()) == 13
+    for _ in range(10):
+        first = random.randrange(25_000)
+        for id in range(first, first + random.choice((1, 50, 5_000))):
+            held.pop(id, None) if random.random() < 0.5 else held.update({id: str(id % 7)})
+        replace()
+    version = lake.open_existing(name).version()
+    replace()
+    assert lake.open_existing(name).version() == version
+    replace(origin=7)
+    replace(origin=7)
+    assert made_of(lake.find(name), "acme") == 7
+    assert made_of(lake.find(name), "bravo") is None
+    assert lake.open_existing(name).version() == version + 1
+    held.clear()
+    replace(origin=8)
+    assert made_of(lake.find(name), "acme") == 8
+    assert lake.count(name, tenant="bravo") == bravo == acme
 
 
 def test_a_column_that_cannot_be_carried_over_is_named(lake: Lake) -> None:

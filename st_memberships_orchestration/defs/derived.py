@@ -4,19 +4,24 @@ A function's arguments are named after the tables that it needs; from them follo
 dependencies, what is read, and, for arguments with a default, the settings in the Launchpad.
 """
 
+import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
+from deltalake import DeltaTable
 from pydantic import Field, create_model
 
+from st_memberships_orchestration import metrics
 from st_memberships_orchestration.defs.failures import refuse_stale
 from st_memberships_orchestration.defs.metadata import (
+    FULL,
     OPERATIONS,
     column_schema,
     schema_of,
@@ -24,7 +29,13 @@ from st_memberships_orchestration.defs.metadata import (
 )
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.report import page_of
-from st_memberships_orchestration.lake.store import Lake, replace_tenant, scan
+from st_memberships_orchestration.lake.store import (
+    Lake,
+    made_of,
+    origin_of,
+    replace_tenant,
+    scan,
+)
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.tables import Table
 from st_memberships_orchestration.settings import Settings
@@ -69,22 +80,17 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         refuse_stale(context.instance, tenant, feeds)
         zone = settings.tenants[tenant].zone
         chosen = config.model_dump()
-        as_of = chosen.pop("as_of")
+        as_of, full = chosen.pop("as_of"), chosen.pop("full")
         clock = {
             "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
             "zone": zone,
             "earliest": settings.earliest_date,
         }
-        frames = {arg: _frame(lake, source, tenant) for arg, source in needed.items()}
-        wanted = inspect.signature(table.of).parameters
-        given = {arg: value for arg, value in clock.items() if arg in wanted}
-        rows = _rows(table, table.of(**frames, **given, **chosen))
-        frames.clear()
-        pa.default_memory_pool().release_unused()  # the next table starts from little again
-        replace_tenant(lake, name, rows, tenant=tenant)
+        rows = derive(lake, table, tenant, clock, chosen, full=full)
         return dg.MaterializeResult(
             metadata={
                 "as_of": clock["today"].isoformat(),
+                "computed": rows is not None,
                 "report": dg.MetadataValue.path(str(page_of(Path(settings.report_dir), tenant))),
                 **_flagged(rows),
                 **table_metadata(lake, name, [tenant]),
@@ -92,6 +98,46 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         )
 
     return derived
+
+
+def derive(
+    lake: Lake,
+    table: Table,
+    tenant: str,
+    clock: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    full: bool = False,
+) -> pa.Table | None:
+    """Bring a table up to date for a tenant.
+
+    It is computed if one of the tables that it needs has other files of the tenant, or the clock,
+    the settings or the code are others than they were for the rows that are there.
+
+    Args:
+        lake: where the tables lie.
+        table: which one.
+        tenant: whose rows.
+        clock: what `CLOCK` names.
+        options: the table's settings.
+        full: compute it in any case.
+
+    Returns:
+        Its rows, None if they were up to date.
+    """
+    name, needed = f"derived/{table.name}", _arguments(table)[0]
+    sources = {source: lake.find(source) for source in needed.values()}
+    origin = origin_of(tenant, sources, _code(), dict(clock), dict(options))
+    if not full and made_of(lake.find(name), tenant) == origin:
+        return None
+    frames = {arg: _frame(sources[source], source, tenant) for arg, source in needed.items()}
+    wanted = inspect.signature(table.of).parameters
+    given = {arg: value for arg, value in clock.items() if arg in wanted}
+    rows = _rows(table, table.of(**frames, **given, **options))
+    frames.clear()
+    pa.default_memory_pool().release_unused()  # the next table starts from little again
+    replace_tenant(lake, name, rows, tenant=tenant, order=table.grain, origin=origin)
+    return rows
 
 
 def _arguments(table: Table) -> tuple[dict[str, str], dict[str, inspect.Parameter]]:
@@ -130,13 +176,21 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
             description="Day to compute for, YYYY-MM-DD; left out: the tenant's own today.",
         ),
     )
+    fields["full"] = (bool, Field(default=False, description=FULL))
     return create_model(
         f"{table.name.title().replace('_', '')}Config", __base__=dg.Config, **fields
     )
 
 
-def _frame(lake: Lake, source: str, tenant: str) -> pd.DataFrame:
-    table, schema = lake.find(source), schema_of(source)
+@cache
+def _code() -> str:
+    """What the tables are computed by: other code, other rows."""
+    files = sorted(Path(metrics.__path__[0]).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _frame(table: DeltaTable | None, source: str, tenant: str) -> pd.DataFrame:
+    schema = schema_of(source)
     if table is None:
         return schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     # One that no sync of this release has opened yet may lack a column.
@@ -155,8 +209,8 @@ def _rows(table: Table, frame: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False)
 
 
-def _flagged(rows: pa.Table) -> dict[str, Any]:
-    """How many rows say of themselves that they need a careful look."""
-    if "flags" not in rows.column_names:
+def _flagged(rows: pa.Table | None) -> dict[str, Any]:
+    """How many rows say of themselves that they need a careful look, where they were computed."""
+    if rows is None or "flags" not in rows.column_names:
         return {}
     return {"flagged_rows": sum(bool(flag) for flag in rows["flags"].to_pylist())}

@@ -4,9 +4,10 @@ import inspect
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import Field
 
 from st_memberships_orchestration.defs.failures import refuse_stale
-from st_memberships_orchestration.defs.metadata import DATA, brought_up_to_date, table_asset
+from st_memberships_orchestration.defs.metadata import DATA, FULL, brought_up_to_date, table_asset
 from st_memberships_orchestration.lake.history import (
     STATUS_COLUMNS,
     VALIDITY,
@@ -18,6 +19,12 @@ from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.exports import ExportFeed
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
+
+
+class Rebuild(dg.Config):
+    """How much to compute."""
+
+    full: bool = Field(default=False, description=FULL)
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -44,11 +51,11 @@ def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
         tags={"feed": feed.name},
     )
     def versions(
-        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+        context: dg.AssetExecutionContext, config: Rebuild, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
         refuse_stale(context.instance, tenant, [feed.name])
-        rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified)
+        rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified, full=config.full)
         return brought_up_to_date(lake, name, tenant)
 
     return versions
@@ -70,7 +77,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
         kinds={"deltalake", "duckdb"},
     )
     def membership_status(
-        context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
+        context: dg.AssetExecutionContext, config: Rebuild, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
         refuse_stale(context.instance, tenant, ["memberships", "membership_status_changes"])
@@ -79,6 +86,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
             tenant=tenant,
             zone=settings.tenants[tenant].zone,
             earliest=settings.earliest_date,
+            full=config.full,
         )
         return brought_up_to_date(lake, name, tenant)
 

@@ -1,8 +1,10 @@
 """`history/<name>`: what was true when. Built from `raw/` and `current/`, one tenant at a time."""
 
+import hashlib
 from datetime import date
 from itertools import groupby, permutations, product
 from operator import attrgetter, ne
+from pathlib import Path
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -12,7 +14,10 @@ import pyarrow as pa
 from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.store import (
     Lake,
+    counts,
     duck,
+    made_of,
+    origin_of,
     overwrite_tenant,
     replace_tenant,
     retry_conflicts,
@@ -23,6 +28,9 @@ VALID_FROM = "valid_from"
 VALID_TO = "valid_to"
 STREAMED_ROWS = 50_000
 WORKING_MEMORY = "400MB"
+HELD_ROWS = 300_000
+"""So many are compared with those that are there, and only what differs is written; more of them
+are written as they come."""
 
 
 VALIDITY = (
@@ -32,8 +40,12 @@ VALIDITY = (
 
 
 @retry_conflicts
-def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> None:
+def rebuild_versions(
+    lake: Lake, feed: str, *, tenant: str, modified: str, full: bool = False
+) -> None:
     """Write `history/<feed>`: one row per version of a record, with the time in which it held.
+
+    Nothing is done where it is made of what is in `raw/` still, unless `full`.
 
     A version holds from its modification until that of the next. What a record was before its
     oldest known version is not known: ServiceTitan shows only the newest at the time of reading.
@@ -43,6 +55,10 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
     """
     table = lake.find(f"raw/{feed}")
     if table is None:
+        return
+    name = f"history/{feed}"
+    origin = origin_of(tenant, {"raw": table}, _code(), modified)
+    if not full and made_of(lake.find(name), tenant) == origin:
         return
     left_out = ("tenant", "batch", "is_deleted")
     schema = pa.schema(f for f in pa.schema(table.schema()) if f.name not in left_out)
@@ -75,10 +91,15 @@ def rebuild_versions(lake: Lake, feed: str, *, tenant: str, modified: str) -> No
                 ) = 1
             )
             window life as (partition by id order by {place})
+            order by id, {VALID_FROM}, {place}
             """
         )
         stream = rows.to_arrow_reader(STREAMED_ROWS).cast(pa.schema([*schema, *VALIDITY]))
-        overwrite_tenant(lake, f"history/{feed}", stream, tenant=tenant)
+        if counts(table)[tenant] > HELD_ROWS:
+            overwrite_tenant(lake, name, stream, tenant=tenant, origin=origin)
+        else:
+            order = ("id", VALID_FROM)
+            replace_tenant(lake, name, stream.read_all(), tenant=tenant, order=order, origin=origin)
 
 
 STATUS_COLUMNS = pa.schema(
@@ -113,9 +134,16 @@ MOST_TIED = 6
 
 
 def rebuild_membership_status(
-    lake: Lake, *, tenant: str, zone: ZoneInfo, earliest: date = date(1980, 1, 1)
+    lake: Lake,
+    *,
+    tenant: str,
+    zone: ZoneInfo,
+    earliest: date = date(1980, 1, 1),
+    full: bool = False,
 ) -> None:
     """Write `history/membership_status`: one row per membership and span in which it had a status.
+
+    Nothing is done where it is made of what is in the lake still, unless `full`.
 
     The spans of a membership follow each other without gap or overlap. The last one is open and
     has the status of `current/memberships`, where a record that is not `active` is Deleted. The
@@ -146,7 +174,14 @@ def rebuild_membership_status(
         tenant: whose memberships.
         zone: the contractor's time zone.
         earliest: days before this one are mistakes, and are taken as not known.
+        full: whether to do it whatever it is made of.
     """
+    name = "history/membership_status"
+    sources = ("current/memberships", "current/membership_status_changes", "raw/memberships")
+    tables = {source: lake.find(source) for source in sources}
+    origin = origin_of(tenant, tables, _code(), zone, earliest)
+    if not full and made_of(lake.find(name), tenant) == origin:
+        return
     memberships = lake.rows(
         "current/memberships",
         tenant=tenant,
@@ -177,7 +212,12 @@ def rebuild_membership_status(
         connection.sql(IN_ORDER)
         connection.register("moved", _chained(connection))
         history = connection.sql(SPANS).to_arrow_table().cast(STATUS_COLUMNS)
-    replace_tenant(lake, "history/membership_status", history, tenant=tenant)
+    order = ("membership_id", VALID_FROM)
+    replace_tenant(lake, name, history, tenant=tenant, order=order, origin=origin)
+
+
+def _code() -> str:
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 HAPPENED = "least({0}, loaded_at) as {0}"

@@ -8,6 +8,7 @@ On object storage a commit is a conditional put, which fails where another write
 `deltalake` itself reads the cloud's usual environment variables, or asks for the machine's role.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -15,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import duckdb
@@ -59,6 +61,9 @@ PLAIN = WriterProperties(
 )
 """For rows that are mostly ids, times and amounts: dictionaries of them take a third of the time
 of an append, and no less space (measured with deltalake 1.6)."""
+
+SPAN_BYTES = 200_000
+"""A change of one row of a table that is sorted by id writes about so much."""
 
 LOG: dict[str, str | None] = {
     "delta.checkpointInterval": "10",
@@ -417,9 +422,128 @@ def replace_all(lake: Lake, name: str, rows: pa.Table) -> None:
 
 
 @retry_conflicts
-def replace_tenant(lake: Lake, name: str, rows: pa.Table, *, tenant: str) -> None:
-    """Make `rows` all that the table holds of a tenant, in one commit; it is created if missing."""
-    overwrite_tenant(lake, name, rows.to_reader(), tenant=tenant)
+def replace_tenant(
+    lake: Lake,
+    name: str,
+    rows: pa.Table,
+    *,
+    tenant: str,
+    order: Sequence[str] = (),
+    origin: int | None = None,
+) -> None:
+    """Make `rows` all that the table holds of a tenant, in one commit; it is created if missing.
+
+    What is there already is not written again: no row of a table without a difference, and only
+    the files with one where `order` begins with an id.
+
+    Args:
+        lake: where the table lies.
+        name: of the table.
+        rows: of one tenant.
+        tenant: whose rows.
+        order: columns by which `rows` are sorted, and which tell each from any other.
+        origin: what the rows are made of (`origin_of`), to be remembered.
+    """
+    table = lake.open(name, pa.schema([TENANT, *rows.schema]))
+    rows = fitting(table, rows)
+    spans = _differing(table, rows, tenant, order)
+    if not spans:
+        if origin not in (None, made_of(table, tenant)):
+            table.create_write_transaction(
+                [],
+                "append",
+                table.schema(),
+                ["tenant"],
+                commit_properties=_turn(table, tenant, origin),
+            )
+        return
+    changed = with_tenant(pa.concat_tables(span.rows for span in spans), tenant)
+    write_deltalake(
+        table,
+        fitting(table, changed),
+        mode="overwrite",
+        predicate=f"tenant = {literal(tenant)} and ({' or '.join(span.where for span in spans)})",
+        schema_mode="merge",
+        target_file_size=SPAN_BYTES,
+        commit_properties=_turn(table, tenant, origin),
+    )
+
+
+class _Span(NamedTuple):
+    """Rows that follow each other, and the SQL condition of their place."""
+
+    where: str
+    rows: pa.Table
+
+
+def _differing(
+    table: DeltaTable, rows: pa.Table, tenant: str, order: Sequence[str]
+) -> Sequence[_Span]:
+    """The parts of `rows` that the table holds otherwise: one for each file that has such."""
+    stored = scan(table, tenant, [f'"{name}"' for name in rows.column_names]).read_all()
+    if order:
+        stored = stored.sort_by([(name, "ascending") for name in order])
+    key = order[0] if order and pa.types.is_integer(rows.schema.field(order[0]).type) else None
+    ends = np.array([], np.int64)
+    if key:
+        files = pa.table(table.get_add_actions(flatten=True))
+        mine = files.filter(pc.equal(files["partition.tenant"], tenant))
+        if f"max.{key}" in mine.column_names:
+            ends = np.unique(mine[f"max.{key}"].drop_null().to_numpy())[:-1]
+    conditions = [f'"{key}" <= {end}' for end in ends] + ["true"]
+    for place, end in enumerate(ends, start=1):
+        conditions[place] += f' and "{key}" > {end}'
+    cuts = [
+        [0, *np.searchsorted(part[key].to_numpy(), ends, side="right"), part.num_rows]
+        if key
+        else [0, part.num_rows]
+        for part in (stored, rows)
+    ]
+    spans = [
+        _Span(f"({where})", after)
+        for where, before, after in zip(
+            conditions,
+            *(
+                [part.slice(a, b - a) for a, b in pairwise(at)]
+                for part, at in zip((stored, rows), cuts, strict=True)
+            ),
+            strict=True,
+        )
+        if not before.equals(after)
+    ]
+    return spans if len(spans) < len(conditions) else [_Span("true", rows)]
+
+
+def origin_of(tenant: str, sources: Mapping[str, DeltaTable | None], *more: object) -> int:
+    """A number for what a tenant's rows are made of: its files in `sources`, and what more tells.
+
+    Files of a Delta table never change. Where the number is that of before, so are the rows.
+    """
+    files = {
+        name: table
+        and sorted(table.file_uris(file_pruning_predicate=f"tenant = {literal(tenant)}"))
+        for name, table in sources.items()
+    }
+    text = json.dumps([files, *more], default=str, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+def made_of(table: DeltaTable | None, tenant: str) -> int | None:
+    """The number that `replace_tenant` remembered of a tenant's rows, None where there is none."""
+    return table and table.transaction_version(ORIGIN.format(tenant))
+
+
+ORIGIN = "{} is made of"
+"""Delta keeps a number for each name that a writer gives itself, in the commit with the rows."""
+
+
+def _turn(table: DeltaTable, tenant: str, origin: int | None) -> CommitProperties:
+    """What lets only one of several writers of a tenant commit, and remembers the origin."""
+    last = table.transaction_version(tenant) or 0
+    turns = [Transaction(tenant, last + 1)]
+    if origin is not None:
+        turns.append(Transaction(ORIGIN.format(tenant), origin))
+    return CommitProperties(app_transactions=turns)
 
 
 @retry_conflicts
@@ -461,15 +585,16 @@ def upsert(
     merger.when_matched_update_all().when_not_matched_insert_all().execute()
 
 
-def overwrite_tenant(lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenant: str) -> None:
-    """`replace_tenant` for rows that are too many to hold.
+def overwrite_tenant(
+    lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenant: str, origin: int | None = None
+) -> None:
+    """`replace_tenant` for rows that are too many to hold: it writes them all.
 
     Raises:
         CommitFailedError: another writer changed the tenant's rows meanwhile; read `rows` anew.
     """
     schema = pa.schema([TENANT, *rows.schema])
     table = lake.open(name, schema)
-    last = table.transaction_version(tenant) or 0
     batches = (
         batch
         for part in rows
@@ -481,5 +606,5 @@ def overwrite_tenant(lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenan
         mode="overwrite",
         predicate=f"tenant = {literal(tenant)}",
         schema_mode="merge",
-        commit_properties=CommitProperties(app_transactions=[Transaction(tenant, last + 1)]),
+        commit_properties=_turn(table, tenant, origin),
     )
