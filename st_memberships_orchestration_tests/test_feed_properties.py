@@ -385,6 +385,20 @@ def test_a_token_refused_on_the_way_back_is_not_read_from_the_beginning_for_ever
     assert None not in server.asked[asked:], "it goes on from where the last one came to"
 
 
+def test_a_token_that_no_address_can_hold_is_as_one_that_is_refused(
+    server: ExportServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = Operation(server, tmp_path)
+    server.log = many(4)
+    page = server.page
+    monkeypatch.setattr(server, "page", lambda start: page(start) | {"continueFrom": "x" * 70_000})
+    server.page_size = 10
+    operation.sync()
+    monkeypatch.setattr(server, "page", page)
+    operation.happen("change", 2, 1, 0)
+    operation.sync()
+
+
 @pytest.mark.parametrize("broken", [(200, b"{"), (500, b"{}")])
 def test_good_pages_land_before_a_bad_one_and_it_is_told_at_the_end(
     server: ExportServer, tmp_path: Path, broken: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings, data_folder
+from st_memberships_orchestration.terminal.commands import _set_dagster_home
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 BLOCK = """# the café's account
@@ -171,6 +172,18 @@ def test_all_that_is_kept_lies_in_one_folder_whatever_runs_where(
     monkeypatch.setenv("ST_LEDGER_URL", "postgresql://user@host/.data")
     assert Settings().lake_uri == "s3://bucket/.data/lake"
     assert Settings().ledger_url.get_secret_value() == "postgresql://user@host/.data"
+
+
+@pytest.mark.parametrize(("home", "found"), [("a/home", "a/home"), ("", "")])
+def test_a_home_of_dagsters_may_be_relative_or_blank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, found: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    (tmp_path / found).mkdir(parents=True, exist_ok=True)
+    (tmp_path / found / "dagster.yaml").touch()
+    _set_dagster_home()
+    assert Path(os.environ["DAGSTER_HOME"]) == tmp_path / found
 
 
 def test_caps_of_kinds_keep_the_defaults_of_those_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     NotSent,
     OutcomeUnknown,
     RecordNotFound,
+    RequestRefused,
     ServerFailed,
     ServiceTitanError,
     Stalled,
@@ -380,6 +381,10 @@ class ServiceTitanClient:
                 # httpx would keep the body in the response, which refers to itself: hundreds of
                 # megabytes until Python looks for such circles.
                 body = b"".join(response.iter_bytes())
+        except (
+            httpx.InvalidURL
+        ) as error:  # a token that no address can hold, such as a very long one
+            raise RequestRefused(f"{error}.", field_errors={}, **where) from error
         except httpx.RequestError as error:
             raise connection_lost(error, **where) from error
         try:

@@ -26,6 +26,9 @@ LARGEST_PAGE = 100_000_000
 LARGEST_RECEIPT = 1_000_000
 """Bytes of a token or of a write's receipt, and of what is read of a refusal: the rest is left."""
 
+GZIP = b"\x1f\x8b"
+"""How a pack begins."""
+
 PIECE = 1_000_000
 """Bytes that are unpacked at a time."""
 
@@ -123,9 +126,13 @@ class _Bounded(httpx.SyncByteStream):
         try:
             for chunk in self._stream:
                 packed = chunk
-                while packed and not unpacking.eof:
+                while packed:
+                    if unpacking.eof:  # another pack may follow; what is none is no part of it
+                        if not packed.startswith(GZIP[: len(packed)]):
+                            break
+                        unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)
                     yield unpacking.decompress(packed, PIECE)
-                    packed = unpacking.unconsumed_tail
+                    packed = unpacking.unconsumed_tail or unpacking.unused_data
             yield unpacking.flush()
         except zlib.error as error:
             raise httpx.DecodingError(f"the answer cannot be unpacked: {error}") from error

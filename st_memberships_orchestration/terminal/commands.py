@@ -304,10 +304,11 @@ def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = 
 
 def _set_dagster_home() -> None:
     """Where Dagster keeps its runs: DAGSTER_HOME, else this folder, which is made ready for it."""
-    if "DAGSTER_HOME" not in os.environ:
+    if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(Path.cwd())
         _make_instance(Path.cwd())
-    home = Path(os.environ["DAGSTER_HOME"])
+    home = Path(os.environ["DAGSTER_HOME"]).absolute()
+    os.environ["DAGSTER_HOME"] = str(home)  # Dagster takes no relative one
     if not (home / "dagster.yaml").exists():
         raise click.ClickException(
             f"DAGSTER_HOME is {home}, and there is no dagster.yaml in it. Set it to the folder of "
