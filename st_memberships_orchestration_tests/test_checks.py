@@ -133,7 +133,8 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     assert raw is not None
     rows = raw.to_pyarrow_table()
     newest = rows.take(pc.sort_indices(rows["modified_on"], sort_keys=[("", "descending")])[:1])
-    write_deltalake(raw, pa.concat_tables([newest] * 2_000), mode="append")
+    misdated = with_value(newest, "modified_on", datetime(2199, 1, 1, tzinfo=UTC))
+    write_deltalake(raw, pa.concat_tables([misdated] * 2_000), mode="append")
 
     found = synced.reconcile()
     failing = {name for name, check in found.items() if not check.passed}
@@ -160,6 +161,9 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "prepaid_unearned.unearned_is_part_of_paid",
         "visit_entitlements.visits_used_are_entitled",
     }
+    many = found["invoice_templates.row_counts_are_plausible"].metadata["rows"].value
+    assert f"{today()}" in many
+    assert "2199" not in many, "a time after the loading is of the day of its loading"
     sound = {"recurring_service_types.ids_are_unique", "invoice_templates.quarantine_is_empty"}
     assert not failing & sound
     for name in failing:
