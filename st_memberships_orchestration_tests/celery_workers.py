@@ -28,7 +28,7 @@ import yaml
 
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import running
-from st_memberships_orchestration_tests.doors import (
+from st_memberships_orchestration_tests.harness import (
     dagster_storage,
     postgres_programs,
     postgres_server,

@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import (
+from st_memberships_orchestration_tests.harness import (
     Location,
     postgres_programs,
     postgres_server,

@@ -34,7 +34,7 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import PlainReader, differences
+from st_memberships_orchestration_tests.harness import PlainReader, differences
 
 REPO = Path(__file__).parents[1]
 HEALTHY = ("acme", "bravo")

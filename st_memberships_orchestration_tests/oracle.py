@@ -29,7 +29,7 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import Location, settle
+from st_memberships_orchestration_tests.harness import Location, settle
 
 SQL = Path(__file__).with_name("oracle.sql").read_text()
 NAMES = ("acme", "bravo", "coral", "delta", "ember", "fjord", "grove", "haven", "inlet", "jetty")

@@ -11,7 +11,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import automation
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location, settle
+from st_memberships_orchestration_tests.harness import Location, settle
 
 
 def synced(

@@ -19,14 +19,14 @@ from st_memberships_orchestration.defs.alerts import nearly_full
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.health.notices import LONGEST_RETRY, Problem, Told, message, tell
-from st_memberships_orchestration.health.states import SCHEMA, Facts, row_of
+from st_memberships_orchestration.health.states import SCHEMA, FeedHealth, row_of
 from st_memberships_orchestration.lake.store import replace_all
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import Intent, Status
 from st_memberships_orchestration.writing.ledger import Budget, Ledger
-from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.harness import Location, today
 from st_memberships_orchestration_tests.operation import Message, receiver
 
 NOW = datetime(2026, 11, 1, 6, tzinfo=UTC)
@@ -345,14 +345,14 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     now = datetime.now(UTC)
     read = now - timedelta(hours=9)
     facts = [
-        Facts("acme", "memberships", now, last_success_at=read),
-        Facts("acme", "recurring_services", now, last_success_at=read),
-        Facts("acme", "membership_types", now, last_success_at=now, quarantined=3),
-        Facts("bravo", "memberships", now, last_success_at=read, last_error="401"),
-        Facts("gone", "memberships", now, last_success_at=read),
+        FeedHealth("acme", "memberships", now, last_success_at=read),
+        FeedHealth("acme", "recurring_services", now, last_success_at=read),
+        FeedHealth("acme", "membership_types", now, last_success_at=now, quarantined=3),
+        FeedHealth("bravo", "memberships", now, last_success_at=read, last_error="401"),
+        FeedHealth("gone", "memberships", now, last_success_at=read),
     ]
 
-    def health(facts: list[Facts]) -> None:
+    def health(facts: list[FeedHealth]) -> None:
         rows = pa.Table.from_pylist([row_of(fact) for fact in facts], schema=SCHEMA)
         replace_all(location.lake, "health/tenants", rows)
 
@@ -363,7 +363,7 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     assert "quarantine.membership_types" in alert["message"]
     assert "bravo" not in alert["message"], "its failing runs are told already"
     assert "gone" not in alert["message"]
-    health([Facts("acme", "memberships", now, last_success_at=now)])
+    health([FeedHealth("acme", "memberships", now, last_success_at=now)])
     ledger = Ledger(Settings().ledger_url.get_secret_value())
     for key, tenant in (("k" * 64, "acme"), ("g" * 64, "gone")):
         intent = Intent(
@@ -394,7 +394,7 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     assert "Recovered:" in text
     assert "st-memberships settle kkkkkkkkkkkk" in text
     assert "gggggggg" not in text, "of a tenant that is gone nobody can look at anything"
-    health([Facts("acme", "memberships", now - timedelta(hours=2), last_success_at=read)])
+    health([FeedHealth("acme", "memberships", now - timedelta(hours=2), last_success_at=read)])
     sensors.tick("health_alerts")
     assert "health_every_15_minutes" in messages[2]["message"]
 

@@ -25,7 +25,7 @@ from st_memberships_orchestration.lake.progress import Progress, save_progress
 from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan import client as client_module
-from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.harness import Location, today
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration_tests.conftest import Reconciled
-from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.harness import Location, today
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.settings import Settings, Tenant
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 
 PACKAGE = Path(__file__).parents[1] / "st_memberships_orchestration"
 GROUND_FLOOR = {"columns", "escaping"}

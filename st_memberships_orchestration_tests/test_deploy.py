@@ -13,7 +13,7 @@ from dagster_celery.launcher import CeleryRunLauncher
 from sqlalchemy.engine import make_url
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import Location, dagster_storage, today
+from st_memberships_orchestration_tests.harness import Location, dagster_storage, today
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

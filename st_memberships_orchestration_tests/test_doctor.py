@@ -26,7 +26,7 @@ from st_memberships_orchestration.servicetitan.client import trusted_certificate
 from st_memberships_orchestration.servicetitan.errors import ConnectionLost, ServerFailed
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.test_client import access
 
 DOCS = Path(__file__).parents[1] / "docs"

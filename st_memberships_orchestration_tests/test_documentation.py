@@ -27,7 +27,7 @@ from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.settings import Settings, Tenant
 from st_memberships_orchestration.terminal.commands import main
-from st_memberships_orchestration_tests.doors import Location, settle, today
+from st_memberships_orchestration_tests.harness import Location, settle, today
 
 REPO = Path(__file__).parents[1]
 DOCS = REPO / "docs"

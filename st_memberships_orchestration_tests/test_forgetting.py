@@ -18,7 +18,7 @@ from st_memberships_orchestration.lake.forgetting import Forgotten, WrongKey, be
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import PlainReader
+from st_memberships_orchestration_tests.harness import PlainReader
 
 KEY = "a long random word"
 

@@ -12,15 +12,15 @@ import time_machine
 from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.health.states import Facts, facts_of, issues_of, row_of
+from st_memberships_orchestration.health.states import FeedHealth, facts_of, issues_of, row_of
 from st_memberships_orchestration.lake.progress import Progress, save_progress
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.terminal.commands import main
-from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.harness import Location, today
 
 NOW = datetime(2026, 3, 8, 12, tzinfo=UTC)
-WELL = Facts("acme", "memberships", NOW, last_success_at=NOW - timedelta(minutes=10))
+WELL = FeedHealth("acme", "memberships", NOW, last_success_at=NOW - timedelta(minutes=10))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ WELL = Facts("acme", "memberships", NOW, last_success_at=NOW - timedelta(minutes
     ],
 )
 def test_facts_become_a_state_with_reason_and_remedy(
-    facts: Facts, state: str, codes: list[str], remedy: str
+    facts: FeedHealth, state: str, codes: list[str], remedy: str
 ) -> None:
     row = row_of(facts)
     assert (row["state"], row["issues"]) == (state, codes)

@@ -11,7 +11,7 @@ import pytest
 from st_memberships_orchestration.metrics.visits import visits
 from st_memberships_orchestration.metrics.workload import visit_entitlements, visit_forecast
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import PlainReader
+from st_memberships_orchestration_tests.harness import PlainReader
 from st_memberships_orchestration_tests.test_metrics_frames import (
     LAKE,
     TODAY,

@@ -16,7 +16,7 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.object_store import insert_rows
 
 FEEDS = ("memberships", "membership_status_changes")

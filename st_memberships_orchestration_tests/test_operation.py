@@ -11,7 +11,7 @@ import time_machine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import running
 from st_memberships_orchestration.servicetitan import client
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.operation import (
     BAD,
     HEALTHY,

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from st_memberships_orchestration.defs.claims import claims_of
+from st_memberships_orchestration.defs.assertions import assertions_of
 from st_memberships_orchestration.lake.history import rebuild_versions
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.query import connect
@@ -31,7 +31,7 @@ from st_memberships_orchestration.servicetitan.memberships.client import Members
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.servicetitan.pages import DecodedPage, decode_page
 from st_memberships_orchestration_tests import hostile_pages
-from st_memberships_orchestration_tests.doors import PlainReader, contents, snake
+from st_memberships_orchestration_tests.harness import PlainReader, contents, snake
 from st_memberships_orchestration_tests.raw_server import Bytes, Server, answer
 
 RECORDS = 4
@@ -303,7 +303,7 @@ def test_a_feed_full_of_strange_records_is_read_to_its_end_into_the_lake(
     assert lake.count(f"current/{feed.name}", tenant="acme") == len(back)
     rebuild_versions(lake, feed.name, tenant="acme", modified=feed.modified)
     with connect(lake) as connection:
-        for claim in claims_of(feed):
+        for claim in assertions_of(feed):
             if {table.replace(".", "/") for table in claim.needs} <= set(lake.names()):
                 connection.sql(claim.query).fetchall()
 

@@ -17,7 +17,7 @@ from st_memberships_orchestration.lake.publish import Published, PublishError, p
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 
 NAME = "derived/prices"
 FEEDS = (

@@ -23,7 +23,13 @@ from st_memberships_orchestration.servicetitan.errors import FeedStuck, RequestR
 from st_memberships_orchestration.servicetitan.exports import read_ahead
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import Location, PlainReader, contents, settle, today
+from st_memberships_orchestration_tests.harness import (
+    Location,
+    PlainReader,
+    contents,
+    settle,
+    today,
+)
 from st_memberships_orchestration_tests.test_client import access
 
 EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")

@@ -1,7 +1,7 @@
 """The reference tables: what no export carries, read one membership type at a time."""
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location, PlainReader
+from st_memberships_orchestration_tests.harness import Location, PlainReader
 
 OF_EACH_TYPE = {
     "duration_billing_items": "duration-billing-items",

@@ -20,7 +20,7 @@ from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.terminal.commands import main
-from st_memberships_orchestration_tests.doors import Location, PlainReader, settle
+from st_memberships_orchestration_tests.harness import Location, PlainReader, settle
 
 RELEASES = sorted((Path(__file__).parent / "releases").glob("*.tar.xz"))
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

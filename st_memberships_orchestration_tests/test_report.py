@@ -20,14 +20,14 @@ from st_memberships_orchestration.defs.report import _rows
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.reporting import charts, words
-from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
-from st_memberships_orchestration.reporting.figures import NEEDS, figures
+from st_memberships_orchestration.reporting import charts, formats
+from st_memberships_orchestration.reporting.facts import Check, Feed, Provenance
 from st_memberships_orchestration.reporting.page import make_report
+from st_memberships_orchestration.reporting.queries import NEEDS, figures
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration_tests.conftest import Reconciled
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 
 REPORT = dg.AssetKey(["report", "memberships"])
 NOW = datetime(2026, 3, 10, 9, 30, tzinfo=ZoneInfo("America/Chicago"))
@@ -107,7 +107,7 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
     ((owed,),) = ask(lake, "select count(*) from derived.visits where tenant = 'acme' and is_owed")
     assert members > 0
     assert shown["Members"] == f"{members:,}"
-    assert shown["Net growth this month"] == words.signed(growth)
+    assert shown["Net growth this month"] == formats.signed(growth)
     assert shown["MRR"] == f"{mrr:,.2f}"
     assert shown["ARR"] == f"{arr:,.2f}"
     assert shown["Visits owed"] == f"{owed:,}"
@@ -123,7 +123,7 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
     )
     found = {row[0]: (row[1], row[2]) for row in cells(html, "findings") if len(row) == 6}
     assert found == {
-        words.phrase(reason): (words.count(count), words.money(money))
+        formats.phrase(reason): (formats.count(count), formats.money(money))
         for reason, count, money in findings
     }
 
@@ -136,7 +136,7 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
     rows = {row[0]: (row[1], row[2]) for row in cells(html, "renewals") if len(row) == 6}
     assert ahead
     for bucket, count, money in ahead:
-        assert rows[words.phrase(bucket)] == (words.count(count), words.money(money))
+        assert rows[formats.phrase(bucket)] == (formats.count(count), formats.money(money))
 
     outlook = [row for row in cells(html, "revenue") if len(row) == 4]
     in_mrr = [row for row in outlook if row[0].startswith(("At risk", "None of these"))]
@@ -161,7 +161,7 @@ def test_movements_of_each_month_add_up_on_the_page(made: Made) -> None:
     assert len(rows) == 13
     for row in rows:
         start, *moves, end, growth = (
-            int(cell.replace(",", "").replace(words.MINUS, "-")) for cell in row[1:12]
+            int(cell.replace(",", "").replace(formats.MINUS, "-")) for cell in row[1:12]
         )
         gains, losses = sum(moves[:3]), sum(moves[3:])
         assert start + gains - losses == end
@@ -259,13 +259,13 @@ def test_several_tenants_are_summed_up(location: Location, shared_sandbox: Runni
 
 
 def _this_month() -> str:
-    return words.month(datetime.now(ZoneInfo("America/New_York")).date())
+    return formats.month(datetime.now(ZoneInfo("America/New_York")).date())
 
 
 # The room by itself
 
 
-def facts(**changed: Any) -> Facts:
+def facts(**changed: Any) -> Provenance:
     known: dict[str, Any] = {
         "tenant": "acme",
         "as_of": {"members_monthly": NOW.date()},
@@ -274,7 +274,7 @@ def facts(**changed: Any) -> Facts:
         "checks": [],
         "definitions": {},
     }
-    return Facts(**(known | changed))
+    return Provenance(**(known | changed))
 
 
 def tables_of(lake: Lake) -> dict[str, pa.Table]:

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.writing.plans import load_plan
-from st_memberships_orchestration_tests.doors import Location, PlainReader, contents, differences
+from st_memberships_orchestration_tests.harness import Location, PlainReader, contents, differences
 
 FEEDS = ("memberships", "membership_status_changes")
 RAW = dg.AssetKey(["raw", "memberships"])

@@ -10,7 +10,7 @@ import time_machine
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location, today
+from st_memberships_orchestration_tests.harness import Location, today
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FEED = ("membership_types",)

@@ -8,7 +8,7 @@ import pytest
 
 from st_memberships_orchestration.sandbox.clock import parse_moment
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import PlainReader
+from st_memberships_orchestration_tests.harness import PlainReader
 from st_memberships_orchestration_tests.test_sandbox import FEEDS, NOW
 
 Records = dict[str, list[dict[str, Any]]]

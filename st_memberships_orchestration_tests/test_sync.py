@@ -15,7 +15,7 @@ from st_memberships_orchestration.defs.jobs import of_feeds
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import (
+from st_memberships_orchestration_tests.harness import (
     Location,
     PlainReader,
     differences,

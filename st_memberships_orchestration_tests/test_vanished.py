@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration_tests.doors import Location, PlainReader
+from st_memberships_orchestration_tests.harness import Location, PlainReader
 
 
 def purge(sandbox: RunningSandbox, feed: str, ids: list[int]) -> None:

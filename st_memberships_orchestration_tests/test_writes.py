@@ -21,7 +21,7 @@ from st_memberships_orchestration.terminal.screen import console
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import load_plan
-from st_memberships_orchestration_tests.doors import Location
+from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.torture_writes import access_of
 
 LOGGERS = {"console": {"config": {"log_level": "CRITICAL"}}}

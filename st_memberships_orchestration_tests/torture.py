@@ -37,7 +37,7 @@ from st_memberships_orchestration.reading import reader as reading
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration_tests.doors import (
+from st_memberships_orchestration_tests.harness import (
     PlainReader,
     contents,
     differences,

@@ -26,7 +26,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
-from st_memberships_orchestration_tests.doors import PlainReader, settle, today
+from st_memberships_orchestration_tests.harness import PlainReader, settle, today
 from st_memberships_orchestration_tests.test_checks import change, with_value
 
 REPO = Path(__file__).parents[1]

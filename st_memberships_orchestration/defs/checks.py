@@ -12,7 +12,7 @@ import dagster as dg
 import pandas as pd
 import pyarrow as pa
 
-from st_memberships_orchestration.defs.claims import CLAIMS, Claim, claims_of
+from st_memberships_orchestration.defs.assertions import ASSERTIONS, Assertion, assertions_of
 from st_memberships_orchestration.defs.failures import unwritten_feeds
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -72,48 +72,54 @@ FRESH = (
 def build_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """All checks: of the lake alone, of the lake against ServiceTitan, and of the last syncs."""
     tenants = sorted(settings.tenants)
-    claimed = [_lake_checks(f"current/{feed.name}", claims_of(feed), tenants) for feed in FEEDS]
+    claimed = [_lake_checks(f"current/{feed.name}", assertions_of(feed), tenants) for feed in FEEDS]
     claimed += [
-        _lake_checks(table, [claim], tenants)
-        for table, claim in CLAIMS.items()
+        _lake_checks(table, [assertion], tenants)
+        for table, assertion in ASSERTIONS.items()
         if table.startswith("derived/")
     ]
     compared = [_api_checks(feed, tenants) for feed in FEEDS]
     return [*claimed, *compared, _freshness_checks(tenants)]
 
 
-def _lake_checks(table: str, claims: list[Claim], tenants: list[str]) -> dg.AssetChecksDefinition:
+def _lake_checks(
+    table: str, assertions: list[Assertion], tenants: list[str]
+) -> dg.AssetChecksDefinition:
     key = dg.AssetKey(table.split("/"))
 
     @dg.multi_asset_check(
         name=f"claims_on_{key.path[-1]}",
         description=f"Checks {table} against what must hold of it. Reads the lake only.",
-        specs=[_spec(c.name, key, c.holds, c.remedy) for c in claims],
+        specs=[_spec(c.name, key, c.holds, c.remedy) for c in assertions],
         can_subset=True,
     )
     def checks(
         context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.AssetCheckResult]:
         names = {check.name for check in context.selected_asset_check_keys}
-        selected = {claim: {table, *claim.needs} for claim in claims if claim.name in names}
+        selected = {
+            assertion: {table, *assertion.needs}
+            for assertion in assertions
+            if assertion.name in names
+        }
         stale = _stale(context.instance, key, tenants)
         there = set(lake.names())
         with connect(lake, set().union(*selected.values()) & there) as connection:
-            for claim, tables in selected.items():
+            for assertion, tables in selected.items():
                 rows = pd.DataFrame()
                 if older := sorted(name for name in tables & there if _is_older(lake, name)):
                     yield dg.AssetCheckResult(
                         asset_key=key,
-                        check_name=claim.name,
+                        check_name=assertion.name,
                         passed=True,
                         description=f"Not looked at: {', '.join(older)} was not derived yet by "
                         "this release. The job derive does that after the next sync.",
                     )
                     continue
                 if tables <= there:
-                    rows = connection.sql(claim.query).to_arrow_table().to_pandas()
+                    rows = connection.sql(assertion.query).to_arrow_table().to_pandas()
                 rows = pd.concat([stale, rows]) if len(stale) else rows
-                yield _result(key, claim.name, rows, claim.severity, claim.remedy)
+                yield _result(key, assertion.name, rows, assertion.severity, assertion.remedy)
 
     return checks
 

@@ -21,7 +21,7 @@ from st_memberships_orchestration.health.states import (
     HEALTHY,
     SCHEMA,
     STATES,
-    Facts,
+    FeedHealth,
     row_of,
 )
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
@@ -119,7 +119,7 @@ def measure(
     *,
     check_keys: Sequence[dg.AssetCheckKey],
     now: datetime,
-) -> list[Facts]:
+) -> list[FeedHealth]:
     """What is known of each tenant's feeds, from the lake and from Dagster's records."""
     journal = newest_lines(lake, environment=settings.environment)
     contradicted = contradicted_checks(instance, check_keys, settings.tenants)
@@ -137,7 +137,7 @@ def measure(
             if failed_at and last_success and last_success > failed_at:
                 failed = None
             found.append(
-                Facts(
+                FeedHealth(
                     tenant=tenant,
                     feed=feed.name,
                     assessed_at=now,

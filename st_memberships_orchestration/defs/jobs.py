@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import dagster as dg
 
-from st_memberships_orchestration.defs.claims import CLAIMS
+from st_memberships_orchestration.defs.assertions import ASSERTIONS
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 VANISHED = dg.AssetSelection.assets(["reference", "vanished_records"])
@@ -41,7 +41,7 @@ reconcile = dg.define_asset_job(
     "reconcile",
     selection=dg.AssetSelection.checks_for_assets(
         *(dg.AssetKey(["current", feed.name]) for feed in FEEDS),
-        *(dg.AssetKey(table.split("/")) for table in CLAIMS),
+        *(dg.AssetKey(table.split("/")) for table in ASSERTIONS),
     ),
     description=(
         "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "

@@ -17,8 +17,8 @@ from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.reporting.facts import Check, Facts, Feed
-from st_memberships_orchestration.reporting.figures import NEEDS, Need
+from st_memberships_orchestration.reporting.facts import Check, Feed, Provenance
+from st_memberships_orchestration.reporting.queries import NEEDS, Need
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
@@ -63,7 +63,7 @@ def build_assets(
 
         tenant = context.partition_key
         zone = settings.tenants[tenant].zone
-        facts = Facts(
+        facts = Provenance(
             tenant=tenant,
             as_of=_days(context.instance, tenant),
             made_at=datetime.now(zone),

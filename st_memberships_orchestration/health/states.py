@@ -25,7 +25,7 @@ MANY_THROTTLED = 0.05
 
 
 @dataclass(frozen=True)
-class Facts:
+class FeedHealth:
     """What is known of one tenant's feed.
 
     Attributes:
@@ -104,13 +104,13 @@ SCHEMA = pa.schema(
 """Columns of `health/tenants`: one row per tenant and feed."""
 
 
-def issues_of(facts: Facts) -> list[Issue]:
+def issues_of(facts: FeedHealth) -> list[Issue]:
     """What is not as it should be, worst first; none if the feed is healthy."""
     found = [issue for rule in _RULES for issue in rule(facts)]
     return sorted(found, key=lambda issue: STATES.index(issue.state))
 
 
-def row_of(facts: Facts) -> dict[str, Any]:
+def row_of(facts: FeedHealth) -> dict[str, Any]:
     """The feed's row in `health/tenants`."""
     issues = issues_of(facts)
     return {
@@ -126,23 +126,23 @@ def row_of(facts: Facts) -> dict[str, Any]:
     }
 
 
-def facts_of(row: Mapping[str, Any]) -> Facts:
+def facts_of(row: Mapping[str, Any]) -> FeedHealth:
     """What was measured, from a row of `health/tenants`."""
-    return Facts(**{field.name: row[field.name] for field in fields(Facts)})
+    return FeedHealth(**{field.name: row[field.name] for field in fields(FeedHealth)})
 
 
 def _minutes(span: timedelta | None) -> int | None:
     return None if span is None else int(span.total_seconds() // 60)
 
 
-def _error(facts: Facts) -> list[Issue]:
+def _error(facts: FeedHealth) -> list[Issue]:
     if facts.last_error is None:
         return []
     reason = f"The last sync failed: {facts.last_error}"
     return [Issue("error", FAILING, reason, facts.last_error_remedy or "Look at the run.")]
 
 
-def _reading(facts: Facts) -> list[Issue]:
+def _reading(facts: FeedHealth) -> list[Issue]:
     """Whether the feed is read at all; an error that says why not is said instead."""
     if facts.last_error is not None:
         return []
@@ -171,7 +171,7 @@ def _reading(facts: Facts) -> list[Issue]:
     ]
 
 
-def _quarantine(facts: Facts) -> list[Issue]:
+def _quarantine(facts: FeedHealth) -> list[Issue]:
     if not facts.quarantined:
         return []
     return [
@@ -189,7 +189,7 @@ def _quarantine(facts: Facts) -> list[Issue]:
     ]
 
 
-def _windows(facts: Facts) -> list[Issue]:
+def _windows(facts: FeedHealth) -> list[Issue]:
     if not facts.unfinished_windows:
         return []
     return [
@@ -202,7 +202,7 @@ def _windows(facts: Facts) -> list[Issue]:
     ]
 
 
-def _throttling(facts: Facts) -> list[Issue]:
+def _throttling(facts: FeedHealth) -> list[Issue]:
     if (facts.throttled_share or 0) <= MANY_THROTTLED:
         return []
     return [
@@ -216,7 +216,7 @@ def _throttling(facts: Facts) -> list[Issue]:
     ]
 
 
-def _checks(facts: Facts) -> list[Issue]:
+def _checks(facts: FeedHealth) -> list[Issue]:
     if not facts.failing_checks:
         return []
     return [

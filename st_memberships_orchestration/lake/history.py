@@ -15,7 +15,7 @@ from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.lake.store import (
     Lake,
     counts,
-    duck,
+    duckdb_over,
     made_of,
     origin_of,
     overwrite_tenant,
@@ -203,7 +203,7 @@ def rebuild_membership_status(
     )
     if not changes.num_columns:
         changes = CHANGES.empty_table()
-    with duck(memberships=memberships, changes=changes, versions=versions) as connection:
+    with duckdb_over(memberships=memberships, changes=changes, versions=versions) as connection:
         connection.sql("set timezone = 'UTC'")
         connection.sql(f"create macro midnight(day) as timezone('{zone.key}', day::timestamp)")
         connection.sql(f"create macro earliest() as date '{earliest}'")

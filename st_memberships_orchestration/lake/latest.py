@@ -18,11 +18,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from st_memberships_orchestration.lake.store import (
     CURRENT_FILE_BYTES,
-    PLAIN,
+    NO_DICTIONARIES,
     Lake,
     adopt,
     append,
-    duck,
+    duckdb_over,
     fitting,
     literal,
     repeated,
@@ -112,7 +112,7 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
 
 
 @dataclass
-class _Met:
+class _Overlap:
     """Ids that are met more than once: rows of all others are simply new.
 
     Attributes:
@@ -130,14 +130,14 @@ class _Met:
         return np.isin(ids, self.there) | np.isin(ids, self.repeated)
 
 
-def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Met:
+def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Overlap:
     ids = unseen.read_all()["id"].to_numpy()
     span = f"id between {ids.min()} and {ids.max()}" if len(ids) else "false"
     there = scan(table, tenant, ["id"], span).read_all()["id"].to_numpy()
-    return _Met(there[np.isin(there, ids)], repeated(ids))
+    return _Overlap(there[np.isin(there, ids)], repeated(ids))
 
 
-def _batches(versions: pa.RecordBatchReader, met: _Met) -> dict[int, bool]:
+def _batches(versions: pa.RecordBatchReader, met: _Overlap) -> dict[int, bool]:
     """The batches of versions -> whether all of their rows are simply new."""
     found: dict[int, bool] = {}
     for rows in versions:
@@ -204,7 +204,7 @@ def _with_last(tables: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, bool]]:
 def _upsert(
     table: DeltaTable,
     rows: pa.Table,
-    met: _Met,
+    met: _Overlap,
     tenant: str,
     modified: str,
     step: Transaction,
@@ -258,7 +258,7 @@ def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.ChunkedArray:
     # Texts of one microsecond compare as numbers once the zone is off: "36.15" < "36.1576344".
     keys = keys.append_column("position", pa.array(range(keys.num_rows), pa.int64()))
     there = there.append_column("position", pa.repeat(pa.scalar(-1, pa.int64()), there.num_rows))
-    with duck(keys=keys, there=there) as connection:
+    with duckdb_over(keys=keys, there=there) as connection:
         decided = connection.sql(
             f"""
             with seen as (
@@ -290,7 +290,7 @@ def _replace(table: DeltaTable, rows: pa.Table, tenant: str, transaction: Transa
         predicate=f"tenant = {literal(tenant)} and id in ({ids})",
         schema_mode="merge",
         target_file_size=CURRENT_FILE_BYTES,
-        writer_properties=PLAIN,
+        writer_properties=NO_DICTIONARIES,
         commit_properties=CommitProperties(app_transactions=[transaction]),
     )
 

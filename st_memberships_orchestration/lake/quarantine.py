@@ -14,7 +14,7 @@ from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
     append,
-    duck,
+    duckdb_over,
     literal,
     retry_conflicts,
     scan,
@@ -146,7 +146,7 @@ def release(lake: Lake, name: str, rows: pa.Table, *, tenant: str, modified: str
     # A time after the reading cannot be true, so it tells of no order.
     columns = ["id", "case when modified_on <= read_at then modified_on end as modified_on"]
     held = scan(table, tenant, columns, "id is not null").read_all()
-    with duck(held=held, rows=rows.select(["id", modified])) as connection:
+    with duckdb_over(held=held, rows=rows.select(["id", modified])) as connection:
         back = connection.sql(
             f"""
             select id from held join (select id, max("{modified}") as newest from rows group by id)

@@ -55,7 +55,7 @@ CURRENT_FILE_BYTES = 4_000_000
 BLOCK = 1 << 20
 """Bytes that are copied at a time."""
 
-PLAIN = WriterProperties(
+NO_DICTIONARIES = WriterProperties(
     compression="SNAPPY",
     default_column_properties=ColumnProperties(dictionary_enabled=False),
 )
@@ -238,7 +238,7 @@ def _carry_over(name: str, table: DeltaTable, schema: pa.Schema) -> bool:
             pa.RecordBatchReader.from_stream(held).cast(carried),
             mode="overwrite",
             schema_mode="overwrite",
-            writer_properties=PLAIN,
+            writer_properties=NO_DICTIONARIES,
         )
     return True
 
@@ -286,7 +286,7 @@ def scan(
 
 
 @contextmanager
-def duck(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
+def duckdb_over(**tables: pa.Table) -> Iterator[duckdb.DuckDBPyConnection]:
     """DuckDB with these tables, for SQL over what is in memory."""
     with duckdb.connect() as connection:
         for name, rows in tables.items():
@@ -313,7 +313,7 @@ def append(table: DeltaTable, rows: pa.Table, *, transaction: Transaction | None
         fitting(table, rows),
         mode="append",
         schema_mode="merge",
-        writer_properties=PLAIN,
+        writer_properties=NO_DICTIONARIES,
         commit_properties=CommitProperties(app_transactions=[transaction] if transaction else None),
     )
 

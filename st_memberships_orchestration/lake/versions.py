@@ -24,7 +24,7 @@ from st_memberships_orchestration.lake.store import (
     TENANT,
     Lake,
     append,
-    duck,
+    duckdb_over,
     fitting,
     literal,
     repeated,
@@ -171,7 +171,7 @@ def _changes(
         for part in (rows, there)
     )
     numbered = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64()))
-    with duck(numbered=numbered, there=there) as connection:
+    with duckdb_over(numbered=numbered, there=there) as connection:
         return connection.sql(
             f"""
             with shown as (

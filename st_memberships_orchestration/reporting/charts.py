@@ -14,8 +14,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from st_memberships_orchestration.reporting import words
-from st_memberships_orchestration.reporting.figures import Row
+from st_memberships_orchestration.reporting import formats
+from st_memberships_orchestration.reporting.queries import Row
 
 LIGHT = {
     "ink": "#1d2733",
@@ -85,7 +85,7 @@ def draw(figures: Mapping[str, list[Row]]) -> dict[str, Chart]:
         ),
         "renewals_ahead": _bars(
             "Monthly value of terms that end and are not renewed",
-            {words.phrase(r["bucket"]): r["monthly_value"] for r in figures["renewals_ahead"]},
+            {formats.phrase(r["bucket"]): r["monthly_value"] for r in figures["renewals_ahead"]},
             "blue",
         ),
         "owed": _bars(

@@ -46,7 +46,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Facts:
+class Provenance:
     """What the page says besides the figures.
 
     Attributes:

@@ -10,10 +10,10 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-from st_memberships_orchestration.reporting import charts, words
+from st_memberships_orchestration.reporting import charts, formats
 from st_memberships_orchestration.reporting.charts import Chart
-from st_memberships_orchestration.reporting.facts import Facts, Feed
-from st_memberships_orchestration.reporting.figures import TYPES_SHOWN, Row, figures
+from st_memberships_orchestration.reporting.facts import Feed, Provenance
+from st_memberships_orchestration.reporting.queries import TYPES_SHOWN, Row, figures
 
 STALE_AFTER = timedelta(hours=36)
 """Even a quiet feed's journal says once a day how far it is read."""
@@ -39,7 +39,9 @@ class Tile:
     tone: str = ""
 
 
-def make_report(tables: Mapping[str, pa.Table], facts: Facts, *, tenants: Sequence[str]) -> Report:
+def make_report(
+    tables: Mapping[str, pa.Table], facts: Provenance, *, tenants: Sequence[str]
+) -> Report:
     """The report of `facts.tenant`.
 
     Args:
@@ -70,55 +72,55 @@ def _tiles(row: Row) -> list[Tile]:
     return [
         Tile(
             "Members",
-            words.count(row["members"]),
-            f"{words.signed(_difference(row, 'members'))} since the month began",
+            formats.count(row["members"]),
+            f"{formats.signed(_difference(row, 'members'))} since the month began",
             "memberships that are Active today",
             _tone(_difference(row, "members")),
         ),
         Tile(
             "Net growth this month",
-            words.signed(row["growth"]),
-            f"{words.signed(row['growth_before'])} in all of last month",
+            formats.signed(row["growth"]),
+            f"{formats.signed(row['growth_before'])} in all of last month",
             "so far; the month is not over",
         ),
         Tile(
             "MRR",
-            words.money(row["mrr"]),
-            f"{words.signed(_difference(row, 'mrr'))} since the month began",
+            formats.money(row["mrr"]),
+            f"{formats.signed(_difference(row, 'mrr'))} since the month began",
             _certainty(row),
             _tone(_difference(row, "mrr")),
         ),
         Tile(
             "ARR",
-            words.money(row["arr"]),
-            f"{words.signed(_difference(row, 'arr'))} since the month began",
+            formats.money(row["arr"]),
+            f"{formats.signed(_difference(row, 'arr'))} since the month began",
             "12 times MRR, as if nothing changed",
             _tone(_difference(row, "arr")),
         ),
         Tile(
             "Renewal rate, last month",
-            words.percent(row["renewal_rate"]),
-            f"{words.points(row['renewal_rate'], row['renewal_rate_before'])} on the month before",
-            f"this month so far {words.count(row['renewed_now'])} of "
-            f"{words.count(row['due_now'])}; rests on renewal links",
+            formats.percent(row["renewal_rate"]),
+            f"{formats.points(row['renewal_rate'], row['renewal_rate_before'])} on the month before",
+            f"this month so far {formats.count(row['renewed_now'])} of "
+            f"{formats.count(row['due_now'])}; rests on renewal links",
             _tone(_difference(row, "renewal_rate")),
         ),
         Tile(
             "Churn, last month",
-            words.percent(row["churn"]),
-            f"{words.points(row['churn'], row['churn_before'])} on the month before",
+            formats.percent(row["churn"]),
+            f"{formats.points(row['churn'], row['churn_before'])} on the month before",
             "cancelled and expired, also from suspension, of members at its start",
             _tone(_difference(row, "churn"), good=-1),
         ),
         Tile(
             "Visits owed",
-            words.count(row["owed"]),
-            f"{words.count(row['owed_new'])} of them due this month",
+            formats.count(row["owed"]),
+            f"{formats.count(row['owed_new'])} of them due this month",
             "a visit keeps its latest state only: last month's number is not known",
         ),
         Tile(
             "Findings",
-            words.count(row["findings"] or 0),
+            formats.count(row["findings"] or 0),
             "need someone's attention",
             "a membership can have several",
         ),
@@ -142,24 +144,24 @@ def _certainty(row: Row) -> str:
         return "no recurring members"
     unpriced = row["unpriced"]
     return (
-        f"a lower bound: {words.count(unpriced)} of {words.count(row['recurring'])} recurring "
+        f"a lower bound: {formats.count(unpriced)} of {formats.count(row['recurring'])} recurring "
         "members have no known price"
         if unpriced
-        else f"all {words.count(row['recurring'])} recurring members have a known price"
+        else f"all {formats.count(row['recurring'])} recurring members have a known price"
     )
 
 
-def _notices(row: Row, facts: Facts) -> list[str]:
+def _notices(row: Row, facts: Provenance) -> list[str]:
     """What a reader has to know before believing a number."""
     found = []
     days = sorted(set(facts.as_of.values()))
     if len(days) > 1:
         found.append(
-            f"The tables are of different days, {words.day(days[0])} to {words.day(days[-1])}: "
+            f"The tables are of different days, {formats.day(days[0])} to {formats.day(days[-1])}: "
             "run the job derive."
         )
     if days and days[-1] != facts.made_at.date():
-        found.append(f"The numbers are of {words.day(days[-1])}, not of today.")
+        found.append(f"The numbers are of {formats.day(days[-1])}, not of today.")
     late = [feed for feed in facts.feeds if _is_late(feed, facts.made_at)]
     if late:
         names = ", ".join(feed.title for feed in late)
@@ -201,19 +203,22 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     for shown in (
-        words.count,
-        words.money,
-        words.percent,
-        words.signed,
-        words.month,
-        words.day,
-        words.moment,
-        words.phrase,
-        words.prose,
+        formats.count,
+        formats.money,
+        formats.percent,
+        formats.signed,
+        formats.month,
+        formats.day,
+        formats.moment,
+        formats.phrase,
+        formats.prose,
     ):
         environment.filters[shown.__name__] = shown
     environment.globals.update(
-        payments=words.PAYMENTS, bases=words.BASES, outlooks=words.OUTLOOKS, prepaid=words.PREPAID
+        payments=formats.PAYMENTS,
+        bases=formats.BASES,
+        outlooks=formats.OUTLOOKS,
+        prepaid=formats.PREPAID,
     )
     environment.filters["drawing"] = lambda chart: Markup(chart.svg)
     return environment.get_template("memberships.html.j2")

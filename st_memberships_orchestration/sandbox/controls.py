@@ -79,7 +79,7 @@ class Controls:
         clock = self._sandbox.clock
         clock.advance(parse_span((await _body(request))["advance"]))
         for tenant in self._sandbox.tenants.values():
-            tenant.life.live_until(clock.now())
+            tenant.passing_time.live_until(clock.now())
         return self._clock(request)
 
     def _faults(self, _: Request) -> Any:

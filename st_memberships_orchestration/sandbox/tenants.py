@@ -16,7 +16,7 @@ from st_memberships_orchestration.sandbox.clock import SECOND
 from st_memberships_orchestration.sandbox.contractor import build_feeds
 from st_memberships_orchestration.sandbox.feeds import Feed, Tokens
 from st_memberships_orchestration.sandbox.frontdesk import FrontDesk
-from st_memberships_orchestration.sandbox.life import Life
+from st_memberships_orchestration.sandbox.passing_time import PassingTime
 from st_memberships_orchestration.sandbox.problems import Problem
 
 TIMEZONES = (
@@ -60,7 +60,7 @@ class Tenant:
     feeds: dict[str, Feed]
     tokens: Tokens
     desk: FrontDesk
-    life: Life
+    passing_time: PassingTime
     arrivals: deque[float] = field(default_factory=deque)
 
     def env(self) -> dict[str, str]:
@@ -173,7 +173,7 @@ def open_tenant(
         feeds=feeds,
         tokens=Tokens(_secret(seed, name, f"tokens {now} {size}").encode()),
         desk=desk,
-        life=Life(book, feeds, desk),
+        passing_time=PassingTime(book, feeds, desk),
     )
 
 

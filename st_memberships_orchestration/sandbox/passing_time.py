@@ -37,7 +37,7 @@ _BOOKS, _REBOOKS, _DISMISSES, _CALLS = 0.12, 0.01, 0.004, 0.02
 _FAR_OFF = 10**6  # days
 
 
-class Life:
+class PassingTime:
     """Lets a tenant live through time.
 
     Args:

@@ -10,12 +10,12 @@ from st_memberships_orchestration.servicetitan.exports import ExportFeed
 
 
 @dataclass(frozen=True)
-class Claim:
+class Assertion:
     """Something that holds of a table when a query finds no row.
 
     Attributes:
-        name: the check, as a claim.
-        holds: the claim in words.
+        name: the check, as a assertion.
+        holds: the assertion in words.
         query: SQL over the lake for the rows that contradict it, `tenant` first.
         remedy: what a contradiction means, and what an operator can do.
         severity: whether a contradiction makes numbers wrong (ERROR) or wants a look (WARN).
@@ -61,17 +61,17 @@ STATUS_CHAIN = f"""
 """
 
 
-def claims_of(feed: ExportFeed) -> list[Claim]:
+def assertions_of(feed: ExportFeed) -> list[Assertion]:
     """What must hold of one feed's tables."""
     table = f"current.{feed.name}"
-    claims = [
-        Claim(
+    assertions = [
+        Assertion(
             "ids_are_unique",
             "Each record is in the table once.",
             f"select tenant, id, count(*) as rows from {table} group by all having rows > 1",
             "Delete the table's folder; the next run of its asset rebuilds it from raw/.",
         ),
-        Claim(
+        Assertion(
             "quarantine_is_empty",
             "Every record that ServiceTitan sent kept its contract, did so when read again, or was "
             "looked at by somebody.",
@@ -82,7 +82,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
             f"`st-memberships seen {feed.name} --tenant NAME` ends the warning, not the counting.",
             needs=(f"quarantine/{feed.name}", f"raw/{feed.name}"),
         ),
-        Claim(
+        Assertion(
             "no_unknown_fields",
             "ServiceTitan sends no fields but those that this release knows.",
             # Rows of releases without flags have only unknown fields in `extra`.
@@ -95,7 +95,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
             "them.",
             dg.AssetCheckSeverity.WARN,
         ),
-        Claim(
+        Assertion(
             "words_are_known",
             "ServiceTitan sends no words, such as a status, but those that this release knows.",
             _fields(table, "regexp_extract_all(flags, 'new_word ([^,]+)', 1)"),
@@ -103,7 +103,7 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
             "field take it for none that they look for: upgrade when a release knows the word.",
             dg.AssetCheckSeverity.WARN,
         ),
-        Claim(
+        Assertion(
             "row_counts_are_plausible",
             "On none of the last seven days did far more records change than usually.",
             f"""
@@ -124,8 +124,8 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
         ),
     ]
     for column, other in feed.references.items():
-        claims.append(
-            Claim(
+        assertions.append(
+            Assertion(
                 f"{column}_resolves",
                 f"Each `{column}` names a record of current/{other}.",
                 f"""
@@ -139,9 +139,9 @@ def claims_of(feed: ExportFeed) -> list[Claim]:
                 (f"current/{other}",),
             )
         )
-    if own := CLAIMS.get(f"current/{feed.name}"):
-        claims.append(own)
-    return claims
+    if own := ASSERTIONS.get(f"current/{feed.name}"):
+        assertions.append(own)
+    return assertions
 
 
 def _fields(table: str, found: str) -> str:
@@ -154,8 +154,8 @@ def _fields(table: str, found: str) -> str:
     )
 
 
-CLAIMS = {
-    "current/membership_status_changes": Claim(
+ASSERTIONS = {
+    "current/membership_status_changes": Assertion(
         "status_changes_form_a_chain",
         "Each status change starts where the one before it ended, and the last ends at the "
         "membership's status.",
@@ -166,7 +166,7 @@ CLAIMS = {
         dg.AssetCheckSeverity.WARN,
         ("current/memberships",),
     ),
-    "derived/members_monthly": Claim(
+    "derived/members_monthly": Assertion(
         "movements_add_up",
         "Members at a month's start, with all movements, are the members at its end.",
         """
@@ -177,7 +177,7 @@ CLAIMS = {
         """,
         "Report it to this project, with these rows.",
     ),
-    "derived/recurring_revenue_monthly": Claim(
+    "derived/recurring_revenue_monthly": Assertion(
         "bridge_adds_up",
         "Recurring revenue at a month's start, with all movements, is that at its end.",
         """
@@ -189,7 +189,7 @@ CLAIMS = {
         """,
         "Report it to this project, with these rows.",
     ),
-    "derived/customers_monthly": Claim(
+    "derived/customers_monthly": Assertion(
         "customers_add_up",
         "Customers at a month's start, with all who came and went, are those at its end, and "
         "their memberships are the members of members_monthly.",
@@ -207,7 +207,7 @@ CLAIMS = {
         "this project, with these rows.",
         needs=("derived/members_monthly",),
     ),
-    "derived/cancellation_reasons_monthly": Claim(
+    "derived/cancellation_reasons_monthly": Assertion(
         "reasons_add_up",
         "Over its reasons, a month has as many cancellations as members_monthly.",
         """
@@ -226,7 +226,7 @@ CLAIMS = {
         "run the job derive; else report it to this project, with these rows.",
         needs=("derived/members_monthly",),
     ),
-    "derived/membership_summary": Claim(
+    "derived/membership_summary": Assertion(
         "differences_are_explained",
         "Each difference between the Membership Summary and ours is the sum of its reasons.",
         """
@@ -237,7 +237,7 @@ CLAIMS = {
         """,
         "Report it to this project, with these rows.",
     ),
-    "derived/membership_mrr_history": Claim(
+    "derived/membership_mrr_history": Assertion(
         "history_adds_up_to_mrr",
         "What all memberships paid at the end of the last complete month is the MRR of that month.",
         """
@@ -265,7 +265,7 @@ CLAIMS = {
         "this project, with these rows.",
         needs=("derived/recurring_revenue_monthly",),
     ),
-    "derived/revenue_retention": Claim(
+    "derived/revenue_retention": Assertion(
         "retained_is_within_bounds",
         "Gross retained is never more than was paid a year ago, nor than net retained.",
         """
@@ -275,7 +275,7 @@ CLAIMS = {
         """,
         "Report it to this project, with these rows.",
     ),
-    "derived/prepaid_unearned": Claim(
+    "derived/prepaid_unearned": Assertion(
         "unearned_is_part_of_paid",
         "What is unearned is never more than what was paid, nor less than nothing.",
         """
@@ -285,7 +285,7 @@ CLAIMS = {
         """,
         "Report it to this project, with these rows.",
     ),
-    "derived/visit_entitlements": Claim(
+    "derived/visit_entitlements": Assertion(
         "visits_used_are_entitled",
         "Used, dismissed and unused visits are together those that a member is entitled to.",
         """
