@@ -12,7 +12,7 @@ from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
-from st_memberships_orchestration.lake.versions import IS_DELETED
+from st_memberships_orchestration.lake.versions import IS_DELETED, LOADED_AT
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
@@ -95,7 +95,8 @@ def schema_of(source: str) -> pa.Schema:
     if source == "history/membership_status":
         return pa.schema([TENANT, *STATUS_COLUMNS])
     record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)
-    return pa.schema([TENANT, *record, *(VALIDITY if layer == "history" else [IS_DELETED])])
+    ours = VALIDITY if layer == "history" else [IS_DELETED]
+    return pa.schema([TENANT, *record, LOADED_AT, *ours])
 
 
 def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumnLineage:

@@ -69,6 +69,7 @@ def make_report(
 
 
 def _tiles(row: Row) -> list[Tile]:
+    rate, rate_before = row["renewal_rate"], row["renewal_rate_before"]
     return [
         Tile(
             "Members",
@@ -99,8 +100,8 @@ def _tiles(row: Row) -> list[Tile]:
         ),
         Tile(
             "Renewal rate, last month",
-            formats.percent(row["renewal_rate"]),
-            f"{formats.points(row['renewal_rate'], row['renewal_rate_before'])} on the month before",
+            formats.percent(rate),
+            f"{formats.points(rate, rate_before)} on the month before",
             f"this month so far {formats.count(row['renewed_now'])} of "
             f"{formats.count(row['due_now'])}; rests on renewal links",
             _tone(_difference(row, "renewal_rate")),
