@@ -323,19 +323,22 @@ def test_movements(sql: duckdb.DuckDBPyConnection) -> None:
         ), begun as (
             select tenant, membership_id, min(valid_from) as starts
             from membership_status group by all
-        ), over as (
-            select tenant, membership_id, if(
-                arg_max(status, valid_from) in ('Expired', 'Canceled', 'Deleted'),
-                max(valid_from) filter (status in ('Expired', 'Canceled', 'Deleted')
-                    and coalesce(old, '') not in ('Expired', 'Canceled', 'Deleted')), null) as ended
-            from steps group by all
-        ), won as (
-            select l.tenant, l.successor as membership_id, bool_or(coalesce(
-                b.starts::date <= ended::date + 30, true)) as in_time
+        ), turns as (
+            select tenant, membership_id, status in ('Expired', 'Canceled', 'Deleted') as is_over,
+                valid_from as ended, lead(valid_from) over life as came_back
+            from steps where is_over <> (coalesce(old, '') in ('Expired', 'Canceled', 'Deleted'))
+            window life as (partition by tenant, membership_id order by valid_from)
+        ), late as (
+            select l.tenant, l.id, l.successor, coalesce(bool_or(is_over
+                and b.starts::date > ended::date + 30 and coalesce(b.starts < came_back, true)),
+                false) as is_late
             from links l
-            left join over o on o.tenant = l.tenant and o.membership_id = l.id
+            left join turns t on t.tenant = l.tenant and t.membership_id = l.id
             left join begun b on b.tenant = l.tenant and b.membership_id = l.successor
             group by all
+        ), won as (
+            select tenant, successor as membership_id, bool_or(not is_late) as in_time
+            from late group by all
         ), named as (
             select s.tenant, date_trunc('month', s.valid_from)::date as month, case
                 when s.status = 'Active' and old is null then case (select in_time from won
