@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 import dagster as dg
+import yaml
 from pydantic.alias_generators import to_camel
 
 from st_memberships_orchestration.definitions import defs
@@ -154,7 +155,13 @@ def schedule(seed: int) -> int:
             seed=seed, memberships=12, page_size=dice.choice((7, 25, 90)), rate_limit=0
         ) as sandbox,
     ):
-        Path(folder, "dagster.yaml").write_text((REPO / "dagster.yaml").read_text())
+        instance = yaml.safe_load((REPO / "dagster.yaml").read_text())
+        # What follows the logs of a run outlives one that is killed, and holds our own output open.
+        instance["compute_logs"] = {
+            "module": "dagster._core.storage.noop_compute_log_manager",
+            "class": "NoOpComputeLogManager",
+        }
+        Path(folder, "dagster.yaml").write_text(yaml.safe_dump(instance))
         os.chdir(folder)
         os.environ |= sandbox.env | {
             "DAGSTER_HOME": folder,
