@@ -230,7 +230,10 @@ def standing_still(script: str, *words: str) -> Iterator[int]:
 
 
 def forkserver() -> Any:
-    """Processes forked from one that has imported the program and opened nothing."""
+    """Processes forked from one that has imported the program and opened nothing.
+
+    Python has one such server in a process, made by whoever asks first: all tests have this one.
+    """
     context = multiprocessing.get_context("forkserver")
     modules = ["machine", "machine_preload"]
     context.set_forkserver_preload([f"st_memberships_orchestration_tests.{m}" for m in modules])

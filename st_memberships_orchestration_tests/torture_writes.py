@@ -9,7 +9,6 @@ nobody knows.
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -46,6 +45,7 @@ from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.rows import numbered
 from st_memberships_orchestration_tests.attacks import DOORS
+from st_memberships_orchestration_tests.machine import forkserver
 
 NO_CAPS = Caps(per_run=None, per_day=None, sales_money=None)
 POINTS = {
@@ -405,17 +405,6 @@ class Yard:
 
     def control(self, method: str, path: str, json: Any = None) -> Any:
         return self.sandbox.control(method, f"/_sandbox/{path}", json)
-
-
-def forkserver() -> Any:
-    """Processes forked from one that has imported everything and opened nothing."""
-    context = multiprocessing.get_context("forkserver")
-    modules = [
-        "st_memberships_orchestration_tests.torture_writes",
-        "pandas",
-    ]  # Arrow asks for pandas
-    context.set_forkserver_preload(modules)
-    return context
 
 
 def schedule(yard: Yard, dice: random.Random, name: str, kind: str, ledger_url: str) -> Verdict:
