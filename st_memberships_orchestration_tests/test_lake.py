@@ -583,14 +583,16 @@ def test_wider_versions_are_applied_and_the_position_of_the_newest_is_kept(lake:
 
 def test_only_what_differs_is_written_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "SPAN_BYTES", 1)
-    random, held = Random(0), {id: "Active" for id in range(0, 20_000, 3)}
+    random = Random(0)
+    held: dict[int | None, str] = dict.fromkeys((*range(0, 20_000, 3), None), "Active")
     name, order = "derived/states", ("id",)
 
     def replace(tenant: str = "acme", **options: Any) -> set[str]:
         """Those of the tenant's files from before that stayed; what there is must be told."""
         before = set(lake.open_existing(name).file_uris()) if lake.find(name) else set()
-        states = pa.table({"id": pa.array(sorted(held), pa.int64())})
-        words = pa.array([held[id] for id in sorted(held)], pa.string())
+        ids = sorted(held, key=lambda id: (id is None, id))
+        states = pa.table({"id": pa.array(ids, pa.int64())})
+        words = pa.array([held[id] for id in ids], pa.string())
         states = states.append_column("state", words)
         replace_tenant(lake, name, states, tenant=tenant, order=order, **options)
         found = lake.rows(name, tenant=tenant, columns=("id", "state")).sort_by("id")
@@ -601,8 +603,8 @@ def test_only_what_differs_is_written_again(lake: Lake, monkeypatch: pytest.Monk
     replace()
     bravo, acme = (lake.rows(name, tenant=tenant).num_rows for tenant in ("bravo", "acme"))
     assert len(lake.open_existing(name).file_uris()) == 14
-    for held_back in (9_000, 0, 19_998):
-        held[held_back] = "Expired"
+    for id in (9_000, 0, 19_998, None):
+        held[id] = "Expired"
         assert len(replace()) == 13
     for _ in range(10):
         first = random.randrange(25_000)

@@ -14,7 +14,7 @@ class Assertion:
     """Something that holds of a table when a query finds no row.
 
     Attributes:
-        name: the check, as a assertion.
+        name: the check, as an assertion.
         holds: the assertion in words.
         query: SQL over the lake for the rows that contradict it, `tenant` first.
         remedy: what a contradiction means, and what an operator can do.

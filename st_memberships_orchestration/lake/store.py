@@ -493,6 +493,8 @@ def _differing(
     conditions = [f'"{key}" <= {end}' for end in ends] + ["true"]
     for place, end in enumerate(ends, start=1):
         conditions[place] += f' and "{key}" > {end}'
+    if len(ends):
+        conditions[-1] += f' or "{key}" is null'  # null is sorted after all ids
     cuts = [
         [0, *np.searchsorted(part[key].to_numpy(), ends, side="right"), part.num_rows]
         if key

@@ -381,9 +381,8 @@ class ServiceTitanClient:
                 # httpx would keep the body in the response, which refers to itself: hundreds of
                 # megabytes until Python looks for such circles.
                 body = b"".join(response.iter_bytes())
-        except (
-            httpx.InvalidURL
-        ) as error:  # a token that no address can hold, such as a very long one
+        except httpx.InvalidURL as error:
+            # A token that no address can hold, such as a very long one.
             raise RequestRefused(f"{error}.", field_errors={}, **where) from error
         except httpx.RequestError as error:
             raise connection_lost(error, **where) from error

@@ -5,6 +5,7 @@ sent and undone, what cannot be allowed and why, and how to see whether a reques
 lost has happened. Those that make a record (`Creation`) look for what has appeared.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -76,7 +77,7 @@ class Proposal(Generic[C, R]):
     warnings: list[str] = field(default_factory=list)
 
 
-class Kind(Generic[C, R]):
+class Kind(ABC, Generic[C, R]):
     """A kind of change to records that are there.
 
     Attributes:
@@ -111,9 +112,9 @@ class Kind(Generic[C, R]):
         """Name of what is changed, within an account: of its changes one at a time is open."""
         return f"{self.place}/{target}"
 
+    @abstractmethod
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, R]:
         """The records with these ids, as they are now; those that do not exist are left out."""
-        raise NotImplementedError
 
     def read_apart(
         self, client: MembershipsClient, ids: Sequence[int]
@@ -121,9 +122,9 @@ class Kind(Generic[C, R]):
         """`read`, and why some of them cannot be read."""
         return read_apart(lambda some: self.read(client, some), ids)
 
+    @abstractmethod
     def send(self, client: MembershipsClient, target: int, change: C) -> dict[str, int]:
         """Make the change (`target` is 0 for a creation); the ids of the receipt."""
-        raise NotImplementedError
 
     def completed(self, values: Plain, record: R) -> Plain:
         """The cells of a row, completed from the record where a change needs the whole."""
