@@ -24,7 +24,7 @@ DATA = "team:data"
 OPERATIONS = "team:operations"
 """Owner of what is concluded from it, and of what is written: whom to ask what it means."""
 
-FULL = "Compute it also where nothing that it is made of has changed since it was."
+FULL = "Compute it even if nothing that it is made of has changed."
 """Description of a setting."""
 
 NO_ROWS = "No rows yet."
