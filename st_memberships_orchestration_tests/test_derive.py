@@ -9,11 +9,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from deltalake import write_deltalake
+
 from st_memberships_orchestration.defs.derived import derive
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration_tests.test_metrics_details import line
 from st_memberships_orchestration_tests.test_metrics_frames import (
     ZONE,
     event,
@@ -125,6 +128,23 @@ def assert_followed(folder: Path, **options: Any) -> None:
         shutil.rmtree(folder / layer)
     assert bring_up_to_date(lake, today, full=True) == len(TABLES)
     assert made(lake) == followed
+
+
+def test_a_column_that_an_older_table_lacks_is_null(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    rows = [row_of("invoice_templates", template(101, "15", line(1, "1", "15")), BEGINNING)]
+    land(lake, "invoice_templates", rows, loaded_at=BEGINNING)
+    table = next(table for table in TABLES if table.name == "invoice_template_items")
+    for kept in (rows, []):  # of a tenant with rows, and of one without
+        older = lake.open_existing("current/invoice_templates").to_pyarrow_table()
+        older = older.drop_columns([c for c in ("flags", "total") if c in older.column_names])
+        address = lake.address("current/invoice_templates")
+        write_deltalake(
+            address, older.slice(0, len(kept)), mode="overwrite", schema_mode="overwrite"
+        )
+        made_now = derive(lake, table, "acme", {}, {})
+        assert made_now is not None
+        assert made_now["template_total"].null_count == made_now.num_rows == len(kept)
 
 
 if __name__ == "__main__":  # python -m st_memberships_orchestration_tests.test_derive 100

@@ -190,13 +190,12 @@ def _code() -> str:
 
 
 def _frame(table: DeltaTable | None, source: str, tenant: str) -> pd.DataFrame:
-    schema = schema_of(source)
-    if table is None:
-        return schema.empty_table().to_pandas(types_mapper=pd.ArrowDtype)
-    # One that no sync of this release has opened yet may lack a column.
-    there = {field.name for field in table.schema().fields}
-    columns = [name for name in schema.names if name in there and not _is_spare(name)]
-    rows = scan(table, tenant, [f'"{name}"' for name in columns]).read_all()
+    rows = pa.schema(f for f in schema_of(source) if not _is_spare(f.name)).empty_table()
+    if table is not None:
+        # One that no sync of this release has opened yet may lack a column: it is null then.
+        there = {field.name for field in table.schema().fields}
+        stored = scan(table, tenant, [f'"{name}"' for name in rows.column_names if name in there])
+        rows = pa.concat_tables([rows, stored.read_all()], promote_options="permissive")
     return rows.to_pandas(types_mapper=pd.ArrowDtype)
 
 
