@@ -42,24 +42,52 @@ def contractor(random: Random) -> Iterator[tuple[str, dict[str, Any]]]:
         billed = random.choice((None, 101, 102))
         successor = random.choice((None, None, number + 1))
         member = membership(number, billing_template_id=billed, renewed_by_id=successor)
-        yield "memberships", member | {"membership_type_id": random.choice((1, 2))}
-        yield "recurring_services", service(number, number)
+        customer = {"customer_id": random.choice((None, 1, 2, 10 + number))}
+        yield "memberships", member | customer | {"membership_type_id": random.choice((1, 2))}
+        owner = random.choice((number, number, number, None))
+        place = {"location_id": random.choice((7, 20 + number, 20 + number, None))}
+        yield "recurring_services", service(number, owner) | place
         due = date(2026, 1, 1) + timedelta(days=random.randrange(5, 300))
-        yield "recurring_service_events", event(number, number, number, due.isoformat())
+        of = random.choice((number, number, random.randrange(1, 10)))
+        visitor = random.choice((owner, owner, random.randrange(1, 10)))
+        yield "recurring_service_events", event(number, of, visitor, due.isoformat())
 
 
 def changed(random: Random, feed: str, record: dict[str, Any]) -> dict[str, Any]:
     """The record after somebody changed it."""
     match feed:
         case "memberships":
-            return record | {"status": random.choice(STATUSES)}
+            field, *values = random.choice(
+                (
+                    ("status", *STATUSES),
+                    ("customer_id", None, 1, 2, 3),
+                    ("renewed_by_id", None, *range(2, 10)),
+                    ("billing_template_id", None, 101, 102),
+                    ("membership_type_id", 1, 2, 3),
+                )
+            )
+            return record | {field: random.choice(values)}
         case "membership_types":
             return record | {"duration_billing": [option(None, "Monthly", random.randrange(50))]}
         case "invoice_templates":
             return record | {"total": record["total"] + random.randrange(9)}
         case "recurring_service_events":
-            return record | {"status": "Dismissed" if record["status"] == "Won" else "Won"}
-    return record | {"business_unit_id": random.randrange(3)}
+            field, *values = random.choice(
+                (
+                    ("status", "Won", "Dismissed", "NotAttempted"),
+                    ("location_recurring_service_id", *range(1, 10)),
+                    ("membership_id", None, *range(1, 10)),
+                )
+            )
+            return record | {field: random.choice(values)}
+    field, *values = random.choice(
+        (
+            ("business_unit_id", 0, 1, 2),
+            ("membership_id", None, *range(1, 10)),
+            ("location_id", None, 7, 21, 22),
+        )
+    )
+    return record | {field: random.choice(values)}
 
 
 def row_of(feed: str, record: dict[str, Any], modified: datetime) -> dict[str, Any]:
@@ -85,10 +113,12 @@ def made(lake: Lake) -> dict[str, list[str]]:
     return {name: sorted(map(str, lake.rows(name, tenant="acme").to_pylist())) for name in names}
 
 
-def after_a_history(lake: Lake, seed: int, feeds: Sequence[str] = (), turns: int = 0) -> date:
+def after_a_history(
+    lake: Lake, seed: int, feeds: Sequence[str] = (), turns: int = 0, rounds: int = 1
+) -> date:
     """Let records come, change, go, and come late, with a derive after each step; the last day.
 
-    Each feed changes once after the last turn of a day, which computes all.
+    Each feed changes so many `rounds` after the last turn of a day, which computes all.
     """
     random, now = Random(seed), BEGINNING
     records = list(contractor(random))
@@ -97,7 +127,8 @@ def after_a_history(lake: Lake, seed: int, feeds: Sequence[str] = (), turns: int
         land(lake, feed, rows, loaded_at=now)
     bring_up_to_date(lake, now.date(), full=False)
     feeds = feeds or [*dict(records), "membership_status_changes", "nothing"]
-    for step, feed in enumerate(random.choices(feeds, k=turns) + random.sample(feeds, len(feeds))):
+    last = [feed for _ in range(rounds) for feed in random.sample(feeds, len(feeds))]
+    for step, feed in enumerate(random.choices(feeds, k=turns) + last):
         now += timedelta(days=random.choice((0, 1, 27)) if step < turns else 0, minutes=1)
         if feed == "membership_status_changes":
             told_of = now - timedelta(days=3)
@@ -130,6 +161,30 @@ def assert_followed(folder: Path, **options: Any) -> None:
     assert made(lake) == followed
 
 
+def test_a_derive_computes_what_a_change_can_touch(tmp_path: Path) -> None:
+    lake, now = Lake(str(tmp_path)), BEGINNING
+    members = [membership(id, renewed_by_id=4 if id == 3 else None) for id in range(1, 6)]
+    land(lake, "memberships", [row_of("memberships", each, now) for each in members], loaded_at=now)
+    prices = next(table for table in TABLES if table.name == "membership_prices")
+    clock = {"today": now.date(), "zone": ZONE}
+
+    def derived(**options: Any) -> list[int] | None:
+        rows = derive(lake, prices, "acme", clock, {}, **options)
+        return rows and rows["membership_id"].to_pylist()
+
+    assert derived() == [1, 2, 3, 4, 5]
+    assert derived() is None
+    later = now + timedelta(minutes=1)
+    expired = row_of("memberships", members[2] | {"status": "Expired"}, later)
+    land(lake, "memberships", [expired], loaded_at=later)
+    assert derived() == [3, 4]
+    assert derived(full=True) == [1, 2, 3, 4, 5]
+    found = lake.rows("derived/membership_prices", tenant="acme")
+    assert dict(
+        zip(*found.select(["membership_id", "status"]).to_pydict().values(), strict=True)
+    ) == {id: "Expired" if id == 3 else "Active" for id in range(1, 6)}
+
+
 def test_a_column_that_an_older_table_lacks_is_null(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     rows = [row_of("invoice_templates", template(101, "15", line(1, "1", "15")), BEGINNING)]
@@ -148,6 +203,7 @@ def test_a_column_that_an_older_table_lacks_is_null(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":  # python -m st_memberships_orchestration_tests.test_derive 100
-    for number in range(int(sys.argv[1])):
+    first, beyond = map(int, ("0", *sys.argv[1:])[-2:])
+    for number in range(first, beyond):
         with tempfile.TemporaryDirectory() as directory:
-            assert_followed(Path(directory), seed=number, turns=3)
+            assert_followed(Path(directory), seed=number, turns=2, rounds=3)

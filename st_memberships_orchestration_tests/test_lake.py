@@ -619,6 +619,19 @@ def test_only_what_differs_is_written_again(lake: Lake, monkeypatch: pytest.Monk
     assert made_of(lake.find(name), "acme") == 7
     assert made_of(lake.find(name), "bravo") is None
     assert lake.open_existing(name).version() == version + 1
+    replaced: dict[int | None, str | None] = {9_000: "new", 9_001: "new", 3: None}
+    part = pa.table({"id": [9_000, 9_001], "state": ["new", "new"]})
+    before = set(lake.open_existing(name).file_uris())
+    replace_tenant(
+        lake, name, part, tenant="acme", order=order, of={"id": pa.array([*replaced], pa.int64())}
+    )
+    assert 0 < len(before - set(lake.open_existing(name).file_uris())) < len(before) / 2
+    held = {id: word for id, word in (held | replaced).items() if word is not None}
+    version = lake.open_existing(name).version()
+    replace()
+    assert lake.open_existing(name).version() == version
+    with pytest.raises(ValueError, match="rows of others than the id"):
+        replace_tenant(lake, name, part, tenant="acme", order=order, of={"id": pa.array([9_000])})
     held.clear()
     replace(origin=8)
     assert made_of(lake.find(name), "acme") == 8

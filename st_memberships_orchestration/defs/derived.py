@@ -8,14 +8,15 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 from pydantic import Field, create_model
 
 from st_memberships_orchestration import metrics
@@ -29,14 +30,26 @@ from st_memberships_orchestration.defs.metadata import (
 )
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.report import page_of
+from st_memberships_orchestration.lake.changes import changed_rows, rows_of
+from st_memberships_orchestration.lake.history import VALID_FROM
 from st_memberships_orchestration.lake.store import (
     Lake,
     made_of,
     origin_of,
     replace_tenant,
     scan,
+    seen,
+    sources_then,
 )
 from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.metrics.parts import (
+    KEYS,
+    LINKS,
+    NAMES,
+    TEMPLATE,
+    links_of,
+    touched,
+)
 from st_memberships_orchestration.metrics.tables import Table
 from st_memberships_orchestration.settings import Settings
 
@@ -126,18 +139,174 @@ def derive(
         Its rows, None if they were up to date.
     """
     name, needed = f"derived/{table.name}", _arguments(table)[0]
+    stored = lake.find(name)
     sources = {source: lake.find(source) for source in needed.values()}
-    origin = origin_of(tenant, sources, _code(), dict(clock), dict(options))
-    if not full and made_of(lake.find(name), tenant) == origin:
+
+    def made(of: Mapping[str, DeltaTable | None]) -> int:
+        return origin_of(tenant, of, _code(), dict(clock), dict(options))
+
+    origin = made(sources)
+    if not full and made_of(stored, tenant) == origin:
         return None
-    frames = {arg: _frame(sources[source], source, tenant) for arg, source in needed.items()}
+    part = None
+    if table.key and not full:
+        then = sources_then(lake, stored, tenant, sources)
+        if then is not None and made(then) == made_of(stored, tenant):
+            part = _part(lake, table, tenant, then, sources)
+    if part is None:
+        frames = {arg: _frame(sources[source], source, tenant) for arg, source in needed.items()}
+    else:
+        frames = part.frames
     wanted = inspect.signature(table.of).parameters
     given = {arg: value for arg, value in clock.items() if arg in wanted}
     rows = _rows(table, table.of(**frames, **given, **options))
     frames.clear()
     pa.default_memory_pool().release_unused()  # the next table starts from little again
-    replace_tenant(lake, name, rows, tenant=tenant, order=table.grain, origin=origin)
+    replace_tenant(
+        lake,
+        name,
+        rows,
+        tenant=tenant,
+        order=table.order,
+        of=part and part.of,
+        origin=origin,
+        seen=seen(sources),
+    )
     return rows
+
+
+MOST_TOUCHED = 5_000
+"""Memberships, visits … of one kind up to which a change is followed; the whole costs no more."""
+
+
+class _Part(NamedTuple):
+    """What a change can touch.
+
+    Attributes:
+        frames: the records, by argument.
+        of: ids by column of the derived table: its rows of these are computed from `frames`.
+    """
+
+    frames: dict[str, pd.DataFrame]
+    of: dict[str, pa.Array]
+
+
+def _part(
+    lake: Lake,
+    table: Table,
+    tenant: str,
+    then: Mapping[str, DeltaTable | None],
+    sources: Mapping[str, DeltaTable | None],
+) -> _Part | None:
+    """What the difference between sources can touch; None where that is the whole, or unknown."""
+    needed = _arguments(table)[0]
+    before, at = (
+        {
+            source: version
+            and _At(lake, source, tenant, version.version(), _stamp(version, tenant))
+            for source, version in versions.items()
+        }
+        for versions in (then, sources)
+    )
+    changed: dict[str, pa.Table] = {}
+    for arg, source in needed.items():
+        old, new = before[source], at[source]
+        if old is None or new is None or old.stamp == new.stamp:
+            continue
+        rows = _changed(old, new) if arg in LINKS else None
+        if rows is None:
+            return None
+        changed[arg] = rows
+    links = {
+        arg: _links(at[source], tuple(columns))
+        for arg, source in needed.items()
+        if at[source] is not None
+        and len(columns := {**links_of(arg, table.key), **NAMES.get(arg, {})}) > 1
+    }
+    ids = touched(changed, links, table.key)
+    if max(map(len, ids.values()), default=0) > MOST_TOUCHED:
+        return None
+    frames: dict[str, pd.DataFrame] = {}
+    for arg in sorted(needed, key=lambda arg: LINKS.get(arg, {}).get("id") == TEMPLATE):
+        source, links = needed[arg], links_of(arg, table.key)
+        of = None
+        if arg in LINKS:
+            of = {name: ids[what] for name, what in links.items() if what in ids}
+            if TEMPLATE in links.values():  # also those that are named by what is touched
+                named = [_named(frames[other]) for other in NAMES if other in frames]
+                of = {"id": pa.concat_arrays([*of.values(), *named]).unique()}
+        frames[arg] = (
+            _frame(None, source, tenant) if at[source] is None else _held(at[source], _fixed(of))
+        )
+    nowhere = (changed.get("recurring_services"), frames.get("recurring_services"))
+    if "location_id" in table.key and any(
+        rows is not None and pa.array(rows["location_id"]).null_count for rows in nowhere
+    ):
+        return None  # services without a location share their rows with others that have none
+    nothing = pa.array([], pa.int64())
+    return _Part(frames, {name: ids.get(KEYS[name], nothing) for name in table.key})
+
+
+_Fixed: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...] | None
+
+
+def _fixed(of: Mapping[str, pa.Array] | None) -> _Fixed:
+    """Ids as what can be looked up."""
+    if of is None:
+        return None
+    return tuple((name, tuple(sorted(ids.to_pylist()))) for name, ids in of.items())
+
+
+class _At(NamedTuple):
+    """A table at a version; the stamp tells it from one made anew under its name."""
+
+    lake: Lake
+    source: str
+    tenant: str
+    version: int
+    stamp: int
+
+    def open(self) -> DeltaTable:
+        return DeltaTable(self.lake.address(self.source), version=self.version)
+
+
+def _stamp(table: DeltaTable, tenant: str) -> int:
+    return origin_of(tenant, {"": table})
+
+
+@lru_cache(maxsize=16)
+def _changed(before: _At, after: _At) -> pa.Table | None:
+    """What differs between two versions, None where it is too much or what was then is gone."""
+    try:
+        return changed_rows(
+            after.lake,
+            after.source,
+            before.open(),
+            after.open(),
+            tenant=after.tenant,
+            columns=_columns(after.source),
+            key=_key_of(after.source),
+        )
+    except (OSError, DeltaError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
+    """Some columns of all rows, held for the next table, which needs them again."""
+    return scan(at.open(), at.tenant, [f'"{name}"' for name in columns]).read_all()
+
+
+@lru_cache(maxsize=32)
+def _held(at: _At, of: _Fixed) -> pd.DataFrame:
+    """A part of a table, held for the next one, which mostly needs the same."""
+    ids = None if of is None else {name: pa.array(some, pa.int64()) for name, some in of}
+    return _frame(at.open(), at.source, at.tenant, ids)
+
+
+def _named(records: pd.DataFrame) -> pa.Array:
+    """Templates that records are billed from."""
+    return pa.array(records["billing_template_id"].dropna().unique(), pa.int64())
 
 
 def _arguments(table: Table) -> tuple[dict[str, str], dict[str, inspect.Parameter]]:
@@ -189,14 +358,39 @@ def _code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _frame(table: DeltaTable | None, source: str, tenant: str) -> pd.DataFrame:
+def _frame(
+    table: DeltaTable | None,
+    source: str,
+    tenant: str,
+    of: Mapping[str, pa.Array] | None = None,
+) -> pd.DataFrame:
+    """A tenant's rows, or those with one of the ids `of` columns, as the metrics take them."""
     rows = pa.schema(f for f in schema_of(source) if not _is_spare(f.name)).empty_table()
     if table is not None:
         # One that no sync of this release has opened yet may lack a column: it is null then.
         there = {field.name for field in table.schema().fields}
-        stored = scan(table, tenant, [f'"{name}"' for name in rows.column_names if name in there])
-        rows = pa.concat_tables([rows, stored.read_all()], promote_options="permissive")
+        names = [f'"{name}"' for name in rows.column_names if name in there]
+        stored = (
+            scan(table, tenant, names).read_all()
+            if of is None
+            else rows_of(table, tenant, names, of)
+        )
+        rows = pa.concat_tables([rows, stored], promote_options="permissive")
     return rows.to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def _columns(source: str) -> list[str]:
+    """Columns that the metrics get."""
+    return [f.name for f in schema_of(source) if f.name != "tenant" and not _is_spare(f.name)]
+
+
+def _key_of(source: str) -> Sequence[str]:
+    """Columns that tell a row of a source from any other of the tenant."""
+    layer, _, name = source.partition("/")
+    if layer == "derived":
+        return next(table.grain for table in TABLES if table.name == name)
+    record = "membership_id" if name == "membership_status" else "id"
+    return [record, VALID_FROM] if layer == "history" else [record]
 
 
 def _is_spare(column: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from itertools import pairwise
+from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
@@ -34,7 +34,7 @@ from deltalake import (
     WriterProperties,
     write_deltalake,
 )
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from deltalake.schema import Schema as DeltaSchema
 from deltalake.transaction import AddAction, RemoveAction
@@ -429,7 +429,9 @@ def replace_tenant(
     *,
     tenant: str,
     order: Sequence[str] = (),
+    of: Mapping[str, pa.Array] | None = None,
     origin: int | None = None,
+    seen: Mapping[str, int] | None = None,
 ) -> None:
     """Make `rows` all that the table holds of a tenant, in one commit; it is created if missing.
 
@@ -442,19 +444,19 @@ def replace_tenant(
         rows: of one tenant.
         tenant: whose rows.
         order: columns by which `rows` are sorted, and which tell each from any other.
+        of: ids by column: `rows` are all that the table holds of these, in any of the columns,
+            and the others stay. Of everything, if left out.
         origin: what the rows are made of (`origin_of`), to be remembered.
+        seen: the version of each source at that, for `sources_then`.
     """
     table = lake.open(name, pa.schema([TENANT, *rows.schema]))
     rows = fitting(table, rows)
-    spans = _differing(table, rows, tenant, order)
+    turn = _turn(table, tenant, origin, seen or {})
+    spans = _differing(table, rows, tenant, order, of)
     if not spans:
         if origin not in (None, made_of(table, tenant)):
             table.create_write_transaction(
-                [],
-                "append",
-                table.schema(),
-                ["tenant"],
-                commit_properties=_turn(table, tenant, origin),
+                [], "append", table.schema(), ["tenant"], commit_properties=turn
             )
         return
     changed = with_tenant(pa.concat_tables(span.rows for span in spans), tenant)
@@ -465,7 +467,7 @@ def replace_tenant(
         predicate=f"tenant = {literal(tenant)} and ({' or '.join(span.where for span in spans)})",
         schema_mode="merge",
         target_file_size=SPAN_BYTES,
-        commit_properties=_turn(table, tenant, origin),
+        commit_properties=turn,
     )
 
 
@@ -477,43 +479,66 @@ class _Span(NamedTuple):
 
 
 def _differing(
-    table: DeltaTable, rows: pa.Table, tenant: str, order: Sequence[str]
+    table: DeltaTable,
+    rows: pa.Table,
+    tenant: str,
+    order: Sequence[str],
+    of: Mapping[str, pa.Array] | None,
 ) -> Sequence[_Span]:
-    """The parts of `rows` that the table holds otherwise: one for each file that has such."""
-    stored = scan(table, tenant, [f'"{name}"' for name in rows.column_names]).read_all()
-    if order:
-        stored = stored.sort_by([(name, "ascending") for name in order])
+    """The parts of the tenant's rows that the table holds otherwise: one for each file with such.
+
+    Arguments are those of `replace_tenant`.
+    """
     key = order[0] if order and pa.types.is_integer(rows.schema.field(order[0]).type) else None
-    ends = np.array([], np.int64)
-    if key:
-        files = pa.table(table.get_add_actions(flatten=True))
-        mine = files.filter(pc.equal(files["partition.tenant"], tenant))
-        if f"max.{key}" in mine.column_names:
-            ends = np.unique(mine[f"max.{key}"].drop_null().to_numpy())[:-1]
+    ends = _ends(table, tenant, key) if key else np.array([], np.int64)
     conditions = [f'"{key}" <= {end}' for end in ends] + ["true"]
     for place, end in enumerate(ends, start=1):
         conditions[place] += f' and "{key}" > {end}'
     if len(ends):
         conditions[-1] += f' or "{key}" is null'  # null is sorted after all ids
+    places = range(len(conditions))
+    if of is not None and key is not None and key in of:
+        known = np.searchsorted(ends, of[key].to_numpy())
+        places = np.unique([*known, *(len(ends) for other in of if other != key)]).astype(int)
+    sought = " or ".join(f"({conditions[place]})" for place in places) or "false"
+    names = rows.column_names
+    stored = scan(table, tenant, [f'"{name}"' for name in names], sought).read_all()
+    if of is not None:
+        if not pc.all(any_in(rows, of), min_count=0).as_py():
+            raise ValueError(f"There are rows of others than the {', '.join(of)} that are meant.")
+        rows = pa.concat_tables([stored.filter(pc.invert(any_in(stored, of))), rows])
+    if order:
+        by = [(name, "ascending") for name in order]
+        stored, rows = stored.sort_by(by), rows if of is None else rows.sort_by(by)
     cuts = [
-        [0, *np.searchsorted(part[key].to_numpy(), ends, side="right"), part.num_rows]
+        np.r_[0, np.searchsorted(part[key].to_numpy(), ends, side="right"), part.num_rows]
         if key
-        else [0, part.num_rows]
+        else np.array([0, part.num_rows])
         for part in (stored, rows)
     ]
-    spans = [
-        _Span(f"({where})", after)
-        for where, before, after in zip(
-            conditions,
-            *(
-                [part.slice(a, b - a) for a, b in pairwise(at)]
-                for part, at in zip((stored, rows), cuts, strict=True)
-            ),
-            strict=True,
+    spans = []
+    for place in places:
+        before, after = (
+            part.slice(at[place], at[place + 1] - at[place])
+            for part, at in zip((stored, rows), cuts, strict=True)
         )
-        if not before.equals(after)
-    ]
+        if not before.equals(after):
+            spans.append(_Span(f"({conditions[place]})", after))
     return spans if len(spans) < len(conditions) else [_Span("true", rows)]
+
+
+def _ends(table: DeltaTable, tenant: str, key: str) -> np.ndarray:
+    """The last id of each file of the tenant, but for the very last."""
+    files = pa.table(table.get_add_actions(flatten=True))
+    mine = files.filter(pc.equal(files["partition.tenant"], tenant))
+    if f"max.{key}" not in mine.column_names:
+        return np.array([], np.int64)
+    return np.unique(mine[f"max.{key}"].drop_null().to_numpy())[:-1]
+
+
+def any_in(rows: pa.Table | pa.RecordBatch, ids: Mapping[str, pa.Array]) -> pa.ChunkedArray:
+    """Whether one of the columns holds one of its ids, of each row. Null is no id."""
+    return reduce(pc.or_, (pc.is_in(rows[name], some) for name, some in ids.items()))
 
 
 def origin_of(tenant: str, sources: Mapping[str, DeltaTable | None], *more: object) -> int:
@@ -539,12 +564,53 @@ ORIGIN = "{} is made of"
 """Delta keeps a number for each name that a writer gives itself, in the commit with the rows."""
 
 
-def _turn(table: DeltaTable, tenant: str, origin: int | None) -> CommitProperties:
+SEEN = "{} has seen {}"
+"""Likewise the version of a source: by it the rows of then can be read, and the difference."""
+
+
+def sources_then(
+    lake: Lake, table: DeltaTable | None, tenant: str, sources: Mapping[str, DeltaTable | None]
+) -> dict[str, DeltaTable | None] | None:
+    """The sources of a tenant's rows as they were when those were made; None where it is unknown.
+
+    Args:
+        lake: where the tables lie.
+        table: what the rows are in.
+        tenant: whose rows.
+        sources: by name, as they are now; None is a table that was never written.
+    """
+    if table is None:
+        return None
+    then: dict[str, DeltaTable | None] = {}
+    for name, now in sources.items():
+        version = table.transaction_version(SEEN.format(tenant, name))
+        if (now is None) != (version is None):
+            return None
+        try:
+            then[name] = (
+                now
+                if now is None or now.version() == version
+                else DeltaTable(lake.address(name), version=version)
+            )
+        except DeltaError:  # its log was cleaned up, or it is another table
+            return None
+    return then
+
+
+def seen(sources: Mapping[str, DeltaTable | None]) -> dict[str, int]:
+    """The version of each source that is there, for `replace_tenant`."""
+    return {name: table.version() for name, table in sources.items() if table is not None}
+
+
+def _turn(
+    table: DeltaTable, tenant: str, origin: int | None, seen: Mapping[str, int]
+) -> CommitProperties:
     """What lets only one of several writers of a tenant commit, and remembers the origin."""
     last = table.transaction_version(tenant) or 0
     turns = [Transaction(tenant, last + 1)]
     if origin is not None:
         turns.append(Transaction(ORIGIN.format(tenant), origin))
+    turns += [Transaction(SEEN.format(tenant, name), version) for name, version in seen.items()]
     return CommitProperties(app_transactions=turns)
 
 
@@ -588,7 +654,13 @@ def upsert(
 
 
 def overwrite_tenant(
-    lake: Lake, name: str, rows: pa.RecordBatchReader, *, tenant: str, origin: int | None = None
+    lake: Lake,
+    name: str,
+    rows: pa.RecordBatchReader,
+    *,
+    tenant: str,
+    origin: int | None = None,
+    seen: Mapping[str, int] | None = None,
 ) -> None:
     """`replace_tenant` for rows that are too many to hold: it writes them all.
 
@@ -608,5 +680,5 @@ def overwrite_tenant(
         mode="overwrite",
         predicate=f"tenant = {literal(tenant)}",
         schema_mode="merge",
-        commit_properties=_turn(table, tenant, origin),
+        commit_properties=_turn(table, tenant, origin, seen or {}),
     )

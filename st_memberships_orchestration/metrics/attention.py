@@ -451,6 +451,7 @@ ATTENTION = Table(
         "recurring_service_type_id",
         "detail",
     ),
+    key=("membership_id", "event_id", "recurring_service_id"),
     columns={
         "reason": (TEXT, "Why it needs attention."),
         "membership_id": (ID, "Membership; null for a service sold without one."),

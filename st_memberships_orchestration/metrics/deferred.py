@@ -86,6 +86,7 @@ def deferred_revenue_opening(
 DEFERRED_REVENUE_OPENING = Table(
     of=deferred_revenue_opening,
     grain=("membership_id",),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Membership."),
         "customer_id": (ID, "Customer who holds it."),

@@ -101,6 +101,7 @@ def membership_custom_fields(memberships: pd.DataFrame) -> pd.DataFrame:
 INVOICE_TEMPLATE_ITEMS = Table(
     of=invoice_template_items,
     grain=("invoice_template_id", "position"),
+    key=("invoice_template_id",),
     columns={
         "invoice_template_id": (ID, "Invoice template."),
         "position": (COUNT, "Place of the line in the template, from 0."),
@@ -125,6 +126,7 @@ INVOICE_TEMPLATE_ITEMS = Table(
 MEMBERSHIP_CUSTOM_FIELDS = Table(
     of=membership_custom_fields,
     grain=("membership_id", "position"),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Membership."),
         "position": (COUNT, "Place of the field on the membership, from 0."),

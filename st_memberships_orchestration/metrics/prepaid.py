@@ -139,6 +139,7 @@ def _part(amount: Column, part: Column, whole: Column) -> Column:
 PREPAID_UNEARNED = Table(
     of=prepaid_unearned,
     grain=("membership_id",),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Membership that is paid ahead."),
         "customer_id": (ID, "Customer who holds it."),

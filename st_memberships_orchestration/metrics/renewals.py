@@ -201,6 +201,7 @@ def _is_day_after(rows: Frame) -> np.ndarray:
 RENEWALS = Table(
     of=renewals,
     grain=("membership_id",),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Membership whose term ends."),
         "customer_id": (ID, "Customer who holds it."),

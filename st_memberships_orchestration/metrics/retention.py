@@ -334,6 +334,7 @@ def _divided(amount: Column, by: Column) -> Column:
 MEMBERSHIP_MRR_HISTORY = Table(
     of=membership_mrr_history,
     grain=("membership_id", "month"),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Membership."),
         "month": (DAY, "First day of the month from whose end on this holds."),

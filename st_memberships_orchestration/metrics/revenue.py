@@ -552,6 +552,7 @@ def _bridge(rows: Frame, moves: Frame) -> Frame:
 MEMBERSHIP_PRICES = Table(
     of=membership_prices,
     grain=("membership_id",),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Membership."),
         "status": (TEXT, "Its status."),

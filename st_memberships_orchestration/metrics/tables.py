@@ -38,16 +38,25 @@ class Table:
         of: function that computes it; its docstring is the definition shown to operators.
         grain: columns that tell one row of a tenant from any other; rows are sorted by them.
         columns: Arrow type and meaning of each column, in order; the lake has `tenant` before.
+        key: columns that say of what a row is, one of them in each row: rows of other memberships
+            (visits, services …) have nothing to do with it, unless `parts` says so. None: each row
+            is of the whole account.
     """
 
     of: Callable[..., pd.DataFrame]
     grain: tuple[str, ...]
     columns: Mapping[str, tuple[pa.DataType, str]]
+    key: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of the table."""
         return self.of.__name__
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Columns by which the lake has the rows: those of a record lie beside each other."""
+        return tuple(dict.fromkeys((*self.key[:1], *self.grain)))
 
     @property
     def description(self) -> str:

@@ -345,6 +345,7 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
 VISITS = Table(
     of=visits,
     grain=("event_id",),
+    key=("event_id",),
     columns={
         "event_id": (ID, "Visit: the recurring service event."),
         "due_on": (DAY, "Day the visit is due."),
@@ -395,6 +396,7 @@ VISITS_MONTHLY = Table(
 MEMBERS_WITHOUT_FUTURE_VISIT = Table(
     of=members_without_future_visit,
     grain=("membership_id",),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Active membership without a planned visit."),
         "customer_id": (ID, "Customer who holds it."),

@@ -301,6 +301,7 @@ VISIT_FORECAST = Table(
         "business_unit_id",
         "location_id",
     ),
+    key=("location_id",),
     columns={
         "month": (DAY, "First day of the month of the due day; the running one counts from today."),
         "recurring_service_type_id": (ID, "Type of the recurring service."),
@@ -319,6 +320,7 @@ VISIT_FORECAST = Table(
 VISIT_ENTITLEMENTS = Table(
     of=visit_entitlements,
     grain=("membership_id",),
+    key=("membership_id",),
     columns={
         "membership_id": (ID, "Running membership."),
         "customer_id": (ID, "Customer who holds it."),
