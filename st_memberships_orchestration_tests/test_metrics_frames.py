@@ -338,6 +338,7 @@ def test_the_room_imports_no_other_room_and_does_no_io() -> None:
             "dataclasses",
             "datetime",
             "decimal",
+            "functools",
             "inspect",
             "re",
             "typing",

@@ -6,6 +6,7 @@ dependencies, what is read, and, for arguments with a default, the settings in t
 
 import hashlib
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from functools import cache, lru_cache
@@ -154,7 +155,9 @@ def derive(
         if then is not None and made(then) == made_of(stored, tenant):
             part = _part(lake, table, tenant, then, sources)
     if part is None:
-        frames = {arg: _frame(sources[source], source, tenant) for arg, source in needed.items()}
+        frames = {
+            arg: _held(_at(lake, source, tenant, sources[source])) for arg, source in needed.items()
+        }
     else:
         frames = part.frames
     wanted = inspect.signature(table.of).parameters
@@ -201,17 +204,13 @@ def _part(
     """What the difference between sources can touch; None where that is the whole, or unknown."""
     needed = _arguments(table)[0]
     before, at = (
-        {
-            source: version
-            and _At(lake, source, tenant, version.version(), _stamp(version, tenant))
-            for source, version in versions.items()
-        }
+        {source: _at(lake, source, tenant, version) for source, version in versions.items()}
         for versions in (then, sources)
     )
     changed: dict[str, pa.Table] = {}
     for arg, source in needed.items():
         old, new = before[source], at[source]
-        if old is None or new is None or old.stamp == new.stamp:
+        if old.stamp == new.stamp:
             continue
         rows = _changed(old, new) if arg in LINKS else None
         if rows is None:
@@ -220,7 +219,7 @@ def _part(
     links = {
         arg: _links(at[source], tuple(columns))
         for arg, source in needed.items()
-        if at[source] is not None
+        if sources[source] is not None
         and len(columns := {**links_of(arg, table.key), **NAMES.get(arg, {})}) > 1
     }
     ids = touched(changed, links, table.key)
@@ -235,9 +234,7 @@ def _part(
             if TEMPLATE in links.values():  # also those that are named by what is touched
                 named = [_named(frames[other]) for other in NAMES if other in frames]
                 of = {"id": pa.concat_arrays([*of.values(), *named]).unique()}
-        frames[arg] = (
-            _frame(None, source, tenant) if at[source] is None else _held(at[source], _fixed(of))
-        )
+        frames[arg] = _held(at[source], _fixed(of))
     nowhere = (changed.get("recurring_services"), frames.get("recurring_services"))
     if "location_id" in table.key and any(
         rows is not None and pa.array(rows["location_id"]).null_count for rows in nowhere
@@ -263,26 +260,32 @@ class _At(NamedTuple):
     lake: Lake
     source: str
     tenant: str
-    version: int
+    version: int | None
     stamp: int
 
-    def open(self) -> DeltaTable:
+    def open(self) -> DeltaTable | None:
+        if self.version is None:
+            return None
         return DeltaTable(self.lake.address(self.source), version=self.version)
 
 
-def _stamp(table: DeltaTable, tenant: str) -> int:
-    return origin_of(tenant, {"": table})
+def _at(lake: Lake, source: str, tenant: str, table: DeltaTable | None) -> _At:
+    version = None if table is None else table.version()
+    return _At(lake, source, tenant, version, origin_of(tenant, {"": table}))
 
 
 @lru_cache(maxsize=16)
 def _changed(before: _At, after: _At) -> pa.Table | None:
     """What differs between two versions, None where it is too much or what was then is gone."""
     try:
+        then, now = before.open(), after.open()
+        if then is None or now is None:
+            return None
         return changed_rows(
             after.lake,
             after.source,
-            before.open(),
-            after.open(),
+            then,
+            now,
             tenant=after.tenant,
             columns=_columns(after.source),
             key=_key_of(after.source),
@@ -294,14 +297,25 @@ def _changed(before: _At, after: _At) -> pa.Table | None:
 @lru_cache(maxsize=8)
 def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
     """Some columns of all rows, held for the next table, which needs them again."""
-    return scan(at.open(), at.tenant, [f'"{name}"' for name in columns]).read_all()
+    table = DeltaTable(at.lake.address(at.source), version=at.version)
+    return scan(table, at.tenant, [f'"{name}"' for name in columns]).read_all()
 
 
-@lru_cache(maxsize=32)
-def _held(at: _At, of: _Fixed) -> pd.DataFrame:
-    """A part of a table, held for the next one, which mostly needs the same."""
-    ids = None if of is None else {name: pa.array(some, pa.int64()) for name, some in of}
-    return _frame(at.open(), at.source, at.tenant, ids)
+HELD_BYTES = 250_000_000
+_frames: OrderedDict[tuple[_At, _Fixed], tuple[int, pd.DataFrame]] = OrderedDict()
+
+
+def _held(at: _At, of: _Fixed = None) -> pd.DataFrame:
+    """A table or a part of it, held for the next table, which mostly needs the same."""
+    if (at, of) not in _frames:
+        ids = None if of is None else {name: pa.array(some, pa.int64()) for name, some in of}
+        frame = _frame(at.open(), at.source, at.tenant, ids)
+        _frames[at, of] = int(frame.memory_usage().sum()), frame
+    _frames.move_to_end((at, of))
+    frame = _frames[at, of][1]
+    while sum(size for size, _ in _frames.values()) > HELD_BYTES:
+        _frames.popitem(last=False)
+    return frame
 
 
 def _named(records: pd.DataFrame) -> pa.Array:
@@ -399,7 +413,10 @@ def _is_spare(column: str) -> bool:
 
 
 def _rows(table: Table, frame: pd.DataFrame) -> pa.Table:
-    return pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False)
+    rows = pa.Table.from_pandas(frame, schema=table.schema, preserve_index=False)
+    if table.order == table.grain:
+        return rows
+    return rows.sort_by([(name, "ascending") for name in table.order])
 
 
 def _flagged(rows: pa.Table | None) -> dict[str, Any]:

@@ -71,13 +71,14 @@ def changed_rows(
         ).to_table()
         for paths in (gone, come)
     ]
+    if not gone or not come:
+        return pa.concat_tables(parts).cast(schema)
     same = " and ".join(f'a."{column}" = b."{column}"' for column in key)
     with duckdb_over(a=parts[0], b=parts[1]) as connection:
         connection.sql("set timezone = 'UTC'")
-        pairs = connection.sql(
+        found = connection.sql(
             f"select a, b from a full join b on {same} where a is distinct from b"
-        )
-        found = pairs.to_arrow_table()
+        ).to_arrow_table()
     sides = [pa.Table.from_struct_array(found[side].drop_null()) for side in ("a", "b")]
     return pa.concat_tables(sides).cast(schema)
 

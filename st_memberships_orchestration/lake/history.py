@@ -1,7 +1,8 @@
 """`history/<name>`: what was true when. Built from `raw/` and `current/`, one tenant at a time."""
 
 import hashlib
-from datetime import date
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
 from itertools import groupby, permutations, product
 from operator import attrgetter, ne
 from pathlib import Path
@@ -10,8 +11,12 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from st_memberships_orchestration.columns import INSTANT, described
+from st_memberships_orchestration.lake.changes import changed_rows, rows_of
 from st_memberships_orchestration.lake.store import (
     Lake,
     counts,
@@ -22,12 +27,16 @@ from st_memberships_orchestration.lake.store import (
     replace_tenant,
     retry_conflicts,
     scan,
+    seen,
+    sources_then,
 )
 
 VALID_FROM = "valid_from"
 VALID_TO = "valid_to"
 STREAMED_ROWS = 50_000
 WORKING_MEMORY = "400MB"
+MOST_TOUCHED = 5_000
+"""Records of which the history is computed apart from that of the others; of more, all."""
 HELD_ROWS = 300_000
 """So many are compared with those that are there, and only what differs is written; more of them
 are written as they come."""
@@ -45,7 +54,8 @@ def rebuild_versions(
 ) -> None:
     """Write `history/<feed>`: one row per version of a record, with the time in which it held.
 
-    Nothing is done where it is made of what is in `raw/` still, unless `full`.
+    Nothing is done where it is made of what is in `raw/` still, and only records with new versions
+    are looked at where it was made of less of it, unless `full`.
 
     A version holds from its modification until that of the next. What a record was before its
     oldest known version is not known: ServiceTitan shows only the newest at the time of reading.
@@ -57,12 +67,23 @@ def rebuild_versions(
     if table is None:
         return
     name = f"history/{feed}"
-    origin = origin_of(tenant, {"raw": table}, _code(), modified)
-    if not full and made_of(lake.find(name), tenant) == origin:
+    sources = {f"raw/{feed}": table}
+    origin = origin_of(tenant, sources, _code(), modified)
+    stored = lake.find(name)
+    if not full and made_of(stored, tenant) == origin:
         return
     left_out = ("tenant", "batch", "is_deleted")
     schema = pa.schema(f for f in pa.schema(table.schema()) if f.name not in left_out)
-    versions = scan(table, tenant, [f'"{name}"' for name in schema.names])
+    columns = [f'"{name}"' for name in schema.names]
+    ids = None
+    then = None if full else sources_then(lake, stored, tenant, sources)
+    if then and origin_of(tenant, then, _code(), modified) == made_of(stored, tenant):
+        ids = _ids_of_changed(lake, then, sources, tenant, whose="id")
+    versions = (
+        scan(table, tenant, columns)
+        if ids is None
+        else rows_of(table, tenant, columns, {"id": ids}).to_reader()
+    )
     place = f'impossible_before, can_be, "{modified}", rtrim("{modified}_text", \'Z\')'
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
@@ -95,11 +116,44 @@ def rebuild_versions(
             """
         )
         stream = rows.to_arrow_reader(STREAMED_ROWS).cast(pa.schema([*schema, *VALIDITY]))
-        if counts(table)[tenant] > HELD_ROWS:
-            overwrite_tenant(lake, name, stream, tenant=tenant, origin=origin)
+        remembered = {"tenant": tenant, "origin": origin, "seen": seen(sources)}
+        if ids is None and counts(table)[tenant] > HELD_ROWS:
+            overwrite_tenant(lake, name, stream, **remembered)
         else:
+            of = None if ids is None else {"id": ids}
             order = ("id", VALID_FROM)
-            replace_tenant(lake, name, stream.read_all(), tenant=tenant, order=order, origin=origin)
+            replace_tenant(lake, name, stream.read_all(), order=order, of=of, **remembered)
+
+
+def _ids_of_changed(
+    lake: Lake,
+    then: Mapping[str, DeltaTable | None],
+    now: Mapping[str, DeltaTable | None],
+    tenant: str,
+    whose: str,
+) -> pa.Array | None:
+    """Whose rows are others than then, in any of the tables; None where that is not known.
+
+    `whose` is the column that says so in tables that have it.
+    """
+    found: list[pa.ChunkedArray] = []
+    for name, after in now.items():
+        before = then[name]
+        if after is None or before is None:
+            continue
+        key = ("id", "batch") if name.startswith("raw/") else ("id",)
+        columns = [field.name for field in after.schema().fields if field.name != "tenant"]
+        try:
+            rows = changed_rows(lake, name, before, after, tenant=tenant, columns=columns, key=key)
+        except (OSError, DeltaError):  # a file of then is removed already
+            return None
+        if rows is None:
+            return None
+        found.append(rows[whose if whose in columns else "id"])
+    ids = pc.unique(
+        pa.chunked_array([chunk for part in found for chunk in part.chunks], pa.int64())
+    )
+    return None if len(ids) > MOST_TOUCHED else ids.drop_null()
 
 
 STATUS_COLUMNS = pa.schema(
@@ -180,40 +234,84 @@ def rebuild_membership_status(
     sources = ("current/memberships", "current/membership_status_changes", "raw/memberships")
     tables = {source: lake.find(source) for source in sources}
     origin = origin_of(tenant, tables, _code(), zone, earliest)
-    if not full and made_of(lake.find(name), tenant) == origin:
+    stored = lake.find(name)
+    if not full and made_of(stored, tenant) == origin:
         return
-    memberships = lake.rows(
+    newest = _newest(tables, tenant)
+    if newest is None:
+        return
+    ids = None
+    then = None if full else sources_then(lake, stored, tenant, tables)
+    if then and origin_of(tenant, then, _code(), zone, earliest) == made_of(stored, tenant):
+        before = _newest(then, tenant)
+        # A day that has passed since explains what none before could, for whomever it is.
+        if before and all(
+            before.astimezone(on).date() == newest.astimezone(on).date() for on in (zone, UTC)
+        ):
+            ids = _ids_of_changed(lake, then, tables, tenant, whose="membership_id")
+
+    def of_touched(source: str, whose: str, columns: Sequence[str]) -> pa.Table:
+        table = tables[source]
+        if table is None:
+            return CHANGES.empty_table()
+        if ids is None:
+            return scan(table, tenant, columns).read_all()
+        return rows_of(table, tenant, columns, {whose: ids})
+
+    memberships = of_touched(
         "current/memberships",
-        tenant=tenant,
-        columns=[
+        "id",
+        [
             *("id", "status", "is_deleted", HAPPENED.format("created_on")),
             *(HAPPENED.format("modified_on"), '"from"', '"to"', "cancellation_date"),
         ],
     )
-    if not memberships.num_rows:
+    if ids is None and not memberships.num_rows:
         return
-    changes = lake.rows("current/membership_status_changes", tenant=tenant, columns=CHANGES.names)
-    versions = lake.rows(
+    changes = of_touched("current/membership_status_changes", "membership_id", CHANGES.names)
+    versions = of_touched(
         "raw/memberships",
-        tenant=tenant,
-        columns=[
+        "id",
+        [
             *("id", "status", "active", HAPPENED.format("modified_on")),
             *('"to"', "cancellation_date"),
         ],
     )
-    if not changes.num_columns:
-        changes = CHANGES.empty_table()
     with duckdb_over(memberships=memberships, changes=changes, versions=versions) as connection:
         connection.sql("set timezone = 'UTC'")
         connection.sql(f"create macro midnight(day) as timezone('{zone.key}', day::timestamp)")
         connection.sql(f"create macro earliest() as date '{earliest}'")
-        connection.sql(NEWEST)
+        # A later day cannot tell when something happened that the records show already.
+        connection.sql(f"create macro newest() as timestamptz '{newest.isoformat()}'")
         connection.sql(PASSED)
         connection.sql(IN_ORDER)
         connection.register("moved", _chained(connection))
         history = connection.sql(SPANS).to_arrow_table().cast(STATUS_COLUMNS)
     order = ("membership_id", VALID_FROM)
-    replace_tenant(lake, name, history, tenant=tenant, order=order, origin=origin)
+    replace_tenant(
+        lake,
+        name,
+        history,
+        tenant=tenant,
+        order=order,
+        of=None if ids is None else {"membership_id": ids},
+        origin=origin,
+        seen=seen(tables),
+    )
+
+
+def _newest(tables: Mapping[str, DeltaTable | None], tenant: str) -> datetime | None:
+    """The last moment of which memberships and their changes tell; None without memberships."""
+    found: list[datetime | None] = []
+    for name, happened in (
+        ("current/memberships", "modified_on"),
+        ("current/membership_status_changes", "created_on"),
+    ):
+        table = tables[name]
+        if table is not None:
+            newest = f"max(least({happened}, loaded_at)) as newest"
+            found += scan(table, tenant, [newest]).read_all()["newest"].to_pylist()
+    return max((moment for moment in found if moment), default=None)
 
 
 def _code() -> str:
@@ -233,14 +331,6 @@ IN_ORDER = f"""
     from (select *, {BEYOND_MICROSECONDS} as digits from changes)
 """
 
-NEWEST = """
-    create macro newest() as (
-        -- A later day cannot tell when something happened that the records show already.
-        select greatest(
-            max(modified_on), (select max(least(created_on, loaded_at)) from changes)
-        ) from memberships
-    )
-"""
 PASSED = """
     create macro known(moment) as if(moment >= midnight(earliest()), moment, null);
     create macro passed(day) as if(

@@ -528,12 +528,19 @@ def _differing(
 
 
 def _ends(table: DeltaTable, tenant: str, key: str) -> np.ndarray:
-    """The last id of each file of the tenant, but for the very last."""
+    """The last id of each file of the tenant, but for the very last.
+
+    None where files overlap, as those of an earlier release, or of another order, can: to change
+    one of them would be to change all of them, and to leave them so.
+    """
     files = pa.table(table.get_add_actions(flatten=True))
     mine = files.filter(pc.equal(files["partition.tenant"], tenant))
     if f"max.{key}" not in mine.column_names:
         return np.array([], np.int64)
-    return np.unique(mine[f"max.{key}"].drop_null().to_numpy())[:-1]
+    ranges = mine.select([f"min.{key}", f"max.{key}"]).drop_null()
+    ranges = ranges.sort_by([(name, "ascending") for name in ranges.column_names])
+    first, last = (column.to_numpy() for column in ranges.columns)
+    return np.unique(last)[:-1] if (first[1:] >= last[:-1]).all() else np.array([], np.int64)
 
 
 def any_in(rows: pa.Table | pa.RecordBatch, ids: Mapping[str, pa.Array]) -> pa.ChunkedArray:

@@ -65,7 +65,8 @@ def customers_monthly(
     memberships = with_plausible_days(memberships, earliest, today)
     rows = spells(membership_status, zone, memberships)
     now = before(today)
-    rows["until"] = rows["began"].shift(-1).where(follows(rows).shift(-1, fill_value=False))
+    until = rows["began"].shift(-1).where(follows(rows).shift(-1, fill_value=False))
+    rows = rows.assign(until=until)
     rows = rows[(rows["status"] == ACTIVE) & (rows["began"] < now)]
     members = pick(memberships, "id", "customer_id")
     rows = attach(rows, members, "membership_id", is_of="customer_id")

@@ -20,6 +20,7 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    remembered,
 )
 
 ACTIVE = "Active"
@@ -42,6 +43,7 @@ INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
 """Values of `basis` of a span that no recorded change begins or ends."""
 
 
+@remembered
 def spells(membership_status: Frame, zone: ZoneInfo, memberships: Frame) -> Frame:
     """Status spells in order: a membership is in exactly one status at any moment.
 
@@ -90,6 +92,7 @@ def end_of(moments: Column, days: int) -> Column:
     return moments.dt.normalize() + pd.Timedelta(days=days + 1)
 
 
+@remembered
 def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None) -> Frame:
     """Which membership was renewed by which, one row per membership in the order given.
 
@@ -151,6 +154,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     )
 
 
+@remembered
 def movements(
     memberships: Frame,
     life: Frame,

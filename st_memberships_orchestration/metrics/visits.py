@@ -345,7 +345,7 @@ def with_end(memberships: Frame, membership_status: Frame, zone: ZoneInfo) -> Fr
 VISITS = Table(
     of=visits,
     grain=("event_id",),
-    key=("event_id",),
+    key=("membership_id", "event_id"),
     columns={
         "event_id": (ID, "Visit: the recurring service event."),
         "due_on": (DAY, "Day the visit is due."),
