@@ -56,6 +56,7 @@ DERIVED = {
         "write_audit",
         "attention",
         "billing_due",
+        "call_list",
         "cancellation_reasons_monthly",
         "cohort_retention",
         "cohort_revenue",

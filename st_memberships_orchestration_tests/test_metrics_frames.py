@@ -105,6 +105,7 @@ def membership_type(id: int, *options: Any, **fields: Any) -> dict[str, Any]:
     return {
         "tenant": "acme",
         "id": id,
+        "name": f"Plan {id}",
         "duration_billing": list(options),
         "recurring_services": [{"recurring_service_type_id": service} for service in services],
         "revenue_recognition_mode": "PointOfSale",

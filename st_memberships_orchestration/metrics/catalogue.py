@@ -2,6 +2,7 @@
 
 from st_memberships_orchestration.metrics.attention import ATTENTION
 from st_memberships_orchestration.metrics.billing import BILLING_DUE
+from st_memberships_orchestration.metrics.calls import CALL_LIST
 from st_memberships_orchestration.metrics.cohorts import COHORT_RETENTION
 from st_memberships_orchestration.metrics.customers import CUSTOMERS_MONTHLY
 from st_memberships_orchestration.metrics.deferred import DEFERRED_REVENUE_OPENING
@@ -58,6 +59,7 @@ TABLES = (
     VISIT_ENTITLEMENTS,
     PREPAID_UNEARNED,
     ATTENTION,
+    CALL_LIST,
     BILLING_DUE,
     COHORT_RETENTION,
     COHORT_REVENUE,

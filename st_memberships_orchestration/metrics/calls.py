@@ -1,0 +1,304 @@
+"""Whom to call, and why: what a coordinator works through from the top."""
+
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from st_memberships_orchestration.metrics.frames import (
+    EARLIEST,
+    Column,
+    Frame,
+    among,
+    attach,
+    pick,
+    with_plausible_days,
+)
+from st_memberships_orchestration.metrics.history import ACTIVE
+from st_memberships_orchestration.metrics.tables import (
+    BUSINESS_UNIT_ID,
+    COUNT,
+    DAY,
+    ID,
+    MEMBERSHIP_TYPE_ID,
+    MONEY,
+    TEXT,
+    Table,
+)
+
+REASONS = {
+    "bill_cannot_be_charged": (
+        "The bill of {due_on} for {plan} cannot be charged: ask for a card or bank account.",
+        "Add the card or account in ServiceTitan; update_memberships can set payment_method_id.",
+        "update_memberships",
+    ),
+    "ending_soon": (
+        "{plan} ends on {due_on} and nothing follows it: offer the renewal.",
+        "Renew it in ServiceTitan, which links the two; sell_memberships sells one without a link.",
+        "sell_memberships",
+    ),
+    "expired_not_renewed": (
+        "{plan} ended on {since} and was not renewed: offer to take it up again.",
+        "Renew it in ServiceTitan, which links the two; sell_memberships sells one without a link.",
+        "sell_memberships",
+    ),
+    "visit_owed": (
+        "{count} owed for {plan}, the oldest since {since}: offer a day.",
+        "Book the visit in ServiceTitan; then mark_events_complete attaches it to the job.",
+        "mark_events_complete",
+    ),
+    "no_payment_method": (
+        "{plan} has no card, bank account or kind of payment: ask for one.",
+        "Add the card or account in ServiceTitan; update_memberships can set payment_method_id.",
+        "update_memberships",
+    ),
+    "suspended_long": (
+        "{plan} has been suspended since {since}: ask whether to resume or to end it.",
+        "update_memberships sets status to Active or Canceled.",
+        "update_memberships",
+    ),
+    "plan_switch": (
+        "{plan} is no longer sold: offer a plan that is.",
+        "Sell the new plan (sell_memberships), then cancel this one (update_memberships).",
+        "sell_memberships",
+    ),
+}
+"""Reason -> what to say, what mends it, and the jobs for that; of one urgency, the first first."""
+
+CALL_TODAY, THIS_WEEK, WHEN_THERE_IS_TIME = 1, 2, 3
+
+BOUGHT_ANEW = 90
+"""Days before the end of a membership from which on another one can be meant to follow it."""
+
+
+def call_list(
+    attention: pd.DataFrame,
+    renewals: pd.DataFrame,
+    visits: pd.DataFrame,
+    memberships: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    membership_prices: pd.DataFrame,
+    *,
+    today: date,
+    earliest: date = EARLIEST,
+    ending_within_days: int = 30,
+    bill_within_days: int = 7,
+    owed_days: int = 30,
+) -> pd.DataFrame:
+    """Whom to call, the most urgent first, with all reasons of a customer together.
+
+    One row per customer. `reasons`, the most urgent first, are: `bill_cannot_be_charged`: an
+    Active membership without any way of paying whose next bill is due within `bill_within_days`, or
+    was due; `ending_soon`: an Active membership that ends within `ending_within_days` and has no
+    successor; `expired_not_renewed`, `no_payment_method` and `suspended_long`, as in `attention`;
+    `visit_owed`: a visit owed for more than `owed_days`; `plan_switch`: an Active membership of a
+    plan that is no longer sold. Nobody is called about the end of a membership who has renewed it,
+    or bought anew: another Active one for the same location, which begins at most 90 days before
+    that end, and later than this one, and ends later.
+
+    `urgency` is 1, today (a bill that cannot be charged, an end within 7 days), 2, this week (an
+    end later than that, or at most 30 days ago; an owed visit), or 3, when there is time. `rank`
+    goes by urgency, then by money, then by customer.
+
+    `money_at_stake` is one year at the present price of the memberships that the row is about, each
+    once, in the account's currency; an owed visit alone has no price in this API.
+
+    Source: `derived/attention`, `derived/renewals`, `derived/visits`, `derived/membership_prices`
+    and current tables. Known gaps: names and telephone numbers of customers are not in this API; a
+    visit of a service without a membership has no customer here and stands in `visits` only;
+    whether a plan is still sold is known of today only.
+
+    Args:
+        attention: the derived table.
+        renewals: the derived table.
+        visits: the derived table.
+        memberships: newest version of each membership, also deleted ones.
+        membership_types: newest version of each type.
+        membership_prices: the derived table.
+        today: the contractor's day.
+        earliest: days before this one are mistakes, and are taken as not known.
+        ending_within_days: how long before its last day a membership is worth a call.
+        bill_within_days: how long before a bill that cannot be charged a call is worth while.
+        owed_days: days after which an owed visit is worth a call.
+    """
+    memberships = with_plausible_days(memberships, earliest, today)
+    now: Any = pd.Timestamp(today)
+    members = _members(memberships, membership_types, membership_prices)
+    reasons = pd.concat(
+        [
+            _from_attention(attention, members, now, bill_within_days),
+            _ending(renewals, members, ending_within_days),
+            _owed(visits, owed_days),
+            pd.DataFrame(
+                {
+                    "membership_id": members.loc[members["can_switch"], "membership_id"],
+                    "reason": "plan_switch",
+                    "urgency": WHEN_THERE_IS_TIME,
+                }
+            ),
+        ],
+        ignore_index=True,
+    )
+    facts = ("customer_id", "membership_type_id", "business_unit_id", "location_id")
+    rows = attach(
+        reasons, members, "membership_id", *facts, "plan", "annual_value", id="membership_id"
+    )
+    rows = rows[rows["customer_id"].notna()]
+    rows["annual_value"] = rows["annual_value"].where(rows["reason"] != "visit_owed")
+    rows["place"] = rows["reason"].map({reason: n for n, reason in enumerate(REASONS)})
+    rows = rows.sort_values(
+        ["customer_id", "urgency", "place", "annual_value", "membership_id"],
+        ascending=[True, True, True, False, True],
+        ignore_index=True,
+    )
+    for n, name in enumerate(("what_to_say", "mended_by", "write_jobs")):
+        rows[name] = rows["reason"].map({reason: words[n] for reason, words in REASONS.items()})
+    rows["what_to_say"] = _filled(rows)
+    rows["membership_ids"] = rows["membership_id"].astype("str")
+    calls = _together(rows)
+    worth = rows.groupby(["customer_id", "membership_id"])["annual_value"].max()
+    calls["money_at_stake"] = calls["customer_id"].map(
+        worth.groupby("customer_id").sum(min_count=1)
+    )
+    calls = calls.sort_values(
+        ["urgency", "money_at_stake", "customer_id"], ascending=[True, False, True]
+    )
+    return CALL_LIST.frame(calls.assign(rank=np.arange(1, len(calls) + 1)))
+
+
+def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Frame:
+    """The memberships with their plan's name, what they pay in a year, and what is to be judged."""
+    rows = pick(
+        memberships,
+        "id",
+        "customer_id",
+        "membership_type_id",
+        "business_unit_id",
+        "location_id",
+        "status",
+        "from",
+        "to",
+        "next_scheduled_bill_date",
+        "is_deleted",
+    ).rename(columns={"id": "membership_id"})
+    types = pick(membership_types, "id", "name", "is_deleted")
+    rows = attach(rows, types, "membership_type_id", plan="name", is_retired="is_deleted")
+    rows["plan"] = rows["plan"].fillna("The membership")
+    prices = pick(prices, "membership_id", "annual_value")
+    rows = attach(rows, prices, "membership_id", "annual_value", id="membership_id")
+    rows["is_active"] = (rows["status"] == ACTIVE) & ~rows["is_deleted"]
+    rows["can_switch"] = rows["is_active"] & rows["is_retired"]
+    return rows
+
+
+def _from_attention(attention: Frame, members: Frame, now: Any, bill_within_days: int) -> Frame:
+    rows = pick(attention, "membership_id", "reason", "since")
+    rows = rows[rows["reason"].isin(list(REASONS))]
+    rows = attach(
+        rows, members, "membership_id", due_on="next_scheduled_bill_date", id="membership_id"
+    )
+    unpaid = rows["reason"] == "no_payment_method"
+    soon = unpaid & (rows["due_on"] <= now + pd.Timedelta(days=bill_within_days))
+    lately = (rows["reason"] == "expired_not_renewed") & (
+        rows["since"] >= now - pd.Timedelta(days=30)
+    )
+    rows["reason"] = rows["reason"].mask(soon, "bill_cannot_be_charged")
+    rows["urgency"] = np.select([soon, lately], [CALL_TODAY, THIS_WEEK], WHEN_THERE_IS_TIME)
+    rows["due_on"] = rows["due_on"].where(soon)
+    return rows
+
+
+def _ending(renewals: Frame, members: Frame, within_days: int) -> Frame:
+    rows = pick(renewals, "membership_id", "status", "term_end", "days_left", "is_renewed")
+    ends = (rows["days_left"] >= 0) & (rows["days_left"] <= within_days)
+    rows = rows[(rows["status"] == ACTIVE) & ~rows["is_renewed"] & ends.fillna(False)]
+    rows = rows[~among(rows["membership_id"], _followed(rows["membership_id"], members))]
+    return rows.assign(
+        reason="ending_soon",
+        due_on=rows["term_end"],
+        urgency=np.where(rows["days_left"] <= 7, CALL_TODAY, THIS_WEEK),
+    )[["membership_id", "reason", "urgency", "due_on"]]
+
+
+def _followed(ids: Column, members: Frame) -> Column:
+    """Of these memberships, those whose customer has bought anew what goes on where they end."""
+    facts = ["customer_id", "membership_id", "location_id", "from", "to"]
+    mine = members.loc[among(members["membership_id"], ids), facts]
+    both = mine.merge(members.loc[members["is_active"], facts], "inner", "customer_id")
+    there, other = both["location_id_x"], both["location_id_y"]
+    same_place = there.isna() | other.isna() | (there == other).fillna(False)
+    lately = both["from_y"] >= both["to_x"] - pd.Timedelta(days=BOUGHT_ANEW)
+    later = lately & (both["from_y"] > both["from_x"]) & ~(both["to_y"] <= both["to_x"])
+    return both.loc[same_place & later & both["customer_id"].notna(), "membership_id_x"]
+
+
+def _owed(visits: Frame, owed_days: int) -> Frame:
+    """One row per membership that is owed visits."""
+    rows = pick(visits, "membership_id", "due_on", "is_owed", "days_overdue")
+    rows = rows[rows["is_owed"] & (rows["days_overdue"] > owed_days).fillna(False)]
+    rows = rows.groupby("membership_id", as_index=False).agg(
+        since=("due_on", "min"), owed_visits=("due_on", "size")
+    )
+    return rows.assign(reason="visit_owed", urgency=THIS_WEEK)
+
+
+def _filled(rows: Frame) -> list[str]:
+    """What to say, with the names, days and numbers of each row."""
+    words = ("what_to_say", "plan", "due_on", "since", "owed_visits")
+    return [
+        text.format(
+            plan=plan,
+            due_on="" if pd.isna(due_on) else due_on.date(),
+            since="long ago" if pd.isna(since) else since.date(),
+            count="" if pd.isna(visits) else _counted(int(visits)),
+        )
+        for text, plan, due_on, since, visits in zip(*(rows[w] for w in words), strict=True)
+    ]
+
+
+def _counted(visits: int) -> str:
+    return "1 visit is" if visits == 1 else f"{visits} visits are"
+
+
+def _together(rows: Frame) -> Frame:
+    """One row per customer: the most urgent one, with the words of all."""
+    customer = rows.groupby("customer_id", sort=False)
+    calls = customer.head(1).drop(columns="annual_value").set_index("customer_id")
+    lists = {
+        "reasons": ("reason", ", "),
+        "membership_ids": ("membership_ids", ", "),
+        "what_to_say": ("what_to_say", " "),
+        "mended_by": ("mended_by", " "),
+        "write_jobs": ("write_jobs", ", "),
+    }
+    for name, (source, between) in lists.items():
+        each = rows.drop_duplicates(["customer_id", source])
+        calls[name] = each.groupby("customer_id")[source].agg(between.join)
+    calls["owed_visits"] = customer["owed_visits"].sum()
+    return calls.reset_index()
+
+
+CALL_LIST = Table(
+    of=call_list,
+    grain=("rank",),
+    columns={
+        "rank": (COUNT, "Place in the list: 1 is to be called first."),
+        "customer_id": (ID, "Customer to call; nobody stands here twice."),
+        "urgency": (COUNT, "1: today; 2: this week; 3: when there is time."),
+        "reasons": (TEXT, "Why, the most urgent first, words joined by a comma."),
+        "what_to_say": (TEXT, "What the call is about: a sentence for each reason."),
+        "money_at_stake": (MONEY, "A year of the memberships it is about; null: no price known."),
+        "due_on": (DAY, "Day by which it presses: the end, or the bill; null if there is none."),
+        "since": (DAY, "Day since which the first reason holds; null where that is not known."),
+        "owed_visits": (COUNT, "Visits that are owed for long."),
+        "plan": (TEXT, "Name of the plan of the first reason."),
+        "membership_id": (ID, "Membership of the first reason."),
+        "membership_ids": (TEXT, "All memberships that it is about, joined by a comma."),
+        "membership_type_id": MEMBERSHIP_TYPE_ID,
+        "business_unit_id": BUSINESS_UNIT_ID,
+        "location_id": (ID, "Location of that membership; null means all of the customer's."),
+        "mended_by": (TEXT, "What is done after the call, and where."),
+        "write_jobs": (TEXT, "Jobs of this project for that, joined by a comma."),
+    },
+)
