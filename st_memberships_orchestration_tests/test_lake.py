@@ -7,6 +7,7 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -603,6 +604,7 @@ def test_only_what_differs_is_written_again(lake: Lake, monkeypatch: pytest.Monk
     replace()
     bravo, acme = (lake.rows(name, tenant=tenant).num_rows for tenant in ("bravo", "acme"))
     assert len(lake.open_existing(name).file_uris()) == 14
+    monkeypatch.setattr(store_module, "SPAN_BYTES", 10_000)
     for id in (9_000, 0, 19_998, None):
         held[id] = "Expired"
         assert len(replace()) == 13
@@ -622,6 +624,14 @@ def test_only_what_differs_is_written_again(lake: Lake, monkeypatch: pytest.Monk
     replaced: dict[int | None, str | None] = {9_000: "new", 9_001: "new", 3: None}
     part = pa.table({"id": [9_000, 9_001], "state": ["new", "new"]})
     before = set(lake.open_existing(name).file_uris())
+    for edge in (0, 19_998):  # what lies far apart is written into files that lie far apart
+        held[edge] = "again"
+    replace()
+    files = pa.table(lake.open_existing(name).get_add_actions(flatten=True)).to_pylist()
+    ranges = sorted(
+        (file["min.id"], file["max.id"]) for file in files if file["partition.tenant"] == "acme"
+    )
+    assert all(before[1] < after[0] for before, after in pairwise(ranges))
     replace_tenant(
         lake, name, part, tenant="acme", order=order, of={"id": pa.array([*replaced], pa.int64())}
     )

@@ -11,20 +11,24 @@ On object storage a commit is a conditional put, which fails where another write
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
+from uuid import uuid4
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from deltalake import (
     ColumnProperties,
     CommitProperties,
@@ -452,29 +456,37 @@ def replace_tenant(
     table = lake.open(name, pa.schema([TENANT, *rows.schema]))
     rows = fitting(table, rows)
     turn = _turn(table, tenant, origin, seen or {})
-    spans = _differing(table, rows, tenant, order, of)
-    if not spans:
-        if origin not in (None, made_of(table, tenant)):
-            table.create_write_transaction(
-                [], "append", table.schema(), ["tenant"], commit_properties=turn
-            )
-        return
-    changed = with_tenant(pa.concat_tables(span.rows for span in spans), tenant)
-    write_deltalake(
-        table,
-        fitting(table, changed),
-        mode="overwrite",
-        predicate=f"tenant = {literal(tenant)} and ({' or '.join(span.where for span in spans)})",
-        schema_mode="merge",
-        target_file_size=SPAN_BYTES,
-        commit_properties=turn,
-    )
+    spans, is_all = _differing(table, rows, tenant, order, of)
+    if is_all:
+        changed = with_tenant(pa.concat_tables(span.rows for span in spans), tenant)
+        write_deltalake(
+            table,
+            fitting(table, changed),
+            mode="overwrite",
+            predicate=f"tenant = {literal(tenant)}",
+            schema_mode="merge",
+            target_file_size=SPAN_BYTES,
+            commit_properties=turn,
+        )
+    elif spans or origin not in (None, made_of(table, tenant)):
+        files = files_of(lake)
+        actions = [action for span in spans for action in _rewritten(files, name, span, order[0])]
+        table.create_write_transaction(
+            actions, "append", table.schema(), ["tenant"], commit_properties=turn
+        )
 
 
 class _Span(NamedTuple):
-    """Rows that follow each other, and the SQL condition of their place."""
+    """Rows that follow each other.
+
+    Attributes:
+        where: SQL condition of their place.
+        files: what the log says of the files that hold them, and no others.
+        rows: as they are to be.
+    """
 
     where: str
+    files: list[dict[str, Any]]
     rows: pa.Table
 
 
@@ -484,13 +496,13 @@ def _differing(
     tenant: str,
     order: Sequence[str],
     of: Mapping[str, pa.Array] | None,
-) -> Sequence[_Span]:
-    """The parts of the tenant's rows that the table holds otherwise: one for each file with such.
+) -> tuple[list[_Span], bool]:
+    """The spans of the tenant's rows that the table holds otherwise, and whether they are all.
 
     Arguments are those of `replace_tenant`.
     """
     key = order[0] if order and pa.types.is_integer(rows.schema.field(order[0]).type) else None
-    ends = _ends(table, tenant, key) if key else np.array([], np.int64)
+    ends, files = _laid(table, tenant, key)
     conditions = [f'"{key}" <= {end}' for end in ends] + ["true"]
     for place, end in enumerate(ends, start=1):
         conditions[place] += f' and "{key}" > {end}'
@@ -523,24 +535,82 @@ def _differing(
             for part, at in zip((stored, rows), cuts, strict=True)
         )
         if not before.equals(after):
-            spans.append(_Span(f"({conditions[place]})", after))
-    return spans if len(spans) < len(conditions) else [_Span("true", rows)]
+            spans.append(_Span(conditions[place], files[place], after))
+    return spans, len(spans) == len(conditions)
 
 
-def _ends(table: DeltaTable, tenant: str, key: str) -> np.ndarray:
-    """The last id of each file of the tenant, but for the very last.
+def _laid(
+    table: DeltaTable, tenant: str, key: str | None
+) -> tuple[np.ndarray, list[list[dict[str, Any]]]]:
+    """How a tenant's rows lie: the last id of each span but the very last, and each one's files.
 
-    None where files overlap, as those of an earlier release, or of another order, can: to change
-    one of them would be to change all of them, and to leave them so.
+    Files that overlap are one span. Rows without an id are in the last.
     """
     files = pa.table(table.get_add_actions(flatten=True))
-    mine = files.filter(pc.equal(files["partition.tenant"], tenant))
-    if f"max.{key}" not in mine.column_names:
-        return np.array([], np.int64)
-    ranges = mine.select([f"min.{key}", f"max.{key}"]).drop_null()
-    ranges = ranges.sort_by([(name, "ascending") for name in ranges.column_names])
-    first, last = (column.to_numpy() for column in ranges.columns)
-    return np.unique(last)[:-1] if (first[1:] >= last[:-1]).all() else np.array([], np.int64)
+    mine = files.filter(pc.equal(files["partition.tenant"], tenant)).to_pylist()
+    first, last, nulls = f"min.{key}", f"max.{key}", f"null_count.{key}"
+    nameless = [file for file in mine if file.get(nulls) == file["num_records"]]
+    named = [file for file in mine if file not in nameless]
+    if not named or any(file.get(last) is None for file in named):
+        return np.array([], np.int64), [mine]
+    spans: list[list[dict[str, Any]]] = []
+    ends: list[int] = []
+    for file in sorted(named, key=lambda file: (file[first], file[last])):
+        if ends and file[first] <= ends[-1]:
+            spans[-1].append(file)
+            ends[-1] = max(ends[-1], file[last])
+        else:
+            spans.append([file])
+            ends.append(file[last])
+    if any(file.get(nulls) for span in spans[:-1] for file in span):
+        return np.array([], np.int64), [mine]
+    spans[-1] += nameless
+    return np.array(ends[:-1], np.int64), spans
+
+
+def _rewritten(
+    files: pafs.FileSystem, name: str, span: _Span, key: str
+) -> Iterator[AddAction | RemoveAction]:
+    """Write a span anew in files of its own: Delta's writer would put what lies apart into one."""
+    now = int(time.time() * 1000)
+    size, held = (sum(file[of] for file in span.files) for of in ("size_bytes", "num_records"))
+    for file in span.files:
+        tenant = {"tenant": file["partition.tenant"]}
+        yield RemoveAction(unquote(file["path"]), True, now, file["size_bytes"], tenant)
+    folder = unquote(span.files[0]["path"]).rpartition("/")[0]
+    parts = max(round(size / max(held, 1) * span.rows.num_rows / SPAN_BYTES), 1)
+    for part in _split(span.rows, key, parts):
+        path = f"{folder}/part-{uuid4()}.snappy.parquet"
+        with files.open_output_stream(f"{name}/{path}") as sink:
+            pq.write_table(part, sink)
+            written = sink.tell()
+        tenant = {"tenant": span.files[0]["partition.tenant"]}
+        yield AddAction(
+            path, written, tenant, now, True, _statistics(_ranges(part), part.column_names)
+        )
+
+
+def _split(rows: pa.Table, key: str, parts: int) -> Iterator[pa.Table]:
+    """`rows` in about so many parts, those of one id together."""
+    ids = pc.fill_null(rows[key], np.iinfo(np.int64).max).to_numpy()
+    cuts = np.searchsorted(
+        ids, ids[np.linspace(0, len(ids), parts, endpoint=False)[1:].astype(int)]
+    )
+    for first, beyond in pairwise([0, *np.unique(cuts[cuts > 0]), len(ids)]):
+        if beyond > first:
+            yield rows.slice(first, beyond - first)
+
+
+def _ranges(rows: pa.Table) -> dict[str, Any]:
+    """What the log says of a file with these rows, flattened."""
+    found: dict[str, Any] = {"num_records": rows.num_rows}
+    for name in rows.column_names:
+        kind = rows.schema.field(name).type
+        if pa.types.is_integer(kind) or pa.types.is_date(kind):  # of times, Delta cuts the end off
+            ends = pc.min_max(rows[name]).as_py()
+            found |= {f"min.{name}": ends["min"], f"max.{name}": ends["max"]}
+            found[f"null_count.{name}"] = rows[name].null_count
+    return found
 
 
 def any_in(rows: pa.Table | pa.RecordBatch, ids: Mapping[str, pa.Array]) -> pa.ChunkedArray:
