@@ -42,8 +42,9 @@ docs: env  ## build the documentation as a site into site/, warnings as errors
 test-docs: env  ## run the commands of README and docs, as a reader would, and try the wheel
 	@$(BIN)/python -m pytest -n 2 -m documentation
 
-test-ui: env  ## walk the web UI in Chromium, as an operator would (skips without one)
-	@$(BIN)/python -m pytest -n 0 st_memberships_orchestration_tests/ui_walk.py
+test-ui: env  ## walk the web UI and the report in Chromium, as a person would (skips without one)
+	@$(BIN)/python -m pytest -n 0 st_memberships_orchestration_tests/ui_walk.py \
+	  st_memberships_orchestration_tests/report_walk.py
 
 torture-writes: env  ## 1,500 random schedules over all writes: faults, kills, and a hostile ServiceTitan
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500

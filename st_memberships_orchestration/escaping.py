@@ -26,8 +26,9 @@ _MARKUP = re.compile(r"[\\`*\[\]<>&|~$^=!#{}]|(?<![^\W_])_|_(?![^\W_])")
 _LINK = re.compile(r"((?:(?<=[a-z]):(?=//)|(?<=www)\.|@)+)", re.IGNORECASE)
 """What makes links of plain text. They are looked for last, so that no backslash helps."""
 
-_FORMULA = re.compile(r"'*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
-_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+FORMULA = re.compile(r"'*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
+NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
+"""How a cell begins that spreadsheets take for a formula, and what of it is none."""
 
 
 def visible(text: str, most: int | None = None) -> str:
@@ -102,9 +103,9 @@ def csv_cell(text: str) -> str:
     A text that begins like one gets an apostrophe before it, the spreadsheets' own mark of a text;
     `from_csv_cell` takes it away again. Plain numbers are left as they are.
     """
-    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
 def from_csv_cell(text: str) -> str:
     """The text of a cell that `csv_cell` has written."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text

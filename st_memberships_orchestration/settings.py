@@ -99,6 +99,22 @@ def _known_timezone(name: str) -> str:
     return name
 
 
+def _currency(code: str) -> str:
+    if code and not re.fullmatch("[A-Z]{3}", code):
+        raise _wrong(f"{code!r} is no currency; use its three capital letters, such as USD")
+    return code
+
+
+def _site(url: str) -> str:
+    """An address of which nothing but scheme, host and port is said, so that a path can follow."""
+    found = re.fullmatch(r"(https?)://([a-zA-Z0-9.-]+)(:\d{1,5})?/?", url)
+    if not found or (found[1] == "http" and not _is_here(found[2])):
+        raise _wrong(
+            "it must be https:// and a host, such as https://go.servicetitan.com, and nothing else"
+        )
+    return url.rstrip("/")
+
+
 def _encoding(path: Path) -> str:
     """How a file is written: Windows' tools like UTF-16; without a mark UTF-8 is likeliest."""
     content = path.read_bytes() if path.is_file() else b""
@@ -159,6 +175,20 @@ class Tenant(BaseModel):
     timezone: Annotated[str, BeforeValidator(_known_timezone)] = Field(
         default="America/New_York", description="The contractor's own day."
     )
+    display_name: str = Field(
+        default="", max_length=80, description="How people call it, in report and digest."
+    )
+    currency: Annotated[str, AfterValidator(_currency)] = Field(
+        default="",
+        description="Three letters, such as USD: the money of the account, which the API leaves "
+        "out.",
+    )
+    business_units: dict[int, str] = Field(
+        default_factory=dict,
+        description="Names of business units, which are not in this API, as JSON: "
+        '{"12": "Plumbing"}.',
+    )
+    users: dict[int, str] = Field(default_factory=dict, description="The same for those who sell.")
 
     @property
     def zone(self) -> ZoneInfo:
@@ -239,6 +269,11 @@ class Settings(BaseSettings):
         default="http://localhost:3000",
         description="Where people open Dagster: for links, and the one name beside localhost to "
         "which its web server answers.",
+    )
+
+    servicetitan_url: Annotated[str, AfterValidator(_site)] = Field(
+        default="https://go.servicetitan.com",
+        description="Where people open ServiceTitan: for the links in report and digest.",
     )
 
     keep_runs_days: int = Field(

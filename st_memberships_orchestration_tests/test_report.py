@@ -1,6 +1,11 @@
 """The report: from the sandbox to a page that says what the tables say, and runs nothing."""
 
 import base64
+import csv
+import gzip
+import hashlib
+import io
+import json
 import re
 import zlib
 from dataclasses import dataclass
@@ -14,6 +19,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.report import _rows
@@ -21,13 +27,19 @@ from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.reporting import charts, formats
-from st_memberships_orchestration.reporting.facts import Check, Feed, Provenance
+from st_memberships_orchestration.reporting import page as page_module
+from st_memberships_orchestration.reporting.facts import Account, Check, Feed, Provenance
 from st_memberships_orchestration.reporting.page import make_report
 from st_memberships_orchestration.reporting.queries import NEEDS, figures
+from st_memberships_orchestration.reporting.tables import SHOWN_PLAIN
+from st_memberships_orchestration.reporting.tables import TABLES as TABLES_OF_PAGE
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.terminal.commands import main
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.rows import named, read_rows
 from st_memberships_orchestration_tests.conftest import Reconciled
-from st_memberships_orchestration_tests.harness import Location
+from st_memberships_orchestration_tests.harness import Location, today
 
 REPORT = dg.AssetKey(["report", "memberships"])
 NOW = datetime(2026, 3, 10, 9, 30, tzinfo=ZoneInfo("America/Chicago"))
@@ -73,11 +85,17 @@ def page(tenant: str = "acme") -> str:
 
 
 def cells(html: str, section: str) -> list[list[str]]:
-    """The rows of the tables of a section, as text."""
-    part = html.split(f'<h2 id="{section}">')[1].split("<h2 ")[0]
+    """The rows of a table, or of all tables of a section, as text."""
+    if section in TABLES_OF_PAGE:
+        part = html.split(f'data-table="{section}"')[1].split("</table>")[0]
+    else:
+        part = html.split(f'<h2 id="{section}">')[1].split("<h2 ")[0]
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", part, re.DOTALL)
     return [
-        [unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
+        [
+            unescape(re.sub(r"<[^>]+>", "", cell))
+            for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)
+        ]
         for row in rows
     ]
 
@@ -112,8 +130,7 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
     assert shown["ARR"] == f"{arr:,.2f}"
     assert shown["Visits owed"] == f"{owed:,}"
 
-    by_age = cells(html, "visits")
-    ages = [row for row in by_age if row and "days" in row[0]]
+    ages = cells(html, "owed_by_age")[1:]
     assert sum(int(row[1].replace(",", "")) for row in ages) == owed
 
     findings = ask(
@@ -121,7 +138,7 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
         "select reason, count(*), sum(money_at_stake) from derived.attention"
         " where tenant = 'acme' group by all",
     )
-    found = {row[0]: (row[1], row[2]) for row in cells(html, "findings") if len(row) == 6}
+    found = {row[0]: (row[1], row[2]) for row in cells(html, "findings")[1:]}
     assert found == {
         formats.phrase(reason): (formats.count(count), formats.money(money))
         for reason, count, money in findings
@@ -133,18 +150,18 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
         " and status = 'Active' and not is_renewed and bucket in ('0-30', '31-60', '61-90')"
         " group by all",
     )
-    rows = {row[0]: (row[1], row[2]) for row in cells(html, "renewals") if len(row) == 6}
+    rows = {row[0]: (row[1], row[2]) for row in cells(html, "renewals_ahead")[1:]}
     assert ahead
     for bucket, count, money in ahead:
         assert rows[formats.phrase(bucket)] == (formats.count(count), formats.money(money))
 
-    outlook = [row for row in cells(html, "revenue") if len(row) == 4]
+    outlook = cells(html, "outlook")[1:]
     in_mrr = [row for row in outlook if row[0].startswith(("At risk", "None of these"))]
     assert len(in_mrr) > 2
     shown_mrr = sum(Decimal(row[2].replace(",", "")) for row in in_mrr)
     assert abs(shown_mrr - mrr) < Decimal("0.03")  # each row is rounded for itself
     ((to_come,),) = ask(lake, "select sum(due) from derived.visit_forecast where tenant = 'acme'")
-    forecast = [row for row in by_age if len(row) == 5 and row[0][-4:].isdigit()]
+    forecast = cells(html, "forecast")[1:]
     assert sum(int(row[1].replace(",", "")) for row in forecast) == to_come
     assert len(forecast) == 13
 
@@ -152,12 +169,12 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
         lake,
         "select sum(bills)::bigint, sum(amount) from derived.billing_due where tenant = 'acme'",
     )
-    billed = [row for row in cells(html, "billing") if row]
+    billed = cells(html, "billing")[1:]
     assert sum(int(row[2].replace(",", "")) for row in billed) == due[0][0]
 
 
 def test_movements_of_each_month_add_up_on_the_page(made: Made) -> None:
-    rows = [row for row in cells(made.html, "members") if len(row) == 14]
+    rows = cells(made.html, "months")[1:]
     assert len(rows) == 13
     for row in rows:
         start, *moves, end, growth = (
@@ -169,15 +186,135 @@ def test_movements_of_each_month_add_up_on_the_page(made: Made) -> None:
 
 
 def test_the_page_needs_nothing_but_itself(made: Made) -> None:
-    html = made.html
-    for outside in ("http:", "https:", "//fonts", "<script", "<link", "<img", "src=", "@import"):
+    html = re.sub(r"<script.*?</script>", "", made.html, flags=re.DOTALL)
+    for outside in ("//fonts", "<link", "<img", "<iframe", "src=", "@import", "url("):
         assert outside not in html, outside
-    assert "url(" not in html
-    assert set(re.findall(r'href="([^"]*)"', html)) <= {
-        f"#{name}" for name in re.findall(r'id="([^"]*)"', html)
-    }
+    for address in re.findall(r'href="([^"]*)"', html):
+        lists = address.startswith("acme/") and address.endswith(".csv")
+        assert address.startswith(("#", "https://go.servicetitan.com/#/")) or lists, address
+    here = {f"#{name}" for name in re.findall(r'id="([^"]*)"', html)}
+    assert {one for one in re.findall(r'href="(#[^"]*)"', html)} <= here
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
+
+
+def test_a_browser_may_run_the_two_scripts_of_the_page_and_fetch_nothing(made: Made) -> None:
+    policy = unescape(re.search(r'Policy" content="([^"]*)"', made.html)[1])  # type: ignore[index]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-")
+    run = re.findall(r"<script>(.*?)</script>", made.html, re.DOTALL)
+    sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
+    assert re.findall(r"'sha256-([^']*)'", policy) == sums
+    assert len(sums) == 2
+
+
+def test_what_is_brought_along_is_what_was_noted() -> None:
+    vendor = Path(page_module.__file__).parent / "vendor"
+    file = vendor / "dataTables.min.js"
+    noted = (vendor / "README.md").read_text()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in noted
+    version = re.search(r"DataTables ([\d.]+)", file.read_text()[:60])
+    assert version
+    assert f"| {version[1]} | MIT" in noted
+    assert (vendor / "LICENSE-datatables.txt").exists()
+
+
+def packed(html: str, name: str) -> dict[str, Any]:
+    """The rows of a list as the page's script unpacks them."""
+    (text,) = re.findall(rf'id="rows-{name}">([^<]*)</script>', html)
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def test_every_list_is_whole_in_the_page_and_beside_it(made: Made) -> None:
+    ((findings,),) = ask(made.lake, "select count(*) from derived.attention where tenant = 'acme'")
+    ((owed,),) = ask(
+        made.lake, "select count(*) from derived.visits where tenant = 'acme' and is_owed"
+    )
+    folder = Path(made.metadata["report"]).with_suffix("")
+    counts = {}
+    for file in folder.iterdir():
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            head, *lines = csv.reader(text)
+        inside = packed(made.html, file.stem)
+        assert inside["head"] == head
+        assert [list(map(str, line)) for line in inside["rows"]] == lines
+        shown = cells(made.html, file.stem)[1:]
+        assert len(shown) == min(len(lines), SHOWN_PLAIN)
+        counts[file.stem] = len(lines)
+    assert counts["owed_visits"] == owed > SHOWN_PLAIN
+    assert sum(n for name, n in counts.items() if name.startswith("findings_")) == findings
+
+
+def test_a_list_that_a_job_mends_is_planned_as_it_was_downloaded(
+    made: Made, location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox)
+    folder = Path(made.metadata["report"]).with_suffix("")
+    for name, table in TABLES_OF_PAGE.items():
+        file = folder / f"{name}.csv"
+        if table.job is None or not file.exists():
+            continue
+        kind = KINDS[table.job]
+        rows, faults = named(read_rows(file), kind.columns, {"tenant"})
+        assert not faults
+        asked_for = {column for column in rows[0].values if not column.startswith("_")}
+        assert asked_for <= {*kind.columns.values(), "tenant"}
+
+    # Of the first, somebody fills in one column in a spreadsheet, and plans the file.
+    with (folder / "findings_update_memberships.csv").open(
+        encoding="utf-8-sig", newline=""
+    ) as text:
+        head, *lines = csv.reader(text)
+    day = head.index("next_scheduled_bill_date")
+    filled = {line[1]: line for line in lines}  # one membership can have several findings
+    for line in filled.values():
+        line[day] = (today() + timedelta(days=40)).isoformat()
+    with Path("filled.csv").open("w", encoding="utf-8-sig", newline="") as text:
+        csv.writer(text).writerows([head, *filled.values()])
+    said = CliRunner().invoke(main, ["plan", "update-memberships", "filled.csv"])
+    assert said.exit_code == 0, said.output
+    (plan,) = Path(".data/plans").glob("*.json")
+    planned = {str(change["target"]) for change in json.loads(plan.read_text())["changes"]}
+    assert planned <= filled.keys()
+    assert planned
+
+
+def test_names_and_addresses_of_the_account_stand_in_place_of_ids(made: Made) -> None:
+    units = ask(made.lake, "select distinct business_unit_id from derived.visits where is_owed")
+    account = Account(
+        "acme",
+        name="Acme & Sons",
+        currency="CAD",
+        site="https://next.example.com",
+        business_units={id: f"Unit {place}" for place, (id,) in enumerate(units) if id},
+    )
+    html = make_report(tables_of(made.lake), facts(account=account), tenants=["acme"]).html
+    assert "<h1>Memberships of Acme &amp; Sons</h1>" in html
+    assert "Money is in CAD" in html
+    assert tiles(html)["MRR"].startswith("$")
+    rows = packed(html, "owed_visits")["rows"]
+    assert {row[6][:5] for row in rows} <= {"Unit ", ""}
+    assert not any(row[5].startswith("Type ") for row in rows)
+    customer, location = rows[0][2], rows[0][3]
+    assert f'<a href="https://next.example.com/#/Customer/{customer}">{customer}</a>' in html
+    assert f'<a href="https://next.example.com/#/Location/{location}">{location}</a>' in html
+    assert "go.servicetitan.com" not in html
+
+
+def test_each_chart_says_its_values_where_it_is_pointed_at_and_in_a_table(made: Made) -> None:
+    figures_ = re.findall(r'<figure class="card" id="chart-.*?</figure>', made.html, re.DOTALL)
+    assert len(figures_) == 8
+    for figure in figures_:
+        said = [unescape(text) for text in re.findall(r"<title>(.*?)</title>", figure)]
+        table = re.search(r'<table class="values">(.*?)</table>', figure, re.DOTALL)
+        assert table
+        values = {unescape(v) for v in re.findall(r"<td>(.*?)</td>", table[1])}
+        assert said
+        assert {text.rpartition(": ")[2] for text in said} <= values
+
+
+def test_no_definition_sends_to_a_place_that_is_not_there(made: Made) -> None:
+    words = " ".join(re.sub(r"<[^>]+>", "", made.html).split())
+    assert not re.search(r"reference sections? \d", words, re.IGNORECASE)
 
 
 def test_every_number_is_defined_at_the_end(made: Made) -> None:
@@ -197,7 +334,8 @@ def test_freshness_and_checks_are_shown(made: Made) -> None:
 
 def test_charts_are_pictures_in_the_metadata(made: Made) -> None:
     assert Path(made.metadata["report"]).name == "acme.html"
-    assert list(Path(made.metadata["report"]).parent.iterdir()) == [Path(made.metadata["report"])]
+    folder = Path(made.metadata["report"]).parent
+    assert sorted(file.name for file in folder.iterdir()) == ["acme", "acme.html"]
     pictures = re.findall(r"data:image/png;base64,([^)]+)", made.metadata["charts"])
     assert len(pictures) == 8
     assert len(made.metadata["charts"]) < 150_000
@@ -267,7 +405,7 @@ def _this_month() -> str:
 
 def facts(**changed: Any) -> Provenance:
     known: dict[str, Any] = {
-        "tenant": "acme",
+        "account": Account("acme"),
         "as_of": {"members_monthly": NOW.date()},
         "made_at": NOW,
         "feeds": [Feed("memberships", NOW)],
@@ -298,8 +436,19 @@ def test_names_from_outside_are_text_and_never_markup(made: Made) -> None:
         feeds=[Feed(evil, None)],
     )
     html = make_report(tables, known, tenants=["acme", evil]).html
-    assert "<script" not in html
+    assert "<script>alert" not in html
     assert html.count("&lt;script&gt;") > 20
+    assert packed(html, "owed_visits")["rows"][0][4] == evil
+
+
+def test_a_cell_of_a_list_is_no_formula_in_the_file(made: Made) -> None:
+    evil = '=HYPERLINK("http://x.example")'
+    tables = tables_of(made.lake)
+    tables["visits"] = replaced(tables["visits"], "service_name", evil)
+    report = make_report(tables, facts(), tenants=["acme"])
+    assert packed(report.html, "owed_visits")["rows"][0][4] == evil
+    _, first, *_ = csv.reader(io.StringIO(report.lists["owed_visits"], newline=""))
+    assert first[4] == f"'{evil}"
 
 
 @pytest.mark.parametrize(

@@ -256,3 +256,34 @@ print(this_user())
         [sys.executable, "-c", script], env=settings, capture_output=True, text=True, check=True
     )
     assert done.stdout == "54321\n"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://go.servicetitan.com/#/x",
+        "https://user@go.servicetitan.com",
+        "http://go.servicetitan.com",
+        "javascript:alert(1)",
+        "go.servicetitan.com",
+        'https://x.example"><script>',
+        "",
+    ],
+)
+def test_links_lead_to_a_site_and_nothing_else(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(ValidationError, match="it must be https://"):
+        Settings(servicetitan_url=url)
+    monkeypatch.setenv("ST_SERVICETITAN_URL", "https://next.example.com/")
+    assert Settings().servicetitan_url == "https://next.example.com"
+
+
+def test_a_tenant_says_how_people_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET", "APP_KEY"):
+        monkeypatch.setenv(f"ST_TENANTS__ACME__{name}", "1")
+    monkeypatch.setenv("ST_TENANTS__ACME__BUSINESS_UNITS", '{"12": "Plumbing"}')
+    monkeypatch.setenv("ST_TENANTS__ACME__CURRENCY", "")
+    acme = Settings().tenants["acme"]
+    assert (acme.business_units, acme.users, acme.currency) == ({12: "Plumbing"}, {}, "")
+    monkeypatch.setenv("ST_TENANTS__ACME__CURRENCY", "dollars")
+    with pytest.raises(ValidationError, match="no currency; use its three capital letters"):
+        Settings()

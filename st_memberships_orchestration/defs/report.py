@@ -1,7 +1,7 @@
 """The report: a page per tenant for those who run the business, made from the derived tables."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.reporting.facts import Check, Feed, Provenance
+from st_memberships_orchestration.reporting.facts import Account, Check, Feed, Provenance
 from st_memberships_orchestration.reporting.queries import NEEDS, Need
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
@@ -64,7 +64,7 @@ def build_assets(
         tenant = context.partition_key
         zone = settings.tenants[tenant].zone
         facts = Provenance(
-            tenant=tenant,
+            account=_account(settings, tenant),
             as_of=_days(context.instance, tenant),
             made_at=datetime.now(zone),
             feeds=_feeds(lake, settings.environment, tenant, zone),
@@ -77,7 +77,9 @@ def build_assets(
             for name, need in NEEDS.items()
         }
         report = make_report(tables, facts, tenants=tenants)
-        path = _write(page_of(Path(settings.report_dir), tenant), report.html)
+        path = page_of(Path(settings.report_dir), tenant)
+        _write_lists(path.with_suffix(""), report.lists)
+        _write(path, report.html)
         pictures = "\n\n".join(chart.markdown for chart in report.charts.values())
         return dg.MaterializeResult(
             metadata={
@@ -93,11 +95,30 @@ def build_assets(
     return [memberships]
 
 
+def _account(settings: Settings, tenant: str) -> Account:
+    found = settings.tenants[tenant]
+    return Account(
+        tenant,
+        name=found.display_name,
+        currency=found.currency,
+        site=settings.servicetitan_url,
+        business_units=found.business_units,
+        users=found.users,
+    )
+
+
 def _rows(lake: Lake, need: Need, tenants: Sequence[str]) -> pa.Table:
     """The rows of some tenants; no rows, but all columns, while the table does not exist."""
-    parts = [lake.rows(need.table, tenant=tenant, where=need.where) for tenant in tenants]
+    parts = [
+        lake.rows(need.table, tenant=tenant, columns=need.columns, where=need.where)
+        for tenant in tenants
+    ]
+    empty = schema_of(need.table).empty_table()
     return pa.concat_tables(
-        [schema_of(need.table).empty_table(), *(part for part in parts if part.num_columns)],
+        [
+            empty if need.columns == ("*",) else empty.select(need.columns),
+            *(part for part in parts if part.num_columns),
+        ],
         promote_options="permissive",
     )
 
@@ -167,10 +188,19 @@ def page_of(folder: Path, tenant: str) -> Path:
     return (folder / f"{tenant}.html").absolute()
 
 
-def _write(path: Path, html: str) -> Path:
-    """Put the page in its place in one step: a reader never sees half of it."""
+def _write_lists(folder: Path, lists: Mapping[str, str]) -> None:
+    """The lists beside the page, for those who want a file, or read it without scripts."""
+    for file in folder.glob("*.csv"):
+        if file.stem not in lists:
+            file.unlink()
+    for name, text in lists.items():
+        # Excel takes a file for UTF-8 only if it begins so, and every reader of ours leaves it out.
+        _write(folder / f"{name}.csv", f"\ufeff{text}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a file in its place in one step: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.part")
-    draft.write_text(html, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", newline="")
     draft.replace(path)
-    return path

@@ -7,8 +7,11 @@ import base64
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from html import unescape
 from typing import Any
 
 import altair as alt
@@ -23,7 +26,7 @@ LIGHT = {
     "rule": "#e1e5ea",
     "blue": "#2463d1",
     "teal": "#0d8073",
-    "green": "#2f8f3a",
+    "green": "#277a31",
     "red": "#c8372d",
     "orange": "#d9770e",
     "grey": "#8b95a1",
@@ -52,14 +55,18 @@ class Chart:
     Attributes:
         title: what is shown.
         note: what to know when reading it.
-        svg: for the page, with colours as CSS variables.
+        svg: for the page, with colours as CSS variables; each mark says its value when pointed at.
         png: for anywhere else, on white.
+        headings: of the table of its values.
+        lines: that table, for those who read it rather.
     """
 
     title: str
     note: str
     svg: str
     png: bytes
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
 
     @property
     def markdown(self) -> str:
@@ -95,36 +102,48 @@ def draw(figures: Mapping[str, list[Row]]) -> dict[str, Chart]:
         ),
         "visits": _visits(figures["visit_months"]),
     }
-    return {name: _drawn(*chart) for name, chart in declared.items() if chart}
+    return {name: _drawn(chart) for name, chart in declared.items() if chart}
 
 
-Declared = tuple[str, str, Any] | None
+@dataclass(frozen=True)
+class _Declared:
+    """A chart before it is drawn: what it says, how, and the points that it shows."""
+
+    title: str
+    note: str
+    chart: Any
+    points: Sequence[Row]
 
 
-def _stock(title: str, rows: list[Row], column: str, colour: str) -> Declared:
-    points = _points(rows, {title: column})
+def _stock(title: str, rows: list[Row], column: str, colour: str) -> _Declared | None:
+    shown = formats.count if column == "active_end" else formats.money
+    points = _points(rows, {title: column}, shown)
     if len(points) < 2:
         return None
     base = alt.Chart(alt.Data(values=points)).encode(x=_month(), y=_axis(",.0f"))
     area = base.mark_area(color=LIGHT[colour], opacity=0.15)
-    return title, "The last point is today.", area + base.mark_line(color=LIGHT[colour])
+    chart = area + base.mark_line(color=LIGHT[colour]) + _hover(base)
+    return _Declared(title, "The last point is today.", chart, points)
 
 
-def _shares(title: str, rows: list[Row], series: Mapping[str, tuple[str, str]]) -> Declared:
+def _shares(title: str, rows: list[Row], series: Mapping[str, tuple[str, str]]) -> _Declared | None:
     complete = [row for row in rows if row["is_complete"]]
-    points = _points(complete, {name: column for name, (column, _) in series.items()})
+    columns = {name: column for name, (column, _) in series.items()}
+    points = _points(complete, columns, formats.percent)
     if len(points) < 2:
         return None
     colours = {name: colour for name, (_, colour) in series.items()}
-    chart = (
-        alt.Chart(alt.Data(values=points))
-        .mark_line()
-        .encode(x=_month(), y=_axis(".1~%"), color=_legend(colours, symbol="stroke"))
-    )
-    return title, "", chart
+    base = alt.Chart(alt.Data(values=points)).encode(x=_month(), y=_axis(".1~%"))
+    chart = base.mark_line().encode(color=_legend(colours, symbol="stroke")) + _hover(base)
+    return _Declared(title, "", chart, points)
 
 
-def _movements(rows: list[Row]) -> Declared:
+def _hover(base: alt.Chart) -> alt.Chart:
+    """Points that nobody sees, and that say the value where a line is pointed at."""
+    return base.mark_point(opacity=0, filled=True, size=500).encode(description="said:N")
+
+
+def _movements(rows: list[Row]) -> _Declared | None:
     series = {
         "New": ("new", "green", 1),
         "Reactivated": ("reactivated", "teal", 1),
@@ -133,7 +152,7 @@ def _movements(rows: list[Row]) -> Declared:
         "Suspended": ("suspended", "grey", -1),
     }
     points = [
-        {"month": row["month"].isoformat(), "series": name, "value": sign * row[column]}
+        _point(row["month"], name, sign * row[column], formats.count)
         for row in rows[:13]
         for name, (column, _, sign) in series.items()
     ]
@@ -145,31 +164,37 @@ def _movements(rows: list[Row]) -> Declared:
     )
 
 
-def _visits(rows: list[Row]) -> Declared:
+def _visits(rows: list[Row]) -> _Declared | None:
     series = {"Booked": "booked", "Open": "open", "Dismissed": "dismissed"}
     return _stacked(
         "Visits by the month they are due",
         "Booked is not performed: this API does not know. The last month holds visits to come.",
-        _points(rows[:13], series),
+        _points(rows[:13], series, formats.count),
         {"Booked": "blue", "Open": "orange", "Dismissed": "grey"},
     )
 
 
-def _stacked(title: str, note: str, points: list[Row], colours: Mapping[str, str]) -> Declared:
+def _stacked(
+    title: str, note: str, points: list[Row], colours: Mapping[str, str]
+) -> _Declared | None:
     if not any(point["value"] for point in points):
         return None
     chart = (
         alt.Chart(alt.Data(values=points))
         .mark_bar()
-        .encode(x=_month(band=True), y=_axis(",d"), color=_legend(colours))
+        .encode(x=_month(band=True), y=_axis(",d"), color=_legend(colours), description="said:N")
     )
-    return title, note, chart
+    return _Declared(title, note, chart, points)
 
 
-def _bars(title: str, values: Mapping[str, Any], colour: str) -> Declared:
+def _bars(title: str, values: Mapping[str, Any], colour: str) -> _Declared | None:
     if not any(values.values()):
         return None
-    points = [{"label": name, "value": float(value or 0)} for name, value in values.items()]
+    shown = formats.money if any(isinstance(v, Decimal) for v in values.values()) else formats.count
+    points = [
+        {"label": name, "value": float(value or 0), "said": f"{name}: {shown(value)}"}
+        for name, value in values.items()
+    ]
     longest = max(point["value"] for point in points)
     base = alt.Chart(alt.Data(values=points)).encode(
         y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=150, domain=False)),
@@ -178,16 +203,42 @@ def _bars(title: str, values: Mapping[str, Any], colour: str) -> Declared:
     numbers = base.mark_text(align="left", dx=4, color=LIGHT["ink"], fontSize=12).encode(
         text=alt.Text("value:Q", format=",.0f")
     )
-    return title, "", base.mark_bar(color=LIGHT[colour]) + numbers
+    bars = base.mark_bar(color=LIGHT[colour]).encode(description="said:N")
+    return _Declared(title, "", bars + numbers, points)
 
 
-def _points(rows: list[Row], series: Mapping[str, str]) -> list[Row]:
+def _points(rows: list[Row], series: Mapping[str, str], shown: Callable[[Any], str]) -> list[Row]:
     return [
-        {"month": row["month"].isoformat(), "series": name, "value": float(row[column])}
+        _point(row["month"], name, row[column], shown)
         for row in rows
         for name, column in series.items()
         if row[column] is not None
     ]
+
+
+def _point(month: date, series: str, value: Any, shown: Callable[[Any], str]) -> Row:
+    said = f"{formats.month(month)}, {series}: {shown(value)}"
+    return {
+        "month": month.isoformat(),
+        "label": formats.month(month),
+        "series": series,
+        "value": float(value),
+        "said": said,
+    }
+
+
+def _table(declared: _Declared) -> tuple[list[str], list[list[str]]]:
+    """The points as a table: a line for each label, a column for each series."""
+    names = list(dict.fromkeys(point.get("series", "Value") for point in declared.points))
+    lines: dict[str, dict[str, str]] = {}
+    for point in declared.points:
+        value = point["said"].rpartition(": ")[2]
+        lines.setdefault(point["label"], {})[point.get("series", "Value")] = value
+    first = "Month" if "month" in declared.points[0] else ""
+    return (
+        [first, *(name if len(names) > 1 else "Value" for name in names)],
+        [[label, *(line.get(n, formats.NOTHING) for n in names)] for label, line in lines.items()],
+    )
 
 
 def _month(*, band: bool = False) -> alt.X:
@@ -214,12 +265,12 @@ def _legend(colours: Mapping[str, str], symbol: str = "square") -> alt.Color:
     return alt.Color("series:N", scale=scale, legend=legend if len(colours) > 1 else None)
 
 
-def _drawn(title: str, note: str, chart: Any) -> Chart:
+def _drawn(declared: _Declared) -> Chart:
     spec = (
-        chart.properties(
+        declared.chart.properties(
             width=WIDTH, height=HEIGHT, autosize={"type": "fit", "contains": "padding"}
         )
-        .configure(font=FONT, aria=False, background="white", padding=4)
+        .configure(font=FONT, background="white", padding=4)
         .configure_view(stroke=None)
         .configure_line(strokeWidth=2.5)
         .configure_axis(
@@ -234,15 +285,36 @@ def _drawn(title: str, note: str, chart: Any) -> Chart:
         .configure_legend(labelFontSize=11.5, labelColor=LIGHT["ink"])
     )
     svg = vl_convert.vegalite_to_svg(spec.to_dict())
-    return Chart(title, note, _for_page(svg), _squeezed(vl_convert.svg_to_png(svg, scale=1)))
+    png = _squeezed(vl_convert.svg_to_png(svg, scale=1))
+    return Chart(
+        declared.title,
+        declared.note,
+        _for_page(svg, {point["said"] for point in declared.points}),
+        png,
+        *_table(declared),
+    )
 
 
-def _for_page(svg: str) -> str:
+_MARK = re.compile(r'<path aria-label="([^"]*)"([^>]*)/>')
+_FOR_READERS = re.compile(r' (?:aria-[a-z]+|role)="[^"]*"')
+
+
+def _for_page(svg: str, said: Collection[str]) -> str:
     """The drawing without its fixed size and namespace, and with colours that the page decides."""
     head, _, body = svg.partition(">")
     view = re.search(r'viewBox="[^"]*"', head)
     for name, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{name})")
+    # A mark's description becomes what a browser shows where it is pointed at.
+    body = _MARK.sub(
+        lambda mark: (
+            f"<path{mark[2]}><title>{mark[1]}</title></path>"
+            if unescape(mark[1]) in said
+            else f"<path{mark[2]}/>"
+        ),
+        body,
+    )
+    body = _FOR_READERS.sub("", body)
     body = re.sub(r'<rect width="[^"]*" height="[^"]*" fill="white"/>', "", body, count=1)
     return f'<svg class="chart" aria-hidden="true" {view[0] if view else ""}>{body}'
 

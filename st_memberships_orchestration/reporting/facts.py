@@ -1,7 +1,7 @@
 """What a report says besides its figures."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 
 
@@ -46,11 +46,37 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Account:
+    """What people call a tenant and what belongs to it, as far as it was set.
+
+    Attributes:
+        tenant: its key.
+        name: how people call it.
+        currency: three letters; empty if nobody said.
+        site: address at which people open ServiceTitan.
+        business_units: names by id; of the others only the ids are known.
+        users: the same.
+    """
+
+    tenant: str
+    name: str = ""
+    currency: str = ""
+    site: str = "https://go.servicetitan.com"
+    business_units: Mapping[int, str] = field(default_factory=dict)
+    users: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its name, or its key."""
+        return self.name or self.tenant
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What the page says besides the figures.
 
     Attributes:
-        tenant: whose report it is.
+        account: whose report it is.
         as_of: the day for which each derived table was computed; none if never.
         made_at: now, on the contractor's clock.
         feeds: how far each feed is read, in the contractor's time zone.
@@ -59,10 +85,15 @@ class Provenance:
         derived: tenants whose numbers were ever computed; of others nothing is known.
     """
 
-    tenant: str
+    account: Account
     as_of: Mapping[str, date]
     made_at: datetime
     feeds: Sequence[Feed]
     checks: Sequence[Check]
     definitions: Mapping[str, str]
     derived: Collection[str] = ()
+
+    @property
+    def tenant(self) -> str:
+        """Key of the tenant whose report it is."""
+        return self.account.tenant

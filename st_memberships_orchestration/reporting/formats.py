@@ -73,6 +73,15 @@ def money(value: Decimal | None) -> str:
     return NOTHING if value is None else f"{value:,.2f}".replace("-", MINUS)
 
 
+def sum_of_money(value: Decimal | None, currency: str) -> str:
+    """$12,345.67, or 12,345.67 CHF; without a sign where nobody said which money it is."""
+    sign = {"USD": "$", "CAD": "$", "AUD": "$", "NZD": "$", "GBP": "£", "EUR": "€"}.get(currency)
+    if value is None or not currency:
+        return money(value)
+    text = money(abs(value))
+    return (MINUS if value < 0 else "") + (f"{sign}{text}" if sign else f"{text} {currency}")
+
+
 def percent(share: float | None) -> str:
     """12.3 %."""
     return NOTHING if share is None else f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
@@ -91,6 +100,11 @@ def points(now: float | None, before: float | None) -> str:
     if now is None or before is None:
         return NOTHING
     return f"{(now - before) * 100:+.1f} points".replace("-", MINUS)
+
+
+def ratio(value: float | None) -> str:
+    """1.23."""
+    return NOTHING if value is None else f"{value:.2f}"
 
 
 def month(value: date) -> str:
@@ -114,8 +128,16 @@ def phrase(word: str) -> str:
     return known.get(word, word.replace("_", " "))
 
 
+_SOURCES = re.compile(
+    r"[;,.]?\s+(?:[a-z][a-z ]*:\s+)?"
+    r"\(?reference\s+sections?\s+[\d.]*\d(?:(?:,| and) [\d.]*\d)*\)?"
+)
+"""Sections of the API notes, which are in the documentation, not beside a page that is mailed."""
+
+
 def prose(text: str) -> Markup:
     """Paragraphs of a docstring as HTML, with its `code` set apart."""
+    text = _SOURCES.sub("", text)
     paragraphs = [str(escape(part)) for part in re.split(r"\n\s*\n", text.strip()) if part]
     coded = (re.sub(r"`([^`]+)`", r"<code>\1</code>", part) for part in paragraphs)
     return Markup("".join(f"<p>{part}</p>" for part in coded))

@@ -1,5 +1,7 @@
 """One tenant's report: a page that needs nothing but itself."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,10 +12,14 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
+from st_memberships_orchestration.escaping import FORMULA, NUMBER
 from st_memberships_orchestration.reporting import charts, formats
 from st_memberships_orchestration.reporting.charts import Chart
 from st_memberships_orchestration.reporting.facts import Feed, Provenance
-from st_memberships_orchestration.reporting.queries import TYPES_SHOWN, Row, figures
+from st_memberships_orchestration.reporting.queries import Row, figures
+from st_memberships_orchestration.reporting.tables import PLACES, SHOWN_PLAIN, TABLES, Column, cell
+
+LIBRARY = "vendor/dataTables.min.js"
 
 STALE_AFTER = timedelta(hours=36)
 """Even a quiet feed's journal says once a day how far it is read."""
@@ -21,11 +27,12 @@ STALE_AFTER = timedelta(hours=36)
 
 @dataclass(frozen=True)
 class Report:
-    """The page, its charts, and the tenant's headline figures."""
+    """The page, its charts, the tenant's headline figures, and each list as a CSV file by name."""
 
     html: str
     charts: Mapping[str, Chart]
     headline: Row
+    lists: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -49,26 +56,69 @@ def make_report(
         facts: what is known besides.
         tenants: all tenants; the page sums them up if there is more than one.
     """
-    found = figures(tables, tenant=facts.tenant, tenants=tenants)
+    found = figures(
+        tables,
+        tenant=facts.tenant,
+        tenants=tenants,
+        business_units=facts.account.business_units,
+        users=facts.account.users,
+    )
     headline = next(row for row in found["headlines"] if row["tenant"] == facts.tenant)
     drawn = charts.draw(found)
     html = _template().render(
         facts=facts,
         figures=found,
         headline=headline,
-        tiles=_tiles(headline),
+        tiles=_tiles(headline, facts.account.currency),
         notices=_notices(headline, facts),
         charts=drawn,
         failing=[check for check in facts.checks if not check.passed],
         total=_total(found["headlines"]) if len(tenants) > 1 else None,
-        types_shown=TYPES_SHOWN,
         light=charts.LIGHT,
         dark=charts.DARK,
+        tables=TABLES,
+        most=SHOWN_PLAIN,
+        cell=lambda row, column: cell(row, column, facts.account.site),
+        sum_cell=_sum_cell,
+        packed=lambda table, rows: table.packed(rows, facts.tenant),
+        style=_part("page.css"),
+        library=_part(LIBRARY),
+        script=_part("page.js"),
+        policy=_policy(),
+        said={
+            "tenant": facts.tenant,
+            "site": facts.account.site,
+            "places": PLACES,
+            "rows": SHOWN_PLAIN,
+            "formula": FORMULA.pattern,
+            "number": NUMBER.pattern,
+        },
     )
-    return Report(html, drawn, headline)
+    lists = {
+        name: table.csv_of(found[table.figures], facts.tenant)
+        for name, table in TABLES.items()
+        if table.is_list and found[table.figures]
+    }
+    return Report(html, drawn, headline, lists)
 
 
-def _tiles(row: Row) -> list[Tile]:
+def _part(name: str) -> Markup:
+    """A file of ours, as it is."""
+    return Markup((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def _policy() -> str:
+    """What a browser may do for the page: run its two scripts, and fetch nothing at all."""
+    digests = (hashlib.sha256(_part(name).encode()).digest() for name in (LIBRARY, "page.js"))
+    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return f"default-src 'none'; style-src 'unsafe-inline'; script-src {scripts}"
+
+
+def _sum_cell(column: Column) -> Markup:
+    return Markup('<td class="text" data-label="{}">all</td>').format(column.heading)
+
+
+def _tiles(row: Row, currency: str) -> list[Tile]:
     rate, rate_before = row["renewal_rate"], row["renewal_rate_before"]
     return [
         Tile(
@@ -86,14 +136,14 @@ def _tiles(row: Row) -> list[Tile]:
         ),
         Tile(
             "MRR",
-            formats.money(row["mrr"]),
+            formats.sum_of_money(row["mrr"], currency),
             f"{formats.signed(_difference(row, 'mrr'))} since the month began",
             _certainty(row),
             _tone(_difference(row, "mrr")),
         ),
         Tile(
             "ARR",
-            formats.money(row["arr"]),
+            formats.sum_of_money(row["arr"], currency),
             f"{formats.signed(_difference(row, 'arr'))} since the month began",
             "12 times MRR, as if nothing changed",
             _tone(_difference(row, "arr")),
@@ -215,11 +265,5 @@ def _template() -> jinja2.Template:
         formats.prose,
     ):
         environment.filters[shown.__name__] = shown
-    environment.globals.update(
-        payments=formats.PAYMENTS,
-        bases=formats.BASES,
-        outlooks=formats.OUTLOOKS,
-        prepaid=formats.PREPAID,
-    )
     environment.filters["drawing"] = lambda chart: Markup(chart.svg)
     return environment.get_template("memberships.html.j2")

@@ -13,10 +13,8 @@ import pyarrow as pa
 Row = dict[str, Any]
 
 MONTHS_SHOWN = 25
-TYPES_SHOWN = 15
-TOP_FINDINGS = 5
-TOP_ROWS = 8
-NEXT_RENEWALS = 10
+SOON_DAYS = 90
+"""Terms that end within so many days are listed one by one."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,13 @@ class Need:
         table: its name in the lake.
         where: SQL condition for the rows that count.
         shared: whether all tenants' rows are needed, for the roll-up.
+        columns: those of a wide table that are read; `tenant` is one of them.
     """
 
     table: str
     where: str = "true"
     shared: bool = False
+    columns: Sequence[str] = ("*",)
 
 
 NEEDS: Mapping[str, Need] = {
@@ -61,6 +61,9 @@ NEEDS: Mapping[str, Need] = {
     "visit_forecast": Need("derived/visit_forecast"),
     "visit_entitlements": Need("derived/visit_entitlements"),
     "membership_types": Need("current/membership_types"),
+    "memberships": Need(
+        "current/memberships", columns=("tenant", "id", "billing_template_id", "location_id")
+    ),
 }
 """What the report reads, by the name under which its SQL asks for it."""
 
@@ -136,6 +139,24 @@ HEADLINES = """
 LAST_YEAR = "month > (select max(month) - interval 12 month from members_monthly)"
 """The running month and the eleven before it."""
 
+DIFFERENCES = {
+    "hidden": "of types no longer active",
+    "intermediate_step": "followed by another step",
+    "went_on_as_renewal": "went on as their renewal",
+    "was_no_member": "were no members before",
+    "named_otherwise": "late renewals, won back here",
+}
+"""Why ServiceTitan's Membership Summary and our numbers differ."""
+
+MENDING_JOBS = (
+    "update_memberships",
+    "sell_memberships",
+    "update_recurring_services",
+    "update_invoice_templates",
+    "mark_events_complete",
+)
+"""The jobs that `derived.attention` names; each has a list of its own, and its own CSV file."""
+
 SECTIONS: Mapping[str, str] = {
     "months": f"""
         select month, is_complete,
@@ -206,12 +227,10 @@ SECTIONS: Mapping[str, str] = {
                 sum(members_unpriced)::bigint as unpriced
             from recurring_revenue_monthly where not is_complete group by all
         )
-        select coalesce(t.name, 'Type ' || n.membership_type_id, 'unknown') as name, n.members,
-            p.mrr, p.recurring, p.unpriced,
+        select plan(n.membership_type_id) as name, n.members, p.mrr, p.recurring, p.unpriced,
             n.members / sum(n.members) over () as share
         from now n
         left join paid p on p.membership_type_id is not distinct from n.membership_type_id
-        left join membership_types t on t.id = n.membership_type_id
         where n.members > 0 order by n.members desc, name
     """,
     "price_basis": """
@@ -234,9 +253,12 @@ SECTIONS: Mapping[str, str] = {
         order by place
     """,
     "next_renewals": f"""
-        select membership_id, customer_id, term_end, days_left, monthly_value, has_payment_method
-        from renewals where not is_renewed and days_left >= 0
-        order by days_left, monthly_value desc nulls last, membership_id limit {NEXT_RENEWALS}
+        select membership_id, customer_id, plan(membership_type_id) as plan,
+            business_unit(business_unit_id) as business_unit, seller(sold_by_id) as seller,
+            term_end, days_left, monthly_value,
+            case when has_payment_method then 'on file' else 'nothing on file' end as payment
+        from renewals where not is_renewed and days_left <= {SOON_DAYS}
+        order by days_left < 0, days_left, monthly_value desc nulls last, membership_id
     """,
     "owed_by_age": """
         select age, count(v.event_id) as visits,
@@ -250,33 +272,50 @@ SECTIONS: Mapping[str, str] = {
     "owed_by_service": """
         select coalesce(service_name, 'without a name') as name, count(*) as visits,
             max(days_overdue) as oldest
-        from visits group by all order by visits desc, name limit 8
+        from visits group by all order by visits desc, name
+    """,
+    "owed_visits": """
+        select event_id, customer_id, location_id, coalesce(service_name, '') as service,
+            plan(membership_type_id) as plan, business_unit(business_unit_id) as business_unit,
+            due_on, days_overdue as days
+        from visits order by due_on, event_id
     """,
     "without_visit": """
-        select reason, type_includes_visits as included, count(*) as members
-        from members_without_future_visit group by all order by members desc
+        select membership_id, customer_id, plan(membership_type_id) as plan,
+            business_unit(business_unit_id) as business_unit, reason,
+            type_includes_visits as included, last_visit_due_on as last_visit
+        from members_without_future_visit order by last_visit nulls first, membership_id
     """,
     "findings": """
-        select reason, write_job as job, money_basis as basis, count(*) as findings,
-            sum(money_at_stake) as money,
-            count(*) filter (money_basis is not null and money_at_stake is null) as unpriced
-        from attention group by all order by money desc nulls last, findings desc, reason
+        select reason, money_basis as basis, count(*) as findings, sum(money_at_stake) as money,
+            count(*) filter (money_basis is not null and money_at_stake is null) as unpriced,
+            case coalesce(write_job, '')
+                when '' then 'ServiceTitan only'
+                when 'mark_events_complete' then 'booking it in ServiceTitan'
+                when 'sell_memberships' then 'a call, then job sell_memberships'
+                else 'job ' || write_job end as mended_by
+        from attention group by reason, money_basis, write_job
+        order by money desc nulls last, findings desc, reason
     """,
-    "top_findings": f"""
-        select reason, membership_id, customer_id, event_id, since, days, money_at_stake as money,
-            detail
-        from attention
-        qualify row_number() over (
-            partition by reason
-            order by money_at_stake desc nulls last, days desc nulls last, membership_id, event_id
-        ) <= {TOP_FINDINGS}
-        order by reason, money desc nulls last, days desc nulls last, membership_id, event_id
-    """,
+    **{
+        f"findings_{name}": f"""
+            select reason, membership_id, a.customer_id, event_id, recurring_service_id,
+                business_unit_id, plan(membership_type_id) as plan,
+                business_unit(business_unit_id) as business_unit, since, days,
+                money_at_stake as money, money_basis, detail, m.billing_template_id
+            from attention a left join memberships m on m.id = a.membership_id
+            where {condition}
+            order by money desc nulls last, days desc nulls last, membership_id, event_id, reason
+        """
+        for name, condition in {
+            **{job: f"write_job = '{job}'" for job in MENDING_JOBS},
+            "in_servicetitan": f"write_job is null or write_job not in {MENDING_JOBS}",
+        }.items()
+    },
     "retained": """
         with now as (
-            select *, coalesce(t.name, 'Type ' || membership_type_id, 'unknown') as type
-            from (from revenue_retention where not is_complete) r
-            left join membership_types t on t.id = membership_type_id
+            select *, plan(membership_type_id) as type
+            from (from revenue_retention where not is_complete)
             where recurring_revenue > 0 or revenue_year_ago > 0
         )
         select type as name, recurring_revenue, prepaid_end as prepaid, revenue_year_ago,
@@ -301,17 +340,25 @@ SECTIONS: Mapping[str, str] = {
         from renewal_outcomes_monthly group by all having sum(matured_30) > 0
         order by month desc limit 7
     """,
-    "summary": """
-        select month, movement, sum(ours)::bigint as ours,
-            coalesce(sum(summary) filter (is_type_active), 0)::bigint as summary,
-            -coalesce(sum(summary) filter (not is_type_active), 0)::bigint as hidden,
-            sum(intermediate_step)::bigint as intermediate_step,
-            sum(went_on_as_renewal)::bigint as went_on_as_renewal,
-            sum(was_no_member)::bigint as was_no_member,
-            sum(named_otherwise)::bigint as named_otherwise
-        from membership_summary
-        where month = (select max(month) from membership_summary where is_complete)
-        group by month, movement
+    "summary": f"""
+        with counted as (
+            select month, movement, sum(ours)::bigint as ours,
+                coalesce(sum(summary) filter (is_type_active), 0)::bigint as summary,
+                -coalesce(sum(summary) filter (not is_type_active), 0)::bigint as hidden,
+                {", ".join(f"sum({name})::bigint as {name}" for name in list(DIFFERENCES)[1:])}
+            from membership_summary
+            where month = (select max(month) from membership_summary where is_complete)
+            group by month, movement
+        )
+        select *, array_to_string([
+            {
+        ", ".join(
+            f"case when {name} <> 0 then printf('%+d {text}.', {name}) end"
+            for name, text in DIFFERENCES.items()
+        )
+    }
+        ], ' ') as why
+        from counted
         order by list_position(['active_at_start', 'new_sales', 'renewed', 'reactivated',
             'suspended', 'canceled', 'expired', 'deleted', 'other', 'active_at_end'], movement)
     """,
@@ -325,29 +372,26 @@ SECTIONS: Mapping[str, str] = {
         select reason, sum(cancelled)::bigint as cancelled, sum(mrr_lost) as mrr_lost,
             (sum(cancelled) / sum(sum(cancelled)) over ())::double as share
         from cancellation_reasons_monthly where {LAST_YEAR}
-        group by reason order by cancelled desc, reason limit {TOP_ROWS}
+        group by reason order by cancelled desc, reason
     """,
     "switches": f"""
-        select coalesce(f.name, 'Type ' || from_type_id, 'unknown') as from_name,
-            coalesce(t.name, 'Type ' || to_type_id, 'unknown') as to_name,
+        select plan(from_type_id) as from_name, plan(to_type_id) as to_name,
             sum(switches)::bigint as switches,
             coalesce(sum(switches) filter (basis = 'same_customer'), 0)::bigint as inferred,
             sum(mrr_after - mrr_before) as change
-        from plan_switches_monthly s
-        left join membership_types f on f.id = from_type_id
-        left join membership_types t on t.id = to_type_id
-        where {LAST_YEAR}
-        group by all order by switches desc, from_name, to_name limit {TOP_ROWS}
+        from plan_switches_monthly where {LAST_YEAR}
+        group by all order by switches desc, from_name, to_name
     """,
     "sellers": f"""
-        select sold_by_id,
+        select month, seller(sold_by_id) as seller,
+            business_unit(business_unit_id) as business_unit,
             coalesce(sum(sold) filter (activation_method <> 'renewal'), 0)::bigint as sold,
             coalesce(sum(sold) filter (activation_method = 'renewal'), 0)::bigint as renewed,
             sum(monthly_value) as monthly_value, sum(matured)::bigint as matured,
             sum(lost_early)::bigint as lost_early,
             (sum(lost_early) / nullif(sum(matured), 0))::double as early_loss_rate
         from sales_monthly where {LAST_YEAR}
-        group by sold_by_id order by sold desc, renewed desc, sold_by_id limit {TOP_ROWS}
+        group by all order by month desc, sold desc, renewed desc, seller, business_unit
     """,
     "outlook": """
         select outlook, is_in_mrr, sum(members)::bigint as members, sum(mrr) as mrr,
@@ -400,8 +444,24 @@ SECTIONS: Mapping[str, str] = {
 """Sections of one tenant's report; months come newest first."""
 
 
+NAMES = """
+    create macro plan(id_) as coalesce(
+        (select any_value(name) from membership_types where id = id_), 'Type ' || id_, 'unknown');
+    create macro business_unit(id_) as coalesce(
+        (select any_value(name) from named_business_units where id = id_), id_::varchar, '');
+    create macro seller(id_) as coalesce(
+        (select any_value(name) from named_users where id = id_), id_::varchar, 'nobody');
+"""
+"""Names in place of ids, where one is known."""
+
+
 def figures(
-    tables: Mapping[str, pa.Table], *, tenant: str, tenants: Sequence[str]
+    tables: Mapping[str, pa.Table],
+    *,
+    tenant: str,
+    tenants: Sequence[str],
+    business_units: Mapping[int, str] | None = None,
+    users: Mapping[int, str] | None = None,
 ) -> dict[str, list[Row]]:
     """The rows of each section for one tenant, and `headlines` with a row for each tenant.
 
@@ -409,8 +469,14 @@ def figures(
         tables: the tables of `NEEDS`; those that are shared hold the rows of all `tenants`.
         tenant: whose report it is.
         tenants: all tenants.
+        business_units: names by id; those that are left out are shown by their ids.
+        users: the same.
     """
+    named = {"named_business_units": business_units or {}, "named_users": users or {}}
     with duckdb.connect() as connection:
+        for name, known in named.items():
+            ids, names = pa.array(known, pa.int64()), pa.array(known.values(), pa.string())
+            connection.register(name, pa.table({"id": ids, "name": names}))
         connection.register("all_tenants", pa.table({"tenant": pa.array(tenants, pa.string())}))
         connection.register("this", pa.table({"tenant": pa.array([tenant], pa.string())}))
         for name, table in tables.items():
@@ -419,6 +485,7 @@ def figures(
                 f"create view {name} as select * from all_{name} where tenant = "
                 "(select tenant from this)"
             )
+        connection.execute(NAMES)
         queries = {"headlines": HEADLINES, **SECTIONS}
         return {name: _rows(connection, query) for name, query in queries.items()}
 

@@ -1,0 +1,167 @@
+"""Works from the report in a real browser, as a coordinator would. Not part of `make test`.
+
+Needs Chromium, as `ui_walk.py` does, and skips without one.
+"""
+
+import csv
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from st_memberships_orchestration_tests.test_report import Made, made
+from st_memberships_orchestration_tests.ui_walk import CHROMIUM, FLAGS, PICTURES
+
+__all__ = ["made"]  # a fixture
+
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="There is no Chromium: install the package `chromium`, or set CHROMIUM to a path.",
+    ),
+    # A browser's handles are closed at the end, not in the tests that use them.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+LIST = "owed_visits"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as closing:
+        playwright = closing.enter_context(sync_playwright())
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        closing.callback(opened.close)
+        yield opened
+
+
+def opened(browser: Browser, made: Made, *, width: int = 1280, scripts: bool = True) -> Page:
+    page = browser.new_context(
+        viewport={"width": width, "height": 900}, java_script_enabled=scripts
+    ).new_page()
+    page.goto(Path(made.metadata["report"]).as_uri())
+    return page
+
+
+def the_list(page: Page, name: str = LIST) -> Locator:
+    """A list, once it is whole."""
+    card = page.locator(f"#table-{name}")
+    card.scroll_into_view_if_needed()
+    expect(card.get_by_role("button", name="Download CSV")).to_be_visible()
+    return card
+
+
+def column(card: Locator, heading: str) -> list[str]:
+    return card.locator(f'td[data-label="{heading}"]').all_inner_texts()
+
+
+def sort(card: Locator, heading: str, way: str) -> None:
+    """Sort a table by the keyboard, as somebody who uses no mouse would."""
+    card.get_by_label(re.compile(f"^{heading}: Activate")).press("Enter")
+    expect(card.locator("th[aria-sort]")).to_have_attribute("aria-sort", way)
+
+
+def lines_of(file: Path) -> list[list[str]]:
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        return list(csv.reader(text))
+
+
+def downloaded(card: Locator, folder: Path) -> Path:
+    with card.page.expect_download() as started:
+        card.get_by_role("button", name="Download CSV").click()
+    file = folder / started.value.suggested_filename
+    started.value.save_as(file)
+    return file
+
+
+def beside(made: Made, name: str = LIST) -> Path:
+    return Path(made.metadata["report"]).with_suffix("") / f"{name}.csv"
+
+
+def test_with_and_without_scripts_the_first_rows_are_the_same(browser: Browser, made: Made) -> None:
+    plain = opened(browser, made, scripts=False).locator(f"#table-{LIST}")
+    expect(plain.get_by_role("button")).to_have_count(0)
+    expect(plain.get_by_role("link", name=f"{LIST}.csv")).to_be_visible()
+    for name in (LIST, "next_renewals", "types"):
+        by_hand = plain.page.locator(f"#table-{name} tbody").inner_text()
+        whole = the_list(opened(browser, made), name).locator("tbody").inner_text()
+        assert whole.split() == by_hand.split(), name
+
+
+def test_a_list_is_sorted_by_its_values_and_not_by_their_letters(
+    browser: Browser, made: Made
+) -> None:
+    card = the_list(opened(browser, made))
+    sort(card, "Days over", "ascending")
+    rising = [int(text.replace(",", "")) for text in column(card, "Days over")]
+    assert rising == sorted(rising)
+    sort(card, "Days over", "descending")
+    falling = [int(text.replace(",", "")) for text in column(card, "Days over")]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] > 100 > rising[0]  # three digits before two
+    card.page.screenshot(path=PICTURES / "report_sorted.png")
+
+
+def test_a_list_is_narrowed_and_what_is_left_is_downloaded(
+    browser: Browser, made: Made, tmp_path: Path
+) -> None:
+    card = the_list(opened(browser, made))
+    head, *lines = lines_of(beside(made))
+    assert downloaded(card, tmp_path).read_bytes() == beside(made).read_bytes()
+
+    service, due = (head.index(name) for name in ("_service", "_due_on"))
+    chosen = max({line[service] for line in lines}, key=[line[service] for line in lines].count)
+    card.get_by_label("Service", exact=True).select_option(chosen)
+    left = [line for line in lines if line[service] == chosen]
+    assert 0 < len(left) < len(lines)
+    assert set(column(card, "Service")) == {chosen.strip()}
+    assert lines_of(downloaded(card, tmp_path))[1:] == left
+
+    month = left[0][due][:7]
+    card.get_by_label("Due", exact=True).select_option(f"={month}")
+    left = [line for line in left if line[due].startswith(month)]
+    assert lines_of(downloaded(card, tmp_path))[1:] == left
+    card.get_by_label("Search").fill("nothing has this in it")
+    assert lines_of(downloaded(card, tmp_path)) == [head]
+
+
+def test_a_summary_is_sorted_and_downloaded(browser: Browser, made: Made, tmp_path: Path) -> None:
+    card = the_list(opened(browser, made), "months")
+    sort(card, "New", "ascending")
+    numbers = [int(text) for text in column(card, "New")]
+    assert numbers == sorted(numbers)
+    head, *lines = lines_of(downloaded(card, tmp_path))
+    assert head[0] == "month"
+    assert all(re.fullmatch(r"\d{4}-\d\d-01", line[0]) for line in lines)
+
+
+def test_ids_lead_into_servicetitan_and_nothing_is_fetched(browser: Browser, made: Made) -> None:
+    asked: list[str] = []
+    page = opened(browser, made)
+    page.on("request", lambda request: asked.append(request.url))
+    card = the_list(page)
+    card.get_by_role("link", name="2", exact=True).click()  # a page that scripts have made
+    link = card.locator('td[data-label="Customer"] a').first
+    id = link.inner_text()
+    expect(link).to_have_attribute("href", f"https://go.servicetitan.com/#/Customer/{id}")
+    page.mouse.wheel(0, 20_000)
+    assert asked == []
+
+
+def test_nothing_is_cut_on_a_phone(browser: Browser, made: Made) -> None:
+    page = opened(browser, made, width=390)
+    for card in page.locator("[id^=table-]").all():
+        card.scroll_into_view_if_needed()
+    the_list(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.scroll, .tile b, td')]"
+        ".filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML)"
+    )
+    assert cut == []
+    page.screenshot(path=PICTURES / "report_on_a_phone.png")
