@@ -284,33 +284,30 @@ create temp table options as
         single_price(o.renewal_price) as renewal
     from entries where o is not null group by all;
 
--- The moments to price at: the end of each month, and today.
-create temp table priced as
-    with moments as (
-        select month, boundary from months
-        union all select null, midnight(today() + 1)
-    ), terms as (
-        select m.month, m.boundary, v.id as member, v.billing_frequency as frequency, v.duration,
+-- What held of members just before moments: of each (what, member) in `asked` before its boundary.
+create macro prices_at(asked) as table
+    with terms as (
+        select m.what, m.boundary, v.id as member, v.billing_frequency as frequency, v.duration,
             v.seen_at >= m.boundary as is_backdated,
-            v.billing_template_id as template, v.membership_type_id as kind,
+            v.billing_template_id as template, v.membership_type_id as of_type,
             v.id in (select successor from sold_links) as is_renewal
-        from moments m join member_versions v on true
-        qualify row_number() over (partition by m.boundary, m.month, v.id order by
+        from query_table(asked) m join member_versions v on v.id = m.member
+        qualify row_number() over (partition by m.what, v.id order by
             v.seen_at < m.boundary desc, if(v.seen_at < m.boundary, -v.seen_at, v.seen_at)) = 1
     ), with_template as (
         select t.*, v.id is not null as has_template, v.total,
             v.seen_at >= t.boundary as template_backdated
         from terms t left join template_versions v on v.id = t.template
-        qualify row_number() over (partition by t.boundary, t.month, t.member order by
+        qualify row_number() over (partition by t.what, t.member order by
             v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
     ), with_list as (
         select t.* replace (is_backdated or coalesce(
                 if(has_template, template_backdated, v.seen_at >= t.boundary), false)
             as is_backdated), o.billing, o.sale, o.renewal from with_template t
-        left join (select distinct id, seen_at from type_versions) v on v.id = t.kind
-        left join options o on o.id = t.kind and o.seen_at = v.seen_at
+        left join (select distinct id, seen_at from type_versions) v on v.id = t.of_type
+        left join options o on o.id = t.of_type and o.seen_at = v.seen_at
             and o.duration is not distinct from t.duration and o.frequency = t.frequency
-        qualify row_number() over (partition by t.boundary, t.month, t.member order by
+        qualify row_number() over (partition by t.what, t.member order by
             v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
     ), billed as (
         select *, case frequency when 'Monthly' then 1 when 'EveryOtherMonth' then 2
@@ -321,7 +318,7 @@ create temp table priced as
             if(frequency = 'OneTime', if(is_renewal, renewal, sale), null) as upfront
         from with_list
     )
-    select month, member, frequency, every, bill, upfront, is_backdated,
+    select what, member, of_type, frequency, every, bill, upfront, is_backdated,
         halved_up(bill, every) as monthly, billing * 12 // every as annual_by_list,
         halved_up(upfront, duration) as amortised,
         case when bill is not null and has_template then 'billing_template'
@@ -331,6 +328,12 @@ create temp table priced as
             else 'none' end as basis,
         coalesce(bill * 12 // every, halved_up(upfront * 12, duration)) as annual
     from billed;
+-- The end of each month, and today.
+create temp table month_ends as
+    select month as what, id as member, boundary from months, members
+    union all
+    select null, id, midnight(today() + 1) from members;
+create temp table priced as select what as month, * exclude what from prices_at('month_ends');
 
 create temp table membership_prices as
     select m.id as membership_id, m.status, m.membership_type_id, m.business_unit_id,
@@ -650,11 +653,14 @@ create temp table customers_monthly as
         ratio(lost_customers, customers_start) as customer_churn
     from (select month, sum(columns(* exclude month)) from counted group by month);
 
+create temp table when_sold as
+    select null as what, id as member, midnight(least(plausible("from"),
+        day_of(ticks(created_on, created_on_text))) + 1) as boundary from members;
 create temp table sales_monthly as
     with sold as (
         select m.*, least(plausible("from"),
                 day_of(ticks(created_on, created_on_text))) as sold_on,
-            coalesce(p.monthly, p.amortised) as value, case
+            coalesce(p.monthly, p.amortised) as value, p.is_backdated, case
                 when m.id in (select successor from sold_links) then 'renewal'
                 when m.import_id is not null then 'imported'
                 when m.activated_from_id is not null then 'new_sale' else 'manual' end as method,
@@ -662,13 +668,14 @@ create temp table sales_monthly as
             exists (from movements v where v.member = m.id and v.day <= day_of(a.since) + 90
                 and v.kind in ('cancelled', 'expired', 'cancelled_from_suspension',
                     'expired_from_suspension')) as was_lost
-        from members m join priced p on p.member = m.id and p.month is null
+        from members m join prices_at('when_sold') p on p.member = m.id
         left join began a on a.member = m.id
         where standing <> 'Deleted'
     )
     select date_trunc('month', sold_on)::date as month, business_unit_id, sold_by_id,
         method as activation_method, count(*) as sold, coalesce(sum(value), 0) as monthly_value,
-        count(*) filter (value is null) as unpriced, count(*) filter (has_matured) as matured,
+        count(*) filter (value is null) as unpriced, count(*) filter (is_backdated) as backdated,
+        count(*) filter (has_matured) as matured,
         count(*) filter (has_matured and was_lost) as lost_early,
         ratio(lost_early, matured) as early_loss_rate
     from sold where sold_on <= today() group by all;
@@ -708,14 +715,17 @@ create temp table mrr_outlook as
         count(*) as members_any, coalesce(sum(monthly), 0) as mrr_any
     from applied group by all;
 
+create temp table when_lost as
+    select step as what, member, tick as boundary from movements join steps using (member, step)
+    where kind in ('cancelled', 'cancelled_from_suspension', 'expired', 'expired_from_suspension');
 create temp table cancellation_reasons_monthly as
     with lost as (
         select v.month, v.member, v.kind, m.membership_type_id, m.business_unit_id, p.monthly,
-            p.basis,
+            p.basis, p.is_backdated,
             c.note, c.id is not null as is_recorded
         from movements v join members m on m.id = v.member
         join steps s on s.member = v.member and s.step = v.step
-        left join priced p on p.member = m.id and p.month is null
+        left join prices_at('when_lost') p on p.member = v.member and p.what = v.step
         left join (
             select distinct on (id) id, membership_id, note, new_status,
                 ticks(created_on, created_on_text) // 10 * 10 as tick
@@ -733,17 +743,19 @@ create temp table cancellation_reasons_monthly as
         then 'not recorded' when coalesce(word, '') = '' then 'none given' else spelling end as reason,
         count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost,
         count(*) filter (kind = 'cancelled_from_suspension') as from_suspension,
-        count(*) filter (coalesce(basis, 'none') = 'none') as unpriced
+        count(*) filter (coalesce(basis, 'none') = 'none') as unpriced,
+        count(*) filter (is_backdated) as backdated
     from spelt group by all;
 
 -- SERVICETITAN'S OWN REPORT, and terms with the same time to be renewed
 
+create temp table when_over as
+    select null as what, id as member, midnight("to" + 1) as boundary from ended_terms;
 create temp table terms as
     select m.id, m.customer_id, m."to", m.membership_type_id, m.business_unit_id,
-        coalesce(p.monthly, p.amortised) as value, l.sold_on
-    from members m left join links l using (id)
-    join priced p on p.member = m.id and p.month is null
-    where m.id in (select id from ended_terms);
+        coalesce(p.monthly, p.amortised) as value, p.is_backdated, l.sold_on
+    from ended_terms m left join links l using (id)
+    join prices_at('when_over') p on p.member = m.id;
 -- Each purchase that renews nothing keeps one term of its customer, the nearest.
 create macro kept(days) as table
     select distinct id from (
@@ -761,6 +773,7 @@ create macro kept(days) as table
 create temp table renewal_outcomes_monthly as
     select date_trunc('month', "to")::date as month, membership_type_id, business_unit_id,
         count(*) as due, count(*) filter (value is null) as unpriced,
+        count(*) filter (is_backdated) as backdated,
         count(*) filter ("to" + 30 <= today()) as matured_30,
         count(*) filter ("to" + 30 <= today() and sold_on <= "to" + 30) as renewed_30,
         coalesce(sum(value) filter ("to" + 30 <= today()), 0) as matured_value_30,
@@ -949,48 +962,79 @@ create temp table revenue_retention as
 
 -- PLANS THAT WERE SWITCHED, periods that are paid or entitled, visits to come
 
+create temp table in_place as  -- all changes of type, and what each membership had before
+    select id, seen_at // 10 as moment, membership_type_id as to_type,
+        lag(membership_type_id) over (partition by id order by seen_at) as from_type
+    from (from member_versions qualify row_number() over (partition by id, seen_at) = 1);
+create temp table entries as
+    select member, day, tick, kind, row_number() over (partition by member order by step) as nth
+    from movements join steps using (member, step)
+    where kind in ('new', 'renewed', 'resumed', 'won_back');
+-- What is left is told by what held just before; what is taken by the end of its first day.
+create temp table when_switched as
+    select 'lost ' || what as what, member, boundary from when_lost
+    union all
+    select 'taken', member, midnight(day + 1) from entries where nth = 1
+    union all
+    select 'left', l.id, e.tick from links l join entries e on e.member = l.successor and nth = 1
+    union all
+    select 'before ' || moment, id, moment * 10 from in_place where from_type <> to_type
+    union all
+    select 'after ' || moment, id, moment * 10 + 10 from in_place where from_type <> to_type;
+create temp table held as
+    select what, member, of_type as type, coalesce(monthly, amortised) as value, is_backdated
+    from prices_at('when_switched');
+
 create temp table plan_switches_monthly as
-    with entries as (
-        select member, min(day) as began from movements
-        where kind in ('new', 'renewed', 'resumed', 'won_back') group by all
-    ), lost as (
-        select v.member, v.day, m.customer_id, m.membership_type_id as from_type
+    with lost as (
+        select v.member, v.step, v.day, m.customer_id, h.type
         from movements v join members m on m.id = v.member
-        where kind in ('cancelled', 'expired', 'cancelled_from_suspension',
+        left join held h on h.member = v.member and h.what = 'lost ' || v.step
+        where v.kind in ('cancelled', 'expired', 'cancelled_from_suspension',
             'expired_from_suspension') and v.member not in (select id from links)
     ), bought as (
-        select v.member, v.day, m.customer_id, m.membership_type_id as to_type
-        from movements v join members m on m.id = v.member where kind = 'new'
+        select e.member, e.day, m.customer_id, h.type
+        from entries e join members m on m.id = e.member
+        left join held h on h.member = e.member and h.what = 'taken'
+        where e.kind = 'new'
     ), near as (
-        select l.member as left_, b.member as taken, l.day as left_on, b.day as taken_on,
-            from_type, to_type, abs(b.day - l.day) as apart
+        select l.member as left_, l.step, b.member as taken, l.day as left_on, b.day as taken_on,
+            abs(b.day - l.day) as apart
         from lost l join bought b on b.customer_id = l.customer_id and b.member <> l.member
-        where abs(b.day - l.day) <= 30 and coalesce(from_type <> to_type, true)
+        where abs(b.day - l.day) <= 30 and coalesce(l.type <> b.type, true)
     ), taken_once as (
         from near qualify row_number() over (partition by taken
             order by apart, taken_on > left_on, left_, left_on) = 1
     ), once as (
         from taken_once qualify row_number() over (partition by left_
             order by apart, taken_on > left_on, taken, left_on) = 1
-    ), in_place as (
-        select id, membership_type_id as to_type, day_of(seen_at) as day,
-            lag(membership_type_id) over (partition by id order by seen_at) as from_type
-        from (from member_versions qualify row_number() over (partition by id, seen_at) = 1)
     ), switched as (
-        select e.began as day, a.membership_type_id as from_type, b.membership_type_id as to_type,
-            'renewal_link' as basis
-        from links l join members a using (id) join members b on b.id = l.successor
-        join entries e on e.member = l.successor
-        where coalesce(a.membership_type_id <> b.membership_type_id, true)
+        select e.day, 'renewal_link' as basis, l.id as left_, 'left' as was, l.successor as taken,
+            'taken' as becomes
+        from links l join entries e on e.member = l.successor and nth = 1
         union all
-        select greatest(left_on, taken_on), from_type, to_type, 'same_customer' from once
+        select greatest(left_on, taken_on), 'same_customer', left_, 'lost ' || step, taken, 'taken'
+        from once
         union all
-        select day, from_type, to_type, 'changed_in_place' from in_place
-        where from_type <> to_type and day <= today()
+        select day_of(moment * 10), 'changed_in_place', id, 'before ' || moment, id,
+            'after ' || moment
+        from in_place where from_type <> to_type and day_of(moment * 10) <= today()
+    ), priced_switches as (
+        select s.*, a.type as from_type, b.type as to_type,
+            coalesce(a.is_backdated, false) or coalesce(b.is_backdated, false) as is_backdated,
+            if(b.value is null, null, a.value) as before, if(a.value is null, null, b.value) as after
+        from switched s left join held a on a.member = left_ and a.what = was
+        left join held b on b.member = taken and b.what = becomes
+        where coalesce(a.type <> b.type, true)
     )
     select date_trunc('month', day)::date as month, from_type as from_type_id,
-        to_type as to_type_id, basis, count(*) as switches
-    from switched group by all;
+        to_type as to_type_id, basis, count(*) as switches,
+        count(*) filter (after > before) as upgrades,
+        count(*) filter (after < before) as downgrades,
+        count(*) filter (after is null) as unpriced,
+        count(*) filter (is_backdated) as backdated, coalesce(sum(before), 0) as mrr_before,
+        coalesce(sum(after), 0) as mrr_after
+    from priced_switches group by all;
 
 create temp table visit_periods as
     with ages as (

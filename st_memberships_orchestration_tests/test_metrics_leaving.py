@@ -13,7 +13,7 @@ from st_memberships_orchestration.metrics.leaving import (
     plan_switches_monthly,
 )
 from st_memberships_orchestration.metrics.members import members_monthly
-from st_memberships_orchestration.metrics.revenue import membership_prices
+from st_memberships_orchestration.metrics.outcomes import renewal_outcomes_monthly
 from st_memberships_orchestration.metrics.sales import sales_monthly
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
@@ -37,8 +37,18 @@ JANUARY, FEBRUARY, MARCH = (date(2026, month, 1) for month in (1, 2, 3))
 CLOCK: Any = {"today": TODAY, "zone": ZONE}
 
 
-def prices(members: pd.DataFrame) -> pd.DataFrame:
-    return membership_prices(members, TYPES, TEMPLATES, today=TODAY)
+def as_known(members: pd.DataFrame) -> pd.DataFrame:
+    """Versions of memberships that have been the same since long ago."""
+    return members.assign(valid_from=pd.Timestamp("2025-01-01", tz="UTC").as_unit("us"))
+
+
+def priced_by(members: pd.DataFrame) -> dict[str, Any]:
+    """What prices come from; each membership has paid the same since long ago."""
+    return {
+        "membership_versions": as_known(members),
+        "membership_types": TYPES,
+        "invoice_templates": TEMPLATES,
+    }
 
 
 def change(id: int, member: int, when: str, note: str | None, status: str = "Canceled") -> Any:
@@ -89,7 +99,7 @@ def test_reasons_of_cancellation() -> None:
         # By a clock of 2090: it happened when it was loaded.
         {**change(13, 12, "2090-01-01", "Too dear"), "loaded_at": moment(when)},
     )
-    rows = cancellation_reasons_monthly(members, status, changes, prices(members), **CLOCK)
+    rows = cancellation_reasons_monthly(members, status, changes, **priced_by(members), **CLOCK)
     columns = ("month", "membership_type_id", "reason", "cancelled", "mrr_lost", "unpriced")
     assert plain(rows, *columns) == [
         (JANUARY, 1, "Too dear", 1, D(20), 0),
@@ -107,9 +117,8 @@ def test_reasons_of_cancellation() -> None:
 
 def switches(members: list[dict[str, Any]], status: pd.DataFrame, *versions: Any) -> list[Any]:
     rows = frame(*members)
-    table = plan_switches_monthly(
-        rows, status, frame(*versions), TYPES, TEMPLATES, prices(rows), **CLOCK
-    )
+    known = frame(*versions) if versions else as_known(rows)
+    table = plan_switches_monthly(rows, status, known, TYPES, TEMPLATES, **CLOCK)
     columns = ("month", "from_type_id", "to_type_id", "basis", "switches", "upgrades", "downgrades")
     return plain(table, *columns, "mrr_before", "mrr_after", "unpriced")
 
@@ -218,7 +227,7 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
         m12=begun,
         m13="Canceled 2026-05-01",
     )
-    rows = sales_monthly(members, status, prices(members), **CLOCK)
+    rows = sales_monthly(members, status, **priced_by(members), **CLOCK)
     columns = ("month", "sold_by_id", "activation_method", "sold", "matured", "lost_early")
     december = date(2025, 12, 1)
     assert plain(rows, *columns, "early_loss_rate", "monthly_value", "unpriced", "flags") == [
@@ -229,7 +238,7 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
         (FEBRUARY, 7, "renewal", 1, 0, 0, None, D(0), 1, "prices_missing"),
         (FEBRUARY, 9, "renewal", 1, 0, 0, None, D(15), 0, None),
     ]
-    early = sales_monthly(members, status, prices(members), **CLOCK, early_days=89)
+    early = sales_monthly(members, status, **priced_by(members), **CLOCK, early_days=89)
     assert early["lost_early"].sum() == 0
 
 
@@ -239,7 +248,7 @@ def test_a_first_day_that_cannot_be_makes_no_month_of_its_own() -> None:
         membership(2, from_="1900-01-01", created="2026-02-03", customer_id=1001),
     )
     status = history(m1="Active 2026-02-03", m2="Active 2026-02-03")
-    rows = sales_monthly(members, status, prices(members), **CLOCK)
+    rows = sales_monthly(members, status, **priced_by(members), **CLOCK)
     assert plain(rows, "month", "sold") == [(FEBRUARY, 2)]
     rows = customers_monthly(members, status, **CLOCK)
     assert plain(rows, "month", "customers_end") == [(FEBRUARY, 1), (MARCH, 1)]
@@ -284,3 +293,56 @@ def test_memberships_without_a_known_customer_are_customers_of_their_own() -> No
     status = history(m1="Active 2026-03-01", m2="Active 2026-03-01", m99="Active 2026-03-01")
     rows = customers_monthly(members, status, **CLOCK)
     assert plain(rows, "new_customers", "memberships_end") == [(3, 3)]
+
+
+def test_what_is_past_is_priced_as_it_was_then() -> None:
+    """In March template 101 rises from 20 to 90, and all that is past stays as it was."""
+    template_versions = frame(
+        {**template(101, "20"), "valid_from": moment("2025-06-01")},
+        {**template(101, "90"), "valid_from": moment("2026-03-05")},
+    )
+    own = {"billing_template_id": 101}
+    members = [
+        membership(1, status="Canceled", to="2026-01-31", duration=12, customer_id=7, **own),
+        # Taken as Gold (2) in February; made a Bronze in March, which is a switch of its own.
+        membership(2, from_="2026-02-10", customer_id=7, **own),
+        membership(3, status="Expired", to="2026-01-31", duration=12, **own),
+    ]
+    known = [
+        {**members[0], "valid_from": moment("2025-12-01")},
+        {**members[1], "membership_type_id": 2, "valid_from": moment("2026-02-10")},
+        {**members[1], "valid_from": moment("2026-03-10")},
+        {**members[2], "valid_from": moment("2026-03-15")},  # first seen long after its end
+    ]
+    rows = frame(*members)
+    status = history(
+        m1="Active 2025-12-01, Canceled 2026-02-10",
+        m2="Active 2026-02-10",
+        m3="Active 2025-12-01, Expired 2026-02-01 01:00",
+    )
+    given: Any = {
+        "membership_versions": frame(*known),
+        "membership_types": TYPES,
+        "invoice_templates": frame(template(101, "90")),
+        "invoice_template_versions": template_versions,
+        **CLOCK,
+    }
+    switched = plan_switches_monthly(rows, status, **given)
+    columns = ("month", "from_type_id", "to_type_id", "basis", "mrr_before", "mrr_after")
+    assert plain(switched, *columns, "backdated") == [
+        (FEBRUARY, 1, 2, "same_customer", D(20), D(20), 0),
+        (MARCH, 2, 1, "changed_in_place", D(90), D(90), 0),
+    ]
+    reasons = cancellation_reasons_monthly(rows, status, frame(), **given)
+    assert plain(reasons, "month", "mrr_lost", "backdated") == [(FEBRUARY, D(20), 0)]
+    sold = sales_monthly(rows, status, **given)
+    # Of membership 3 no version of December is known: its first one, and the total of December.
+    december = date(2025, 12, 1)
+    assert plain(sold, "month", "sold", "monthly_value", "backdated") == [
+        (december, 2, D(40), 1),
+        (FEBRUARY, 1, D(20), 0),
+    ]
+    outcomes = renewal_outcomes_monthly(rows, status, **given)
+    assert plain(outcomes, "month", "due", "matured_value_30", "backdated")[0] == (
+        *(JANUARY, 2, D(40), 1),
+    )

@@ -9,7 +9,6 @@ import pytest
 
 from st_memberships_orchestration.metrics.members import members_monthly
 from st_memberships_orchestration.metrics.outcomes import renewal_outcomes_monthly
-from st_memberships_orchestration.metrics.revenue import membership_prices
 from st_memberships_orchestration.metrics.summary import REASONS, membership_summary
 from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
@@ -140,8 +139,8 @@ def test_renewal_rates_of_matured_terms_by_count_value_and_customer() -> None:
         m10="Active 2025-02-01, Canceled 2026-01-19",
         **{f"m{id}": "Active 2026-03-01" for id in (11, 12, 13, 15, 16, 17, 18, 21)},
     )
-    prices = membership_prices(members, TYPES, frame(), today=TODAY)
-    rows = renewal_outcomes_monthly(members, status, prices, **CLOCK)
+    known = members.assign(valid_from=pd.Timestamp("2025-01-01", tz="UTC").as_unit("us"))
+    rows = renewal_outcomes_monthly(members, status, known, TYPES, frame(), **CLOCK)
     rows = rows[rows["due"] > 0]
     key = ("month", "membership_type_id")
     counts = ("due", "matured_30", "renewed_30", "kept_30", "matured_60", "renewed_60", "kept_60")
@@ -160,6 +159,7 @@ def test_renewal_rates_of_matured_terms_by_count_value_and_customer() -> None:
         (None, None, None, None),
     ]
     assert plain(rows, "kept_value_rate_30")[0][0] == pytest.approx(60 / 160)
-    later = renewal_outcomes_monthly(members, status, prices, today=date(2026, 3, 21), zone=ZONE)
+    tomorrow = {"today": date(2026, 3, 21), "zone": ZONE}
+    later = renewal_outcomes_monthly(members, status, known, TYPES, frame(), **tomorrow)
     assert later["renewed_60"].sum() == 2  # 1 and 2
     assert later["kept_60"].sum() == 2 + 4  # and 3 or 4, 5, 6 and 7

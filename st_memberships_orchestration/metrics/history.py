@@ -39,6 +39,9 @@ CANCELLED, EXPIRED = ("cancelled", FINAL["Canceled"]), ("expired", FINAL["Expire
 LOST = (*CANCELLED, *EXPIRED)
 """Kinds of movement by which a member is lost for good, and that are no renewal."""
 
+LEAST = pd.Timedelta(microseconds=1)
+"""What lies between two moments that follow each other, as the lake has them."""
+
 INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
 """Values of `basis` of a span that no recorded change begins or ends."""
 
@@ -90,6 +93,11 @@ def before(today: date) -> Any:
 def end_of(moments: Column, days: int) -> Column:
     """When the day that lies so many days after each moment's own day is over."""
     return moments.dt.normalize() + pd.Timedelta(days=days + 1)
+
+
+def day_ends(days: Column, zone: ZoneInfo) -> Column:
+    """The last microsecond of days on the contractor's clock."""
+    return instant(days.dt.normalize() + pd.Timedelta(days=1), zone) - LEAST
 
 
 @remembered

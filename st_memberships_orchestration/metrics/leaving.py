@@ -19,20 +19,24 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    versions_of,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     CANCELLED,
     CELL,
+    LEAST,
     LOST,
     before,
+    day_ends,
     follows,
     movements,
     renewal_links,
     spells,
 )
-from st_memberships_orchestration.metrics.revenue import PRICING, priced
+from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
 from st_memberships_orchestration.metrics.tables import (
+    BACKDATED,
     BUSINESS_UNIT_ID,
     COUNT,
     FLAGS,
@@ -46,13 +50,19 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 NONE_GIVEN, NOT_RECORDED = "none given", "not recorded"
+HELD = ("membership_type_id", "value", "is_backdated")
+"""What of `paid_at` a switch is told by."""
 
 
 def cancellation_reasons_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
     membership_status_changes: pd.DataFrame,
-    membership_prices: pd.DataFrame,
+    membership_versions: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    invoice_templates: pd.DataFrame,
+    membership_type_versions: pd.DataFrame | None = None,
+    invoice_template_versions: pd.DataFrame | None = None,
     *,
     today: date,
     zone: ZoneInfo,
@@ -68,14 +78,17 @@ def cancellation_reasons_monthly(
     their ends are one reason, written as most wrote it. `none given` is a change without a note;
     `not recorded` a cancellation of which ServiceTitan shows no status change.
 
-    `mrr_lost`, in the account's currency, is the last known monthly price of these memberships
-    (see `membership_prices`); those paid upfront and those without a price add nothing to it.
+    `mrr_lost`, in the account's currency, is the monthly price of these memberships just before
+    they were cancelled (see `recurring_revenue_monthly`); those paid upfront and those without a
+    price add nothing to it, and `backdated` ones are priced by a version that is known from later
+    on only.
 
     Example: the notes "Moving away", "moving away." and "Moving  away" of one month, at 20.00
     each, are one row: reason "Moving away", cancelled 3, mrr_lost 60.00.
 
     Source: `current/membership_status_changes`, `history/membership_status`,
-    `derived/membership_prices`. Known gaps: notes are free text, and what means the same in other
+    `history/memberships`, `history/membership_types`, `history/invoice_templates`. Known gaps: type
+    and business unit are today's; notes are free text, and what means the same in other
     words is not brought together; reasons kept elsewhere, such as in memo or custom fields, do
     not show.
 
@@ -83,7 +96,11 @@ def cancellation_reasons_monthly(
         memberships: newest version of each membership, also deleted ones.
         membership_status: spells of status, without gap or overlap per membership.
         membership_status_changes: the recorded changes, with their notes.
-        membership_prices: the derived table.
+        membership_versions: every known version of the memberships, with `valid_from`.
+        membership_types: newest version of each type.
+        invoice_templates: newest version of each invoice template.
+        membership_type_versions: every known version of the types; of others the newest holds.
+        invoice_template_versions: every known version of the templates; likewise.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
         earliest: days before this one are mistakes, and are taken as not known.
@@ -95,14 +112,24 @@ def cancellation_reasons_monthly(
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
     rows["reason"] = _reasons(_notes(rows, changes, zone))
-    rows = _with_price(rows, membership_prices, "membership_id", "")
-    rows["mrr_lost"] = rows["monthly_price"].fillna(0).astype("int64")
+    terms = known_terms(
+        memberships,
+        membership_versions,
+        membership_types,
+        invoice_templates,
+        membership_type_versions,
+        invoice_template_versions,
+        zone,
+    )
+    paid = paid_at(terms, rows["membership_id"], rows["at"] - LEAST)
+    rows["mrr_lost"] = paid["monthly_price"].fillna(0).astype("int64")
     rows["cancelled"] = 1
     rows["from_suspension"] = (rows["kind"] == CANCELLED[1]).astype("int64")
-    rows["unpriced"] = rows["price_basis"].fillna("none").eq("none").astype("int64")
+    rows["unpriced"] = paid["price_basis"].fillna("none").eq("none").astype("int64")
+    rows["backdated"] = paid["is_backdated"].astype("int64")
     grain = list(CANCELLATION_REASONS_MONTHLY.grain)
     rows = rows.groupby(grain, dropna=False, as_index=False)[
-        ["cancelled", "from_suspension", "mrr_lost", "unpriced"]
+        ["cancelled", "from_suspension", "mrr_lost", "unpriced", "backdated"]
     ].sum()
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
@@ -116,7 +143,8 @@ def plan_switches_monthly(
     membership_versions: pd.DataFrame,
     membership_types: pd.DataFrame,
     invoice_templates: pd.DataFrame,
-    membership_prices: pd.DataFrame,
+    membership_type_versions: pd.DataFrame | None = None,
+    invoice_template_versions: pd.DataFrame | None = None,
     *,
     today: date,
     zone: ZoneInfo,
@@ -133,16 +161,18 @@ def plan_switches_monthly(
     began another of another type no more than `switch_days` before or after, without a link. Of
     several the nearest counts; each membership is left and taken once.
 
-    `mrr_before` and `mrr_after` are the monthly prices of the two, amortised where paid upfront,
-    in the account's currency; `upgrades` pay more than before, `downgrades` less, the others the
+    Types and prices are those of then: of the one left, just before; of the one taken, at the end
+    of its first day. `mrr_before` and `mrr_after` are the monthly prices, amortised where paid
+    upfront, in the account's currency; `backdated` switches rest on a version that is known from
+    later on only; `upgrades` pay more than before, `downgrades` less, the others the
     same; `unpriced` ones lack one of the two prices and add to neither sum.
 
     Example: Bronze at 15.00 is cancelled on 3 May, and the customer's Gold at 25.00 begins on 5
     May: a row Bronze to Gold, same_customer, switches 1, upgrades 1, mrr_before 15.00, mrr_after
     25.00. `members_monthly` shows the same as one cancelled and one new.
 
-    Source: `current/memberships`, `history/memberships`, `history/membership_status`,
-    `derived/membership_prices`. Known gap: a change in place before the first sync is not known.
+    Source: `history/memberships`, `history/membership_types`, `history/invoice_templates`,
+    `history/membership_status`. Known gap: a change in place before the first sync is not known.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
@@ -150,7 +180,8 @@ def plan_switches_monthly(
         membership_versions: every known version of the memberships, with `valid_from`.
         membership_types: newest version of each type.
         invoice_templates: newest version of each invoice template.
-        membership_prices: the derived table.
+        membership_type_versions: every known version of the types; of others the newest holds.
+        invoice_template_versions: every known version of the templates; likewise.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
         earliest: days before this one are mistakes, and are taken as not known.
@@ -159,35 +190,45 @@ def plan_switches_monthly(
             customer that still count as a switch.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    members = pick(memberships, "id", "customer_id", "membership_type_id")
+    members = pick(memberships, "id", "customer_id")
     life = spells(membership_status, zone, memberships)
     members["successor_id"] = renewal_links(memberships, zone, life)["successor_id"]
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     moves = attach(moves, members, "membership_id", "customer_id", "successor_id")
+    terms = known_terms(
+        memberships,
+        membership_versions,
+        membership_types,
+        invoice_templates,
+        membership_type_versions,
+        invoice_template_versions,
+        zone,
+    )
+    first_day_over = day_ends(moves["began"], zone)
+    moment = first_day_over.where(moves["is_entry"], moves["at"] - LEAST)
+    moves = moves.assign(**paid_at(terms, moves["membership_id"], moment)[[*HELD]])
     began = moves[moves["is_entry"]]
 
-    linked = members[members["successor_id"].notna()].rename(
-        columns={"id": "membership_id", "membership_type_id": "from_type"}
-    )
-    linked = attach(
-        linked, began, "successor_id", "began", id="membership_id", to_type="membership_type_id"
-    ).rename(columns={"successor_id": "taken_id"})
+    linked = members[members["successor_id"].notna()].rename(columns={"id": "membership_id"})
+    after = {f"{name}_after": name for name in HELD}
+    linked = attach(linked, began, "successor_id", "at", "began", id="membership_id", **after)
     linked = linked[linked["began"].notna()].assign(basis="renewal_link")
+    held = paid_at(terms, linked["membership_id"], linked["at"] - LEAST)[[*HELD]]
+    linked = linked.join(held.add_suffix("_before"))
     bought = _bought_instead(moves, switch_days).assign(basis="same_customer")
-    pairs: Frame = pd.concat([linked, bought], ignore_index=True)[
-        ["membership_id", "taken_id", "from_type", "to_type", "began", "basis"]
-    ]
-    pairs = _with_price(pairs, membership_prices, "membership_id", "_before")
-    pairs = _with_price(pairs, membership_prices, "taken_id", "_after")
-
-    changed = _changed_in_place(membership_versions, membership_types, invoice_templates, zone)
+    changed = _changed_in_place(membership_versions, terms, zone)
     changed = changed[changed["began"] < before(today)].assign(basis="changed_in_place")
-    rows: Frame = pd.concat([pairs, changed], ignore_index=True)
-    rows = rows[(rows["from_type"] != rows["to_type"]).fillna(True)].reset_index(drop=True)
-    price = {
-        name: rows[f"monthly_price_{name}"].fillna(rows[f"amortised_monthly_price_{name}"])
-        for name in ("before", "after")
-    }
+    facts = [f"{name}_{side}" for side in ("before", "after") for name in HELD]
+    rows: Frame = pd.concat(
+        [part[["began", "basis", *facts]] for part in (linked, bought, changed)], ignore_index=True
+    ).rename(
+        columns={
+            "membership_type_id_before": "from_type_id",
+            "membership_type_id_after": "to_type_id",
+        }
+    )
+    rows = rows[(rows["from_type_id"] != rows["to_type_id"]).fillna(True)].reset_index(drop=True)
+    price = {name: rows[f"value_{name}"] for name in ("before", "after")}
     both = price["before"].notna() & price["after"].notna()
     for name, amount in price.items():
         rows[f"mrr_{name}"] = amount.where(both, 0).fillna(0).astype("int64")
@@ -196,10 +237,11 @@ def plan_switches_monthly(
     rows["upgrades"] = (rows["mrr_after"] > rows["mrr_before"]).astype("int64")
     rows["downgrades"] = (rows["mrr_after"] < rows["mrr_before"]).astype("int64")
     rows["unpriced"] = (~both).astype("int64")
-    rows = rows.rename(columns={"from_type": "from_type_id", "to_type": "to_type_id"})
+    is_backdated = rows["is_backdated_before"] | rows["is_backdated_after"]
+    rows["backdated"] = is_backdated.astype("int64")
     grain = list(PLAN_SWITCHES_MONTHLY.grain)
     rows = rows.groupby(grain, dropna=False, as_index=False)[
-        ["switches", "upgrades", "downgrades", "unpriced", "mrr_before", "mrr_after"]
+        ["switches", "upgrades", "downgrades", "unpriced", "backdated", "mrr_before", "mrr_after"]
     ].sum()
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
@@ -238,15 +280,11 @@ def _reasons(notes: Column) -> Column:
     return words.mask(folded == "", NONE_GIVEN)
 
 
-def _with_price(rows: Frame, membership_prices: Frame, on: str, suffix: str) -> Frame:
-    names = ("monthly_price", "amortised_monthly_price", "price_basis")
-    prices = pick(membership_prices, "membership_id", *names)
-    renamed = {f"{name}{suffix}": name for name in names}
-    return attach(rows, prices, on, id="membership_id", **renamed)
-
-
 def _bought_instead(moves: Frame, days: int) -> Frame:
-    """Members lost for whom their customer began another membership at about the same time."""
+    """Members lost for whom their customer began another membership at about the same time.
+
+    `moves` hold what was paid then, and of which type (`HELD`).
+    """
     began = moves[moves["kind"] == "new"]
     lost = moves[moves["kind"].isin(LOST) & moves["successor_id"].isna()]
     lost = lost[lost["customer_id"].notna()]  # two who are unknown are not one
@@ -261,37 +299,24 @@ def _bought_instead(moves: Frame, days: int) -> Frame:
     pairs = pairs.sort_values(["apart", "later", "membership_id_taken", "membership_id", "began"])
     for mine in ("membership_id_taken", "membership_id"):
         pairs = pairs.drop_duplicates(mine)
-    return pairs.rename(
-        columns={
-            "membership_id_taken": "taken_id",
-            "membership_type_id": "from_type",
-            "membership_type_id_taken": "to_type",
-        }
-    ).assign(began=pairs[["began", "began_taken"]].max(axis=1))
+    sides = {name: f"{name}_before" for name in HELD}
+    sides |= {f"{name}_taken": f"{name}_after" for name in HELD}
+    latest = pairs[["began", "began_taken"]].max(axis=1)
+    return pairs.rename(columns=sides).assign(began=latest)
 
 
-def _changed_in_place(
-    versions: Frame, membership_types: Frame, invoice_templates: Frame, zone: ZoneInfo
-) -> Frame:
-    rows = pick(versions, "id", "valid_from", *PRICING)
-    rows = rows.sort_values(["id", "valid_from", *PRICING], ignore_index=True)
-    rows = rows.rename(columns={"id": "membership_id"})
+def _changed_in_place(versions: Frame, terms: Frame, zone: ZoneInfo) -> Frame:
+    """What held just before and from each moment at which a membership got another type."""
+    rows = versions_of(versions, "membership_type_id").rename(columns={"id": "membership_id"})
     earlier = rows["membership_type_id"].shift()
     changed = follows(rows) & (rows["membership_type_id"] != earlier).fillna(False)
-    where = np.flatnonzero(changed)
-    names = ("monthly_price", "amortised_monthly_price", "price_basis")
-    wanted = rows.take(np.r_[where - 1, where]).reset_index(drop=True)
-    prices = priced(wanted, membership_types, invoice_templates)
-    half = len(where)
-    changes = rows.take(where)[["membership_id"]].reset_index(drop=True)
-    for suffix, part in (("before", prices[:half]), ("after", prices[half:])):
-        for name in names:
-            changes[f"{name}_{suffix}"] = part[name].to_numpy()
-    return changes.assign(
-        from_type=wanted["membership_type_id"][:half].to_numpy(),
-        to_type=wanted["membership_type_id"][half:].to_numpy(),
-        began=local(wanted["valid_from"][half:], zone).to_numpy(),
-    )
+    rows = rows[changed]
+    sides = {"before": rows["valid_from"] - LEAST, "after": rows["valid_from"]}
+    rows = rows.assign(began=local(rows["valid_from"], zone))
+    for side, moment in sides.items():
+        held = paid_at(terms, rows["membership_id"], moment)[[*HELD]]
+        rows = rows.join(held.add_suffix(f"_{side}"))
+    return rows
 
 
 CANCELLATION_REASONS_MONTHLY = Table(
@@ -305,8 +330,9 @@ CANCELLATION_REASONS_MONTHLY = Table(
         "reason": (TEXT, "The note, as most wrote it; none given; not recorded."),
         "cancelled": (COUNT, "Members who cancelled for this reason, suspended ones included."),
         "from_suspension": (COUNT, "Of these, suspended before they cancelled."),
-        "mrr_lost": (MONEY, "Their last known monthly price; upfront payments are not in it."),
+        "mrr_lost": (MONEY, "Their monthly price just before; upfront payments are not in it."),
         "unpriced": (COUNT, "Of these, without a known price: they add nothing to mrr_lost."),
+        "backdated": BACKDATED,
         "flags": FLAGS,
     },
 )
@@ -317,13 +343,14 @@ PLAN_SWITCHES_MONTHLY = Table(
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,
-        "from_type_id": (ID, "Membership type that was left."),
-        "to_type_id": (ID, "Membership type that was taken."),
+        "from_type_id": (ID, "Membership type that was left, as it was then."),
+        "to_type_id": (ID, "Membership type that was taken, as it was then."),
         "basis": (TEXT, "renewal_link, changed_in_place, or same_customer, which is inferred."),
         "switches": (COUNT, "Members who went from the one to the other."),
         "upgrades": (COUNT, "Of these, those who pay more per month than before."),
         "downgrades": (COUNT, "Of these, those who pay less."),
         "unpriced": (COUNT, "Of these, one of the two prices is not known."),
+        "backdated": (COUNT, "Of these, a type or price rests on a version known from later on."),
         "mrr_before": (MONEY, "Monthly price of what they left, amortised if paid upfront."),
         "mrr_after": (MONEY, "Monthly price of what they took, amortised if paid upfront."),
         "flags": FLAGS,

@@ -10,7 +10,6 @@ from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
     Frame,
-    attach,
     flags,
     month_of,
     pick,
@@ -19,12 +18,15 @@ from st_memberships_orchestration.metrics.frames import (
 from st_memberships_orchestration.metrics.history import (
     CELL,
     by_month,
+    day_ends,
     renewal_links,
     share,
     spells,
 )
 from st_memberships_orchestration.metrics.renewals import ended_terms
+from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
 from st_memberships_orchestration.metrics.tables import (
+    BACKDATED,
     BUSINESS_UNIT_ID,
     COUNT,
     FLAGS,
@@ -43,7 +45,11 @@ COUNTS = ("matured", "renewed", "kept", "matured_value", "renewed_value", "kept_
 def renewal_outcomes_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
-    membership_prices: pd.DataFrame,
+    membership_versions: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    invoice_templates: pd.DataFrame,
+    membership_type_versions: pd.DataFrame | None = None,
+    invoice_template_versions: pd.DataFrame | None = None,
     *,
     today: date,
     zone: ZoneInfo,
@@ -61,20 +67,26 @@ def renewal_outcomes_monthly(
     membership, that renews no other, between N days before the last day and N days after; each
     purchase keeps one term, the nearest. `kept_N` rests on the customer's id alone and is inferred.
     Rates are of the matured terms: `renewal_rate_N`, `kept_rate_N`, and both by value, which weighs
-    each term with its monthly price, amortised where paid upfront; `unpriced` terms weigh nothing.
+    each term with the monthly price of its last day, amortised where paid upfront; `unpriced` terms
+    weigh nothing, and `backdated` ones are priced by a version that is known from later on only.
 
     Example: of ten terms that ended in May, all 20.00 a month, seven are linked to a successor sold
     in time, and one customer bought Gold 12 days after the last day: renewal_rate_30 0.7,
     kept_rate_30 0.8.
 
-    Source: `current/memberships`, `history/membership_status`, `derived/membership_prices`;
-    formula: reference section 9.2. Known gap: a customer who holds several memberships, and buys
+    Source: `history/memberships`, `history/membership_types`, `history/invoice_templates`,
+    `history/membership_status`; formula: reference section 9.2. Known gaps: type and business unit
+    are today's; a customer who holds several memberships, and buys
     one more, keeps one term by it, whatever was meant.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
         membership_status: spells of status, without gap or overlap per membership.
-        membership_prices: the derived table.
+        membership_versions: every known version of the memberships, with `valid_from`.
+        membership_types: newest version of each type.
+        invoice_templates: newest version of each invoice template.
+        membership_type_versions: every known version of the types; of others the newest holds.
+        invoice_template_versions: every known version of the templates; likewise.
         today: the contractor's day.
         zone: the contractor's time zone.
         earliest: days before this one are mistakes, and are taken as not known.
@@ -82,12 +94,20 @@ def renewal_outcomes_monthly(
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
     rows = ended_terms(memberships, life, today, zone)
-    prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")
-    prices["value"] = prices["monthly_price"].fillna(prices["amortised_monthly_price"])
-    rows = attach(rows, prices, "id", id="membership_id", price="value")
-    rows["value"] = rows["price"].fillna(0)
+    terms = known_terms(
+        memberships,
+        membership_versions,
+        membership_types,
+        invoice_templates,
+        membership_type_versions,
+        invoice_template_versions,
+        zone,
+    )
+    paid = paid_at(terms, rows["id"], day_ends(rows["to"], zone))
+    rows["value"] = paid["value"].fillna(0)
     rows["month"] = month_of(rows["to"])
-    rows["due"], rows["unpriced"] = 1, rows["price"].isna()
+    rows["due"], rows["unpriced"] = 1, paid["value"].isna()
+    rows["backdated"] = paid["is_backdated"]
     now = pd.Timestamp(today)
     bought = _purchases(memberships, life, zone)
     for days in MATURITIES:
@@ -100,7 +120,7 @@ def renewal_outcomes_monthly(
             rows[f"{name}_{days}"] = mask
             rows[f"{name}_value_{days}"] = rows["value"].where(mask, 0)
     measures = [f"{name}_{days}" for days in MATURITIES for name in COUNTS]
-    rows = by_month(rows, ["due", "unpriced", *measures], today)
+    rows = by_month(rows, ["due", "unpriced", "backdated", *measures], today)
     for days in MATURITIES:
         for outcome, rate in (("renewed", "renewal"), ("kept", "kept")):
             part, whole = rows[f"{outcome}_{days}"], rows[f"matured_{days}"]
@@ -157,6 +177,7 @@ RENEWAL_OUTCOMES_MONTHLY = Table(
         "business_unit_id": BUSINESS_UNIT_ID,
         "due": (COUNT, "Fixed terms that ended, less cancelled and deleted ones."),
         "unpriced": (COUNT, "Of these, without a known price: they weigh nothing by value."),
+        "backdated": BACKDATED,
         **_columns(30),
         **_columns(60),
         "flags": FLAGS,

@@ -19,6 +19,7 @@ from st_memberships_orchestration.metrics.frames import (
     locate,
     month_of,
     pick,
+    remembered,
     taken,
     version_at,
     versions_of,
@@ -372,17 +373,25 @@ def _half_up(amount: Column, months: Column) -> Column:
     return (2 * amount.astype("Int64") + months) // (2 * months)
 
 
-def _terms(
-    versions: Frame,
+@remembered
+def known_terms(
+    memberships: Frame,
+    membership_versions: Frame,
     membership_types: Frame,
     invoice_templates: Frame,
-    renewals: Frame,
+    membership_type_versions: Frame,
+    invoice_template_versions: Frame,
+    zone: ZoneInfo,
 ) -> Frame:
     """What each membership pays, and from when on: a row for each change of its price.
 
-    The first row of each membership has no `valid_from`: it holds before all that is known.
+    The first row of each membership has no `valid_from`: it holds before all that is known, which
+    `is_backdated` says.
     """
-    rows = versions_of(versions, *PRICING)
+    links = renewal_links(memberships, zone)
+    membership_types = _every_version(membership_type_versions, membership_types)
+    invoice_templates = _every_version(invoice_template_versions, invoice_templates)
+    rows = versions_of(_every_version(membership_versions, memberships), *PRICING)
     is_first = ~rows.duplicated("id")
     since = rows["valid_from"]
     firsts = rows[is_first].assign(valid_from=since.mask(is_first), is_backdated=since.notna())
@@ -405,10 +414,30 @@ def _terms(
     rows = pd.concat([rows, *cuts], ignore_index=True)
     rows = rows.sort_values(["id", "valid_from"], na_position="first", ignore_index=True)
     is_backdated = rows.pop("is_backdated")
-    rows["is_renewal"] = among(rows["id"], renewals["id"])
+    rows["is_renewal"] = among(rows["id"], links["id"][links["is_successor"]])
     rows = priced(rows, membership_types, invoice_templates)
     rows["is_backdated"] |= is_backdated
     return rows.rename(columns={"id": "membership_id"})
+
+
+def paid_at(terms: Frame, memberships: Column, moments: Column) -> Frame:
+    """What held of memberships at moments, in the order and with the index given.
+
+    Args:
+        terms: the `known_terms`.
+        memberships: their ids.
+        moments: with a zone.
+
+    Returns:
+        `membership_type_id`, `monthly_price`, `amortised_monthly_price`, `price_basis`, `value`
+        (the one of the two prices that there is) and `is_backdated`; null where there is none.
+    """
+    rows = pd.DataFrame({"membership_id": memberships, "valid_from": moments})
+    place = version_at(rows, terms.rename(columns={"membership_id": "id"}), "membership_id")
+    names = ("monthly_price", "amortised_monthly_price", "price_basis", "is_backdated")
+    names = ("membership_type_id", *names)
+    paid = pd.DataFrame(taken(terms, place, rows.index, **{name: name for name in names}))
+    return paid.assign(value=paid["monthly_price"].fillna(paid["amortised_monthly_price"]))
 
 
 def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
@@ -443,12 +472,14 @@ def month_ends(
         `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
         membership and month.
     """
-    links = renewal_links(memberships, zone, life)
-    terms = _terms(
-        _every_version(membership_versions, memberships),
-        _every_version(membership_type_versions, membership_types),
-        _every_version(invoice_template_versions, invoice_templates),
-        links[links["is_successor"]],
+    terms = known_terms(
+        memberships,
+        membership_versions,
+        membership_types,
+        invoice_templates,
+        membership_type_versions,
+        invoice_template_versions,
+        zone,
     )
     status = life.assign(
         active=(life["status"] == ACTIVE).astype("Int64"),

@@ -19,13 +19,16 @@ from st_memberships_orchestration.metrics.frames import (
 from st_memberships_orchestration.metrics.history import (
     LOST,
     before,
+    day_ends,
     end_of,
     movements,
     renewal_links,
     share,
     spells,
 )
+from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
 from st_memberships_orchestration.metrics.tables import (
+    BACKDATED,
     BUSINESS_UNIT_ID,
     COUNT,
     FLAGS,
@@ -42,7 +45,11 @@ from st_memberships_orchestration.metrics.tables import (
 def sales_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
-    membership_prices: pd.DataFrame,
+    membership_versions: pd.DataFrame,
+    membership_types: pd.DataFrame,
+    invoice_templates: pd.DataFrame,
+    membership_type_versions: pd.DataFrame | None = None,
+    invoice_template_versions: pd.DataFrame | None = None,
     *,
     today: date,
     zone: ZoneInfo,
@@ -59,22 +66,28 @@ def sales_monthly(
     given up before it began; `imported`, it carries an import id; `new_sale`, an invoice item
     activated it; `manual`, none of these.
 
-    `monthly_value` is what they pay per month, amortised where paid upfront, in the account's
-    currency. `lost_early` were cancelled or expired, and not renewed, no more than `early_days`
-    after they began; only `matured` ones, which began at least so long ago, can be among them.
-    `early_loss_rate` is the share.
+    `monthly_value` is what they paid per month when they were sold, at the end of that day,
+    amortised where paid upfront, in the account's currency; `backdated` ones are priced by a
+    version that is known from later on only. `lost_early` were cancelled or expired, and not
+    renewed, no more than `early_days` after they began; only `matured` ones, which began at least
+    so long ago, can be among them. `early_loss_rate` is the share.
 
     Example: user 7 sold three memberships in May; one begins in June, one was cancelled after 40
     days, the third runs. Seen on 20 August: sold 3, matured 2, lost_early 1, early_loss_rate 0.5.
 
-    Source: `current/memberships`, `history/membership_status`, `derived/membership_prices`;
-    reference section 9.1. Known gaps: the seller is the user credited in ServiceTitan
-    (`sold_by_id`), null if nobody was; campaign and invoice of the sale are not in this API.
+    Source: `history/memberships`, `history/membership_types`, `history/invoice_templates`,
+    `history/membership_status`; reference section 9.1. Known gaps: the seller is the user credited
+    in ServiceTitan today (`sold_by_id`), null if nobody is; business unit and way of sale are
+    today's, too; campaign and invoice of the sale are not in this API.
 
     Args:
         memberships: newest version of each membership, also deleted ones.
         membership_status: spells of status, without gap or overlap per membership.
-        membership_prices: the derived table.
+        membership_versions: every known version of the memberships, with `valid_from`.
+        membership_types: newest version of each type.
+        invoice_templates: newest version of each invoice template.
+        membership_type_versions: every known version of the types; of others the newest holds.
+        invoice_template_versions: every known version of the templates; likewise.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
         earliest: days before this one are mistakes, and are taken as not known.
@@ -99,9 +112,17 @@ def sales_monthly(
     rows = attach(rows, moves[moves["is_entry"]], "id", "began", id="membership_id")
     lost = moves[moves["kind"].isin(LOST)]
     rows = attach(rows, lost, "id", id="membership_id", lost="began")
-    prices = pick(membership_prices, "membership_id", "monthly_price", "amortised_monthly_price")
-    prices["value"] = prices["monthly_price"].fillna(prices["amortised_monthly_price"])
-    rows = attach(rows, prices, "id", "value", id="membership_id")
+    terms = known_terms(
+        memberships,
+        membership_versions,
+        membership_types,
+        invoice_templates,
+        membership_type_versions,
+        invoice_template_versions,
+        zone,
+    )
+    paid = paid_at(terms, rows["id"], day_ends(rows["sold_on"], zone))
+    rows = rows.join(paid[["value", "is_backdated"]])
     gone = rows["is_deleted"] | (rows["status"] == "Deleted")
     rows = rows[~gone & (rows["sold_on"] < before(today))].reset_index(drop=True)
 
@@ -117,6 +138,7 @@ def sales_monthly(
         "sold": 1,
         "monthly_value": rows["value"].fillna(0),
         "unpriced": rows["value"].isna(),
+        "backdated": rows["is_backdated"],
         "matured": matured,
         "lost_early": matured & (rows["lost"] < early),
     }
@@ -139,11 +161,15 @@ SALES_MONTHLY = Table(
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "business_unit_id": BUSINESS_UNIT_ID,
-        "sold_by_id": (ID, "User credited with the sale; null if nobody is."),
+        "sold_by_id": (ID, "User credited with the sale, as it is today; null if nobody is."),
         "activation_method": (TEXT, "new_sale, renewal, imported or manual; inferred."),
         "sold": (COUNT, "Memberships sold in the month."),
-        "monthly_value": (MONEY, "What they pay per month, amortised where paid upfront."),
+        "monthly_value": (
+            MONEY,
+            "What they paid per month when sold, amortised where paid upfront.",
+        ),
         "unpriced": (COUNT, "Of these, without a known price: they add nothing to the value."),
+        "backdated": BACKDATED,
         "matured": (COUNT, "Of these, those that began long enough ago to tell early losses."),
         "lost_early": (COUNT, "Of the matured ones, cancelled or expired early, not renewed."),
         "early_loss_rate": (SHARE, "lost_early / matured; null if none matured."),

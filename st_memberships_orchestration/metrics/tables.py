@@ -29,6 +29,8 @@ IS_COMPLETE = (TRUTH, "False for the running month, which is counted up to and w
 MEMBERSHIP_TYPE_ID = (ID, "Membership type, as it is today; null if the membership is unknown.")
 BUSINESS_UNIT_ID = (ID, "Business unit, as it is today; null if the membership is unknown.")
 
+BACKDATED = (COUNT, "Of these, priced by a version that is known from later on only.")
+
 
 @dataclass(frozen=True)
 class Table:
