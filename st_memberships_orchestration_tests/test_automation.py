@@ -72,6 +72,26 @@ def test_a_tenant_whose_sync_still_runs_is_left_alone(
     assert [request.tags["tenant"] for request in requests] == ["bravo"]
 
 
+def test_once_a_week_everything_is_computed_whole(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox)
+    requests = tick(location, "derive_whole_weekly", at(7, 50))
+    assert [request.partition_key for request in requests] == ["acme", "bravo"]
+    job = defs().resolve_job_def("derive")
+    for request in requests:
+        steps = dg.validate_run_config(job, request.run_config)["ops"]
+        full = {
+            name for name, step in steps.items() if ((step or {}).get("config") or {}).get("full")
+        }
+        assert full == {
+            node.name
+            for node in job.nodes
+            if node.name.startswith(("derived__", "history__"))
+            and node.name != "derived__write_audit"
+        }
+
+
 def test_without_tenants_the_schedules_say_what_to_set(location: Location) -> None:
     for name in ("sync_every_15_minutes", "refresh_reference_daily", "deep_check_weekly"):
         (skipped,) = tick(location, name, at(9, 0))

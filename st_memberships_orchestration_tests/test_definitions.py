@@ -123,6 +123,7 @@ def test_inventory(location: Location) -> None:
         "refresh_reference_daily",
         "reconcile_nightly",
         "deep_check_weekly",
+        "derive_whole_weekly",
         "maintain_lake_weekly",
         "prune_runs_nightly",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 from deltalake import write_deltalake
 
 from st_memberships_orchestration.defs.derived import derive
@@ -183,6 +184,26 @@ def test_a_derive_computes_what_a_change_can_touch(tmp_path: Path) -> None:
     assert dict(
         zip(*found.select(["membership_id", "status"]).to_pydict().values(), strict=True)
     ) == {id: "Expired" if id == 3 else "Active" for id in range(1, 6)}
+
+
+def test_a_table_that_was_not_followed_is_put_right_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lake = Lake(str(tmp_path))
+    rows = [row_of("memberships", membership(id), BEGINNING) for id in (1, 2)]
+    land(lake, "memberships", rows, loaded_at=BEGINNING)
+    bring_up_to_date(lake, BEGINNING.date(), full=False)
+    bring_up_to_date(lake, BEGINNING.date(), full=True)
+    assert not caplog.records
+    derived = made(lake)
+    for name in ("derived/membership_prices", "history/memberships"):
+        lake.open_existing(name).update({"status": "'Expired'"})
+    bring_up_to_date(lake, BEGINNING.date(), full=True)
+    assert made(lake) == derived
+    assert [record.getMessage().partition(" held")[0] for record in caplog.records] == [
+        "history/memberships of acme",
+        "derived/membership_prices of acme",
+    ]
 
 
 def test_a_column_that_an_older_table_lacks_is_null(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         _for_each_tenant(
             "deep_check_weekly", jobs.deep_check, "20 6 * * 0", "Sundays 06:20", tenants
         ),
+        _for_each_tenant(
+            "derive_whole_weekly",
+            jobs.derive,
+            "50 7 * * 0",
+            "with `full: true` Sundays 07:50",
+            tenants,
+            {"ops": {name: {"config": {"full": True}} for name in jobs.FOLLOWING}},
+        ),
         dg.ScheduleDefinition(
             name="reconcile_nightly",
             job=jobs.reconcile,
@@ -335,10 +343,20 @@ def sync_request(tenant: str, day: date, *, run_key: str) -> dg.RunRequest:
     )
 
 
-def tenant_request(tenant: str, *, run_key: str, job: str | None = None) -> dg.RunRequest:
+def tenant_request(
+    tenant: str,
+    *,
+    run_key: str,
+    job: str | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> dg.RunRequest:
     """A run of a job that is partitioned by tenant alone."""
     return dg.RunRequest(
-        run_key=run_key, job_name=job, partition_key=tenant, tags={"tenant": tenant}
+        run_key=run_key,
+        job_name=job,
+        partition_key=tenant,
+        run_config=run_config,
+        tags={"tenant": tenant},
     )
 
 
@@ -503,7 +521,12 @@ def jobs_after(changed: Collection[str]) -> list[str]:
 
 
 def _for_each_tenant(
-    name: str, job: Any, cron: str, when: str, tenants: list[str]
+    name: str,
+    job: Any,
+    cron: str,
+    when: str,
+    tenants: list[str],
+    run_config: Mapping[str, Any] | None = None,
 ) -> dg.ScheduleDefinition:
     @dg.schedule(
         name=name,
@@ -517,6 +540,6 @@ def _for_each_tenant(
             yield dg.SkipReason(NO_TENANT)
         for tenant in tenants:
             run_key = f"{tenant} {context.scheduled_execution_time.isoformat()}"
-            yield tenant_request(tenant, run_key=run_key)
+            yield tenant_request(tenant, run_key=run_key, run_config=run_config)
 
     return each

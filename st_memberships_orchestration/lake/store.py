@@ -457,6 +457,13 @@ def replace_tenant(
     rows = fitting(table, rows)
     turn = _turn(table, tenant, origin, seen or {})
     spans, is_all = _differing(table, rows, tenant, order, of)
+    if spans and origin is not None and origin == made_of(table, tenant):
+        logger.error(
+            "%s of %s held other rows than those that it is made of. It is put right; please tell "
+            "the project: either it was changed by hand, or a change was not followed to its end.",
+            name,
+            tenant,
+        )
     if is_all:
         changed = with_tenant(pa.concat_tables(span.rows for span in spans), tenant)
         write_deltalake(
