@@ -28,7 +28,7 @@ from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
-from st_memberships_orchestration.writing.outcomes import Patience, settle
+from st_memberships_orchestration.writing.outcomes import Patience, look_again, settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
 from st_memberships_orchestration.writing.presentation import result_lines
 from st_memberships_orchestration.writing.rows import numbered
@@ -667,6 +667,30 @@ def test_a_person_is_not_believed_against_what_shows(
     clock = Clock().after(LATER)
     with pytest.raises(ValueError, match="ServiceTitan shows otherwise: succeeded"):
         settle(client, ledger, result.key, happened=False, who="boss", clock=clock)
+
+
+@pytest.mark.parametrize(
+    "kind", ["sell_memberships", "create_invoice_templates", "mark_events_complete"]
+)
+def test_who_stood_still_does_not_overrule_what_another_has_found(
+    written: RunningSandbox,
+    client: MembershipsClient,
+    ledger: Ledger,
+    dice: random.Random,
+    kind: str,
+) -> None:
+    plan = plan_of(client, kind, some(kind, client, 1, dice))
+    order(written, kind, "reset", "during", seconds=1)
+    assert statuses(run(plan, client, ledger, patience=Patience(looks=(0,)))) == [Status.UNKNOWN]
+    taken_as_lost = ledger.entries(plan=plan.hash)
+    time.sleep(1.5)
+    assert statuses(run(plan, client, ledger)) == [Status.SUCCEEDED]
+    found = ledger.entries(plan=plan.hash)
+    look_again(client, ledger, taken_as_lost, clock=Clock().after(LATER), patience=QUICK)
+    assert ledger.entries(plan=plan.hash) == found
+    before = len(writes(written))
+    assert statuses(run(plan, client, ledger, later=LATER)) == [Status.SUCCEEDED]
+    assert len(writes(written)) == before
 
 
 def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(

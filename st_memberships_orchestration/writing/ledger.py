@@ -699,6 +699,8 @@ class Ledger:
         there = connection.execute(query.with_for_update()).one()
         if there.claim != claim or there.status not in expected:
             return None
+        if there.status in DONE and status in FREE:
+            raise ValueError(f"{key[:12]} has happened, and cannot be {status}")
         step = {"at": now.isoformat(), "status": status}
         step |= {n: facts[n] for n in ("detail", "trace_id", "found_by") if facts.get(n)}
         values = {

@@ -108,11 +108,10 @@ def _looked_for(
     patience: Patience,
 ) -> list[Entry]:
     """See whether requests have happened, and note it; all entries as they stand then."""
-    unresolved = [entry for entry in entries if entry.status in UNRESOLVED]
+    unresolved = _watched(ledger, [e for e in entries if e.status in UNRESOLVED], clock)
+    unresolved = [entry for entry in unresolved if entry.status in UNRESOLVED]
     if not unresolved:
-        return list(entries)
-    ledger.watch(unresolved, clock)
-    unresolved = ledger.entries(key=[entry.key for entry in unresolved])
+        return ledger.entries(key=[entry.key for entry in entries])
     waited = {entry.key: clock.waited(entry.seen) for entry in unresolved}  # before it is looked
     seen = kind.look(
         client,
@@ -122,6 +121,21 @@ def _looked_for(
     for entry in unresolved:
         _note(ledger, entry, seen[entry.key], clock, patience.lag - waited[entry.key])
     return ledger.entries(key=[entry.key for entry in entries])
+
+
+def _watched(ledger: Ledger, entries: Sequence[Entry], clock: Clock) -> list[Entry]:
+    """The entries as they stand now, with this machine's first sight of them noted.
+
+    Whoever was given them may have stood still since, and another run have found out meanwhile.
+    """
+    if not entries:
+        return []
+    ledger.watch(entries, clock)
+    return ledger.entries(key=[entry.key for entry in entries])
+
+
+def _is_to_be_seen(entry: Entry) -> bool:
+    return entry.status == Status.SUCCEEDED and not entry.verified
 
 
 def _note(ledger: Ledger, entry: Entry, evidence: Evidence, clock: Clock, left: timedelta) -> None:
@@ -156,11 +170,10 @@ def _read_back(
     last: bool,
 ) -> None:
     """Compare the records of successful changes with what was asked."""
-    done = [e for e in entries if e.status == Status.SUCCEEDED and not e.verified]
+    done = _watched(ledger, [e for e in entries if _is_to_be_seen(e)], clock)
+    done = [entry for entry in done if _is_to_be_seen(entry)]
     if not done:
         return
-    ledger.watch(done, clock)
-    done = ledger.entries(key=[entry.key for entry in done])
     waited = {entry.key: clock.waited(entry.seen) for entry in done}
     ids = {entry.key: kind.id_of(entry) for entry in done}
     records, _ = kind.read_apart(client, [id for id in ids.values() if id is not None])
