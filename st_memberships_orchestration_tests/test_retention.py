@@ -63,6 +63,8 @@ def test_old_runs_go_with_their_files_and_partitions_stay_green(
     for run_id in runs[1:3]:
         assert run_id not in left
         assert not [path for path in files(location) if run_id in str(path)]
+    assert not [path for path in files(location) if runs[3] in str(path)], "but for what it made"
+    assert prune(location, days=31) == {"deleted": 0, "kept_though_old": 3}, "nor later"
 
 
 def test_failed_runs_are_kept_for_longer(kept_on_disk: Location) -> None:

@@ -58,6 +58,12 @@ def test_current_equals_a_plain_walk_field_by_field_and_a_second_run_adds_nothin
         asked = [r["path"] for r in sandbox.control("GET", "/_sandbox/requests")]
         assert len([path for path in asked if "token" not in path]) == len(FEEDS), asked
         assert second.get_asset_check_evaluations() == []
+        recorded = location.instance.all_logs(second.run_id)
+        assert len(recorded) <= 3 * 2 * len(FEEDS) + 11, (
+            "Dagster's three of each table, and a run's"
+        )
+        outputs = [event for event in second.all_events if event.is_successful_output]
+        assert not any(o.step_output_data.metadata for o in outputs), "the table's event has it"
         for feed in FEED_NAMES:
             assert facts(second, "raw", feed)["versions_new"] == 0
             assert facts(second, "raw", feed)["requests"] == 1

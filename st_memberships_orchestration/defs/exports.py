@@ -112,7 +112,9 @@ def build_assets(
                 continue
             _record_healed(context, result, window, partitions)
             if result.through == tenants:
-                yield dg.MaterializeResult(asset_key=result.key, metadata=result.metadata)
+                # Given with the result, Dagster would keep it twice: with the step's output too.
+                context.add_asset_metadata(result.metadata, result.key)
+                yield dg.MaterializeResult(asset_key=result.key)
             else:
                 _record_part(context, result)
         if failed:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dagster._core.storage.event_log import SqlEventLogStorage, SqliteEventLogSt
 from dagster._core.storage.event_log.schema import (
     AssetCheckExecutionsTable,
     AssetKeyTable,
+    SqlEventLogStorageTable,
 )
 from dagster._serdes import serialize_value
 
@@ -28,6 +29,9 @@ AT_ONCE = 500
 
 WENT_WELL = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
 FAILED = [dg.DagsterRunStatus.FAILURE]
+
+EVENTS = SqlEventLogStorageTable
+MADE = DagsterEventType.ASSET_MATERIALIZATION.value
 
 
 def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) -> dg.JobDefinition:
@@ -55,7 +59,9 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
                 runs = old[start : start + AT_ONCE]
                 needed = needed_runs(context.instance, runs, check_keys)
                 for run_id in runs:
-                    if run_id not in needed:
+                    if run_id in needed:
+                        reduce_run(context.instance, run_id)
+                    else:
                         delete_run(context.instance, run_id)
                 deleted, kept = deleted + len(runs) - len(needed), kept + len(needed)
                 logger.info("Old runs: %s deleted, %s still needed", deleted, kept)
@@ -65,8 +71,8 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
         description=(
             "Deletes Dagster's record of old runs, which else grows for ever: with their events, "
             "logs and files. A run that a table's partition was last brought up to date by, or "
-            "that holds the newest result of a check, is kept. Touches neither the lake nor the "
-            "write ledger."
+            "that holds the newest result of a check, is kept, but without its logs and the events "
+            "of its course. Touches neither the lake nor the write ledger."
         )
     )
     def prune_runs() -> None:
@@ -114,18 +120,9 @@ def needed_runs(
     instance: dg.DagsterInstance, runs: Collection[str], check_keys: Sequence[dg.AssetCheckKey]
 ) -> set[str]:
     """Of some runs those that the UI's partitions, freshness, health or alerts still rest on."""
-    partitions: dict[dg.AssetKey, set[str]] = defaultdict(set)
     needed: set[str] = set()
-    for run_id in runs:
-        found = instance.get_records_for_run(
-            run_id, of_type=DagsterEventType.ASSET_MATERIALIZATION
-        ).records
-        for record in found:
-            event = record.event_log_entry.get_dagster_event()
-            if event.asset_key:
-                partitions[event.asset_key].update([event.partition] if event.partition else ())
-    storage = instance.event_log_storage
-    for key, there in partitions.items():
+    storage = _storage(instance)
+    for key, there in _made_by(storage, runs).items():
         newest = instance.get_latest_materialization_event(key)
         needed |= {newest.run_id} if newest else set()
         ids = (
@@ -146,9 +143,47 @@ def needed_runs(
     return needed & set(runs)
 
 
+def _storage(instance: dg.DagsterInstance) -> SqlEventLogStorage:
+    """Where events are: all storages of Dagster are SQL."""
+    storage = instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    return storage
+
+
+def _made_by(storage: SqlEventLogStorage, runs: Collection[str]) -> Mapping[dg.AssetKey, set[str]]:
+    """The tables that some runs brought up to date, and which partitions of them."""
+    made = sa.select(EVENTS.c.asset_key, EVENTS.c.partition).where(
+        EVENTS.c.run_id.in_(runs), EVENTS.c.dagster_event_type == MADE
+    )
+    partitions: dict[dg.AssetKey, set[str]] = defaultdict(set)
+    with storage.index_connection() as connection:
+        for stored, partition in connection.execute(made.distinct()):
+            if key := dg.AssetKey.from_db_string(stored):
+                partitions[key].update([partition] if partition else ())
+    return partitions
+
+
+def reduce_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Delete of a run all but what it made: that alone is what something rests on.
+
+    Each day leaves one such run of each tenant for ever. Whole, they would outgrow all others.
+    """
+    _delete_files(instance, run_id)
+    superfluous = EVENTS.delete().where(
+        EVENTS.c.run_id == run_id, sa.func.coalesce(EVENTS.c.dagster_event_type, "") != MADE
+    )
+    with _storage(instance).index_connection() as connection:
+        connection.execute(superfluous)
+
+
 def delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
     """Delete a run with its events, its logs, and the files that SQLite has for each run."""
     instance.delete_run(run_id)
+    _delete_files(instance, run_id)
+
+
+def _delete_files(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Logs, and with SQLite the run's own copy of its events."""
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     if isinstance(instance.event_log_storage, SqliteEventLogStorage):
         shard = Path(instance.event_log_storage.path_for_shard(run_id))
@@ -159,25 +194,27 @@ def delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
 def delete_mentions(instance: dg.DagsterInstance, mentions: Callable[[str], bool]) -> int:
     """Delete the runs and results of checks whose records mention somebody; how many they were."""
     deleted = 0
+    storage = _storage(instance)
     for record in instance.get_run_records():
         run = record.dagster_run
         if run.is_finished:
-            texts = [serialize_value(run), *map(serialize_value, instance.all_logs(run.run_id))]
+            # Of a reduced run, SQLite has the events that it made in one place only.
+            made = sa.select(EVENTS.c.event).where(EVENTS.c.run_id == run.run_id)
+            with storage.index_connection() as connection:
+                texts = [serialize_value(run), *connection.execute(made).scalars()]
+            texts += map(serialize_value, instance.all_logs(run.run_id))
             if any(map(mentions, texts)):
                 delete_run(instance, run.run_id)
                 deleted += 1
-    storage = instance.event_log_storage
-    if isinstance(storage, SqlEventLogStorage):
-        results, assets = AssetCheckExecutionsTable, AssetKeyTable
-        with storage.index_connection() as connection:
-            rows = connection.execute(sa.select(results.c.id, results.c.evaluation_event))
-            gone = [id for id, event in rows.fetchall() if event and mentions(event)]
-            connection.execute(results.delete().where(results.c.id.in_(gone)))
-            # What an asset's page shows is kept once more; the next sync says it anew.
-            rows = connection.execute(sa.select(assets.c.id, assets.c.last_materialization))
-            shown = [id for id, event in rows.fetchall() if event and mentions(event)]
-            connection.execute(
-                assets.update().where(assets.c.id.in_(shown)).values(last_materialization=None)
-            )
-        deleted += len(gone)
-    return deleted
+    results, assets = AssetCheckExecutionsTable, AssetKeyTable
+    with storage.index_connection() as connection:
+        rows = connection.execute(sa.select(results.c.id, results.c.evaluation_event))
+        gone = [id for id, event in rows.fetchall() if event and mentions(event)]
+        connection.execute(results.delete().where(results.c.id.in_(gone)))
+        # What an asset's page shows is kept once more; the next sync says it anew.
+        rows = connection.execute(sa.select(assets.c.id, assets.c.last_materialization))
+        shown = [id for id, event in rows.fetchall() if event and mentions(event)]
+        connection.execute(
+            assets.update().where(assets.c.id.in_(shown)).values(last_materialization=None)
+        )
+    return deleted + len(gone)
