@@ -117,14 +117,8 @@ def generate(seed: int) -> dict[str, pa.Table]:
             "items": pa.array([[]] * int(COUNT - no_template.sum()), LAKE["items"]),
         }
     )
-    plan = (
-        "tenant",
-        "id",
-        "name",
-        "duration_billing",
-        "recurring_services",
-        "revenue_recognition_mode",
-    )
+    lists = ("duration_billing", "recurring_services")
+    plan = ("tenant", "id", "name", *lists, "revenue_recognition_mode", "is_deleted")
     types = pa.Table.from_pylist(
         [
             {
