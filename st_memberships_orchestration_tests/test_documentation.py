@@ -199,6 +199,14 @@ def test_the_wheel_works_in_an_empty_environment(copy: Path, tmp_path_factory: A
     assert version in run(folder, f"{command} --version")
     said = run(folder, f"{command} demo --memberships 20")
     assert_like(example_after(REPO / "README.md", "make demo"), said)
+    for tenant in ("acme", "bravo"):  # what it says last is what the reports say first
+        (line,) = re.findall(rf"^│ {tenant} +│ .*$", said.split("Checking the tables")[1], re.M)
+        html = (folder / f".data/reports/{tenant}.html").read_text()
+        tiles = dict(re.findall(r'<span class="label">(.*?)</span><b>(.*?)</b>', html))
+        shown = [cell.strip() for cell in line.strip("│").split("│")]
+        assert shown[1:3] == [tiles["Members"], tiles["MRR"]]
+        assert shown[4:] == [tiles["Visits owed"], tiles["Findings"]]
+        assert "No check has run yet" not in html
 
 
 @pytest.mark.documentation

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings, data_folder
-from st_memberships_orchestration.terminal.commands import _set_dagster_home
+from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 BLOCK = """# the café's account
@@ -287,3 +287,21 @@ def test_a_tenant_says_how_people_call_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("ST_TENANTS__ACME__CURRENCY", "dollars")
     with pytest.raises(ValidationError, match="no currency; use its three capital letters"):
         Settings()
+
+
+def test_commands_find_the_sandbox_of_a_demo_that_runs_in_the_same_folder(
+    monkeypatch: pytest.MonkeyPatch, shared_sandbox: RunningSandbox, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [Path(sys.executable).parent / "st-memberships", "doctor", "--tenant", "acme"]
+    (tmp_path / ".data").mkdir()
+    running = tmp_path / RUNNING
+    running.write_text(json.dumps({"pid": shared_sandbox.pid, "env": shared_sandbox.env}))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    running.write_text(json.dumps({"pid": ended.pid, "env": shared_sandbox.env}))
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert alone.returncode == 1
+    assert "No tenant is configured" in alone.stderr

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,18 @@ DATA = Path(".data")
 DEMO = DATA / "demo"
 """Present when the lake in `.data` is the demo's; holds its sandbox's options."""
 
+RUNNING = DATA / "demo.env.json"
+"""Present while the demo's sandbox runs: its process, and the settings that reach it."""
+
+JOINED = "_ST_MEMBERSHIPS_DEMO"
+"""Set in this process and its children while they work with the demo's sandbox."""
+
 DEMO_DAYS = 7
 """Windows that the demo shows in the UI; the first of them holds all earlier history."""
+
+QUIET_DAEMON = ("--code-server-log-level", "error", "--log-level", "error")
+QUIET_SERVER = ("--code-server-log-level", "error", "--dagster-log-level", "warning")
+"""What runs and what fails is in the UI; the terminal has the one line that says where that is."""
 
 Day = click.DateTime(["%Y-%m-%d"])
 
@@ -69,6 +79,7 @@ class _Commands(click.Group):
 @click.version_option(package_name="st-memberships-orchestration")
 def main() -> None:
     """Own and act on your ServiceTitan memberships."""
+    _join_demo()
 
 
 main.add_command(sandbox)
@@ -89,8 +100,15 @@ def demo(memberships: int, seed: int) -> None:
     """Read a sandbox's whole history into tables, and show what landed."""
     started = time.monotonic()
     _forget_last_demo()
-    with _demo_sandbox(memberships, seed):
-        _sync(sorted(read_settings().tenants), _today(), _today())
+    with _demo_sandbox(memberships, seed) as url:
+        console.print(f"The sandbox answers at {url} while this runs.", soft_wrap=True)
+        tenants = sorted(read_settings().tenants)
+        _sync(tenants, _today(), _today())
+        console.print("Checking the tables, and how the feeds are; then the reports once more.")
+        _run("reconcile")
+        _run("assess_health")
+        for tenant in tenants:  # whose page shows what the checks found
+            _run("derive", tenant)
         _show_headlines()
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
     console.print(
@@ -115,8 +133,8 @@ def ui(port: int) -> None:
         _refuse_beside_demo()
         _serve(port)
     else:
-        with _demo_sandbox():
-            _serve(port)
+        with _demo_sandbox() as url:
+            _serve(port, f" The sandbox answers at {url}.")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -255,7 +273,20 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
     return sorted(tenants or configured)
 
 
+def _join_demo() -> None:
+    """Work with the demo's sandbox where nothing else is configured and it is running (`ui`)."""
+    if not RUNNING.exists() or read_settings().tenants:
+        return
+    there = json.loads(RUNNING.read_text())
+    with suppress(ProcessLookupError):  # it was killed: nothing answers there
+        os.kill(there["pid"], 0)
+        os.environ.update(there["env"])
+        os.environ[JOINED] = "1"
+
+
 def _refuse_beside_demo() -> None:
+    if os.environ.get(JOINED):
+        return
     if DEMO.exists() and Path(read_settings().lake_uri).absolute().is_relative_to(DATA.absolute()):
         raise click.ClickException(
             f"The tables in {DATA} are the demo's, and yours would come among them. "
@@ -326,8 +357,10 @@ def _make_instance(folder: Path) -> None:
         console.print("Made dagster.yaml: this folder is now home to Dagster's record of runs.")
 
 
-def _run(job: str, tenant: str, *, feeds: tuple[str, ...] = (), **options: Any) -> Any:
-    """Run a job for one tenant in this process, recorded in the Dagster instance."""
+def _run(
+    job: str, tenant: str | None = None, *, feeds: tuple[str, ...] = (), **options: Any
+) -> Any:
+    """Run a job in this process, for one tenant or all, recorded in the Dagster instance."""
     import dagster as dg
 
     from st_memberships_orchestration.definitions import defs
@@ -336,7 +369,7 @@ def _run(job: str, tenant: str, *, feeds: tuple[str, ...] = (), **options: Any) 
 
     _set_dagster_home()
     options = {"partition_key": tenant, "tags": {}, **options}
-    options["tags"] = {"tenant": tenant, **options["tags"]}
+    options["tags"] |= {"tenant": tenant} if tenant else {}
     with _progress_lines(), dg.DagsterInstance.get() as instance:
         run = of_feeds(defs().resolve_job_def(job), feeds).execute_in_process(
             instance=instance,
@@ -407,18 +440,20 @@ def _landed(run: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def _show_headlines() -> None:
+    """The numbers that stand first in the reports, from the tables that those are made from."""
     with connect(Lake(read_settings().lake_uri)) as connection:
         found = connection.sql(
             """
-            select tenant,
-                count(*) filter (status = 'Active' and "from" <= current_date) as active_members,
-                count(*) filter (status = 'Suspended') as suspended,
-                count(*) filter (status = 'Active' and "to" between current_date
-                    and current_date + 30) as ending_in_30_days,
-                (select count(*) from current.recurring_service_events e where e.tenant = m.tenant
-                    and e.active and e.status not in ('Won', 'Dismissed')
-                    and e.date < current_date) as visits_past_due
-            from current.memberships m where not is_deleted group by tenant order by tenant
+            select tenant, sum(active_end)::bigint as members,
+                (select sum(mrr_end)::decimal(18, 2) from derived.recurring_revenue_monthly r
+                    where r.tenant = m.tenant and not is_complete) as mrr,
+                (select count(*) from derived.renewals r where r.tenant = m.tenant
+                    and status = 'Active' and bucket = '0-30' and not is_renewed)
+                    as ending_in_30_days,
+                (select count(*) from derived.visits v where v.tenant = m.tenant and is_owed)
+                    as visits_owed,
+                (select count(*) from derived.attention a where a.tenant = m.tenant) as findings
+            from derived.members_monthly m where not is_complete group by tenant order by tenant
             """
         )
         table = Table()
@@ -436,6 +471,8 @@ main.add_command(forget.build_command(_run, _set_dagster_home))
 
 
 def _forget_last_demo() -> None:
+    if os.environ.get(JOINED):
+        raise click.ClickException("The demo's sandbox runs in another terminal: stop that first.")
     if read_settings().tenants:
         raise click.ClickException(
             "Tenants are configured here, and the demo would write beside their data: "
@@ -449,8 +486,11 @@ def _forget_last_demo() -> None:
 
 
 @contextmanager
-def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
-    """A sandbox whose tenants are configured from here on; the same each time until `demo`."""
+def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
+    """A sandbox whose tenants are configured from here on; the same each time until `demo`.
+
+    Other commands that are started in this folder meanwhile find it, too.
+    """
     DATA.mkdir(mode=0o700, exist_ok=True)
     if DEMO.exists():
         options = json.loads(DEMO.read_text())
@@ -462,10 +502,17 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[None]:
         os.environ.update(started.env)
         os.environ["ST_LAKE_URI"] = str(DATA / "lake")
         os.environ["ST_HISTORY_START"] = (_today() - timedelta(days=DEMO_DAYS - 1)).isoformat()
-        yield
+        os.environ[JOINED] = "1"
+        ours = {name: os.environ[name] for name in os.environ if name.startswith("ST_")}
+        RUNNING.touch(mode=0o600)
+        RUNNING.write_text(json.dumps({"pid": started.pid, "env": ours}))
+        try:
+            yield started.url
+        finally:
+            RUNNING.unlink(missing_ok=True)
 
 
-def _serve(port: int) -> None:
+def _serve(port: int, beside: str = "") -> None:
     """Run web server and daemon until one of them ends or the user stops us."""
     _set_dagster_home()
     if "ui_url" not in read_settings().model_fields_set:
@@ -475,11 +522,12 @@ def _serve(port: int) -> None:
         location = ["--workspace", "workspace.yaml"]
     scripts = Path(sys.executable).parent
     commands = (
-        [scripts / "st-memberships", "webserver", *location, "--port", str(port)],
+        [scripts / "st-memberships", "webserver", *location, *QUIET_SERVER, "--port", str(port)],
         # The daemon renews its code server every minute, and would say so each time.
-        [scripts / "dagster-daemon", "run", "--code-server-log-level", "error", *location],
+        [scripts / "dagster-daemon", "run", *QUIET_DAEMON, *location],
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    console.print(f"The UI is on http://localhost:{port}; Ctrl-C stops it.{beside}", soft_wrap=True)
     servers = [subprocess.Popen(command) for command in commands]
     try:
         while all(server.poll() is None for server in servers):
