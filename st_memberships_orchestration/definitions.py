@@ -5,6 +5,7 @@ import dagster as dg
 from st_memberships_orchestration.defs import (
     alerts,
     automation,
+    calls,
     checks,
     derived,
     exports,
@@ -55,6 +56,7 @@ def defs() -> dg.Definitions:
             jobs.assess_health,
             maintenance.maintain_lake,
             prune_runs,
+            calls.build_job(settings),
             *write_jobs,
         ],
         schedules=[*automation.build_schedules(settings), retention.nightly(prune_runs)],

@@ -113,6 +113,7 @@ def test_inventory(location: Location) -> None:
         "assess_health",
         "maintain_lake",
         "prune_runs",
+        "record_call",
         *KINDS,
         "undo_changes",
     }

@@ -1,12 +1,15 @@
 """Whom to call, on paper."""
 
+from datetime import date
 from decimal import Decimal as D
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from st_memberships_orchestration.metrics.calls import CALL_LIST
 from st_memberships_orchestration_tests.test_metrics_frames import (
+    DERIVED,
     INPUTS,
     TODAY,
     ZONE,
@@ -17,6 +20,7 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
     history,
     membership,
     membership_type,
+    moment,
     option,
     plain,
     service,
@@ -31,14 +35,21 @@ YEAR = {"duration": 12, "from_": "2025-04-01"}
 
 
 def calls(*members: dict[str, Any], **frames: pd.DataFrame) -> pd.DataFrame:
-    given = {name: frame() for name in INPUTS} | {
+    given: dict[str, Any] = {name: frame() for name in INPUTS} | {
         "memberships": frame(*members),
         "membership_status": active(*members),
         "membership_types": TYPES,
         "invoice_templates": frame(template(101, "25"), template(102, "100")),
         **frames,
     }
-    return compute(CALL_LIST, {**given, "today": TODAY, "zone": ZONE})
+    outcomes = given.pop("call_outcomes", None)
+    frames: dict[str, Any] = {**given, "today": TODAY, "zone": ZONE}
+    needed = {
+        name: frames[name] if name in frames else compute(DERIVED[name], frames)
+        for name in ("attention", "renewals", "visits", "membership_prices")
+    }
+    more = {name: frames[name] for name in ("memberships", "membership_types", "today", "zone")}
+    return CALL_LIST.of(**needed, **more, call_outcomes=outcomes)
 
 
 def good(id: int, **fields: Any) -> dict[str, Any]:
@@ -156,3 +167,61 @@ def test_owed_visits_and_long_suspensions() -> None:
     assert plain(table, "mended_by")[0] == (
         "Book the visit in ServiceTitan; then mark_events_complete attaches it to the job.",
     )
+
+
+def said(outcome: str, day: str, about: str | None, **fields: Any) -> dict[str, Any]:
+    return {
+        "customer_id": 1001,
+        "outcome": outcome,
+        "until": None,
+        "note": None,
+        "noted_at": moment(day),
+        "about": about,
+        **fields,
+    }
+
+
+ENDING, OLD_PLAN = "ending_soon 1 2026-03-25", "plan_switch 1"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "is_listed"),
+    [
+        ([], True),
+        ([said("called", "2026-03-20 00:30", None)], False),  # today
+        ([said("called", "2026-03-19 23:30", None)], True),  # which is the 20th in UTC
+        ([said("snoozed", "2026-03-01", None, until=date(2026, 3, 21))], False),
+        ([said("snoozed", "2026-03-01", None, until=TODAY)], True),
+        ([said("declined", "2026-03-01", f"{OLD_PLAN}, {ENDING}")], False),
+        ([said("done", "2026-03-01", f"{ENDING}, {OLD_PLAN}, no_payment_method 1")], False),
+        ([said("done", "2026-03-01", OLD_PLAN)], True),  # that it ends is another reason
+        ([said("done", "2026-03-01", f"{OLD_PLAN}, ending_soon 1 2025-03-25")], True),
+        ([said("declined", "2026-03-01", f"{OLD_PLAN}, ending_soon 9 2026-03-25")], True),
+        ([said("done", "2026-03-01", None)], True),
+        ([said("done", "2026-03-01", None, customer_id=1002)], True),
+        # The last one counts, in whatever order they come.
+        (
+            [
+                said("called", "2026-03-10", None, note="asks her husband"),
+                said("declined", "2026-03-02", f"{OLD_PLAN}, {ENDING}"),
+            ],
+            True,
+        ),
+    ],
+)
+def test_outcomes_hide_a_row_until_there_is_something_new(
+    outcomes: list[dict[str, Any]], is_listed: bool
+) -> None:
+    member = good(1, **YEAR, to="2026-03-25", membership_type_id=2)
+    given = {"call_outcomes": frame(*outcomes)} if outcomes else {}
+    table = calls(member, **given)
+    assert len(table) == is_listed
+    if is_listed:
+        assert plain(table, "reasons", "about")[0] == (
+            *("ending_soon, plan_switch", f"{ENDING}, {OLD_PLAN}"),
+        )
+        told = [row for row in outcomes if row["customer_id"] == 1001]
+        last = max(told, key=lambda row: row["noted_at"], default={})
+        assert plain(table, "last_outcome", "last_note")[0] == (
+            *(last.get("outcome"), last.get("note")),
+        )

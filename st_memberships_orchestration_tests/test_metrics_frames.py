@@ -170,6 +170,7 @@ SOURCES = (
     *(f"current/{feed.name}" for feed in FEEDS),
     *(f"history/{feed.name}" for feed in FEEDS if feed.has_history),
     "history/membership_status",
+    "state/call_outcomes",
 )
 LAKE = {field.name: field.type for source in SOURCES for field in schema_of(source)}
 """Columns of the lake with their types; a name has the same one in all tables."""

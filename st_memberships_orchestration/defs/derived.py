@@ -32,6 +32,7 @@ from st_memberships_orchestration.defs.metadata import (
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.report import page_of
 from st_memberships_orchestration.lake.changes import changed_rows, rows_of
+from st_memberships_orchestration.lake.forgetting import CALLS
 from st_memberships_orchestration.lake.history import VALID_FROM
 from st_memberships_orchestration.lake.store import (
     Lake,
@@ -62,7 +63,9 @@ HISTORY = {
     "membership_versions": "history/memberships",
     "membership_type_versions": "history/membership_types",
     "invoice_template_versions": "history/invoice_templates",
+    "call_outcomes": CALLS,
 }
+"""Arguments whose table is not called as they are; they may have a default."""
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -77,7 +80,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=["derived", table.name],
-        deps=[dg.AssetKey(source.split("/")) for source in needed.values()],
+        deps=[dg.AssetKey(source.split("/")) for source in needed.values() if source != CALLS],
         description=table.description,
         group_name="derived",
         owners=[OPERATIONS],
@@ -92,14 +95,9 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
         refuse_stale(context.instance, tenant, feeds)
-        zone = settings.tenants[tenant].zone
         chosen = config.model_dump()
         as_of, full = chosen.pop("as_of"), chosen.pop("full")
-        clock = {
-            "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
-            "zone": zone,
-            "earliest": settings.earliest_date,
-        }
+        clock = _clock(settings, tenant, as_of)
         rows = derive(lake, table, tenant, clock, chosen, full=full)
         return dg.MaterializeResult(
             metadata={
@@ -112,6 +110,24 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         )
 
     return derived
+
+
+def _clock(settings: Settings, tenant: str, as_of: str | None = None) -> dict[str, Any]:
+    zone = settings.tenants[tenant].zone
+    return {
+        "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
+        "zone": zone,
+        "earliest": settings.earliest_date,
+    }
+
+
+def derive_now(lake: Lake, settings: Settings, table: Table, tenant: str) -> None:
+    """Bring a table up to date as of today, with what its settings are unless told otherwise."""
+    options = {
+        name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for name, p in _arguments(table)[1].items()
+    }
+    derive(lake, table, tenant, _clock(settings, tenant), options)
 
 
 def derive(

@@ -10,6 +10,8 @@ from deltalake import DeltaTable
 
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.escaping import markdown_table
+from st_memberships_orchestration.lake.calls import SCHEMA as CALL_OUTCOMES
+from st_memberships_orchestration.lake.forgetting import CALLS
 from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
 from st_memberships_orchestration.lake.versions import IS_DELETED, LOADED_AT
@@ -94,6 +96,8 @@ def schema_of(source: str) -> pa.Schema:
         return next(table.schema for table in TABLES if table.name == name).insert(0, TENANT)
     if source == "history/membership_status":
         return pa.schema([TENANT, *STATUS_COLUMNS])
+    if source == CALLS:
+        return CALL_OUTCOMES
     record = next(table_schema(feed.model) for feed in FEEDS if feed.name == name)
     ours = VALIDITY if layer == "history" else [IS_DELETED]
     return pa.schema([TENANT, *record, LOADED_AT, *ours])

@@ -64,6 +64,8 @@ OWN_ID = {
 LAYERS = ("raw", "current", "history", "derived")
 
 AUDIT = "derived/write_audit"
+CALLS = "state/call_outcomes"
+"""Tables whose rows can also name somebody in a text."""
 
 TEMPLATES = (
     "billing_template_id",
@@ -280,6 +282,8 @@ def remove(forgotten: Forgotten) -> Iterator[tuple[str, int]]:
             yield name, _delete_broken(forgotten, table, short)
         elif name == AUDIT:
             yield name, _delete_audited(forgotten, table)
+        elif name == CALLS:
+            yield name, _delete_calls(forgotten, table)
         elif layer in LAYERS:
             yield name, _delete(forgotten, table, _conditions(forgotten, table, short, columns))
         elif name == "reference/vanished_records":
@@ -336,6 +340,17 @@ def _delete_audited(forgotten: Forgotten, table: DeltaTable) -> int:
         f"(plan = {literal(row['plan'])} and line = {row['line']})"
         for row in rows
         if forgotten.mentions(json.dumps(row, default=str))
+    ]
+    return _delete(forgotten, table, gone)
+
+
+def _delete_calls(forgotten: Forgotten, table: DeltaTable) -> int:
+    rows = scan(table, forgotten.tenant).read_all().to_pylist()
+    gone = [
+        f"call_id = {literal(row['call_id'])}"
+        for row in rows
+        if forgotten.among("customer", [row["customer_id"]])
+        or forgotten.mentions(json.dumps(row, default=str))
     ]
     return _delete(forgotten, table, gone)
 

@@ -2,6 +2,7 @@
 
 from datetime import date
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from st_memberships_orchestration.metrics.frames import (
     Frame,
     among,
     attach,
+    local,
     pick,
     with_plausible_days,
 )
@@ -68,6 +70,16 @@ REASONS = {
 
 CALL_TODAY, THIS_WEEK, WHEN_THERE_IS_TIME = 1, 2, 3
 
+OUTCOME = {
+    "customer_id": "int64[pyarrow]",
+    "outcome": "string[pyarrow]",
+    "until": "date32[pyarrow]",
+    "note": "string[pyarrow]",
+    "noted_at": "timestamp[us, UTC][pyarrow]",
+    "about": "string[pyarrow]",
+}
+"""Columns of outcomes that the list goes by."""
+
 BOUGHT_ANEW = 90
 """Days before the end of a membership from which on another one can be meant to follow it."""
 
@@ -79,8 +91,10 @@ def call_list(
     memberships: pd.DataFrame,
     membership_types: pd.DataFrame,
     membership_prices: pd.DataFrame,
+    call_outcomes: pd.DataFrame | None = None,
     *,
     today: date,
+    zone: ZoneInfo,
     earliest: date = EARLIEST,
     ending_within_days: int = 30,
     bill_within_days: int = 7,
@@ -101,13 +115,18 @@ def call_list(
     end later than that, or at most 30 days ago; an owed visit), or 3, when there is time. `rank`
     goes by urgency, then by money, then by customer.
 
+    What came of calls (`state/call_outcomes`) is heeded; of several outcomes of a customer the last
+    one counts. `called`: not again that day. `snoozed`: not before the day that was said.
+    `declined` and `done`: not until there is another reason than then, or the same of another
+    membership or day; then all reasons stand in the row. `about` is by what that is told.
+
     `money_at_stake` is one year at the present price of the memberships that the row is about, each
     once, in the account's currency; an owed visit alone has no price in this API.
 
-    Source: `derived/attention`, `derived/renewals`, `derived/visits`, `derived/membership_prices`
-    and current tables. Known gaps: names and telephone numbers of customers are not in this API; a
-    visit of a service without a membership has no customer here and stands in `visits` only;
-    whether a plan is still sold is known of today only.
+    Source: `derived/attention`, `derived/renewals`, `derived/visits`, `derived/membership_prices`,
+    `state/call_outcomes` and current tables. Known gaps: names and telephone numbers of customers
+    are not in this API; a visit of a service without a membership has no customer here and stands
+    in `visits` only; whether a plan is still sold is known of today only.
 
     Args:
         attention: the derived table.
@@ -116,7 +135,9 @@ def call_list(
         memberships: newest version of each membership, also deleted ones.
         membership_types: newest version of each type.
         membership_prices: the derived table.
+        call_outcomes: what came of calls, if any were noted.
         today: the contractor's day.
+        zone: the contractor's time zone.
         earliest: days before this one are mistakes, and are taken as not known.
         ending_within_days: how long before its last day a membership is worth a call.
         bill_within_days: how long before a bill that cannot be charged a call is worth while.
@@ -156,11 +177,14 @@ def call_list(
         rows[name] = rows["reason"].map({reason: words[n] for reason, words in REASONS.items()})
     rows["what_to_say"] = _filled(rows)
     rows["membership_ids"] = rows["membership_id"].astype("str")
+    day = rows["due_on"].fillna(rows["since"]).dt.strftime("%Y-%m-%d").fillna("")
+    rows["about"] = (rows["reason"] + " " + rows["membership_ids"] + " " + day).str.rstrip()
     calls = _together(rows)
     worth = rows.groupby(["customer_id", "membership_id"])["annual_value"].max()
     calls["money_at_stake"] = calls["customer_id"].map(
         worth.groupby("customer_id").sum(min_count=1)
     )
+    calls = _unanswered(calls, call_outcomes, today, zone)
     calls = calls.sort_values(
         ["urgency", "money_at_stake", "customer_id"], ascending=[True, False, True]
     )
@@ -271,12 +295,45 @@ def _together(rows: Frame) -> Frame:
         "what_to_say": ("what_to_say", " "),
         "mended_by": ("mended_by", " "),
         "write_jobs": ("write_jobs", ", "),
+        "about": ("about", ", "),
     }
     for name, (source, between) in lists.items():
         each = rows.drop_duplicates(["customer_id", source])
         calls[name] = each.groupby("customer_id")[source].agg(between.join)
     calls["owed_visits"] = customer["owed_visits"].sum()
     return calls.reset_index()
+
+
+def _unanswered(calls: Frame, outcomes: Frame, today: date, zone: ZoneInfo) -> Frame:
+    """The calls that no outcome makes needless, with the last outcome of each."""
+    if outcomes is None:
+        outcomes = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in OUTCOME.items()})
+    last = pick(outcomes, *OUTCOME).sort_values("noted_at", kind="stable")
+    last["last_outcome_on"] = local(last["noted_at"], zone).dt.normalize().astype("datetime64[s]")
+    last = last.drop_duplicates("customer_id", keep="last")
+    calls = attach(
+        calls,
+        last,
+        "customer_id",
+        "last_outcome_on",
+        "until",
+        id="customer_id",
+        last_outcome="outcome",
+        last_note="note",
+        about_then="about",
+    )
+    now: Any = pd.Timestamp(today)
+    said = calls["last_outcome"]
+    is_new = [
+        pd.isna(then) or not set(about.split(", ")) <= set(then.split(", "))
+        for about, then in zip(calls["about"], calls["about_then"], strict=True)
+    ]
+    hidden = (
+        ((said == "called") & (calls["last_outcome_on"] >= now))
+        | ((said == "snoozed") & (calls["until"] > now))
+        | (said.isin(("declined", "done")) & ~np.array(is_new, dtype=bool))
+    )
+    return calls[~hidden.fillna(False).astype(bool)]
 
 
 CALL_LIST = Table(
@@ -298,7 +355,11 @@ CALL_LIST = Table(
         "membership_type_id": MEMBERSHIP_TYPE_ID,
         "business_unit_id": BUSINESS_UNIT_ID,
         "location_id": (ID, "Location of that membership; null means all of the customer's."),
+        "last_outcome": (TEXT, "What came of the last call: called, declined, done, snoozed."),
+        "last_outcome_on": (DAY, "Day of that; null if none was noted."),
+        "last_note": (TEXT, "What was noted then."),
         "mended_by": (TEXT, "What is done after the call, and where."),
         "write_jobs": (TEXT, "Jobs of this project for that, joined by a comma."),
+        "about": (TEXT, "Each reason with membership and day: what an outcome is kept for."),
     },
 )

@@ -1,0 +1,75 @@
+"""`st-memberships call-list` and `called`: whom to call, and what came of it."""
+
+import getpass
+from datetime import UTC, datetime
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from st_memberships_orchestration.lake.calls import Call, CallRefused, Outcome, note
+from st_memberships_orchestration.lake.forgetting import WrongKey
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.terminal.screen import console, program, read_settings
+
+TENANT = click.option("--tenant", required=True, help="Whose customers they are.")
+SHOWN = ("rank", "customer_id", "urgency", "money_at_stake", "what_to_say", "mended_by")
+
+
+@click.command("call-list")
+@TENANT
+@click.option("--limit", default=20, show_default=True, help="How many, from the top.")
+def call_list(tenant: str, limit: int) -> None:
+    """Whom to call, the most urgent first: reasons, money, what to say and what mends it.
+
+    As of the last derive. All columns: `query "from derived.call_list"`.
+    """
+    lake = _lake(read_settings(), tenant)
+    if lake.find("derived/call_list") is None:
+        raise click.ClickException("Not computed yet: the job `derive` does it after each sync.")
+    rows = lake.rows("derived/call_list", tenant=tenant).sort_by("rank")
+    table = Table("", "customer", "urgency", "a year", "what to say", "mended by")
+    for row in rows.slice(0, limit).to_pylist():
+        cells = ["" if row[name] is None else row[name] for name in SHOWN]
+        cells[3] = f"{cells[3]:,.2f}" if cells[3] != "" else ""
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    console.print(table)
+    left = max(rows.num_rows - limit, 0)
+    console.print(f"{rows.num_rows:,} to call{f', {left:,} not shown' if left else ''}.")
+
+
+@click.command()
+@click.argument("customer", type=int)
+@TENANT
+@click.option("--outcome", required=True, type=click.Choice([each.value for each in Outcome]),
+              help="What came of it.")  # fmt: skip
+@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Day before which nobody calls.")
+@click.option("--note", "said", help="What was said.")
+@click.option("--by", default=getpass.getuser, show_default="the user", help="Who says so.")
+def called(
+    customer: int, tenant: str, outcome: str, until: datetime | None, said: str | None, by: str
+) -> None:
+    """Note what came of a call to CUSTOMER.
+
+    called: not again today; snoozed: not before --until; declined and done: not until there is
+    another reason. Kept in state/call_outcomes, which no derive overwrites.
+    """
+    settings = read_settings()
+    lake = _lake(settings, tenant)
+    day = until.date() if until else None
+    try:
+        note(lake, tenant, Call(customer, Outcome(outcome), by, datetime.now(UTC), day, said))
+    except (CallRefused, WrongKey) as error:
+        raise click.ClickException(str(error)) from error
+    from st_memberships_orchestration.defs.derived import derive_now
+    from st_memberships_orchestration.metrics.calls import CALL_LIST
+
+    derive_now(lake, settings, CALL_LIST, tenant)
+    console.print(f"Noted: {outcome}. The rest: {program()} call-list --tenant {escape(tenant)}")
+
+
+def _lake(settings: Settings, tenant: str) -> Lake:
+    if tenant not in settings.tenants:
+        raise click.BadParameter(f"{tenant!r} is not configured", param_hint="--tenant")
+    return Lake(settings.lake_uri, settings.forget_key.get_secret_value())

@@ -1,0 +1,114 @@
+"""What came of calls: noted by the terminal and by the job, heeded, and forgotten with people."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.lake.calls import SCHEMA, Call, CallRefused, Outcome, note
+from st_memberships_orchestration.lake.forgetting import CALLS, Forgotten, remove
+from st_memberships_orchestration.lake.store import Lake, append
+from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.terminal.commands import main
+from st_memberships_orchestration_tests.harness import Location
+from st_memberships_orchestration_tests.oracle import derive
+
+KEY = "a long random word"
+
+
+def listed(lake: Lake) -> list[int]:
+    rows = lake.rows("derived/call_list", tenant="acme").sort_by("rank")
+    assert rows["rank"].to_pylist() == list(range(1, rows.num_rows + 1))
+    return rows["customer_id"].to_pylist()
+
+
+def terminal(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [*arguments, "--tenant", "acme"])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_outcomes_by_terminal_and_job_outlive_each_derive(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox)
+    location.sync("acme")
+    derive(location, "acme", datetime.now(UTC).date())
+    lake = location.lake
+    done, snoozed, declined, other = listed(lake)[:4]
+    code, text = terminal("call-list", "--limit", "2")
+    assert code == 0, text
+    assert "not shown" in text
+
+    code, text = terminal(
+        "called", str(done), "--outcome", "done", "--note", "renewed", "--by", "Jo"
+    )
+    assert code == 0, text
+    for config in (
+        {"customer_id": snoozed, "outcome": "SNOOZED", "until": "2999-01-01"},
+        {"customer_id": declined, "outcome": "DECLINED"},
+    ):
+        config = {"tenant": "acme", "noted_by": "Sam", **config}
+        run = (
+            defs()
+            .resolve_job_def("record_call")
+            .execute_in_process(
+                instance=location.instance, run_config={"ops": {"note_call": {"config": config}}}
+            )
+        )
+        assert run.success
+    assert {done, snoozed, declined}.isdisjoint(listed(lake))
+    derive(location, "acme", datetime.now(UTC).date())
+    assert {done, snoozed, declined}.isdisjoint(listed(lake))
+    assert other in listed(lake)
+    kept = lake.rows(CALLS, tenant="acme").sort_by("noted_at").to_pylist()
+    assert [(row["customer_id"], row["outcome"], row["noted_by"]) for row in kept] == [
+        (done, "done", "Jo"),
+        (snoozed, "snoozed", "Sam"),
+        (declined, "declined", "Sam"),
+    ]
+    assert kept[0]["note"] == "renewed"
+    assert kept[0]["about"]
+    # One that an outcome hides can be noted once more: it is about the same.
+    assert terminal("called", str(done), "--outcome", "declined")[0] == 0
+    again = lake.rows(CALLS, tenant="acme").sort_by("noted_at").to_pylist()[-1]
+    assert again["about"] == kept[0]["about"]
+
+    for arguments, words in (
+        ((str(other), "--outcome", "snoozed"), "Give a day with --until"),
+        ((str(other), "--outcome", "done", "--until", "2999-01-01"), "Give a day with --until"),
+        (("1", "--outcome", "done"), "is not on the call list"),
+    ):
+        code, text = terminal("called", *arguments)
+        assert code == 1
+        assert words in text
+
+
+def test_calls_of_forgotten_customers_go_and_none_is_noted(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), KEY)
+    _seen(lake, 36000001, "her neighbour 36000002 wants one, too")
+    _seen(lake, 36000002, None)
+    _seen(lake, 36000003, "call in spring")
+    forgotten = Forgotten(lake, "acme")
+    forgotten.remember({"customer": [36000002]}, now=datetime.now(UTC))
+    assert dict(remove(forgotten)) == {CALLS: 2}
+    assert lake.rows(CALLS, tenant="acme")["customer_id"].to_pylist() == [36000003]
+    call = Call(36000002, Outcome.CALLED, "Jo", datetime.now(UTC))
+    with pytest.raises(CallRefused, match="was forgotten"):
+        note(lake, "acme", call)
+
+
+def _seen(lake: Lake, customer: int, said: str | None) -> None:
+    """Note a call of a customer who was called before."""
+    line = {
+        "tenant": "acme",
+        "call_id": str(customer),
+        "customer_id": customer,
+        "outcome": "called",
+        "note": said,
+        "noted_by": "Jo",
+        "noted_at": datetime.now(UTC),
+    }
+    append(lake.open(CALLS, SCHEMA), pa.Table.from_pylist([line], SCHEMA))
