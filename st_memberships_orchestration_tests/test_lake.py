@@ -295,6 +295,8 @@ def test_versions_that_were_lost_and_read_anew_are_applied(lake: Lake, tmp_path:
 def test_chunks_of_a_long_history_are_one_application(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    insert(lake, record(0, -1))
+    apply(lake)
     monkeypatch.setattr(latest_module, "BYTES_PER_MERGE", 4_000)
     for second in range(5):
         insert(lake, *[record(id, second, price=Decimal(second)) for id in range(30)])
@@ -309,6 +311,8 @@ def test_chunks_of_a_long_history_are_one_application(
 def test_a_chunked_application_that_died_is_repeated_whole(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    insert(lake, record(0, -1))
+    apply(lake)
     monkeypatch.setattr(latest_module, "BYTES_PER_MERGE", 4_000)
     for second in range(5):
         insert(lake, *[record(id, second) for id in range(30)])
@@ -352,10 +356,33 @@ def test_files_of_new_rows_only_become_files_of_the_newest_versions(lake: Lake) 
     deleted = lake.rows("current/things", tenant="acme", where="is_deleted")
     assert deleted["id"].to_pylist() == [4]
     assert "batch" not in deleted.column_names
-    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 1
+    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 2
     insert(lake, record(6))
     assert apply(lake) == Applied(inserted=1)
-    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 2
+    assert len({*files(lake, "raw/things")} & {*files(lake, "current/things")}) == 3
+
+
+def test_of_a_history_with_repeats_each_file_is_laid_anew_once_or_linked(lake: Lake) -> None:
+    insert(lake, record(1), record(2), record(8))
+    insert(lake, record(3), record(4))
+    insert(lake, record(1, 9, status="Expired"), record(5), record(5, 3, status="Canceled"))
+    insert(lake, record(8, -9, status="Late"), record(6), record(6, 1, status="Suspended"))
+    insert(lake, record(2, 1))
+    assert apply(lake) == Applied(inserted=7)
+    assert current(lake) == {
+        **{1: "Expired", 2: "Active", 3: "Active", 4: "Active"},
+        **{5: "Canceled", 6: "Suspended", 8: "Active"},
+    }
+    raw, newest = (files(lake, f"{layer}/things") for layer in ("raw", "current"))
+    assert len({*raw} & {*newest}) == 2
+    told = pa.table(lake.open_existing("current/things").get_add_actions(flatten=True)).to_pylist()
+    assert sum(file["num_records"] for file in told) == 7
+    assert sorted((file["min.id"], file["max.id"]) for file in told)[0] == (1, 5)
+    assert (8, 8) in [(file["min.id"], file["max.id"]) for file in told]
+    assert lake.rows("current/things", tenant="acme", where="id = 8")["status"].to_pylist() == [
+        "Active"
+    ]
+    assert apply(lake) == Applied()
 
 
 def test_what_is_said_of_an_adopted_file_leads_to_its_rows(lake: Lake) -> None:

@@ -7,8 +7,10 @@ hold that batch it is another table than the one that was applied, and is applie
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from st_memberships_orchestration.lake.store import (
     retry_conflicts,
     scan,
     take_over,
+    thin_out,
     with_ids,
 )
 from st_memberships_orchestration.lake.versions import (
@@ -40,6 +43,9 @@ from st_memberships_orchestration.lake.versions import (
 
 FEW = 2_000
 """Changes up to which they are named one by one in a condition; a longer one takes too long."""
+
+AT_A_TIME = 2
+"""Files that are read and written at once: bounds memory, and uses two cores."""
 
 BYTES_PER_APPEND = 8_000_000
 BYTES_PER_MERGE = 40_000_000
@@ -89,8 +95,22 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
     where = f"batch > {seen} and batch <= {newest}"
     met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
     unseen = _batches(scan(versions, tenant, ["id", "batch"], where), met)
-    whole = _adoptable(versions, table, tenant, seen, unseen)
+    fit = _adoptable(versions, table, tenant, seen)
+    only_here = len(met.repeated) and not len(met.there)
+    surpassed = None
+    if only_here and {file["max.batch"] for file in fit} >= {*unseen}:
+        surpassed = _surpassed(versions, tenant, where, met, modified)
+        unseen = {batch: batch not in surpassed.batches for batch in unseen}
+    whole = [file for file in fit if unseen.get(file["max.batch"])]
     files = take_over(lake, whole, source=source, target=target)
+    if surpassed:
+        # Rows are in the way of others in these files alone: each is laid anew once, without them.
+        taken = {file["path"] for file in files}
+        lay = partial(thin_out, lake, keep=surpassed.others, source=source, target=target)
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            laid = pool.map(lay, [file for file in fit if file["path"] not in taken])
+            files += [file for file in laid if file]
+        unseen = {}
     rest = np.setdiff1d([*unseen], [file["max.batch"] for file in files])
     # Only the last commit says that the batches were seen: a crash in between repeats them all.
     step, last = Transaction(tenant, seen), Transaction(tenant, newest)
@@ -149,10 +169,55 @@ def _batches(versions: pa.RecordBatchReader, met: _Overlap) -> dict[int, bool]:
     return found
 
 
+@dataclass
+class _Surpassed:
+    """Versions of which there is a newer one.
+
+    Attributes:
+        batches: in which they came.
+        ids: whose they are.
+        versions: their ids, batches and texts of the time, which tell each from any other.
+        columns: names of these three.
+    """
+
+    batches: set[int]
+    ids: pa.Array
+    versions: set[tuple[Any, ...]]
+    columns: Sequence[str]
+
+    def others(self, rows: pa.Table) -> pa.Array:
+        """Whether each row is none of them."""
+        keep = np.ones(rows.num_rows, bool)
+        suspects = np.flatnonzero(pc.is_in(rows["id"], self.ids).to_numpy())
+        found = rows.select(self.columns).take(pa.array(suspects)).to_pylist()
+        keep[suspects] = [tuple(row.values()) not in self.versions for row in found]
+        return pa.array(keep)
+
+
+def _surpassed(
+    versions: DeltaTable, tenant: str, where: str, met: _Overlap, modified: str
+) -> _Surpassed:
+    """The versions to apply that are not their record's newest, where no other table matters."""
+    columns = ["id", "batch", f"{modified}_text"]
+    kept = ["id", modified, f"{modified}_text", "loaded_at"]
+    names = [f'"{name}"' for name in (*kept, "batch")]
+    repeats = pa.chunked_array([pa.array(met.repeated, pa.int64())])
+    keys = with_ids(scan(versions, tenant, names, where), repeats)
+    newest = _decide(keys.select(kept), keys.select(kept).slice(0, 0), modified)
+    places = np.setdiff1d(np.arange(keys.num_rows), newest.to_numpy())
+    older = keys.select(columns).take(pa.array(places))
+    return _Surpassed(
+        set(older["batch"].to_pylist()),
+        older["id"].unique(),
+        {tuple(row.values()) for row in older.to_pylist()},
+        columns,
+    )
+
+
 def _adoptable(
-    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int, unseen: Mapping[int, bool]
-) -> list[dict[str, Any]]:
-    """Files of versions that can be the newest ones as they are: all of their rows are simply new.
+    versions: DeltaTable, table: DeltaTable, tenant: str, seen: int
+) -> list[Mapping[str, Any]]:
+    """Files of unseen versions that could be taken over, were all of their rows simply new.
 
     Each holds one batch, as its commit wrote it.
     """
@@ -172,8 +237,7 @@ def _adoptable(
     return [
         file
         for file in sought
-        if unseen.get(file["max.batch"])
-        and not any(first <= file["max.batch"] <= last for first, last in unfit)
+        if not any(first <= file["max.batch"] <= last for first, last in unfit)
     ]
 
 

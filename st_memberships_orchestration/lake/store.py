@@ -351,6 +351,35 @@ def take_over(
     return taken
 
 
+def thin_out(
+    lake: Lake,
+    file: Mapping[str, Any],
+    *,
+    keep: Callable[[pa.Table], pa.Array],
+    source: str,
+    target: str,
+) -> Mapping[str, Any] | None:
+    """Lay those rows of a file into another table's folder that are to be kept, for `adopt`.
+
+    None where there are none.
+
+    Arguments are those of `take_over`, and `keep`, which tells of each row whether it is.
+    """
+    files = files_of(lake)
+    path = unquote(file["path"])
+    with files.open_input_file(f"{source}/{path}") as held:
+        rows = pq.read_table(held)
+    rows = rows.filter(keep(rows))
+    if not rows.num_rows:
+        return None
+    path = f"{path.rpartition('/')[0]}/part-{uuid4()}.snappy.parquet"
+    with files.open_output_stream(f"{target}/{path}") as sink:
+        pq.write_table(rows, sink, use_dictionary=False)
+        size = sink.tell()
+    told = {name: file[name] for name in ("modification_time", "partition.tenant")}
+    return {**told, "path": path, "size_bytes": size, **ranges(rows, times=True)}
+
+
 def adopt(
     files: Sequence[Mapping[str, Any]], table: DeltaTable, *, transaction: Transaction
 ) -> None:
@@ -593,7 +622,7 @@ def _rewritten(
             written = sink.tell()
         tenant = {"tenant": span.files[0]["partition.tenant"]}
         yield AddAction(
-            path, written, tenant, now, True, _statistics(_ranges(part), part.column_names)
+            path, written, tenant, now, True, _statistics(ranges(part), part.column_names)
         )
 
 
@@ -608,12 +637,16 @@ def _split(rows: pa.Table, key: str, parts: int) -> Iterator[pa.Table]:
             yield rows.slice(first, beyond - first)
 
 
-def _ranges(rows: pa.Table) -> dict[str, Any]:
-    """What the log says of a file with these rows, flattened."""
+def ranges(rows: pa.Table, *, times: bool = False) -> dict[str, Any]:
+    """What the log says of a file with these rows, flattened.
+
+    Of `times` Delta cuts off what comes after the milliseconds, so theirs are to be asked for.
+    """
     found: dict[str, Any] = {"num_records": rows.num_rows}
     for name in rows.column_names:
         kind = rows.schema.field(name).type
-        if pa.types.is_integer(kind) or pa.types.is_date(kind):  # of times, Delta cuts the end off
+        is_time = times and pa.types.is_timestamp(kind)
+        if pa.types.is_integer(kind) or pa.types.is_date(kind) or is_time:
             ends = pc.min_max(rows[name]).as_py()
             found |= {f"min.{name}": ends["min"], f"max.{name}": ends["max"]}
             found[f"null_count.{name}"] = rows[name].null_count
