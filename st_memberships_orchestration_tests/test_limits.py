@@ -156,6 +156,35 @@ def test_a_redirect_says_where_it_pointed_and_is_not_followed(
     assert other.heard == []
 
 
+PLACES = ["http://[::1", "javascript:alert(1)", "/" + "a" * 70_000, "http://x:99999999/", ""]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=range(len(PLACES)))
+@pytest.mark.parametrize("door", ["page", "token"])
+def test_a_redirect_to_a_place_that_is_none_is_a_wrong_address(
+    reading: Callable[..., Any], place: str, door: str
+) -> None:
+    away = answer(b"", f"Location: {place}", status="302 Found")
+    with pytest.raises(WrongAddress, match="it points to "):
+        reading(**{door: lambda: iter([away])})
+
+
+@pytest.mark.parametrize("status", ["300 Multiple Choices", "304 Not Modified"])
+def test_an_answer_that_holds_no_page_and_points_nowhere_says_so(
+    reading: Callable[..., Any], status: str
+) -> None:
+    with pytest.raises(Unreadable, match="neither what was asked for nor where it is"):
+        reading(lambda: iter([answer(b"", status=status)]))
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 01 Jan 0001 00:00:00 +2359", "Tue, 99 Foo", "", "0"],
+)
+def test_a_date_of_any_kind_stops_no_reading(reading: Callable[..., Any], date: str) -> None:
+    assert reading(lambda: iter([answer(PAGE, f"Date: {date}")])).continue_from == "t"
+
+
 @pytest.mark.parametrize(
     "grant",
     [

@@ -428,7 +428,7 @@ class ServiceTitanClient:
             raise NotSent(described(error), **where) from error
         if not response.is_success:
             failure = self._noted(error_for(response, tenant=self._tenant), path)
-            if isinstance(failure, ServerFailed):
+            if isinstance(failure, ServerFailed | Unreadable):
                 where |= {"status": failure.status, "trace_id": failure.trace_id}
                 raise OutcomeUnknown(failure.message, **where) from failure
             raise failure
@@ -448,7 +448,8 @@ class ServiceTitanClient:
         )
 
     def _compare_clocks(self, response: httpx.Response) -> None:
-        with suppress(KeyError, ValueError, TypeError):  # no date, or none that can be understood
+        # No date, or none that can be understood, or one that no calendar holds in UTC.
+        with suppress(KeyError, ValueError, TypeError, OverflowError):
             said = parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
             was_wrong = self.clock_is_wrong
             self.clock_ahead = datetime.now(UTC) - said

@@ -32,6 +32,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from st_memberships_orchestration.servicetitan.limits import LOCATION
+
 TOKEN_PATH = "/connect/token"
 EXCERPT = 300
 LONGEST_MESSAGE = 2_000
@@ -217,6 +219,10 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     message = _message(text, body)
     status = response.status_code
     is_token_request = response.request.url.path.endswith(TOKEN_PATH)
+    if 300 <= status < 400 and LOCATION not in response.extensions:
+        # Such as 304, which nobody asked for: what stands between may keep answers of its own.
+        said = "neither what was asked for nor where it is. Something between may answer for it."
+        return Unreadable(said, **where)
     if 300 <= status < 400:
         place = _without_secrets(_pointed_to(response), response.request)
         return WrongAddress(f"it points to {place}.", **where)
@@ -304,7 +310,8 @@ def _message(text: str, body: dict[str, Any]) -> str:
     )
     if title is None:
         start = " ".join(text.split())[:EXCERPT]
-        return f"an answer that is not JSON, beginning {start!r}." if start else "an empty answer."
+        kind = "gives no reason" if body else "is not JSON"
+        return f"an answer that {kind}, beginning {start!r}." if start else "an empty answer."
     details = "; ".join(f"{field}: {', '.join(e)}" for field, e in _field_errors(body).items())
     return f"{title.rstrip('.')}{f' ({details[:EXCERPT]})' if details else ''}."
 
@@ -322,7 +329,7 @@ def _field_errors(body: dict[str, Any]) -> dict[str, list[str]]:
 def _pointed_to(response: httpx.Response) -> str:
     """Where a redirect leads, without its query: nothing is sent there."""
     try:
-        place = response.request.url.join(response.headers.get("location", ""))
+        place = response.request.url.join(response.extensions[LOCATION])
     except (httpx.InvalidURL, ValueError):
         return "an address that is none"
     return str(place.copy_with(query=None, fragment=None, username="", password=""))[:EXCERPT]

@@ -26,6 +26,9 @@ LARGEST_PAGE = 100_000_000
 LARGEST_RECEIPT = 1_000_000
 """Bytes of a token or of a write's receipt, and of what is read of a refusal: the rest is left."""
 
+LOCATION = "location"
+"""Where an answer points to, in its extensions."""
+
 GZIP = b"\x1f\x8b"
 """How a pack begins."""
 
@@ -72,11 +75,14 @@ def _hurry(stream: Any) -> None:
 
 
 def bound(response: httpx.Response) -> None:
-    """Bound the size of an answer whose body is not read yet.
+    """Bound the size of an answer whose body is not read yet, and lead it nowhere else.
 
     Raises:
         httpx.DecodingError: by whoever reads it, when it is too large or cannot be unpacked.
     """
+    if (place := response.headers.pop("Location", None)) is not None:
+        # httpx makes a request of it, though it follows none, and fails of a place that is none.
+        response.extensions[LOCATION] = place
     encoding = response.headers.pop("Content-Encoding", "identity").strip().lower()
     is_page = response.is_success and response.request.method == "GET"
     assert isinstance(response.stream, httpx.SyncByteStream)
