@@ -1,6 +1,6 @@
 """The reference pages of the documentation, made from the code while the site is built.
 
-MkDocs calls `on_files` and `on_page_markdown`. Tables, jobs and checks come from the Dagster
+MkDocs calls the functions `on_…`. Tables, jobs and checks come from the Dagster
 definitions, settings from `Settings`, errors from their classes, commands from click, and the
 example values from a demo of 200 memberships with seed 7 that is run for the purpose. Nothing of it
 is kept, so nothing of it can drift.
@@ -69,6 +69,18 @@ MADE_BY = "*This page is made from the code when the site is built.*\n"
 log = logging.getLogger("mkdocs.hooks.generate")
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Give each derived table its place in the navigation."""
+    reference = next(entry["Reference"] for entry in config.nav or () if "Reference" in entry)
+    (derived,) = (entry for entry in reference if "Derived tables" in entry)
+    names = sorted(name.split("/")[1] for name in _tables(defs().get_repository_def(), "derived"))
+    derived["Derived tables"] = [
+        "reference/derived.md",
+        *({name: f"reference/derived/{name}.md"} for name in names),
+    ]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages to the site."""
     with tempfile.TemporaryDirectory(prefix="docs-") as folder:
@@ -90,6 +102,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     return re.sub(rf"\]\(reference\.md#({made})\)", r"](reference/\1.md)", markdown)
 
 
+def on_post_page(output: str, *, page: Page, config: MkDocsConfig) -> str:
+    """Hold the page to what the site promises: it opens offline, and its search has a name."""
+    if fetched := re.findall(r'(?:src|<link [^>]*href)="(https?://[^"]+)"', output):
+        log.warning("%s would fetch %s", page.file.src_uri, fetched)
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"')
+
+
 def example_lake(folder: Path) -> Lake:
     """The lake of a demo that is run in `folder`, away from any settings of this machine."""
     log.info("Running a demo for the example values ...")
@@ -103,7 +122,7 @@ def pages(lake: Lake) -> dict[str, str]:
     """Name -> Markdown of every page."""
     repository = defs().get_repository_def()
     return {
-        "derived": derived_page(repository, lake),
+        **derived_pages(repository, lake),
         "read": read_page(repository, lake),
         "settings": settings_page(),
         "jobs": jobs_page(repository),
@@ -117,26 +136,50 @@ def pages(lake: Lake) -> dict[str, str]:
 # Tables
 
 
-def derived_page(repository: dg.RepositoryDefinition, lake: Lake) -> str:
-    """Every derived table: grain, rule, sources, columns with an example."""
-    declared = {f"derived/{table.name}": table for table in TABLES}
+def derived_pages(repository: dg.RepositoryDefinition, lake: Lake) -> dict[str, str]:
+    """Every derived table on a page of its own, and the page that leads to them."""
+    names = _tables(repository, "derived")
+    pages = {name: _derived(repository, lake, name) for name in names}
+    lines = (
+        (f"[`{name.split('/')[1]}`]({name}.md)", _described(repository, name)) for name in names
+    )
     parts = [
         "# Derived tables\n",
         MADE_BY,
         "What people ask, computed per tenant by the job `derive`. Each table's text is the rule "
         "by which it is computed; the examples are one real row of the sandbox.\n",
+        _grid(("table", "what it is"), lines),
+        "\n## Made from them\n",
     ]
-    for name in _tables(repository, "derived"):
-        table = declared.get(name)
-        about = "" if table is None else f"**One row per** `tenant`, {_codes(table.grain)}.\n"
-        parts.append(_section(repository, lake, name, about))
-        if table is not None and (options := _options(table)):
-            parts.append(f"\n**Can be set in the Launchpad**: {options}.\n")
-    parts.append("## Made from them\n")
     layers = {key.path[0] for key in repository.asset_graph.get_all_asset_keys()}
     for layer in sorted(layers - set(READ) - {"derived"}):
         parts += [_section(repository, lake, name) for name in _tables(repository, layer)]
-    parts += [
+    parts.append(_summed(lake))
+    return {**pages, "derived": "\n".join(parts)}
+
+
+def _derived(repository: dg.RepositoryDefinition, lake: Lake, name: str) -> str:
+    """A table: grain, rule, sources, what can be set, columns with an example."""
+    table = next((table for table in TABLES if name == f"derived/{table.name}"), None)
+    about = "" if table is None else f"**One row per** `tenant`, {_codes(table.grain)}.\n"
+    parts = [
+        f"# {name.split('/')[1]}\n",
+        MADE_BY,
+        _section(repository, lake, name, about, title=""),
+    ]
+    if table is not None and (options := _options(table)):
+        parts.append(f"\n**Can be set in the Launchpad**: {options}.\n")
+    return re.sub(r"\]\((\.\./)(servicetitan)", r"](../\1\2", "\n".join(parts))
+
+
+def _described(repository: dg.RepositoryDefinition, name: str) -> str:
+    """The first paragraph of a table's description."""
+    description = repository.asset_graph.get(dg.AssetKey(name.split("/"))).description or ""
+    return description.partition("\n\n")[0]
+
+
+def _summed(lake: Lake) -> str:
+    parts = [
         "## Summed over tenants\n",
         "Views of `st-memberships query` and of the jobs' `sql`, one for each monthly table: one "
         "row per month, summed over tenants, types and business units. Shares are left out, for "
@@ -222,12 +265,18 @@ def _tables(repository: dg.RepositoryDefinition, layer: str) -> list[str]:
     return sorted(key.to_user_string() for key in keys if key.path[0] == layer)
 
 
-def _section(repository: dg.RepositoryDefinition, lake: Lake, name: str, about: str = "") -> str:
+def _section(
+    repository: dg.RepositoryDefinition,
+    lake: Lake,
+    name: str,
+    about: str = "",
+    title: str | None = None,
+) -> str:
     node = repository.asset_graph.get(dg.AssetKey(name.split("/")))
     sources = sorted(key.to_user_string() for key in node.parent_keys)
     came = f"**From** {_codes(sources)}.\n" if sources else ""
     layer, _, short = name.partition("/")
-    heading = f"### {short if layer in (*READ, 'derived') else name}\n"
+    heading = f"### {short if layer in READ else name}\n" if title is None else title
     return "\n".join(
         [heading, _prose(node.description), "", about, came, _columns(repository, lake, name)]
     )
