@@ -360,6 +360,11 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
             (30, 31, 32),
             [("Active", "Suspended"), ("Suspended", "Active"), ("Active", "Canceled")],
         ),
+        # Nine at once: paused and back four times, then cancelled.
+        8: (
+            tuple(range(90, 99)),
+            [*[("Active", "Suspended"), ("Suspended", "Active")] * 4, ("Active", "Canceled")],
+        ),
         # A circle: which came first only the next change can tell.
         4: ((40, 41), [("Suspended", "Active"), ("Active", "Suspended")]),
     }
@@ -387,11 +392,13 @@ def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
     canceled = {"status": "Canceled", "cancellation_date": "2026-03-10"}
     lost = {"status": "Canceled", "cancellation_date": "2026-03-19"}
     members = [member(2, **canceled), member(3, **canceled), member(5, **lost)]
-    found = lives([member(1), member(4), member(6), *members, member(7, active=False)], changes)
+    members += [member(8, **canceled), member(7, active=False)]
+    found = lives([member(1), member(4), member(6), *members], changes)
     active = "Active 2026-01-01 00:00 before_first_change"
     assert found[1] == [active, "Active 2026-03-10 11:00 change"]
     assert found[2] == [active, "Canceled 2026-03-10 11:00 change"]
     assert found[3] == [active, "Canceled 2026-03-10 11:00 change"]
+    assert found[8] == [active, "Canceled 2026-03-10 11:00 change"]
     assert found[5] == [
         active,
         "Active 2026-03-10 11:00 change",

@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
-from itertools import groupby, permutations, product
-from operator import attrgetter, ne
+from itertools import groupby, product
+from math import prod
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from zoneinfo import ZoneInfo
 
 import duckdb
@@ -183,8 +184,9 @@ CHANGES = pa.schema(
         ("loaded_at", INSTANT),
     ]
 )
-MOST_TIED = 6
-"""Changes of one instant that are tried in every order. More were never seen."""
+MOST_TRIED = 20_000
+"""Ways to begin a chain of changes of one instant that are followed: ten without any two alike are
+a thousand. Where there are more, only ids tell."""
 
 
 def rebuild_membership_status(
@@ -208,8 +210,9 @@ def rebuild_membership_status(
     Changes come in the order of their instants, to the last digit that was sent. Those of one
     instant are put so that, over the whole life of the membership, as few as can be start
     elsewhere than the one before them ended; where that does not tell, so that the last one ends
-    in the `status` that the record states, and then by id. A record that is not `active` may still
-    state Active: that is the status that its changes led to, though today it counts as Deleted.
+    in the `status` that the record states, and then by id; by id alone where more than 14 of an
+    instant are all unlike. A record that is not `active` may still state Active: that is the status
+    that its changes led to, though today it counts as Deleted.
     Before the first change the status is what that change started from.
 
     ServiceTitan records changes since 2025, and not all of them. What is missing is inferred. A
@@ -443,6 +446,9 @@ class _Step(NamedTuple):
     stated: str
 
 
+_Best: TypeAlias = dict[str | None, tuple[int, tuple[_Step, ...]]]
+
+
 def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """New places for the changes of memberships that have several of one instant."""
     found = connection.sql(
@@ -464,15 +470,39 @@ def _chain(steps: list[_Step]) -> tuple[_Step, ...]:
     """A membership's changes: with the fewest breaks, to the status that it states, then by id."""
     stated = steps[0].stated
     # Breaks and order of the best chain so far that ends in each status; None before the first.
-    best: dict[str | None, tuple[int, tuple[_Step, ...]]] = {None: (0, ())}
+    best: _Best = {None: (0, ())}
     while steps:
         tied, steps = steps[: steps[0].tied], steps[steps[0].tied :]
-        orders = permutations(tied) if len(tied) <= MOST_TIED else [tuple(tied)]
-        longer: dict[str | None, tuple[int, tuple[_Step, ...]]] = {}
-        for order, (end, (breaks, chain)) in product(orders, best.items()):
-            starts = [step.old_status for step in order]
-            ends = [end or starts[0], *(step.new_status for step in order)]
-            tried = breaks + sum(map(ne, starts, ends)), (*chain, *order)
-            longer[ends[-1]] = min(tried, longer.get(ends[-1], tried))
-        best = longer
+        best = _lengthened(best, tied)
     return min((breaks, end != stated, chain) for end, (breaks, chain) in best.items())[2]
+
+
+def _lengthened(best: _Best, tied: list[_Step]) -> _Best:
+    """The best chains that go on with all changes of one instant.
+
+    Those from one status to the same other are alike, so of them the next by id is taken: what
+    matters of a chain half made is how many of each are in it, and where it ends.
+    """
+    alike = [list(steps) for steps in _alike(tied).values()]
+    if prod(len(steps) + 1 for steps in alike) > MOST_TRIED:
+        alike = [tied]
+    half: dict[tuple[tuple[int, ...], str | None], tuple[int, tuple[_Step, ...]]] = {
+        ((0,) * len(alike), end): chain for end, chain in best.items()
+    }
+    for _ in tied:
+        longer: dict[Any, tuple[int, tuple[_Step, ...]]] = {}
+        for ((used, end), (breaks, chain)), place in product(half.items(), range(len(alike))):
+            if used[place] < len(alike[place]):
+                step = alike[place][used[place]]
+                now = (*used[:place], used[place] + 1, *used[place + 1 :]), step.new_status
+                tried = breaks + ((end or step.old_status) != step.old_status), (*chain, step)
+                longer[now] = min(tried, longer.get(now, tried))
+        half = longer
+    return {end: chain for (_, end), chain in half.items()}
+
+
+def _alike(tied: list[_Step]) -> dict[tuple[str, str], list[_Step]]:
+    found: dict[tuple[str, str], list[_Step]] = {}
+    for step in tied:
+        found.setdefault((step.old_status, step.new_status), []).append(step)
+    return found
