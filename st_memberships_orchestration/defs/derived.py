@@ -317,7 +317,7 @@ def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
     return scan(table, at.tenant, [f'"{name}"' for name in columns]).read_all()
 
 
-HELD_BYTES = 250_000_000
+HELD_BYTES = 120_000_000
 _frames: OrderedDict[tuple[_At, _Fixed], tuple[int, pd.DataFrame]] = OrderedDict()
 
 

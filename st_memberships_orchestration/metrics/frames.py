@@ -62,7 +62,10 @@ def remembered(make: Made) -> Made:
     def made(*given: Any) -> Frame:
         asked = tuple(id(each) if isinstance(each, pd.DataFrame) else each for each in given)
         if asked not in kept:
-            kept[asked] = given, make(*given)
+            result = make(*given)
+            if len(result) > KEPT_ROWS:
+                return result
+            kept[asked] = given, result
         kept.move_to_end(asked)
         while len(kept) > KEPT:
             kept.popitem(last=False)
@@ -70,6 +73,9 @@ def remembered(make: Made) -> Made:
 
     return cast(Made, made)
 
+
+KEPT_ROWS = 300_000
+"""What is longer, such as visits, is made again: it would take the memory of all others."""
 
 KEPT = 3
 """Of memberships, of what comes in beside them, and one more."""
