@@ -8,6 +8,7 @@ It knows no users: who can reach the server directly, may do all that it does.
 
 import re
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ GRAPHQL_BODIES = ("application/json", "application/graphql")
 
 PROBED = "/server_info"
 """Asked for by probes under any name, such as Kubernetes': versions, and nothing else."""
+
+REPORT = re.compile(r"/reports/(?P<tenant>[^/]+?)(?:\.html|/(?P<list>\w+)\.csv)")
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -90,6 +93,52 @@ class Guard:
         return asked in (self._origin, _netloc(address.scheme, host))
 
 
+class Reports:
+    """An ASGI application that shows the tenants' reports and lists, and hands on all else.
+
+    A page of ours is no page of Dagster's: it gets an origin of its own, so that nothing in it
+    could start a job, whoever wrote what it shows.
+
+    Args:
+        app: what answers all else.
+        folder: where the reports lie.
+    """
+
+    def __init__(self, app: App, folder: Path) -> None:
+        self._app = app
+        self._folder = folder
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer with a file, or hand the request on."""
+        file = self._file(scope)
+        if file is None:
+            await self._app(scope, receive, send)
+            return
+        from starlette.responses import FileResponse
+
+        headers = {
+            "content-security-policy": "sandbox allow-scripts allow-downloads",
+            "x-content-type-options": "nosniff",
+            "cache-control": "no-store",
+        }
+        name = None if file.suffix == ".html" else file.name
+        await FileResponse(file, headers=headers, filename=name)(scope, receive, send)
+
+    def _file(self, scope: Message) -> Path | None:
+        """The file that a request asks for: one of those that are there, and of no other folder."""
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            return None
+        asked = REPORT.fullmatch(scope["path"])
+        if asked is None:
+            return None
+        tenant, name = asked["tenant"], asked["list"]
+        pages = {page.stem: page for page in self._folder.glob("*.html")}
+        if name is None or tenant not in pages:
+            return pages.get(tenant)
+        lists = {one.stem: one for one in pages[tenant].with_suffix("").glob("*.csv")}
+        return lists.get(name)
+
+
 class _Headers:
     """A request's headers by name, in lower case; one that is there twice is nothing sensible."""
 
@@ -125,12 +174,13 @@ async def _refuse(send: Send, why: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def serve(url: str, options: list[str]) -> None:
+def serve(url: str, options: list[str], *, reports: Path) -> None:
     """Run Dagster's web server behind the guard, until it is stopped.
 
     Args:
         url: see `Guard`.
         options: those of `dagster-webserver`.
+        reports: folder of the tenants' reports.
     """
     # A second to import, and only needed here.
     from dagster_webserver.cli import dagster_webserver
@@ -140,7 +190,8 @@ def serve(url: str, options: list[str]) -> None:
     build_middleware = DagsterWebserver.build_middleware
 
     def build_guarded(self: DagsterWebserver) -> list[Middleware]:
-        return [Middleware(Guard, url=url), *build_middleware(self)]
+        ours = [Middleware(Guard, url=url), Middleware(Reports, folder=reports)]
+        return [*ours, *build_middleware(self)]
 
     # The server's own command has no option for this.
     DagsterWebserver.build_middleware = build_guarded

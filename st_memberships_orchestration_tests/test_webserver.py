@@ -25,6 +25,12 @@ PAGE = "text/html; charset=utf-8"
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     home = tmp_path_factory.mktemp("home")
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    reports = home / ".data" / "reports"
+    (reports / "acme").mkdir(parents=True)
+    (reports / "acme.html").write_text("<h1>The report</h1>")
+    (reports / "acme" / "visits.csv").write_text("id\r\n1\r\n")
+    (reports / "notes.txt").write_text("nobody's")
+    (home / ".data" / "secret.html").write_text("nobody's")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [Path(sys.executable).parent / "st-memberships", "webserver", "--empty-workspace"]
@@ -179,3 +185,37 @@ def test_no_other_site_can_show_it_in_a_frame(port: int) -> None:
 def test_a_program_may_change_something(port: int) -> None:
     assert ask(port, "POST", "/graphql", JSON, MUTATION)[0] == 200
     assert was_changed(port)
+
+
+def test_reports_and_their_lists_open_from_a_click(port: int) -> None:
+    assert ask(port, "GET", "/reports/acme.html", OPENED) == (200, "<h1>The report</h1>")
+    assert ask(port, "GET", "/reports/acme/visits.csv", OPENED) == (200, "id\r\n1\r\n")
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/reports/acme.html", headers={"Host": "localhost"})
+    policy = connection.getresponse().headers["content-security-policy"]
+    assert policy.split()[0] == "sandbox"
+    assert "allow-same-origin" not in policy  # no script of a page acts as Dagster's own
+    connection.close()
+    status, said = ask(port, "GET", "/reports/acme.html", OTHER)
+    assert (status, "Another site" in said) == (403, True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/reports/notes.txt",
+        "/reports/../secret.html",
+        "/reports/%2e%2e/secret.html",
+        "/reports/..%2fsecret.html",
+        "/reports/%2e%2e%2fsecret.html",
+        "/reports/..%5csecret.html",
+        "/reports/acme/../../secret.html",
+        "/reports/acme/%2e%2e/notes.csv",
+        "/reports//etc/passwd.html",
+        "/reports/*.html",
+        "/reports/acme.html%00",
+    ],
+)
+def test_no_other_file_can_be_asked_for(port: int, path: str) -> None:
+    assert "nobody's" not in ask(port, "GET", path, OPENED)[1]
+    assert "The report" not in ask(port, "GET", path, OPENED)[1]

@@ -30,7 +30,7 @@ from st_memberships_orchestration.defs.metadata import (
     table_metadata,
 )
 from st_memberships_orchestration.defs.partitions import by_tenant
-from st_memberships_orchestration.defs.report import page_of
+from st_memberships_orchestration.defs.report import address_of, page_of
 from st_memberships_orchestration.lake.changes import changed_rows, rows_of
 from st_memberships_orchestration.lake.forgetting import CALLS
 from st_memberships_orchestration.lake.history import VALID_FROM
@@ -104,6 +104,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
                 "as_of": clock["today"].isoformat(),
                 "computed": rows is not None,
                 "report": dg.MetadataValue.path(str(page_of(Path(settings.report_dir), tenant))),
+                "open_report": dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
                 **_flagged(rows),
                 **table_metadata(lake, name, [tenant]),
             }

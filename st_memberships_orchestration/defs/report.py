@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -84,6 +85,7 @@ def build_assets(
         return dg.MaterializeResult(
             metadata={
                 "report": dg.MetadataValue.path(str(path)),
+                "open": dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
                 "members": report.headline["members"] or 0,
                 "mrr": float(report.headline["mrr"] or 0),
                 "visits_owed": report.headline["owed"] or 0,
@@ -186,6 +188,11 @@ def _check(
 def page_of(folder: Path, tenant: str) -> Path:
     """Where a tenant's page lies in the folder of reports."""
     return (folder / f"{tenant}.html").absolute()
+
+
+def address_of(ui_url: str, tenant: str) -> str:
+    """Where `st-memberships webserver` shows a tenant's page."""
+    return f"{ui_url.rstrip('/')}/reports/{quote(tenant)}.html"
 
 
 def _write_lists(folder: Path, lists: Mapping[str, str]) -> None:

@@ -147,7 +147,8 @@ def webserver(options: tuple[str, ...]) -> None:
     """
     from st_memberships_orchestration.webserver import serve
 
-    serve(read_settings().ui_url, list(options))
+    settings = read_settings()
+    serve(settings.ui_url, list(options), reports=Path(settings.report_dir))
 
 
 @main.command()
