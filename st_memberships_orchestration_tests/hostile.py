@@ -172,6 +172,8 @@ ANSWERS: dict[str, Callable[[Reply], Reply]] = {
     "302 login": _empty(302, ("Location", "/login")),
     "307 again": _empty(307, ("Location", "")),
     "308 again": _empty(308, ("Location", "")),
+    "302 to nowhere": _empty(302, ("Location", "javascript:alert(1)")),
+    "302 to no address": _empty(302, ("Location", "http://[::1")),
     "304 empty": _empty(304),
     "200 html": _html(200),
     "200 empty": _empty(200),

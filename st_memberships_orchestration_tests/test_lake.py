@@ -812,6 +812,23 @@ def test_a_record_leaves_quarantine_when_it_comes_back_as_new(lake: Lake) -> Non
     assert (counted()["acme"], held("bravo")) == (1, [1, 2, 3, None])
 
 
+@pytest.mark.parametrize("shown_on", [datetime(1753, 1, 1, tzinfo=UTC), MODIFIED])
+def test_what_came_after_a_time_in_the_future_ends_its_quarantine(
+    lake: Lake, shown_on: datetime
+) -> None:
+    ahead = {"reason": "name: missing", "trace_id": "abc", "modified_on": MODIFIED.replace(2090)}
+    quarantine(
+        lake, "quarantine/things", [{"id": 1, "record": "?", **ahead}], tenant="acme", read_at=NOW
+    )
+    insert(lake, record(1, 5), at=NOW - timedelta(hours=1))
+    assert missing(lake, {"things": "modified_on"}) == {"things": {"acme": 1}}
+    healthy = record(1) | {"modified_on": shown_on}
+    insert(lake, healthy, at=NOW + timedelta(hours=1))
+    assert missing(lake, {"things": "modified_on"}) == {"things": {}}
+    release(lake, "quarantine/things", rows(healthy), tenant="acme", modified="modified_on")
+    assert lake.count("quarantine/things", tenant="acme") == 0
+
+
 def test_a_quarantine_of_an_earlier_release_is_counted_and_left(lake: Lake) -> None:
     earlier = pa.schema(list(quarantine_module.SCHEMA)[:5])
     line = {"tenant": "acme", "id": 1, "reason": "status: new", "record": "{}", "read_at": NOW}

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from st_memberships_orchestration.defs.assertions import STATUS_CHAIN
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
 from st_memberships_orchestration.lake.latest import apply_versions
+from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.servicetitan.columns import table_schema
@@ -518,3 +520,23 @@ def test_a_time_in_the_future_dates_nothing_and_holds_from_its_loading(tmp_path:
     assert max(row["valid_from"] for row in spans) == ended
     last = {row["membership_id"]: row["basis"] for row in spans if row["valid_to"] is None}
     assert last == {1: "modified_on", 2: "change"}
+
+
+def test_the_check_of_the_chain_takes_a_misdated_change_as_history_does(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    newest = "2026-06-19T00:00:00Z"
+    land(lake, "memberships", [member(1), member(2, "Suspended")])
+    another = member(3, modified_on=newest)
+    land(lake, "memberships", [another], loaded_at=LOADED + timedelta(days=4))
+    ahead = change(7, 1, "Active", "Suspended", "2090-01-01T00:00:00Z")
+    land(lake, "membership_status_changes", [ahead])
+    later = [
+        change(8, 1, "Suspended", "Active", "2026-06-17T00:00:00Z"),
+        change(9, 2, "Active", "Suspended", "2026-06-16T00:00:00Z"),
+        change(10, 2, "Active", "Canceled", "1753-01-01T00:00:00Z"),
+    ]
+    land(lake, "membership_status_changes", later, loaded_at=LOADED + timedelta(days=3))
+    tables = ["current/memberships", "current/membership_status_changes"]
+    with connect(lake, tables) as connection:
+        told = connection.sql(STATUS_CHAIN).fetchall()
+    assert [row[1:3] for row in told] == [(2, 9)], "only what is out of order by its own times"
