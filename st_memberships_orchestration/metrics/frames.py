@@ -14,12 +14,9 @@ never meets another type. A column's type in the lake says what it is:
 | decimal               | Int64, whole millionths: the digits of decimal(18, 6)    |
 """
 
-from collections import OrderedDict
-from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
-from functools import wraps
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -44,41 +41,6 @@ MILLION = pa.scalar(Decimal(1_000_000))
 MOST = pa.scalar(10**18 - 1, pa.int64())
 LEAST = pa.scalar(1 - 10**18, pa.int64())
 """Millionths that decimal(18, 6) holds."""
-
-
-Made = TypeVar("Made", bound=Callable[..., Any])
-
-
-def remembered(make: Made) -> Made:
-    """`make`, which gives what it gave before where it is asked for the same of the same frames.
-
-    A dozen metrics begin with the same steps. They are asked for one after the other, so only the
-    newest few are kept, each with the frames that it was made of. Nobody may change what they get:
-    the next one gets the same.
-    """
-    kept: OrderedDict[tuple[Any, ...], tuple[tuple[Any, ...], Frame]] = OrderedDict()
-
-    @wraps(make)
-    def made(*given: Any) -> Frame:
-        asked = tuple(id(each) if isinstance(each, pd.DataFrame) else each for each in given)
-        if asked not in kept:
-            result = make(*given)
-            if len(result) > KEPT_ROWS:
-                return result
-            kept[asked] = given, result
-        kept.move_to_end(asked)
-        while len(kept) > KEPT:
-            kept.popitem(last=False)
-        return kept[asked][1]
-
-    return cast(Made, made)
-
-
-KEPT_ROWS = 300_000
-"""What is longer, such as visits, is made again: it would take the memory of all others."""
-
-KEPT = 3
-"""Of memberships, of what comes in beside them, and one more."""
 
 
 def pick(frame: Frame, *names: str) -> Frame:
@@ -200,7 +162,6 @@ A last day may lie as far ahead as it likes: a membership for life can have one 
 """
 
 
-@remembered
 def with_plausible_days(records: Frame, earliest: date, today: date) -> Frame:
     """`records`, with days that cannot be as not known.
 

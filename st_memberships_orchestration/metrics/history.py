@@ -20,7 +20,6 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
-    remembered,
 )
 
 ACTIVE = "Active"
@@ -46,7 +45,6 @@ INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
 """Values of `basis` of a span that no recorded change begins or ends."""
 
 
-@remembered
 def spells(membership_status: Frame, zone: ZoneInfo, memberships: Frame) -> Frame:
     """Status spells in order: a membership is in exactly one status at any moment.
 
@@ -100,7 +98,6 @@ def day_ends(days: Column, zone: ZoneInfo) -> Column:
     return instant(days.dt.normalize() + pd.Timedelta(days=1), zone) - LEAST
 
 
-@remembered
 def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None) -> Frame:
     """Which membership was renewed by which, one row per membership in the order given.
 
@@ -162,7 +159,6 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     )
 
 
-@remembered
 def movements(
     memberships: Frame,
     life: Frame,

@@ -19,7 +19,6 @@ from st_memberships_orchestration.metrics.frames import (
     locate,
     month_of,
     pick,
-    remembered,
     taken,
     version_at,
     versions_of,
@@ -373,7 +372,6 @@ def _half_up(amount: Column, months: Column) -> Column:
     return (2 * amount.astype("Int64") + months) // (2 * months)
 
 
-@remembered
 def known_terms(
     memberships: Frame,
     membership_versions: Frame,
