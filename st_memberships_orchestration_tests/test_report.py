@@ -133,6 +133,15 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
     ages = cells(html, "owed_by_age")[1:]
     assert sum(int(row[1].replace(",", "")) for row in ages) == owed
 
+    calls = ask(
+        lake,
+        "select customer_id, what_to_say from derived.call_list where tenant = 'acme'"
+        " order by rank limit 20",
+    )
+    assert [(row[1], row[8]) for row in cells(html, "calls")[1:]] == [
+        (str(customer), what_to_say) for customer, what_to_say in calls
+    ]
+
     findings = ask(
         lake,
         "select reason, count(*), sum(money_at_stake) from derived.attention"

@@ -46,6 +46,7 @@ NEEDS: Mapping[str, Need] = {
     "renewals": Need("derived/renewals", "status = 'Active'"),
     "visits": Need("derived/visits", "is_owed"),
     "members_without_future_visit": Need("derived/members_without_future_visit"),
+    "call_list": Need("derived/call_list"),
     "billing_due": Need("derived/billing_due"),
     "cohort_retention": Need("derived/cohort_retention", "is_complete"),
     "cohort_revenue": Need("derived/cohort_revenue", "is_complete"),
@@ -158,6 +159,14 @@ MENDING_JOBS = (
 """The jobs that `derived.attention` names; each has a list of its own, and its own CSV file."""
 
 SECTIONS: Mapping[str, str] = {
+    "calls": """
+        select rank, customer_id, business_unit(business_unit_id) as business_unit, plan,
+            ['today', 'this week', 'when there is time'][urgency] as urgency,
+            split_part(reasons, ', ', 1) as reason, money_at_stake as money, due_on, what_to_say,
+            mended_by, location_id, coalesce(last_outcome, '') as last_outcome, last_outcome_on,
+            coalesce(last_note, '') as last_note
+        from call_list order by rank
+    """,
     "months": f"""
         select month, is_complete,
             sum(active_start)::bigint as active_start, sum(new)::bigint as new,

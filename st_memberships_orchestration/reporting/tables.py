@@ -239,6 +239,28 @@ def _mended(job: str, caption: str, *columns: Column, fill_in: tuple[str, ...]) 
 
 
 TABLES: Mapping[str, PageTable] = {
+    "calls": PageTable(
+        "calls",
+        "One row per customer, the most urgent first, then by a year's money.",
+        (
+            Column("rank", "Place", "count"),
+            CUSTOMER,
+            Column("urgency", "Call", is_filter=True),
+            REASON,
+            PLAN,
+            UNIT,
+            Column("money", "Money at stake", "money"),
+            Column("due_on", "By", "day", is_filter=True),
+            Column("what_to_say", "What to say", "long"),
+            Column("mended_by", "Afterwards", "long"),
+            Column("last_outcome", "Last call", is_filter=True),
+            Column("last_outcome_on", "On", "day"),
+            Column("last_note", "Note", "long"),
+            Column("location_id", kind="id", is_hidden=True),
+        ),
+        "Nobody has to be called.",
+        is_list=True,
+    ),
     "months": PageTable(
         "months",
         "Movements. The running month (in italics) counts to today. Renewed members come in as a "
