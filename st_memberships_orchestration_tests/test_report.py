@@ -138,7 +138,7 @@ def test_the_page_says_what_the_tables_say(made: Made) -> None:
         "select customer_id, what_to_say from derived.call_list where tenant = 'acme'"
         " order by rank limit 20",
     )
-    assert [(row[1], row[8]) for row in cells(html, "calls")[1:]] == [
+    assert [(row[1], row[7]) for row in cells(html, "calls")[1:]] == [
         (str(customer), what_to_say) for customer, what_to_say in calls
     ]
 

@@ -78,9 +78,8 @@
     const bytes = Uint8Array.from(atob(packed.textContent), (char) => char.charCodeAt(0));
     const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const list = await new Response(unpacked).json();
-    const columns = list.columns
-      .map((column, place) => ({ ...column, place: place + list.first }))
-      .filter((column) => !column.hidden);
+    const all = list.columns.map((column, place) => ({ ...column, place: place + list.first }));
+    const columns = all.filter((column) => !column.hidden);
     const wanted = new Map();
     const tools = table.closest(".card").querySelector(".tools");
     table.tBodies[0].replaceChildren();
@@ -106,7 +105,7 @@
     made.search.fixed("chosen", (_text, _row, line) =>
       [...wanted].every(([place, test]) => test(list.rows[line][place])),
     );
-    for (const { place, kind, heading, filter } of columns) {
+    for (const { place, kind, heading, filter } of all) {
       if (!filter) continue;
       const of = kind === "day" ? (value) => value.slice(0, 7) : (value) => value;
       const values = [...new Set(list.rows.map((row) => of(row[place])))].sort();

@@ -69,7 +69,7 @@ class Column:
         kind: of `NUMBERS`, `DAYS`, `WORDS` or `PLACES`: how it is shown and sorted.
         is_filter: a list can be narrowed to one of its values; of days, to a month.
         csv: heading in the CSV file, if a job asks for another one.
-        is_hidden: it is in the CSV file only.
+        is_hidden: it is in the CSV file only, and among the filters if it is one.
     """
 
     key: str
@@ -243,19 +243,19 @@ TABLES: Mapping[str, PageTable] = {
         "calls",
         "One row per customer, the most urgent first, then by a year's money.",
         (
-            Column("rank", "Place", "count"),
+            Column("rank", "No.", "count"),
             CUSTOMER,
             Column("urgency", "Call", is_filter=True),
-            REASON,
+            Column("reason", "Reason", "word", is_filter=True, is_hidden=True),
             PLAN,
             UNIT,
-            Column("money", "Money at stake", "money"),
+            Column("money", "Money", "money"),
             Column("due_on", "By", "day", is_filter=True),
             Column("what_to_say", "What to say", "long"),
             Column("mended_by", "Afterwards", "long"),
             Column("last_outcome", "Last call", is_filter=True),
-            Column("last_outcome_on", "On", "day"),
-            Column("last_note", "Note", "long"),
+            Column("last_outcome_on", kind="day", is_hidden=True),
+            Column("last_note", is_hidden=True),
             Column("location_id", kind="id", is_hidden=True),
         ),
         "Nobody has to be called.",
