@@ -343,6 +343,7 @@ def test_named_lines_are_changed_and_all_others_kept(client: MembershipsClient) 
         ([{"id": first.id}, {"id": first.id, "unit_price": 1}], "named twice"),
         ([{"id": first.id, "remove": "true"}], "true or false"),
         ([{**new, "remove": True}], "beside an id"),
+        ([{**new, "sku_id": True}], "true and false are no value"),
     ):
         with pytest.raises(BadRows, match=said):
             plan_of(client, "update_invoice_templates", [{"id": id, "items": items}])

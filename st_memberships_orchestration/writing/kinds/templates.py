@@ -80,7 +80,7 @@ class UpdateInvoiceTemplates(Kind[InvoiceTemplateUpdate, InvoiceTemplate]):
                 raise ValueError(f"items: line {place}: `remove` is true or false, beside an id")
             if id is None:
                 added.append({name: value for name, value in line.items() if name != "id"})
-            elif not isinstance(id, int | float) or id not in lines:
+            elif isinstance(id, bool) or not isinstance(id, int | float) or id not in lines:
                 raise ValueError(f"items: the template has no line with id {id!r}")
             elif [other.get("id") for other in named[:place]].count(id) > 1:
                 raise ValueError(f"items: the line with id {id} is named twice")
