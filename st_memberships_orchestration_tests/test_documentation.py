@@ -137,10 +137,15 @@ def test_the_reference_is_whole(location: Location, lake: Lake) -> None:
     pages = documents.pages(lake)
     repository = defs().get_repository_def()
     for key in repository.asset_graph.get_all_asset_keys():
-        page = pages["read" if key.path[0] in documents.READ else "derived"]
-        assert f"### {key.path[-1]}\n" in page or f"### {key.to_user_string()}\n" in page
+        name, layer = key.to_user_string(), key.path[0]
+        if layer == "derived":
+            page = pages[name]
+            assert page.startswith(f"# {key.path[-1]}\n")
+        else:
+            page = pages["read" if layer in documents.READ else "derived"]
+            assert f"### {key.path[-1]}\n" in page or f"### {name}\n" in page
         metadata = repository.asset_graph.get(key).metadata
-        if "dagster/column_schema" in metadata and key.path[0] != "servicetitan":
+        if "dagster/column_schema" in metadata and layer != "servicetitan":
             for column in metadata["dagster/column_schema"].columns:
                 assert f"`{column.name}`" in page, (key, column)
     named = [*repository.get_all_jobs(), *repository.schedule_defs, *repository.sensor_defs]
