@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.writing import ledger as words
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.entries import Intent, Status
+from st_memberships_orchestration.writing.entries import Intent, ReadBack, Status
 from st_memberships_orchestration.writing.ledger import (
     Budget,
     Busy,
@@ -209,6 +209,23 @@ def test_only_what_certainly_did_not_happen_can_be_claimed_again(ledger: Ledger)
     assert entry
     assert entry.attempts == 2
     assert [step["status"] for step in entry.trail][-2:] == [Status.NOT_SENT, Status.SENDING]
+
+
+def test_what_was_seen_is_not_overruled_by_an_older_look(ledger: Ledger) -> None:
+    claim = ledger.claim(INTENT, seen=None, since=0, clock=CLOCK, budget=FREE)
+    assert claim
+    done = ledger.finish(INTENT.key, claim, Status.SUCCEEDED, now=NOW)
+    assert done
+    (seen,) = ledger.read_back([ReadBack(done, INTENT.wanted, [])], now=NOW)
+    assert seen
+    assert seen.verified
+    assert ledger.read_back([ReadBack(done, {}, ["the record"])], now=NOW) == [None]
+    expected = (Status.SUCCEEDED,)
+    doubted = {"now": NOW, "expected": expected, "unseen": True}
+    assert ledger.finish(INTENT.key, claim, Status.NEEDS_REVIEW, **doubted) is None
+    assert ledger.entry(INTENT.key) == seen
+    with pytest.raises(ValueError, match="has happened, and cannot be not_sent"):
+        ledger.finish(INTENT.key, claim, Status.NOT_SENT, now=NOW, expected=expected)
 
 
 def test_caps_hold_against_threads(ledger: Ledger) -> None:

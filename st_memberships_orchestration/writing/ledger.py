@@ -431,6 +431,7 @@ class Ledger:
         *,
         now: datetime,
         expected: Sequence[Status] = (Status.SENDING,),
+        unseen: bool = False,
         **facts: Any,
     ) -> Entry | None:
         """Note what became of a change; the entry, None if it is not in our hands any more.
@@ -441,11 +442,12 @@ class Ledger:
             status: what became of it.
             now: recorded.
             expected: statuses that it may have now.
+            unseen: only if nobody has read it back yet: an older look does not overrule a later.
             facts: `detail`, `found_by`, `verified`, `after`, `result`, `answer`, `trace_id`,
                 `seen`.
         """
         with self._writing() as connection:
-            return self._finish(connection, key, claim, status, now, expected, facts)
+            return self._finish(connection, key, claim, status, now, expected, unseen, facts)
 
     def read_back(self, seen: Sequence[ReadBack], *, now: datetime) -> list[Entry | None]:
         """Note what records had when they were read back, as `finish`, in one transaction."""
@@ -458,6 +460,7 @@ class Ledger:
                     Status.NOT_APPLIED if one.missed else Status.SUCCEEDED,
                     now,
                     (Status.SUCCEEDED,),
+                    True,
                     {"verified": True, "after": one.after}
                     | ({"detail": one.said} if one.missed else {}),
                 )
@@ -693,11 +696,12 @@ class Ledger:
         status: Status,
         now: datetime,
         expected: Sequence[Status],
+        unseen: bool,
         facts: Mapping[str, Any],
     ) -> Entry | None:
         query = sa.select(_entries).where(_entries.c.key == key)
         there = connection.execute(query.with_for_update()).one()
-        if there.claim != claim or there.status not in expected:
+        if there.claim != claim or there.status not in expected or (unseen and there.verified):
             return None
         if there.status in DONE and status in FREE:
             raise ValueError(f"{key[:12]} has happened, and cannot be {status}")

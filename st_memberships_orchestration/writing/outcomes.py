@@ -219,7 +219,7 @@ def _doubt(
     for entry in entries:
         evidence = seen[entry.key]
         said = f"its receipt names record {kind.made(entry.result)}, which it cannot be"
-        facts: dict[str, Any] = {"now": clock(), "expected": (Status.SUCCEEDED,)}
+        facts: dict[str, Any] = {"now": clock(), "expected": (Status.SUCCEEDED,), "unseen": True}
         if evidence.seen is Seen.THERE:
             facts |= {"result": evidence.result, "found_by": "reconciliation"}
             said = f"{said}; found by reconciliation: {evidence.said}"
