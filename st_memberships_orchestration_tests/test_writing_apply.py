@@ -21,6 +21,7 @@ from st_memberships_orchestration.servicetitan.memberships.models import (
     InvoiceTemplateCreate,
     MembershipSale,
 )
+from st_memberships_orchestration.servicetitan.records import ActiveRequestArg
 from st_memberships_orchestration.writing import apply as apply_module
 from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, Result, apply_plan
 from st_memberships_orchestration.writing.audit import audit_rows, unsent_rows
@@ -401,7 +402,10 @@ def test_a_field_that_did_not_take_is_reported(
 ) -> None:
     kinds = [t for t in client.list_membership_types() if t.location_target == "AllLocations"]
     offers = client.membership_type_duration_billing_items(kinds[0].id)
-    (sale,) = some("sell_memberships", client, 1, dice)
+    held = client.list_memberships(active=ActiveRequestArg.ANY)
+    holders = {m.customer_id for m in held if m.membership_type_id == kinds[0].id}
+    sales = some("sell_memberships", client, 50, dice)
+    sale = next(sale for sale in sales if sale["customer_id"] not in holders)
     sale |= {"duration_billing_id": next(o.id for o in offers if o.active), "location_id": 77}
     if answer_is_lost:
         order(written, "sell_memberships", "reset", "after")
