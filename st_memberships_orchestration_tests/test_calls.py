@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
+from st_memberships_orchestration.defs.metadata import schema_of
 from st_memberships_orchestration.lake.calls import SCHEMA, Call, CallRefused, Outcome, note
 from st_memberships_orchestration.lake.forgetting import CALLS, Forgotten, remove
 from st_memberships_orchestration.lake.store import Lake, append
@@ -80,10 +81,44 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
         ((str(other), "--outcome", "snoozed"), "Give a day with --until"),
         ((str(other), "--outcome", "done", "--until", "2999-01-01"), "Give a day with --until"),
         (("1", "--outcome", "done"), "is not on the call list"),
+        ((str(2**63), "--outcome", "done"), "is not in the range"),
     ):
         code, text = terminal("called", *arguments)
-        assert code == 1
+        assert code
         assert words in text
+
+
+def test_a_plan_s_name_gives_no_command_to_the_terminal(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox)
+    row = {"tenant": "acme", "rank": 1, "customer_id": 7, "what_to_say": "Gold \x1b[2J [red]ends"}
+    append(
+        location.lake.open("derived/call_list", schema_of("derived/call_list")),
+        pa.Table.from_pylist([row], schema_of("derived/call_list")),
+    )
+    code, text = terminal("call-list")
+    assert code == 0
+    assert "\x1b" not in text
+    assert "⟨U+001B⟩" in text
+
+
+def test_a_day_that_is_none_is_told_and_nothing_noted(
+    location: Location, sandbox: RunningSandbox
+) -> None:
+    location.use(sandbox)
+    config = {"tenant": "acme", "noted_by": "Sam", "customer_id": 7, "outcome": "SNOOZED"}
+    job = defs().resolve_job_def("record_call")
+    run = job.execute_in_process(
+        instance=location.instance,
+        run_config={"ops": {"note_call": {"config": config | {"until": "31.12."}}}},
+        raise_on_error=False,
+    )
+    (failure,) = [event for event in run.all_events if event.is_step_failure]
+    error = failure.step_failure_data.error
+    assert error is not None
+    assert "Failure: Invalid isoformat string: '31.12.'" in error.message
+    assert location.lake.find(CALLS) is None
 
 
 def test_calls_of_forgotten_customers_go_and_none_is_noted(tmp_path: Path) -> None:

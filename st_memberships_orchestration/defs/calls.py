@@ -6,7 +6,8 @@ import dagster as dg
 from pydantic import Field
 
 from st_memberships_orchestration.defs.derived import derive_now
-from st_memberships_orchestration.lake.calls import Call, CallRefused, Outcome, note
+from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, Outcome, note
+from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.calls import CALL_LIST
 from st_memberships_orchestration.settings import Settings
@@ -16,7 +17,9 @@ class CallConfig(dg.Config):
     """What came of a call."""
 
     tenant: str = Field(description="Whose customer it is.")
-    customer_id: int = Field(description="Customer who was called, as in derived/call_list.")
+    customer_id: int = Field(
+        ge=1, le=LARGEST_ID, description="Customer who was called, as in derived/call_list."
+    )
     outcome: Outcome = Field(
         description="called: not again today; snoozed: not before a day; declined, done: not until "
         "there is another reason."
@@ -36,18 +39,18 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         context: dg.OpExecutionContext, config: CallConfig, lake: dg.ResourceParam[Lake]
     ) -> None:
         """Note one outcome."""
-        until = date.fromisoformat(config.until) if config.until else None
-        call = Call(
-            config.customer_id,
-            config.outcome,
-            config.noted_by,
-            datetime.now(UTC),
-            until,
-            config.note,
-        )
         try:
+            until = date.fromisoformat(config.until) if config.until else None
+            call = Call(
+                config.customer_id,
+                config.outcome,
+                config.noted_by,
+                datetime.now(UTC),
+                until,
+                config.note,
+            )
             note(lake, config.tenant, call)
-        except CallRefused as error:
+        except (ValueError, WrongKey) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         derive_now(lake, settings, CALL_LIST, config.tenant)
         context.log.info("Noted: customer %s, %s", config.customer_id, config.outcome.value)

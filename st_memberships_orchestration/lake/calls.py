@@ -25,6 +25,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+LARGEST_ID = 2**63 - 1
+"""That the column holds."""
+
 
 class Outcome(StrEnum):
     """What came of a call."""

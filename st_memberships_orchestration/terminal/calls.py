@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 import click
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from st_memberships_orchestration.lake.calls import Call, CallRefused, Outcome, note
+from st_memberships_orchestration.escaping import visible
+from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, CallRefused, Outcome, note
 from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
@@ -33,14 +35,14 @@ def call_list(tenant: str, limit: int) -> None:
     for row in rows.slice(0, limit).to_pylist():
         cells = ["" if row[name] is None else row[name] for name in SHOWN]
         cells[3] = f"{cells[3]:,.2f}" if cells[3] != "" else ""
-        table.add_row(*(escape(str(cell)) for cell in cells))
+        table.add_row(*(Text(visible(str(cell))) for cell in cells))
     console.print(table)
     left = max(rows.num_rows - limit, 0)
     console.print(f"{rows.num_rows:,} to call{f', {left:,} not shown' if left else ''}.")
 
 
 @click.command()
-@click.argument("customer", type=int)
+@click.argument("customer", type=click.IntRange(1, LARGEST_ID))
 @TENANT
 @click.option("--outcome", required=True, type=click.Choice([each.value for each in Outcome]),
               help="What came of it.")  # fmt: skip
