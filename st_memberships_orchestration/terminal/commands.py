@@ -279,7 +279,8 @@ def _join_demo() -> None:
     if not RUNNING.exists() or read_settings().tenants:
         return
     there = json.loads(RUNNING.read_text())
-    with suppress(ProcessLookupError):  # it was killed: nothing answers there
+    # It was killed: nothing answers there, or the number is another user's process by now.
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(there["pid"], 0)
         os.environ.update(there["env"])
         os.environ[JOINED] = "1"
@@ -507,8 +508,10 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
         os.environ["ST_HISTORY_START"] = (_today() - timedelta(days=DEMO_DAYS - 1)).isoformat()
         os.environ[JOINED] = "1"
         ours = {name: os.environ[name] for name in os.environ if name.startswith("ST_")}
-        RUNNING.touch(mode=0o600)
-        RUNNING.write_text(json.dumps({"pid": started.pid, "env": ours}))
+        draft = RUNNING.with_suffix(".part")  # whoever reads meanwhile sees all of it, or none
+        draft.touch(mode=0o600)
+        draft.write_text(json.dumps({"pid": started.pid, "env": ours}))
+        draft.replace(RUNNING)
         try:
             yield started.url
         finally:
