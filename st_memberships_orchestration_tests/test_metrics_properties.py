@@ -238,6 +238,18 @@ def test_no_row_comes_of_nothing(sample: dict[str, Any], at_home: dict[str, pd.D
             assert not rows.duplicated(list(table.grain)).any(), (table.name, name)
 
 
+@settings(max_examples=3, deadline=None)
+@given(books())
+def test_no_table_changes_what_it_is_given(book: dict[str, Any]) -> None:
+    """The next table is given the same: `defs.derived` holds what was read."""
+    for table in TABLES:
+        given = {name: rows.copy() for name, rows in book.items() if isinstance(rows, pd.DataFrame)}
+        made = compute(table, book)
+        for name, rows in given.items():
+            pd.testing.assert_frame_equal(book[name], rows, obj=f"{name} after {table.name}")
+        book[table.name] = made
+
+
 @pytest.fixture
 def elsewhere() -> Iterator[None]:
     """A machine at the other end of the world."""

@@ -244,11 +244,11 @@ def _part(
         return None
     frames: dict[str, pd.DataFrame] = {}
     for arg in sorted(needed, key=lambda arg: LINKS.get(arg, {}).get("id") == TEMPLATE):
-        source, links = needed[arg], links_of(arg, table.key)
+        source, bound = needed[arg], links_of(arg, table.key)
         of = None
         if arg in LINKS:
-            of = {name: ids[what] for name, what in links.items() if what in ids}
-            if TEMPLATE in links.values():  # also those that are named by what is touched
+            of = {name: ids[what] for name, what in bound.items() if what in ids}
+            if TEMPLATE in bound.values():  # also those that are named by what is touched
                 named = [_named(frames[other]) for other in NAMES if other in frames]
                 of = {"id": pa.concat_arrays([*of.values(), *named]).unique()}
         frames[arg] = _held(at[source], _fixed(of))
@@ -319,6 +319,8 @@ def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
 
 
 HELD_BYTES = 120_000_000
+"""Of tables that are held for the next one; no function of `metrics/` changes what it is given."""
+
 _frames: OrderedDict[tuple[_At, _Fixed], tuple[int, pd.DataFrame]] = OrderedDict()
 
 

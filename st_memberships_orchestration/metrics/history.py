@@ -38,7 +38,7 @@ CANCELLED, EXPIRED = ("cancelled", FINAL["Canceled"]), ("expired", FINAL["Expire
 LOST = (*CANCELLED, *EXPIRED)
 """Kinds of movement by which a member is lost for good, and that are no renewal."""
 
-LEAST = pd.Timedelta(microseconds=1)
+MICROSECOND = pd.Timedelta(microseconds=1)
 """What lies between two moments that follow each other, as the lake has them."""
 
 INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
@@ -95,7 +95,7 @@ def end_of(moments: Column, days: int) -> Column:
 
 def day_ends(days: Column, zone: ZoneInfo) -> Column:
     """The last microsecond of days on the contractor's clock."""
-    return instant(days.dt.normalize() + pd.Timedelta(days=1), zone) - LEAST
+    return instant(days.dt.normalize() + pd.Timedelta(days=1), zone) - MICROSECOND
 
 
 def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None) -> Frame:

@@ -25,8 +25,8 @@ from st_memberships_orchestration.metrics.frames import (
 from st_memberships_orchestration.metrics.history import (
     CANCELLED,
     CELL,
-    LEAST,
     LOST,
+    MICROSECOND,
     before,
     day_ends,
     follows,
@@ -121,7 +121,7 @@ def cancellation_reasons_monthly(
         invoice_template_versions,
         zone,
     )
-    paid = paid_at(terms, rows["membership_id"], rows["at"] - LEAST)
+    paid = paid_at(terms, rows["membership_id"], rows["at"] - MICROSECOND)
     rows["mrr_lost"] = paid["monthly_price"].fillna(0).astype("int64")
     rows["cancelled"] = 1
     rows["from_suspension"] = (rows["kind"] == CANCELLED[1]).astype("int64")
@@ -205,7 +205,7 @@ def plan_switches_monthly(
         zone,
     )
     first_day_over = day_ends(moves["began"], zone)
-    moment = first_day_over.where(moves["is_entry"], moves["at"] - LEAST)
+    moment = first_day_over.where(moves["is_entry"], moves["at"] - MICROSECOND)
     moves = moves.assign(**paid_at(terms, moves["membership_id"], moment)[[*HELD]])
     began = moves[moves["is_entry"]]
 
@@ -213,7 +213,7 @@ def plan_switches_monthly(
     after = {f"{name}_after": name for name in HELD}
     linked = attach(linked, began, "successor_id", "at", "began", id="membership_id", **after)
     linked = linked[linked["began"].notna()].assign(basis="renewal_link")
-    held = paid_at(terms, linked["membership_id"], linked["at"] - LEAST)[[*HELD]]
+    held = paid_at(terms, linked["membership_id"], linked["at"] - MICROSECOND)[[*HELD]]
     linked = linked.join(held.add_suffix("_before"))
     bought = _bought_instead(moves, switch_days).assign(basis="same_customer")
     changed = _changed_in_place(membership_versions, terms, zone)
@@ -311,7 +311,7 @@ def _changed_in_place(versions: Frame, terms: Frame, zone: ZoneInfo) -> Frame:
     earlier = rows["membership_type_id"].shift()
     changed = follows(rows) & (rows["membership_type_id"] != earlier).fillna(False)
     rows = rows[changed]
-    sides = {"before": rows["valid_from"] - LEAST, "after": rows["valid_from"]}
+    sides = {"before": rows["valid_from"] - MICROSECOND, "after": rows["valid_from"]}
     rows = rows.assign(began=local(rows["valid_from"], zone))
     for side, moment in sides.items():
         held = paid_at(terms, rows["membership_id"], moment)[[*HELD]]
