@@ -186,6 +186,27 @@ def test_a_derive_computes_what_a_change_can_touch(tmp_path: Path) -> None:
     ) == {id: "Expired" if id == 3 else "Active" for id in range(1, 6)}
 
 
+def test_what_another_membership_of_the_customer_explains_is_followed(tmp_path: Path) -> None:
+    lake, now = Lake(str(tmp_path)), BEGINNING
+    expired = membership(1, customer_id=7, status="Expired", to="2026-01-01")
+    other = membership(2, customer_id=7)
+    land(lake, "memberships", [row_of("memberships", one, now) for one in (expired, other)],
+         loaded_at=now)  # fmt: skip
+
+    def unrenewed() -> list[int]:
+        bring_up_to_date(lake, now.date(), full=False)
+        where = "reason = 'expired_not_renewed'"
+        return lake.rows("derived/attention", tenant="acme", where=where)[
+            "membership_id"
+        ].to_pylist()
+
+    assert unrenewed() == []
+    now += timedelta(minutes=1)
+    canceled = row_of("memberships", other | {"status": "Canceled"}, now)
+    land(lake, "memberships", [canceled], loaded_at=now)
+    assert unrenewed() == [1]
+
+
 def test_a_table_that_was_not_followed_is_put_right_and_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
