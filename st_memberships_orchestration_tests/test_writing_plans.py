@@ -341,6 +341,7 @@ def test_named_lines_are_changed_and_all_others_kept(client: MembershipsClient) 
         ([{"id": 1, "unit_price": 1}], "no line with id 1"),
         ([{"id": [first.id]}], "no line with id"),
         ([{"id": first.id}, {"id": first.id, "unit_price": 1}], "named twice"),
+        ([{"id": True}], "no line with id True"),
         ([{"id": first.id, "remove": "true"}], "true or false"),
         ([{**new, "remove": True}], "beside an id"),
         ([{**new, "sku_id": True}], "true and false are no value"),
