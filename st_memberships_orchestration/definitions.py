@@ -6,6 +6,7 @@ from st_memberships_orchestration.defs import (
     alerts,
     automation,
     calls,
+    campaigns,
     checks,
     derived,
     exports,
@@ -58,6 +59,7 @@ def defs() -> dg.Definitions:
             prune_runs,
             calls.build_job(settings),
             *write_jobs,
+            *campaigns.build_jobs(settings, shared),
         ],
         schedules=[*automation.build_schedules(settings), retention.nightly(prune_runs)],
         sensors=[

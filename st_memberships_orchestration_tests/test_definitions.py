@@ -30,6 +30,7 @@ ROOMS = {
     "sandbox": set(),
     "reading": {"servicetitan", "lake"},
     "writing": {"servicetitan", "lake", "settings"},
+    "campaigns": {"lake", "metrics", "writing", "settings"},
 }
 """Room -> what it may import besides itself and the ground floor."""
 OF_EXTRAS = ("psycopg", "dagster_postgres", "dagster_k8s", "dagster_celery", "celery", "redis")
@@ -116,6 +117,8 @@ def test_inventory(location: Location) -> None:
         "record_call",
         *KINDS,
         "undo_changes",
+        "campaign_price_rise",
+        "campaign_result",
     }
     assert {s.name for s in repository.schedule_defs} == {
         "sync_every_15_minutes",

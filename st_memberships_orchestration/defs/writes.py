@@ -32,6 +32,7 @@ from st_memberships_orchestration.writing.audit import AUDIT, AUDIT_TABLE
 from st_memberships_orchestration.writing.changes import (
     apply_audited,
     approval_of,
+    find_plan,
     plan_changes,
     rows_of_query,
     tenant_of,
@@ -236,8 +237,8 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
         lake: dg.ResourceParam[Lake],
         writes: dg.ResourceParam[Writes],
     ) -> None:
-        work = _Work(context, config, kind, servicetitan, lake, writes)
-        with _failures():
+        work = Work(context, config, kind, servicetitan, lake, writes)
+        with failures():
             work.apply() if config.approved_hash or not config.dry_run else work.plan()
 
     write.__annotations__["config"] = config_type
@@ -284,18 +285,17 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
         lake: dg.ResourceParam[Lake],
         writes: dg.ResourceParam[Writes],
     ) -> None:
-        with _failures():
-            file = Path(config.plan)
-            done = load_plan(file) if file.is_file() else writes.ledger.find_plan(config.plan)
+        with failures():
+            done = find_plan(writes.ledger, config.plan)
             account = done.account.id if done.account else ""
             tenant = tenant_of_account(writes.settings, account, done.tenant)
             back = reversal(done, servicetitan.client(tenant), writes.ledger)
             left = [(str(one.line), str(one.target or "new"), one.why) for one in back.left]
-            context.add_output_metadata({"not_undone": _table(LEFT_HEADINGS, cut(left))})
+            context.add_output_metadata({"not_undone": table_of(LEFT_HEADINGS, cut(left))})
             if back.kind is None or not back.rows:
                 why = "; ".join(dict.fromkeys(one.why for one in back.left)) or "nothing was done"
                 raise ValueError(f"there is nothing that can be undone: {why}")
-            work = _Work(context, config, KINDS[back.kind], servicetitan, lake, writes)
+            work = Work(context, config, KINDS[back.kind], servicetitan, lake, writes)
             work.show(work.made(back.rows, tenant, f"undo of {done.hash[:12]}"))
 
     @dg.job(
@@ -313,7 +313,7 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def failures() -> Iterator[None]:
     """What goes wrong, as the failure of a run that is not repeated."""
     try:
         yield
@@ -324,7 +324,7 @@ def _failures() -> Iterator[None]:
 
 
 @dataclass
-class _Work:
+class Work:
     """One run of a write job."""
 
     context: dg.OpExecutionContext
@@ -362,7 +362,7 @@ class _Work:
         self._tag(plan, "planned")
         self.context.add_output_metadata(
             {
-                "differences": _table(PLAN_HEADINGS, cut(plan_lines(plan))),
+                "differences": table_of(PLAN_HEADINGS, cut(plan_lines(plan))),
                 "to_apply": dg.MetadataValue.md(how_to_apply(plan)),
                 **_totals(plan),
             }
@@ -441,7 +441,7 @@ class _Work:
             self._log_audit(plan.tenant)
         facts = {
             "outcomes": tally(results),
-            "results": _table(RESULT_HEADINGS, cut(result_lines(results))),
+            "results": table_of(RESULT_HEADINGS, cut(result_lines(results))),
             "sent_now": sum(result.sent for result in results),
             **_totals(plan),
         }
@@ -475,7 +475,7 @@ def _said(error: Exception) -> str:
     return visible_lines(str(error.args[0] if isinstance(error, KeyError) else error))
 
 
-def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> dg.TableMetadataValue:
+def table_of(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> dg.TableMetadataValue:
     """A table that the UI shows as it is: nothing in it is markup."""
     return dg.MetadataValue.table(
         [

@@ -1,7 +1,7 @@
 """`st-memberships plan | apply | undo | settle`: changes from a terminal, with the same locks."""
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from st_memberships_orchestration.writing.changes import (
     accept,
     apply_audited,
     approval_of,
+    find_plan,
     plan_changes,
     rows_of_query,
     tenant_of,
@@ -78,13 +79,14 @@ def _plan_command(kind: Kind) -> click.Command:
     ) -> None:
         if (file is None) == (sql is None):
             raise click.UsageError("Give a file, or --sql.")
-        with _work() as (settings, ledger):
+        with work() as (settings, ledger):
             if file is not None:
                 rows, source = read_rows(file), str(file)
             else:
                 rows, source = rows_of_query(Lake(settings.lake_uri), str(sql)), str(sql)
             tenant = tenant or tenant_of(rows, settings)
-            _make(settings, ledger, kind, rows, tenant, source, occasion, confirm)
+            made = planned(settings, ledger, kind, rows, tenant, source, occasion, confirm)
+            _show_made(ledger, made)
 
     columns = "\n".join(
         f"  {name}{f' ({note})' if note else ''}: {meaning}"
@@ -108,10 +110,10 @@ for _kind in KINDS.values():
 @click.option("--who", default=None, help="Who approved it; the user of this machine if not given.")
 def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> None:
     """Apply a plan: needs its hash, --send and ST_WRITES=on. Run it again to go on."""
-    with _work() as (settings, ledger):
+    with work() as (settings, ledger):
         chosen = ledger.save_plan(load_plan(plan_file), made=False)
         if not send:
-            _show_plan(chosen)
+            show_plan(chosen)
         with (
             MembershipsClient.open(settings.access(chosen.tenant)) as client,
             Progress(console=console, transient=True) as progress,
@@ -130,9 +132,9 @@ def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> N
                 )
             except DryRun as dry:
                 console.print(f"\n{escape(visible_lines(str(dry)))}", soft_wrap=True)
-                _show_how_to_send(plan_file, chosen)
+                show_how_to_send(plan_file, chosen)
                 return
-        _show(RESULT_HEADINGS, result_lines(results))
+        show(RESULT_HEADINGS, result_lines(results))
         console.print(f"{tally(results)}. All of it: {AUDIT_TABLE}, plan {chosen.hash[:12]}.")
         if not all(result.is_good for result in results):
             raise click.ClickException(
@@ -144,9 +146,8 @@ def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> N
 @click.argument("plan_or_hash")
 def undo(plan_or_hash: str) -> None:
     """Make the plan that undoes another, as far as that goes. Sends nothing."""
-    with _work() as (settings, ledger):
-        path = Path(plan_or_hash)
-        done = load_plan(path) if path.is_file() else ledger.find_plan(plan_or_hash)
+    with work() as (settings, ledger):
+        done = find_plan(ledger, plan_or_hash)
         tenant = tenant_of_account(settings, done.account.id if done.account else "", done.tenant)
         with MembershipsClient.open(settings.access(tenant)) as client:
             back = reversal(done, client, ledger)
@@ -155,7 +156,7 @@ def undo(plan_or_hash: str) -> None:
         if back.kind is None or not back.rows:
             raise click.ClickException("There is nothing that can be undone.")
         kind, source = KINDS[back.kind], f"undo of {done.hash[:12]}"
-        _make(settings, ledger, kind, back.rows, tenant, source, "", ())
+        _show_made(ledger, planned(settings, ledger, kind, back.rows, tenant, source, ""))
 
 
 @click.command(name="settle")
@@ -167,7 +168,7 @@ def settle_(entry: str, outcome: str | None, record: int | None) -> None:
 
     If looking does not tell, say what you found out: happened, or did-not-happen.
     """
-    with _work() as (settings, ledger):
+    with work() as (settings, ledger):
         found = ledger.entry(entry)
         if found is None:
             raise KeyError(f"no single entry of the ledger begins {entry!r}")
@@ -195,7 +196,7 @@ def accept_ledger(tenant: str) -> None:
     What that one knew is lost: see in ServiceTitan first what became of it. Plans that were made
     before have to be made anew.
     """
-    with _work() as (settings, ledger):
+    with work() as (settings, ledger):
         account, lake = settings.access(tenant).account, Lake(settings.lake_uri)
         accept(lake, ledger, account, tenant, datetime.now(UTC))
         console.print(f"The write ledger {ledger.id[:12]} counts now for {account}. Plan again.")
@@ -208,7 +209,7 @@ commands: tuple[click.Command, ...] = (plan, apply, undo, settle_, accept_ledger
 
 
 @contextmanager
-def _work() -> Iterator[tuple[Settings, Ledger]]:
+def work() -> Iterator[tuple[Settings, Ledger]]:
     """Settings and ledger; what goes wrong becomes one message."""
     settings = read_settings()
     if not settings.tenants:
@@ -227,18 +228,19 @@ def _work() -> Iterator[tuple[Settings, Ledger]]:
         raise click.ClickException(f"The ledger (ST_LEDGER_URL) fails: {error}") from error
 
 
-def _make(
+def planned(
     settings: Settings,
     ledger: Ledger,
     kind: Kind,
-    rows: list[Row],
+    rows: Sequence[Row],
     tenant: str,
     source: str,
     occasion: str,
-    confirm: tuple[str, ...],
-) -> None:
+    confirm: tuple[str, ...] = (),
+) -> Plan:
+    """A plan of the rows, which nobody has kept yet."""
     with MembershipsClient.open(settings.access(tenant)) as client:
-        made = plan_changes(
+        return plan_changes(
             client,
             ledger,
             Lake(settings.lake_uri),
@@ -250,14 +252,23 @@ def _make(
             occasion=occasion,
             confirmed=confirm,
         )
-    ledger.save_plan(made)
-    path = made.save(data_folder() / "plans")
-    _show_plan(made)
+
+
+def keep(ledger: Ledger, plan: Plan) -> Path:
+    """Keep a plan in the ledger and as a file; the file."""
+    ledger.save_plan(plan)
+    return plan.save(data_folder() / "plans")
+
+
+def _show_made(ledger: Ledger, plan: Plan) -> None:
+    path = keep(ledger, plan)
+    show_plan(plan)
     console.print(f"\nThe plan is {path}. Read it.", soft_wrap=True)
-    _show_how_to_send(path, made)
+    show_how_to_send(path, plan)
 
 
-def _show_how_to_send(path: Path, plan: Plan) -> None:
+def show_how_to_send(path: Path, plan: Plan) -> None:
+    """What to type, once the plan was read."""
     if not plan.changes:
         console.print("There is nothing to send.")
         return
@@ -266,13 +277,15 @@ def _show_how_to_send(path: Path, plan: Plan) -> None:
     console.print(f"or launch the job {plan.kind} with approved_hash and dry_run: false.")
 
 
-def _show_plan(shown: Plan) -> None:
-    _show(PLAN_HEADINGS, plan_lines(shown))
+def show_plan(shown: Plan) -> None:
+    """Each change of a plan, and the plan in numbers."""
+    show(PLAN_HEADINGS, plan_lines(shown))
     for name, value in plan_totals(shown).items():
         console.print(f"{name.replace('_', ' ')}: {escape(visible(str(value)))}", soft_wrap=True)
 
 
-def _show(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> None:
+def show(headings: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> None:
+    """A table of texts from outside, which show as what they are."""
     table = Table(*headings)
     for row in cut(lines):
         table.add_row(*(Text(visible(cell, LONGEST_CELL)) for cell in row))

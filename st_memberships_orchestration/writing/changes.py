@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -22,7 +23,7 @@ from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, look_again
-from st_memberships_orchestration.writing.plans import Plan, make_plan
+from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table_rows
 
 LEDGER_TABLE = "state/write_ledgers"
@@ -93,6 +94,17 @@ def tenant_of_account(settings: Settings, account: str, name: str) -> str:
     """What the settings call the tenant of an account now; the name it had, if none is that."""
     keys = (key for key in settings.tenants if settings.access(key).account.id == account)
     return next(keys, name)
+
+
+def find_plan(ledger: Ledger, plan_or_hash: str) -> Plan:
+    """A plan by its file, or by the beginning of its hash.
+
+    Raises:
+        ValueError: it is no plan, or was edited after it was made.
+        KeyError: the ledger knows none, or several.
+    """
+    file = Path(plan_or_hash)
+    return load_plan(file) if file.is_file() else ledger.find_plan(plan_or_hash)
 
 
 def plan_changes(

@@ -1,0 +1,215 @@
+"""What a plan would do to the numbers: metrics of the records as they are, and as they would be.
+
+No number is defined here. The functions of `metrics/` compute it twice: of the current records, and
+of the same with the planned changes in them. Kept with the plan (`TABLE`), the forecast can be held
+against what came of it.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import date, datetime
+from decimal import Decimal
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from st_memberships_orchestration.campaigns.book import Book, with_cells
+from st_memberships_orchestration.columns import INSTANT, MONEY, described
+from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
+from st_memberships_orchestration.metrics.billing import billing_due
+from st_memberships_orchestration.metrics.frames import month_number, month_start, pick
+from st_memberships_orchestration.metrics.outlook import mrr_outlook
+from st_memberships_orchestration.writing.plans import Plan
+
+TABLE = "state/campaign_forecasts"
+SCHEMA = pa.schema(
+    [
+        TENANT,
+        described("plan", pa.string(), "Hash of the plan."),
+        described("made_at", INSTANT, "When it was forecast; of several the newest counts."),
+        described("measure", pa.string(), "What is forecast, such as MRR or billed."),
+        described("period", pa.date32(), "First day of the month or week; null: as of that day."),
+        described("before", MONEY, "Of the whole account, without the plan."),
+        described("after", MONEY, "Of the whole account, with it."),
+        described("part_before", MONEY, "Of the records that the plan is about, without it."),
+        described("part_after", MONEY, "Of these, with it."),
+    ]
+)
+MONTHS_AHEAD = 12
+MILLION = 1_000_000
+AMOUNTS = ("MRR", "billed", "billed overdue")
+"""Measures that are money, in the account's currency; the others are counted."""
+
+SMALLEST = Decimal("0.000001")
+
+Numbers: TypeAlias = dict[tuple[str, date | None], Decimal]
+"""By measure and the first day of its month or week, null for a number of today."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number, with and without the plan: of the account, and of the plan's own records."""
+
+    measure: str
+    period: date | None
+    before: Decimal
+    after: Decimal
+    part_before: Decimal
+    part_after: Decimal
+
+    @property
+    def label(self) -> str:
+        """The measure and its period, for people."""
+        if self.period is None:
+            return self.measure
+        return f"{self.measure}, {self.period:%Y-%m}"
+
+    def text(self, number: Decimal, sign: str = "") -> str:
+        """A number of this measure, for people."""
+        places = ".2f" if self.measure in AMOUNTS else ".0f"
+        return f"{number:{sign},{places}}"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a kind of change does to the numbers.
+
+    Attributes:
+        changed: the records as the plan leaves them.
+        part: of all records those that changed ones, by their ids, have to do with.
+        measures: what it may move.
+        assumes: what the forecast takes for granted, in words.
+    """
+
+    changed: Callable[[Book, Plan], Book]
+    part: Callable[[Book, Collection[int]], Book]
+    measures: Sequence[Callable[[Book], Numbers]]
+    assumes: Sequence[str]
+
+    def numbers(self, book: Book) -> Numbers:
+        """All measures of some records."""
+        return {key: value for measure in self.measures for key, value in measure(book).items()}
+
+
+def forecast(book: Book, plan: Plan) -> list[Line]:
+    """The numbers with and without a plan, each computed by the same functions."""
+    effect, ids = EFFECTS[plan.kind], targets_of(plan)
+    changed = effect.changed(book, plan)
+    views = [book, changed, effect.part(book, ids), effect.part(changed, ids)]
+    found = [effect.numbers(view) for view in views]
+    keys = dict.fromkeys(key for numbers in found for key in numbers)
+    return [Line(*key, *(numbers.get(key, Decimal(0)) for numbers in found)) for key in keys]
+
+
+def targets_of(plan: Plan) -> frozenset[int]:
+    """Ids of the records that a plan changes."""
+    return frozenset(change.target for change in plan.changes if change.target is not None)
+
+
+# The measures
+
+
+def members_and_revenue(book: Book) -> Numbers:
+    """Today's members and MRR (`mrr_outlook`)."""
+    names = ("outlook", "is_in_mrr", "members", "mrr", "unpriced")
+    rows = pick(book.compute(mrr_outlook), *names)
+    today, paused = rows[rows["is_in_mrr"]], rows[rows["outlook"] == "suspended"]
+    return {
+        ("members", None): Decimal(int(today["members"].sum())),
+        ("suspended members", None): Decimal(int(paused["members"].sum())),
+        ("members without a known price", None): Decimal(int(today["unpriced"].sum())),
+        ("MRR", None): Decimal(int(today["mrr"].sum())) / MILLION,
+    }
+
+
+def bills_ahead(book: Book) -> Numbers:
+    """Bills of this month, from today on, and of the months after it (`billing_due`)."""
+    numbers = month_number(book.today) + np.arange(MONTHS_AHEAD + 1)
+    months = [day.date() for day in pd.to_datetime(month_start(numbers))]
+    windows = [(month - book.today).days - 1 for month in months[1:]]
+    edges = zip([-1, *windows], windows, strict=False)
+    periods = {
+        f"{low + 1}-{high}": month for (low, high), month in zip(edges, months, strict=False)
+    }
+    rows = pick(book.compute(billing_due, windows=windows), "due_in", "bills", "amount")
+    sums = rows.groupby("due_in")[["bills", "amount"]].sum()
+    found: Numbers = {}
+    for due_in, period in {"overdue": None, **periods}.items():
+        bills, amount = map(int, sums.loc[due_in]) if due_in in sums.index else (0, 0)
+        overdue = "" if period else " overdue"
+        found["bills" + overdue, period] = Decimal(bills)
+        found["billed" + overdue, period] = Decimal(amount) / MILLION
+    return found
+
+
+# What each kind of change does
+
+
+def _templates_changed(book: Book, plan: Plan) -> Book:
+    """Templates whose total is that of their new lines."""
+    totals = {
+        change.target: sum(
+            (Decimal(line["quantity"]) * Decimal(line["unit_price"]) for line in lines), Decimal(0)
+        ).quantize(SMALLEST)
+        for change in plan.changes
+        if change.target is not None and (lines := change.change.get("items")) is not None
+    }
+    templates = book.read("invoice_templates")
+    return book.with_records(invoice_templates=with_cells(templates, "total", totals))
+
+
+def _billed_by(book: Book, templates: Collection[int]) -> Book:
+    """Memberships that are billed by some templates."""
+    members = book.read("memberships")
+    return book.with_records(memberships=members[members["billing_template_id"].isin(templates)])
+
+
+EFFECTS: Mapping[str, Effect] = {
+    "update_invoice_templates": Effect(
+        _templates_changed,
+        _billed_by,
+        (members_and_revenue, bills_ahead),
+        (
+            "Each bill that ServiceTitan makes after the plan is applied carries the new price; a "
+            "bill that is made already keeps the old one.",
+            "Bills fall on the days that billing_due foresees, up to the end of a term; renewals, "
+            "new sales and cancellations to come are not foreseen.",
+            "Members who paid upfront are not raised: what they pay at renewal is their type's "
+            "price, which this API cannot change. New members pay their type's price, too.",
+            "A price stays as it is set. Of types with auto_calculate_invoice_templates that is "
+            "not sure: ServiceTitan works out the amounts of such templates itself.",
+        ),
+    ),
+}
+"""By kind of change. A plan of another kind has no forecast."""
+
+
+# Kept with the plan
+
+
+def keep_forecast(lake: Lake, plan: Plan, lines: Sequence[Line], now: datetime) -> None:
+    """Keep the forecast of a plan."""
+    common = {"tenant": plan.tenant, "plan": plan.hash, "made_at": now}
+    _append(lake, pa.Table.from_pylist([common | asdict(line) for line in lines], SCHEMA))
+
+
+def kept_forecast(lake: Lake, plan: Plan) -> list[Line]:
+    """The newest forecast of a plan.
+
+    Raises:
+        ValueError: there is none.
+    """
+    where = f"plan = {literal(plan.hash)}"
+    rows = lake.rows(TABLE, tenant=plan.tenant, where=where).to_pylist()
+    if not rows:
+        raise ValueError(f"The plan {plan.hash[:12]} has no forecast: it is of no campaign.")
+    newest = max(row["made_at"] for row in rows)
+    names = [field.name for field in fields(Line)]
+    return [Line(*(row[n] for n in names)) for row in rows if row["made_at"] == newest]
+
+
+@retry_conflicts
+def _append(lake: Lake, rows: pa.Table) -> None:
+    append(lake.open(TABLE, SCHEMA), rows)

@@ -1,0 +1,88 @@
+"""What a campaign did, against its forecast: by the audit, and by the same numbers of today."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from st_memberships_orchestration.campaigns.book import Book
+from st_memberships_orchestration.campaigns.forecast import (
+    EFFECTS,
+    Line,
+    kept_forecast,
+    targets_of,
+)
+from st_memberships_orchestration.lake.store import Lake, literal
+from st_memberships_orchestration.metrics.frames import pick
+from st_memberships_orchestration.writing.audit import AUDIT_TABLE
+from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.plans import Plan
+
+RESULT_HEADINGS = ("", "before", "forecast", "now")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a plan.
+
+    Attributes:
+        outcomes: how many of its lines came to what, as the audit has them; none: not applied yet.
+        unread: changed records that the tables still hold as they were before.
+        lines: the forecast of the plan's own records, each number with that of today; None where
+            its month or week has gone by, or it is not foreseen any more.
+    """
+
+    outcomes: Counter[str]
+    unread: int
+    lines: Sequence[tuple[Line, Decimal | None]]
+
+    @property
+    def said(self) -> str:
+        """What became of the plan, for people."""
+        if not self.outcomes:
+            return "The plan was not applied yet."
+        tally = ", ".join(f"{number:,} {name}" for name, number in self.outcomes.most_common())
+        unread = (
+            f" {self.unread:,} changed records were not read since: sync." if self.unread else ""
+        )
+        return f"Of the lines of the plan: {tally}.{unread}"
+
+    @property
+    def cells(self) -> list[tuple[str, ...]]:
+        """Cells of `RESULT_HEADINGS`, of each measure that the plan was to change."""
+        moving = {line.measure for line, _ in self.lines if line.part_before != line.part_after}
+        return [
+            (
+                line.label,
+                line.text(line.part_before),
+                line.text(line.part_after),
+                "gone by" if now is None else line.text(now),
+            )
+            for line, now in self.lines
+            if line.measure in moving
+        ]
+
+
+def result_of(lake: Lake, book: Book, plan: Plan) -> Result:
+    """What came of a plan against its forecast, as far as the tables know.
+
+    Raises:
+        ValueError: the plan has no forecast.
+    """
+    lines = kept_forecast(lake, plan)
+    effect, where = EFFECTS[plan.kind], f"plan = {literal(plan.hash)}"
+    audit = lake.rows(AUDIT_TABLE, tenant=plan.tenant, where=where).to_pylist()
+    now = effect.numbers(effect.part(book, targets_of(plan)))
+    records = pick(book.read(plan.of_kind().place.replace("-", "_")), "id", "loaded_at")
+    read = dict(zip(records["id"], records["loaded_at"], strict=True))
+    unread = [
+        row
+        for row in audit
+        if row["outcome"] == Status.SUCCEEDED
+        and not (row["record_id"] in read and read[row["record_id"]] > row["sent_at"])
+    ]
+    return Result(
+        Counter(row["outcome"] for row in audit),
+        len(unread),
+        [(line, now.get((line.measure, line.period))) for line in lines],
+    )

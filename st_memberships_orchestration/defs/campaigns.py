@@ -1,0 +1,202 @@
+"""The jobs of campaigns: a plan for many members with its forecast, and later what came of it.
+
+They send nothing. The plan is approved and applied by the job of its kind (`writes`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from st_memberships_orchestration.campaigns.campaign import (
+    FORECAST_HEADINGS,
+    LEFT_HEADINGS,
+    Campaign,
+    Prepared,
+    forecast_lines,
+    left_lines,
+    prepare,
+    unmoved,
+)
+from st_memberships_orchestration.campaigns.choice import Choice, book_of
+from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
+from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
+from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
+from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.defs.writes import (
+    Work,
+    Writes,
+    failures,
+    op_name,
+    run_config,
+    table_of,
+)
+from st_memberships_orchestration.escaping import markdown_table, visible
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.writing.changes import find_plan
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.writing.presentation import cut
+from st_memberships_orchestration.writing.rows import Row
+
+
+class CampaignConfig(dg.Config):
+    """Who is chosen; of several conditions all hold."""
+
+    tenant: str = Field(default="", description="Key of the tenant, if the query does not name it.")
+    sql: str = Field(
+        default="",
+        description="A query over the lake, as in `st-memberships query`, whose column `id` says "
+        "who is chosen.",
+    )
+    types: list[str] = Field(default=[], description="Membership types: ids or names.")
+    units: list[int] = Field(default=[], description="Business units: ids.")
+    occasion: str = Field(
+        default="", description="Any word: plans again what an earlier plan has done already."
+    )
+
+
+class PriceRiseConfig(CampaignConfig):
+    """Whose price rises, and how."""
+
+    rule: str = Field(description="+5%, +2.00 or `to 29.00`: the new price of a unit.")
+    round_to: str = Field(default="", description="`whole`, or what prices end in, such as `.99`.")
+    line: str = Field(
+        default="only",
+        description="Line of a template that is raised: `only` (templates of one line), `main` "
+        "(the only one that is no add-on), `all` that cost something, or the id of a pricebook "
+        "item.",
+    )
+    with_shared: bool = Field(
+        default=False, description="Also templates that bill members who are not chosen."
+    )
+
+
+class ResultConfig(dg.Config):
+    """Which campaign."""
+
+    plan: str = Field(description="Hash of its plan (8 characters or more), or its file.")
+
+
+def build_jobs(settings: Settings, resources: Mapping[str, Any]) -> list[dg.JobDefinition]:
+    """One job for each campaign, and one that says what a campaign did.
+
+    Args:
+        settings: their first tenant stands in the prefilled configs.
+        resources: `servicetitan`, `lake` and `writes`, as for the write jobs.
+    """
+    needed = {name: resources[name] for name in ("servicetitan", "lake", "writes")}
+    tenant = min(settings.tenants, default="")
+    some = (
+        f"select id from current.memberships where tenant = '{tenant}' and status = 'Active' "
+        "order by id limit 10"
+    )
+    return [
+        _job(
+            "campaign_price_rise",
+            "Plans a price rise: the lines of the billing templates of chosen members by a rule",
+            PriceRiseConfig,
+            lambda c: PriceRise(PriceRule(c.rule, c.round_to), c.line, c.with_shared),
+            {"tenant": tenant, "sql": some, "rule": "+5%", "round_to": ".99", "line": "main"},
+            needed,
+        ),
+        _result_job(needed),
+    ]
+
+
+def _job(
+    name: str,
+    title: str,
+    config_type: type[CampaignConfig],
+    made: Callable[[Any], Campaign],
+    prefilled: Mapping[str, Any],
+    resources: Mapping[str, Any],
+) -> dg.JobDefinition:
+    def plan(
+        context: dg.OpExecutionContext,
+        config: CampaignConfig,
+        servicetitan: dg.ResourceParam[ServiceTitan],
+        lake: dg.ResourceParam[Lake],
+        writes: dg.ResourceParam[Writes],
+    ) -> None:
+        with failures():
+            wanted, choice = made(config), Choice(config.sql, config.types, config.units)
+            tenant, book, ids = choice.of(
+                lake, writes.settings, tenant=config.tenant, record=wanted.chooses
+            )
+            context.log.info("Chosen: %s", len(ids))
+            work = Work(context, config, KINDS[wanted.kind], servicetitan, lake, writes)
+
+            def plan_of(rows: Sequence[Row]) -> Plan:
+                context.log.info("Reading %s records as they are now", len(rows))
+                return work.made(rows, tenant, f"{wanted}, for {choice}", occasion=config.occasion)
+
+            ready = prepare(wanted, book, ids, plan_of)
+            keep_forecast(lake, ready.plan, ready.lines, datetime.now(UTC))
+            context.add_output_metadata(_metadata(ready))
+            work.show(ready.plan)
+
+    plan.__annotations__["config"] = config_type
+    description = f"{title}, and forecasts what it does. Sends nothing."
+    op = dg.op(name=op_name(name), description=description)(plan)
+
+    @dg.job(
+        name=name,
+        description=f"{description} The plan is applied by the job of its kind, with its hash.",
+        config=run_config(name, **prefilled),
+        tags={"dagster/max_retries": "0"},
+        executor_def=dg.in_process_executor,
+        resource_defs=resources,
+    )
+    def job() -> None:
+        op()
+
+    return job
+
+
+def _metadata(ready: Prepared) -> dict[str, Any]:
+    assumed = "\n".join(f"- {said}" for said in EFFECTS[ready.plan.kind].assumes)
+    still = ", ".join(unmoved(ready.lines)) or "nothing"
+    table = markdown_table(FORECAST_HEADINGS, forecast_lines(ready.lines))
+    said = f"{table}\n\nOf the whole account. Unchanged: {still}.\n\n{assumed}"
+    return {
+        "forecast": dg.MetadataValue.md(said),
+        "left_out": table_of(LEFT_HEADINGS, cut(left_lines(ready.left))),
+    }
+
+
+def _result_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
+    description = (
+        "What the plan of a campaign did, against its forecast: the same numbers of the records "
+        "that it is about, as the tables have them now, and what became of each change."
+    )
+
+    @dg.op(name=op_name("campaign_result"), description=description)
+    def result(
+        context: dg.OpExecutionContext,
+        config: ResultConfig,
+        lake: dg.ResourceParam[Lake],
+        writes: dg.ResourceParam[Writes],
+    ) -> None:
+        with failures():
+            plan = find_plan(writes.ledger, config.plan)
+            came = result_of(lake, book_of(lake, writes.settings, plan.tenant), plan)
+            table = markdown_table(RESULT_HEADINGS, came.cells)
+            context.add_output_metadata(
+                {"result": dg.MetadataValue.md(table), "outcomes": visible(came.said)}
+            )
+
+    @dg.job(
+        name="campaign_result",
+        description=description,
+        config=run_config("campaign_result", plan=""),
+        executor_def=dg.in_process_executor,
+        resource_defs={name: resources[name] for name in ("lake", "writes")},
+    )
+    def job() -> None:
+        result()
+
+    return job

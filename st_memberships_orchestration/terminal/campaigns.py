@@ -1,0 +1,153 @@
+"""`st-memberships campaign …`: plans for many members at once, each with its forecast."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Column, Table
+from rich.text import Text
+
+from st_memberships_orchestration.campaigns.campaign import (
+    FORECAST_HEADINGS,
+    LEFT_HEADINGS,
+    Campaign,
+    Prepared,
+    forecast_lines,
+    left_lines,
+    prepare,
+    unmoved,
+)
+from st_memberships_orchestration.campaigns.choice import Choice, book_of
+from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
+from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
+from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
+from st_memberships_orchestration.escaping import visible
+from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.terminal.screen import console, program
+from st_memberships_orchestration.terminal.writes import (
+    keep,
+    planned,
+    show,
+    show_how_to_send,
+    work,
+)
+from st_memberships_orchestration.writing.changes import find_plan
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.plans import Plan
+from st_memberships_orchestration.writing.rows import Row
+
+
+@click.group()
+def campaign() -> None:
+    """Plan a change for many members, with a forecast of what it does. Sends nothing.
+
+    Say who with --type, --unit or --sql. The plan is applied like any other; afterwards `campaign
+    result` holds what came of it against the forecast.
+    """
+
+
+def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which all campaigns choose."""
+    for option in (
+        click.option("--occasion", default="", help="Any word: plan again what was done already."),
+        click.option("--tenant", default="", help="Key of the tenant, if several are configured."),
+        click.option("--sql", default="", help="A query over the lake whose column `id` says who."),
+        click.option("--unit", "units", type=int, multiple=True, help="Business unit; repeatable."),
+        click.option(
+            "--type", "types", multiple=True, help="Membership type: id or name; likewise."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@campaign.command("price-rise")
+@click.argument("rule")
+@click.option("--round", "round_to", default="", help="To `whole`, or to what ends in e.g. `.99`.")
+@click.option(
+    "--line",
+    default="only",
+    show_default=True,
+    help="Line that is raised: `only` (templates of one line), `main` (the only one that is no "
+    "add-on), `all` that cost something, or the id of a pricebook item.",
+)
+@click.option("--with-shared", is_flag=True, help="Also templates that bill others as well.")
+@_choosing
+def price_rise(rule: str, round_to: str, line: str, with_shared: bool, **choice: Any) -> None:
+    """Raise what members are billed by RULE: +5%, +2.00 or 'to 29.00'.
+
+    A new price is that of a unit, in the lines of their billing templates. Templates that bill
+    others as well, and those of several lines without --line, are named and left out.
+    """
+    _run(lambda: PriceRise(PriceRule(rule, round_to), line, with_shared), **choice)
+
+
+@campaign.command()
+@click.argument("plan_or_hash")
+def result(plan_or_hash: str) -> None:
+    """What the plan of a campaign did, against its forecast.
+
+    Counted are the memberships or services that the plan is about, as the tables have them; so
+    sync first. What is not the plan's doing, such as a member who cancelled since, is among it.
+    """
+    with work() as (settings, ledger):
+        plan, lake = find_plan(ledger, plan_or_hash), Lake(settings.lake_uri)
+        came = result_of(lake, book_of(lake, settings, plan.tenant), plan)
+        _table(RESULT_HEADINGS, came.cells)
+        console.print(came.said)
+
+
+def _run(
+    made: Callable[[], Campaign],
+    *,
+    sql: str,
+    types: tuple[str, ...],
+    units: tuple[int, ...],
+    tenant: str,
+    occasion: str,
+) -> None:
+    with work() as (settings, ledger):
+        wanted, choice, lake = made(), Choice(sql, types, units), Lake(settings.lake_uri)
+        tenant, book, ids = choice.of(lake, settings, tenant=tenant, record=wanted.chooses)
+        kind = KINDS[wanted.kind]
+        console.print(f"Chosen: {len(ids):,} {wanted.chooses.replace('_', ' ')}s of {tenant}.")
+
+        def plan_of(rows: Sequence[Row]) -> Plan:
+            what = kind.place.replace("-", " ")
+            console.print(f"Reading {len(rows):,} {what} as they are at ServiceTitan now.")
+            source = f"{wanted}, for {choice}"
+            return planned(settings, ledger, kind, rows, tenant, source, occasion)
+
+        ready = prepare(wanted, book, ids, plan_of)
+        path = keep(ledger, ready.plan)
+        keep_forecast(lake, ready.plan, ready.lines, datetime.now(UTC))
+        _show_forecast(ready)
+        console.print(f"\nThe plan is {path}. Read each change of it:", soft_wrap=True)
+        console.print(f"  {program()} apply {path}", soft_wrap=True)
+        show_how_to_send(path, ready.plan)
+        console.print("After the next sync, what it did against the forecast:")
+        console.print(f"  {program()} campaign result {ready.plan.hash[:12]}", soft_wrap=True)
+
+
+def _show_forecast(ready: Prepared) -> None:
+    if ready.left:
+        show(LEFT_HEADINGS, left_lines(ready.left))
+    table = Table(
+        FORECAST_HEADINGS[0], *(Column(h, justify="right") for h in FORECAST_HEADINGS[1:])
+    )
+    for cells in forecast_lines(ready.lines):
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    console.print(table)
+    still = unmoved(ready.lines)
+    console.print(f"Of the whole account. Unchanged: {', '.join(still) or 'nothing'}.")
+    for said in EFFECTS[ready.plan.kind].assumes:
+        console.print(f"- {escape(said)}")
+
+
+def _table(headings: Sequence[str], lines: Sequence[tuple[str, ...]]) -> None:
+    table = Table(headings[0], *(Column(name, justify="right") for name in headings[1:]))
+    for cells in lines:
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    console.print(table)
