@@ -16,6 +16,7 @@ from st_memberships_orchestration.defs import exports as exports_module
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.progress import Progress, load_progress
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading import journal
 from st_memberships_orchestration.reading import reader as reading_module
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
@@ -96,7 +97,7 @@ class Killed(BaseException):
 def test_a_reading_that_died_goes_on_from_its_last_committed_page(
     client: MembershipsClient, sandbox: RunningSandbox, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, saved = reading_module.save_progress, []
+    save, saved = journal.save_progress, []
 
     def die_at_the_third(*args: Any) -> None:
         if len(saved) == 2:
@@ -104,10 +105,10 @@ def test_a_reading_that_died_goes_on_from_its_last_committed_page(
         save(*args)
         saved.append(args)
 
-    monkeypatch.setattr(reading_module, "save_progress", die_at_the_third)
+    monkeypatch.setattr(journal, "save_progress", die_at_the_third)
     with pytest.raises(Killed):
         reader(client, lake).read(live())
-    monkeypatch.setattr(reading_module, "save_progress", save)
+    monkeypatch.setattr(journal, "save_progress", save)
     sandbox.control("DELETE", "/_sandbox/requests")
     again = reader(client, lake).read(live())
     assert exports(sandbox)[0].startswith("from="), "it does not begin at the beginning"
@@ -278,16 +279,16 @@ def test_a_past_window_that_died_goes_on_and_a_finished_one_is_read_again(
     client: MembershipsClient, sandbox: RunningSandbox, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     window = Window(START - timedelta(days=365), START + timedelta(days=200))
-    save = reading_module.save_progress
+    save = journal.save_progress
 
     def die(*args: Any) -> None:
         save(*args)
         raise Killed
 
-    monkeypatch.setattr(reading_module, "save_progress", die)
+    monkeypatch.setattr(journal, "save_progress", die)
     with pytest.raises(Killed):
         reader(client, lake, history_start=window.start).read(window)
-    monkeypatch.setattr(reading_module, "save_progress", save)
+    monkeypatch.setattr(journal, "save_progress", save)
     sandbox.control("DELETE", "/_sandbox/requests")
     reader(client, lake, history_start=window.start).read(window)
     assert all(query.startswith("from=") for query in exports(sandbox))
@@ -328,7 +329,7 @@ def test_a_backfill_up_to_today_that_died_goes_on_and_leaves_the_live_position_a
 ) -> None:
     options = {"history_start": START - timedelta(days=3000)}
     reader(client, lake, **options).read(live())
-    save, saved = reading_module.save_progress, []
+    save, saved = journal.save_progress, []
 
     def die_at_the_third(*args: Any) -> None:
         save(*args)
@@ -336,10 +337,10 @@ def test_a_backfill_up_to_today_that_died_goes_on_and_leaves_the_live_position_a
         if len(saved) == 3:
             raise Killed
 
-    monkeypatch.setattr(reading_module, "save_progress", die_at_the_third)
+    monkeypatch.setattr(journal, "save_progress", die_at_the_third)
     with pytest.raises(Killed):
         reader(client, lake, **options).read(whole_range())
-    monkeypatch.setattr(reading_module, "save_progress", save)
+    monkeypatch.setattr(journal, "save_progress", save)
     assert reader(client, lake, **options).read(live()).requests == 1, "sync is as quick as before"
     sandbox.control("DELETE", "/_sandbox/requests")
     reader(client, lake, **options).read(whole_range())
@@ -519,7 +520,7 @@ def test_slices_that_died_go_on_and_those_that_were_read_are_not_read_again(
 ) -> None:
     window = Window(live().start - timedelta(days=700), live().start - timedelta(days=1))
     options = {"history_start": window.start}
-    save, complete = reading_module.save_progress, 0
+    save, complete = journal.save_progress, 0
 
     def save_or_die(lake: Lake, tenant: str, *saved: Progress) -> None:
         nonlocal complete
@@ -528,10 +529,10 @@ def test_slices_that_died_go_on_and_those_that_were_read_are_not_read_again(
         save(lake, tenant, *saved)
         complete += sum(line.complete for line in saved)
 
-    monkeypatch.setattr(reading_module, "save_progress", save_or_die)
+    monkeypatch.setattr(journal, "save_progress", save_or_die)
     with pytest.raises(Killed):
         reader(client, lake, **options).read(window)
-    monkeypatch.setattr(reading_module, "save_progress", save)
+    monkeypatch.setattr(journal, "save_progress", save)
     lines = load_progress(lake, "acme", environment="sandbox", feed=EVENTS.name)
     done = {line.window_start for line in lines if line.complete}
     assert done

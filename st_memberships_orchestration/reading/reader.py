@@ -15,23 +15,15 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from st_memberships_orchestration.lake.progress import Progress, load_progress, save_progress
+from st_memberships_orchestration.lake.progress import Progress
 from st_memberships_orchestration.lake.quarantine import quarantine, release
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.lake.versions import (
-    batches_in,
-    insert_versions,
-    newest_batch,
-)
+from st_memberships_orchestration.lake.versions import insert_versions, newest_batch
+from st_memberships_orchestration.reading.chains import Broken, Chain, ChainPage, ChainReader
+from st_memberships_orchestration.reading.journal import Journal, Positions
 from st_memberships_orchestration.servicetitan.client import ExportPage, ServiceTitanClient
 from st_memberships_orchestration.servicetitan.columns import table_schema
-from st_memberships_orchestration.servicetitan.errors import (
-    RecordNotFound,
-    RequestRefused,
-    ServiceTitanError,
-    Throttled,
-    WrongAddress,
-)
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.exports import (
     VISIBILITY_LAG,
     ExportFeed,
@@ -63,9 +55,6 @@ ROWS_PER_COMMIT = 75_000
 BYTES_PER_COMMIT = 12_000_000
 SECONDS_PER_COMMIT = 5.0
 """Pages are committed together until one is reached."""
-
-REFUSALS = (RequestRefused, RecordNotFound, WrongAddress)
-"""Answers 400, 404, 410 …: said of a token, that it is not known any more."""
 
 SECONDS_PER_POSITION = 1.0
 """Between positions in the journal, but for the last of a chain. A killed run repeats what came
@@ -148,44 +137,6 @@ class Reading:
         )
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """Pages that follow each other by their tokens.
-
-    Attributes:
-        start: token or time of the first page; None for the feed's beginning.
-        instead: where to start when ServiceTitan refuses a token: what may have been shown before
-            that token is known to nobody, so it is where all of it was shown.
-        until: time after which a past window is passed; None to read to the feed's end.
-        begun: the journal's line on the way, for which each page has a token.
-        ended: its line at the end.
-        last: the newest line that it has in the journal.
-    """
-
-    start: str | None
-    instead: str | None
-    until: datetime | None
-    begun: Progress
-    ended: Progress
-    last: Progress | None
-
-
-@dataclass(frozen=True)
-class _Page:
-    """A page of a chain, of which it may be the last."""
-
-    chain: _Chain
-    page: ExportPage
-    is_last: bool
-
-
-@dataclass(frozen=True)
-class _Broken:
-    """The end of a chain that could not be read on."""
-
-    error: ServiceTitanError
-
-
 class FeedReader:
     """Reads windows of one feed of one tenant into `raw/<feed>`."""
 
@@ -204,11 +155,10 @@ class FeedReader:
         self._lake = lake
         self._feed = feed
         self._tenant = tenant
-        self._environment = environment
         self._history_start = history_start
         self._clock = clock
-        self._saved_at = datetime.min.replace(tzinfo=UTC)
-        self._table = f"raw/{feed.name}"
+        self._chain_reader = ChainReader(client, feed, tenant=tenant)
+        self._journal = Journal(lake, feed, tenant=tenant, environment=environment, clock=clock)
 
     def read(self, window: Window) -> Reading:
         """Bring every version that the feed shows for `window` into `raw/<feed>`.
@@ -224,14 +174,11 @@ class FeedReader:
             ServiceTitanError: the feed could not be read to the end; what was committed stays, and
                 the next reading goes on from the last position.
         """
-        lines = load_progress(
-            self._lake, self._tenant, environment=self._environment, feed=self._feed.name
-        )
-        self._saved_at = max((line.saved_at for line in lines), default=self._saved_at)
-        landed = self._landed(lines)
+        lines = self._journal.lines()
+        landed = self._journal.landed(lines)
         if window.end <= self._clock() - VISIBILITY_LAG:
             return self._read_past(window, landed)
-        last = next((line for line in lines if line.is_live), self._line(None))
+        last = next((line for line in lines if line.is_live), self._journal.line())
         if last not in landed or not _is_whole(last, lines):
             # One chain, however long: it alone also brings rows that are far out of order.
             return self._read_live(last, start=None)
@@ -240,20 +187,11 @@ class FeedReader:
             return self._read_past(earlier, landed) + self._read_live(last, start=last.token)
         return self._read_live(last, start=last.token)
 
-    def _landed(self, lines: list[Progress]) -> list[Progress]:
-        """The lines whose rows are in `raw/`: it may have been lost, or restored from a backup."""
-        table = self._lake.find(self._table)
-        if table is None or newest_batch(table, self._tenant) is None:
-            return []
-        saved = {line.batch for line in lines if line.batch is not None}
-        there = batches_in(table, self._tenant, saved)
-        return [line for line in lines if line.batch is None or line.batch in there]
-
     def _read_live(self, last: Progress, *, start: str | None) -> Reading:
         known = last.read_through if start else None
         through = self._clock() - VISIBILITY_LAG
         begun = replace(last, from_beginning=True, complete=False, read_through=known)
-        chain = _Chain(
+        chain = Chain(
             start=start,
             instead=None,
             until=None,
@@ -268,7 +206,7 @@ class FeedReader:
         reading = self._read_chains(self._past_chains(window, lines))
         return replace(reading, read_from=window.start, read_through=window.end)
 
-    def _past_chains(self, window: Window, lines: list[Progress]) -> list[_Chain]:
+    def _past_chains(self, window: Window, lines: list[Progress]) -> list[Chain]:
         """One for the window, or for each slice of a long one; of a reading that died, its rest."""
         known = {(line.window_start, line.window_end): line for line in lines}
         slices = _slices(window)
@@ -285,7 +223,7 @@ class FeedReader:
             return [self._past_chain(window, known.get((window.start, window.end)), now)]
         chains = [self._past_chain(part, None, now) for part in slices]
         # What belongs to the reading is written down first: a killed one goes on with all of it.
-        save_progress(self._lake, self._tenant, *(chain.begun for chain in chains))
+        self._journal.announce([chain.begun for chain in chains])
         return chains
 
     def _is_one_page(self, window: Window) -> bool:
@@ -293,13 +231,13 @@ class FeedReader:
 
     def _past_chain(
         self, window: Window, last: Progress | None, begun_at: datetime | None
-    ) -> _Chain:
+    ) -> Chain:
         unfinished = last if last and not last.complete else None
         first = self._start_of(window)
-        begun = replace(
-            self._line(window, token=first, from_beginning=first is None), begun_at=begun_at
+        begun = self._journal.line(
+            window.start, window.end, token=first, from_beginning=first is None, begun_at=begun_at
         )
-        return _Chain(
+        return Chain(
             start=unfinished.token if unfinished else first,
             instead=first,
             until=window.end + MARGIN,
@@ -311,27 +249,7 @@ class FeedReader:
     def _start_of(self, window: Window) -> str | None:
         return iso(window.start) if window.start > self._history_start else None
 
-    def _line(
-        self,
-        window: Window | None,
-        *,
-        token: str | None = None,
-        read_through: datetime | None = None,
-        from_beginning: bool = False,
-    ) -> Progress:
-        return Progress(
-            environment=self._environment,
-            feed=self._feed.name,
-            window_start=window.start if window else None,
-            window_end=window.end if window else None,
-            from_beginning=from_beginning,
-            token=token,
-            complete=False,
-            read_through=read_through,
-            saved_at=self._next_time(),
-        )
-
-    def _read_chains(self, chains: list[_Chain]) -> Reading:
+    def _read_chains(self, chains: list[Chain]) -> Reading:
         """Read chains side by side, and commit their pages before their positions.
 
         An error ends its own chain; it is raised when the others are at their end.
@@ -339,123 +257,42 @@ class FeedReader:
         started = time.monotonic()
         throttled = self._client.throttled
         reading = Reading()
-        journal = {chain: chain.last for chain in chains}
-        reached: dict[_Chain, datetime] = {}
-        unsaved: dict[_Chain, Progress] = {}
+        positions = Positions(self._journal, chains)
+        reached: dict[Chain, datetime] = {}
         errors: list[ServiceTitanError] = []
         told = saved = started
-        newest_first = map(self._pages, reversed(chains))
+        newest_first = map(self._chain_reader.pages, reversed(chains))
         ahead = read_ahead(*newest_first, threads=CHAINS_AT_ONCE, depth=1)
         for pages in _in_commits(_without_errors(ahead, errors)):
-            reading = self._commit([read.page for read in pages], reading)
             reading = replace(
-                reading,
+                reading + self._commit([read.page for read in pages]),
                 seconds=time.monotonic() - started,
                 throttled=self._client.throttled - throttled,
             )
-            unsaved |= {read.chain: self._line_after(read) for read in pages}
+            for read in pages:
+                positions.reach(read)
             has_ended = errors or any(read.is_last for read in pages)
             if has_ended or time.monotonic() - saved >= SECONDS_PER_POSITION:
                 saved = time.monotonic()
-                # A quiet poll is worth a line once a day only: the journal stays short.
-                news = [line for c, line in unsaved.items() if _news(line) != _news(journal[c])]
-                self._save(news)
-                journal |= unsaved
-                unsaved = {}
+                positions.save()
                 pa.default_memory_pool().release_unused()  # of the pages: a tenth of all memory
             reached |= {read.chain: newest for read in pages if (newest := self._reached(read))}
             if time.monotonic() - told >= SECONDS_PER_LINE:
                 told = time.monotonic()
                 progress = _progress(reading, chains, reached)
                 logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
-        self._save([*unsaved.values()])
+        positions.save()
         logger.info("%s  %s: %s", self._tenant, self._feed.name, reading)
         if errors:
             raise errors[0]
         return reading
 
-    def _save(self, lines: list[Progress]) -> None:
-        if lines:
-            table = self._lake.open_existing(self._table)
-            batch = newest_batch(table, self._tenant)
-            save_progress(self._lake, self._tenant, *(replace(line, batch=batch) for line in lines))
-
-    def _line_after(self, read: _Page) -> Progress:
-        line = read.chain.ended if read.is_last else read.chain.begun
-        return replace(line, token=read.page.continue_from, saved_at=self._next_time())
-
-    def _next_time(self) -> datetime:
-        """Now, but later than every line before: the newest counts, also after a wrong clock."""
-        self._saved_at = max(self._clock(), self._saved_at + timedelta(microseconds=1))
-        return self._saved_at
-
-    def _pages(self, chain: _Chain) -> Iterator[_Page | _Broken]:
-        """The chain's pages, and at the end the error that ended it, if one did."""
-        position = chain.start
-        try:
-            try:
-                for read in self._pages_from(chain.start, chain):
-                    position = read.page.continue_from
-                    yield read
-            except ServiceTitanError as error:
-                if position == chain.instead or not self._is_of_the_token(error, position, chain):
-                    raise
-                logger.warning(
-                    "%s of %s: its token is no good any more, so it is read again from %s. "
-                    "Nothing is lost by it, and what the lake holds is not inserted again. %s",
-                    self._feed.name,
-                    self._tenant,
-                    chain.instead or "the beginning",
-                    error,
-                )
-                yield from self._pages_from(chain.instead, chain)
-        except ServiceTitanError as error:
-            yield _Broken(error)
-
-    def _is_of_the_token(
-        self, error: ServiceTitanError, position: str | None, chain: _Chain
-    ) -> bool:
-        """Whether another start may help: the token was refused, or it alone brings the error.
-
-        That a token which was stored brings an error for ever is seen by the feed's answering from
-        another start meanwhile. A token of this reading is tried again by the next.
-        """
-        if isinstance(error, REFUSALS):
-            return True
-        if isinstance(error, Throttled) or position != chain.start:
-            return False
-        return self._answers(chain.instead) and not self._answers(chain.start)
-
-    def _answers(self, start: str | None) -> bool:
-        try:
-            self._client.export_page(self._feed, start=start)
-        except ServiceTitanError:
-            return False
-        return True
-
-    def _pages_from(self, start: str | None, chain: _Chain) -> Iterator[_Page]:
-        for page in self._client.export(self._feed, start=start):
-            is_last = not page.has_more or self._is_past(page, chain.until)
-            yield _Page(chain, page, is_last)
-            if is_last:
-                return
-
-    @cached_property
-    def _applied(self) -> int:
-        """The newest batch that `current/` has seen, also of a table that was lost since."""
-        table = self._lake.find(f"current/{self._feed.name}")
-        return newest_batch(table, self._tenant) or 0 if table else 0
-
-    def _reached(self, read: _Page) -> datetime | None:
+    def _reached(self, read: ChainPage) -> datetime | None:
         if read.is_last:
             return read.chain.begun.window_end
         return pc.max(read.page.rows[self._feed.modified]).as_py()
 
-    def _is_past(self, page: ExportPage, until: datetime | None) -> bool:
-        oldest = pc.min(page.rows[self._feed.modified]).as_py()
-        return until is not None and oldest is not None and oldest >= until
-
-    def _commit(self, pages: list[ExportPage], reading: Reading) -> Reading:
+    def _commit(self, pages: list[ExportPage]) -> Reading:
         rows = pa.concat_tables([page.rows for page in pages])
         rows = rows.cast(table_schema(self._feed.model))  # with the columns' comments
         broken = [
@@ -466,7 +303,7 @@ class FeedReader:
         now = self._clock()
         versions = insert_versions(
             self._lake,
-            self._table,
+            f"raw/{self._feed.name}",
             rows,
             tenant=self._tenant,
             modified=self._feed.modified,
@@ -476,17 +313,21 @@ class FeedReader:
         aside = f"quarantine/{self._feed.name}"
         quarantine(self._lake, aside, broken, tenant=self._tenant, read_at=now)
         release(self._lake, aside, rows, tenant=self._tenant, modified=self._feed.modified)
-        newest = [pc.max(rows[self._feed.modified]).as_py(), reading.newest]
-        return replace(
-            reading,
-            rows=reading.rows + rows.num_rows,
-            versions=reading.versions + versions,
-            broken=reading.broken + len(broken),
-            pages=reading.pages + len(pages),
-            requests=reading.requests + sum(page.requests for page in pages),
-            bytes=reading.bytes + sum(page.size for page in pages),
-            newest=max((moment for moment in newest if moment), default=None),
+        return Reading(
+            rows=rows.num_rows,
+            versions=versions,
+            broken=len(broken),
+            pages=len(pages),
+            requests=sum(page.requests for page in pages),
+            bytes=sum(page.size for page in pages),
+            newest=pc.max(rows[self._feed.modified]).as_py(),
         )
+
+    @cached_property
+    def _applied(self) -> int:
+        """The newest batch that `current/` has seen, also of a table that was lost since."""
+        table = self._lake.find(f"current/{self._feed.name}")
+        return newest_batch(table, self._tenant) or 0 if table else 0
 
 
 def _is_whole(last: Progress, lines: list[Progress]) -> bool:
@@ -506,7 +347,7 @@ def _slices(window: Window) -> list[Window]:
     return [Window(*ends) for ends in pairwise([*cuts, window.end])]
 
 
-def _progress(reading: Reading, chains: list[_Chain], reached: Mapping[_Chain, datetime]) -> str:
+def _progress(reading: Reading, chains: list[Chain], reached: Mapping[Chain, datetime]) -> str:
     """How far past windows are read; nothing for the live reading, which has no end to reckon."""
     whole = read = timedelta()
     for chain in chains:
@@ -518,25 +359,18 @@ def _progress(reading: Reading, chains: list[_Chain], reached: Mapping[_Chain, d
     return reading.progress(read, whole)
 
 
-def _news(line: Progress | None) -> tuple[object, ...] | None:
-    if line is None:
-        return None
-    day = line.read_through.date() if line.read_through else None
-    return line.token, line.complete, day
-
-
 def _without_errors(
-    pages: Iterator[_Page | _Broken], errors: list[ServiceTitanError]
-) -> Iterator[_Page]:
+    pages: Iterator[ChainPage | Broken], errors: list[ServiceTitanError]
+) -> Iterator[ChainPage]:
     for page in pages:
-        if isinstance(page, _Page):
+        if isinstance(page, ChainPage):
             yield page
         else:
             errors.append(page.error)
 
 
-def _in_commits(pages: Iterator[_Page]) -> Iterator[list[_Page]]:
-    held: list[_Page] = []
+def _in_commits(pages: Iterator[ChainPage]) -> Iterator[list[ChainPage]]:
+    held: list[ChainPage] = []
     rows, size, since = 0, 0, time.monotonic()
     for page in pages:
         held.append(page)
