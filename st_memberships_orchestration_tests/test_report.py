@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import re
-import zlib
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -20,6 +19,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.report import _rows
@@ -347,16 +347,11 @@ def test_charts_are_pictures_in_the_metadata(made: Made) -> None:
     assert sorted(file.name for file in folder.iterdir()) == ["acme", "acme.html"]
     pictures = re.findall(r"data:image/png;base64,([^)]+)", made.metadata["charts"])
     assert len(pictures) == 8
-    assert len(made.metadata["charts"]) < 150_000
+    assert len(made.metadata["charts"]) < 100_000
     for picture in pictures:
-        png = base64.b64decode(picture)
-        assert png.startswith(b"\x89PNG\r\n\x1a\n")
-        place = 8
-        while place < len(png):
-            length = int.from_bytes(png[place : place + 4])
-            body, end = png[place + 4 : place + 8 + length], place + 12 + length
-            assert zlib.crc32(body) == int.from_bytes(png[end - 4 : end])
-            place = end
+        with Image.open(io.BytesIO(base64.b64decode(picture))) as chart:
+            assert chart.format == "PNG"
+            chart.verify()
 
 
 def test_a_tenant_that_was_never_read_gets_a_page_that_says_so(
