@@ -34,6 +34,7 @@ from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import exports
 from st_memberships_orchestration.defs.partitions import range_tags
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reading import journal
 from st_memberships_orchestration.reading import reader as reading
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan import client
@@ -87,7 +88,7 @@ def sync(
     if kill_before_saving:
         reading.SECONDS_PER_POSITION = 0.0
     client._exponential = lambda state: 0.01  # type: ignore[assignment]
-    save = reading.save_progress
+    save = journal.save_progress
     saved = 0
 
     def save_or_die(*args: Any) -> None:
@@ -97,7 +98,7 @@ def sync(
             os.kill(os.getpid(), signal.SIGKILL)
         save(*args)
 
-    reading.save_progress = save_or_die
+    journal.save_progress = save_or_die
     with dg.DagsterInstance.get() as instance:
         run = job.execute_in_process(
             instance=instance,

@@ -84,51 +84,103 @@ def apply_versions(lake: Lake, *, source: str, target: str, tenant: str, modifie
         return Applied()
     columns = [f for f in pa.schema(versions.schema()) if f.name not in ("batch", "is_deleted")]
     table = lake.open(target, pa.schema([*columns, IS_DELETED]))
+    work = _work(versions, table, tenant, modified)
+    if work is None:
+        return Applied()
+    files, rest = _lay(lake, work, source, target)
+    applied = Applied()
+    size = BYTES_PER_MERGE if work.met.any() else BYTES_PER_APPEND
+    for rows, is_last in _with_last(_chunks(_of_batches(versions, tenant, columns, rest), size)):
+        ending = work.last if is_last and not files else work.step
+        applied += _upsert(table, rows, work.met, tenant, modified, work.step, ending)
+    if files:
+        adopt(files, table, transaction=work.last)
+        applied += Applied(inserted=sum(file["num_records"] for file in files))
+    return applied
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How a tenant's unseen versions get into the table.
+
+    Attributes:
+        batches: all that are unseen.
+        met: ids of which a row may be in the way of another.
+        whole: files of versions that are taken over as they are: all of their rows are new.
+        thinned: files that are laid anew without versions of which there is a newer one.
+        surpassed: those versions; where nothing is thinned, None.
+        step: transaction of each commit but the last. It repeats what was seen before, so that a
+            crash in between repeats them all.
+        last: transaction of the last, which says that the batches were seen.
+    """
+
+    batches: np.ndarray
+    met: "_Overlap"
+    whole: Sequence[Mapping[str, Any]]
+    thinned: Sequence[Mapping[str, Any]]
+    surpassed: "_Surpassed | None"
+    step: Transaction
+    last: Transaction
+
+
+def _work(versions: DeltaTable, table: DeltaTable, tenant: str, modified: str) -> _Work | None:
+    """What is to be done; None where everything was seen."""
     newest = newest_batch(versions, tenant)
-    if newest is None:
-        return Applied()
     seen = newest_batch(table, tenant) or 0
-    if seen == newest:
-        return Applied()
+    if newest is None or seen == newest:
+        return None
     if seen and not batches_in(versions, tenant, [seen]):
         seen = 0  # other versions than these were seen: they were lost and read anew, or restored
     where = f"batch > {seen} and batch <= {newest}"
     met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
-    unseen = _batches(scan(versions, tenant, ["id", "batch"], where), met)
+    are_new = _batches(scan(versions, tenant, ["id", "batch"], where), met)
     fit = _adoptable(versions, table, tenant, seen)
     only_here = len(met.repeated) and not len(met.there)
     surpassed = None
-    if only_here and {file["max.batch"] for file in fit} >= {*unseen}:
+    if only_here and {file["max.batch"] for file in fit} >= {*are_new}:
         surpassed = _surpassed(versions, tenant, where, met, modified)
-        unseen = {batch: batch not in surpassed.batches for batch in unseen}
-    whole = [file for file in fit if unseen.get(file["max.batch"])]
-    files = take_over(lake, whole, source=source, target=target)
-    if surpassed:
-        # Rows are in the way of others in these files alone: each is laid anew once, without them.
-        taken = {file["path"] for file in files}
-        lay = partial(thin_out, lake, keep=surpassed.others, source=source, target=target)
-        with ThreadPoolExecutor(AT_A_TIME) as pool:
-            laid = pool.map(lay, [file for file in fit if file["path"] not in taken])
-            files += [file for file in laid if file]
-        unseen = {}
-    rest = np.setdiff1d([*unseen], [file["max.batch"] for file in files])
-    # Only the last commit says that the batches were seen: a crash in between repeats them all.
-    step, last = Transaction(tenant, seen), Transaction(tenant, newest)
-    applied = Applied()
-    if len(rest):
-        names = [f'"{field.name}"' for field in columns]
-        where = f"batch between {rest.min()} and {rest.max()}"
-        there = scan(versions, tenant, [*names, "batch"], where)
-        wanted = (rows.filter(pc.is_in(rows["batch"], pa.array(rest))) for rows in there)
-        size = BYTES_PER_MERGE if met.any() else BYTES_PER_APPEND
-        for chunk, is_last in _with_last(_chunks(wanted, size)):
-            rows = with_is_deleted(chunk.drop_columns("batch"))
-            ending = last if is_last and not files else step
-            applied += _upsert(table, rows, met, tenant, modified, step, ending)
-    if files:
-        adopt(files, table, transaction=last)
-        applied += Applied(inserted=sum(file["num_records"] for file in files))
-    return applied
+        are_new = {batch: batch not in surpassed.batches for batch in are_new}
+    whole, others = [], []
+    for file in fit:
+        (whole if are_new.get(file["max.batch"]) else others).append(file)
+    return _Work(
+        batches=np.array([*are_new], np.int64),
+        met=met,
+        whole=whole,
+        thinned=others if surpassed else [],
+        surpassed=surpassed,
+        step=Transaction(tenant, seen),
+        last=Transaction(tenant, newest),
+    )
+
+
+def _lay(
+    lake: Lake, work: _Work, source: str, target: str
+) -> tuple[list[Mapping[str, Any]], np.ndarray]:
+    """Lay files into the table's folder, for `adopt`; and the batches whose rows are in none."""
+    files = take_over(lake, work.whole, source=source, target=target)
+    if work.surpassed is None:
+        return files, np.setdiff1d(work.batches, [file["max.batch"] for file in files])
+    # Rows are in the way of others in these files alone: each is laid anew once, without them.
+    taken = {file["path"] for file in files}
+    missed = [file for file in work.whole if file["path"] not in taken]
+    lay = partial(thin_out, lake, keep=work.surpassed.others, source=source, target=target)
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        files += [file for file in pool.map(lay, [*work.thinned, *missed]) if file]
+    return files, np.array([], np.int64)
+
+
+def _of_batches(
+    versions: DeltaTable, tenant: str, columns: Sequence[pa.Field], batches: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """The tenant's rows of some batches, as the table of newest versions has them."""
+    if not len(batches):
+        return
+    names = [f'"{field.name}"' for field in columns]
+    within = f"batch between {batches.min()} and {batches.max()}"
+    wanted = pa.array(batches)
+    for rows in scan(versions, tenant, [*names, "batch"], within):
+        yield rows.filter(pc.is_in(rows["batch"], wanted)).drop_columns("batch")
 
 
 @dataclass
@@ -274,6 +326,7 @@ def _upsert(
     step: Transaction,
     last: Transaction,
 ) -> Applied:
+    rows = with_is_deleted(rows)
     is_met = met.among(rows["id"].to_numpy())
     if not is_met.any():
         append(table, rows, transaction=last)
