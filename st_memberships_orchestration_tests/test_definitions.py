@@ -26,7 +26,7 @@ ROOMS = {
     "lake": set(),
     "metrics": set(),
     "reporting": set(),
-    "health": set(),
+    "health": {"servicetitan"},
     "sandbox": set(),
     "reading": {"servicetitan", "lake"},
     "writing": {"servicetitan", "lake", "settings"},

@@ -8,13 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from st_memberships_orchestration.columns import INSTANT, described
+from st_memberships_orchestration.servicetitan.exports import VISIBILITY_LAG
 
 HEALTHY, WARNING, FAILING = "healthy", "warning", "failing"
 STATES = (FAILING, WARNING, HEALTHY)
 """Worst first."""
-
-VISIBILITY_LAG = timedelta(minutes=15)
-"""ServiceTitan's exports show a change so long after it was made."""
 
 LATE_AFTER = timedelta(minutes=75)
 STALE_AFTER = timedelta(hours=3)
