@@ -9,12 +9,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
 from st_memberships_orchestration.defs.derived import derive
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
-from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.store import Lake, made_of
+from st_memberships_orchestration.lake.sums import keep_sums, kept_sums
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration_tests.test_metrics_details import line
@@ -184,6 +186,39 @@ def test_a_derive_computes_what_a_change_can_touch(tmp_path: Path) -> None:
     assert dict(
         zip(*found.select(["membership_id", "status"]).to_pydict().values(), strict=True)
     ) == {id: "Expired" if id == 3 else "Active" for id in range(1, 6)}
+
+
+def test_what_adds_up_goes_on_from_the_sums_of_before(tmp_path: Path) -> None:
+    lake, now = Lake(str(tmp_path)), BEGINNING
+    land(lake, "memberships", [row_of("memberships", membership(id), now) for id in (1, 2)],
+         loaded_at=now)  # fmt: skip
+    name, clock = "derived/members_monthly", {"today": now.date(), "zone": ZONE}
+    members = next(table for table in TABLES if table.name == "members_monthly")
+
+    def bring(*members_now: dict[str, Any], **options: Any) -> list[int]:
+        nonlocal now
+        now += timedelta(minutes=1)
+        rows = [row_of("memberships", each, now) for each in members_now]
+        land(lake, "memberships", rows, loaded_at=now)
+        rebuild_membership_status(lake, tenant="acme", zone=ZONE)
+        derive(lake, members, "acme", clock, {}, **options)
+        where = "month = '2026-01-01'"
+        return lake.rows(name, tenant="acme", where=where)["active_end"].to_pylist()
+
+    assert bring() == [2]
+    made_of_two = made_of(lake.open_existing(name), "acme")
+    assert made_of_two is not None
+    moves, recorded = kept_sums(lake, name, "acme", made_of_two) or []
+    several = pa.concat_tables([moves] * 3)
+    keep_sums(lake, name, "acme", made_of_two, [several, recorded])
+    assert bring(membership(3)) == [7]
+    assert bring(full=True) == [3]
+    keep_sums(lake, name, "acme", made_of_two, [several, recorded])  # of other rows
+    assert bring(membership(4)) == [4]
+    held = made_of(lake.open_existing(name), "acme")
+    keep_sums(lake, name, "acme", held or 0, [moves.slice(0, 0), recorded])
+    assert bring(membership(1, membership_type_id=2)) == [3, 1]
+    assert kept_sums(lake, name, "bravo", held) is None
 
 
 def test_what_another_membership_of_the_customer_explains_is_followed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ dependencies, what is read, and, for arguments with a default, the settings in t
 
 import hashlib
 import inspect
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
@@ -43,6 +44,7 @@ from st_memberships_orchestration.lake.store import (
     seen,
     sources_then,
 )
+from st_memberships_orchestration.lake.sums import keep_sums, kept_sums
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.parts import (
     KEYS,
@@ -52,8 +54,11 @@ from st_memberships_orchestration.metrics.parts import (
     links_of,
     touched,
 )
+from st_memberships_orchestration.metrics.sums import NoPart, added_by, computed
 from st_memberships_orchestration.metrics.tables import Table
 from st_memberships_orchestration.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 CLOCK = ("today", "zone", "earliest")
 """Arguments that come from the tenant and the settings."""
@@ -163,13 +168,14 @@ def derive(
     def made(of: Mapping[str, DeltaTable | None]) -> int:
         return origin_of(tenant, of, _code(), dict(clock), dict(options))
 
-    origin = made(sources)
-    if not full and made_of(stored, tenant) == origin:
+    origin, last = made(sources), made_of(stored, tenant)
+    if not full and last == origin:
         return None
+    kept = kept_sums(lake, name, tenant, last) if table.adds_up and not full else None
     part = None
-    if table.key and not full:
+    if (table.key and not full) or kept:
         then = sources_then(lake, stored, tenant, sources)
-        if then is not None and made(then) == made_of(stored, tenant):
+        if then is not None and made(then) == last:
             part = _part(lake, table, tenant, then, sources)
     if part is None:
         frames = {
@@ -179,7 +185,21 @@ def derive(
         frames = part.frames
     wanted = inspect.signature(table.of).parameters
     given = {arg: value for arg, value in clock.items() if arg in wanted}
-    rows = _rows(table, table.of(**frames, **given, **options))
+    given |= options
+    sums: list[pa.Table] = []
+    if table.adds_up:
+        replaced = []
+        if part and kept:
+            added = added_by(table.metric(**part.then, **given), len(kept))
+            replaced = list(zip(kept, added, strict=True))
+        try:
+            frame, sums = computed(table.metric(**frames, **given), replaced)
+        except NoPart:
+            logger.exception("%s of %s is computed whole; please tell the project.", name, tenant)
+            return derive(lake, table, tenant, clock, options, full=True)
+    else:
+        frame = table.of(**frames, **given)
+    rows = _rows(table, frame)
     frames.clear()
     pa.default_memory_pool().release_unused()  # the next table starts from little again
     replace_tenant(
@@ -188,12 +208,17 @@ def derive(
         rows,
         tenant=tenant,
         order=table.order,
-        of=part and part.of,
+        of=part.of if part and table.key else None,
         origin=origin,
         seen=seen(sources),
     )
+    if sums:
+        keep_sums(lake, name, tenant, origin, sums)
     return rows
 
+
+ADDED_UP = {table.name for table in TABLES if table.adds_up}
+"""Tables that another one looks at when it has added up: they are needed whole, as they are now."""
 
 MOST_TOUCHED = 5_000
 """Memberships, visits … of one kind up to which a change is followed; the whole costs no more."""
@@ -204,10 +229,12 @@ class _Part(NamedTuple):
 
     Attributes:
         frames: the records, by argument.
+        then: the same as they were, for a table that adds up.
         of: ids by column of the derived table: its rows of these are computed from `frames`.
     """
 
     frames: dict[str, pd.DataFrame]
+    then: dict[str, pd.DataFrame]
     of: dict[str, pa.Array]
 
 
@@ -227,7 +254,7 @@ def _part(
     changed: dict[str, pa.Table] = {}
     for arg, source in needed.items():
         old, new = before[source], at[source]
-        if old.stamp == new.stamp:
+        if old.stamp == new.stamp or arg in ADDED_UP:
             continue
         rows = _changed(old, new) if arg in LINKS else None
         if rows is None:
@@ -242,23 +269,30 @@ def _part(
     ids = touched(changed, links, table.key)
     if max(map(len, ids.values()), default=0) > MOST_TOUCHED:
         return None
-    frames: dict[str, pd.DataFrame] = {}
-    for arg in sorted(needed, key=lambda arg: LINKS.get(arg, {}).get("id") == TEMPLATE):
-        source, bound = needed[arg], links_of(arg, table.key)
-        of = None
-        if arg in LINKS:
+
+    def part_of(versions: Mapping[str, _At]) -> dict[str, pd.DataFrame]:
+        frames: dict[str, pd.DataFrame] = {}
+        for arg in sorted(needed, key=lambda arg: LINKS.get(arg, {}).get("id") == TEMPLATE):
+            source, bound = needed[arg], links_of(arg, table.key)
+            if arg not in LINKS:
+                frames[arg] = _held(at[source])
+                continue
             of = {name: ids[what] for name, what in bound.items() if what in ids}
             if TEMPLATE in bound.values():  # also those that are named by what is touched
                 named = [_named(frames[other]) for other in NAMES if other in frames]
                 of = {"id": pa.concat_arrays([*of.values(), *named]).unique()}
-        frames[arg] = _held(at[source], _fixed(of))
+            frames[arg] = _held(versions[source], _fixed(of))
+        return frames
+
+    frames = part_of(at)
     nowhere = (changed.get("recurring_services"), frames.get("recurring_services"))
     if "location_id" in table.key and any(
         rows is not None and pa.array(rows["location_id"]).null_count for rows in nowhere
     ):
         return None  # services without a location share their rows with others that have none
     nothing = pa.array([], pa.int64())
-    return _Part(frames, {name: ids.get(KEYS[name], nothing) for name in table.key})
+    of = {name: ids.get(KEYS[name], nothing) for name in table.key}
+    return _Part(frames, part_of(before) if table.adds_up else {}, of)
 
 
 _Fixed: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...] | None

@@ -30,6 +30,7 @@ from st_memberships_orchestration.lake.store import (
     retry_conflicts,
     scan,
 )
+from st_memberships_orchestration.lake.sums import forget_sums
 
 logger = logging.getLogger(__name__)
 
@@ -361,6 +362,7 @@ def clean(lake: Lake, name: str) -> None:
     Nobody may write to the table meanwhile: files of a commit under way would go, too.
     """
     table = lake.open_existing(name)
+    forget_sums(lake, name)
     table.optimize.compact()
     table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
     table = lake.open_existing(name)

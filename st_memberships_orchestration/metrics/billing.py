@@ -20,6 +20,7 @@ from st_memberships_orchestration.metrics.frames import (
 )
 from st_memberships_orchestration.metrics.history import ACTIVE
 from st_memberships_orchestration.metrics.revenue import MONTHS_PER_BILL
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -34,6 +35,7 @@ LEAP_CYCLE = 48
 """Steps after which a bill has met every length of each month that it meets at all."""
 
 
+@adding_up
 def billing_due(
     memberships: pd.DataFrame,
     membership_prices: pd.DataFrame,
@@ -42,7 +44,7 @@ def billing_due(
     windows: Sequence[int] = (30, 60),
     month_end_stays: bool = True,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Bills to come in the next days, by frequency, business unit and way of payment.
 
     One row per window, billing frequency, business unit and way of payment. Windows do not
@@ -99,15 +101,15 @@ def billing_due(
     names = ["overdue", *(f"{low + 1}-{high}" for low, high in zip(edges, windows, strict=False))]
     bills["due_in"] = np.array(names, dtype=object)[np.searchsorted(edges, left)]
     bills["unpriced_bills"] = bills["bill_amount"].isna()
-    grain = list(BILLING_DUE.grain)
-    sums = bills.groupby(grain, as_index=False).agg(
-        bills=("id", "size"),
-        next_bills=("is_next", "sum"),
-        projected_bills=("is_projected", "sum"),
-        memberships=("id", "nunique"),
-        amount=("bill_amount", "sum"),
-        unpriced_bills=("unpriced_bills", "sum"),
+    bills = bills.assign(
+        memberships=~bills.duplicated(["id", *BILLING_DUE.grain]),
+        bills=1,
+        next_bills=bills["is_next"],
+        projected_bills=~bills["is_next"],
+        amount=bills["bill_amount"].fillna(0),
     )
+    measures = ("memberships", "next_bills", "bills", "amount", "unpriced_bills", "projected_bills")
+    sums = yield counted(bills, BILLING_DUE.grain, *measures)
     sums["flags"] = flags(prices_missing=sums["unpriced_bills"] > 0)
     return BILLING_DUE.frame(sums)
 

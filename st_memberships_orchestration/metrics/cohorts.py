@@ -3,7 +3,6 @@
 from datetime import date
 from zoneinfo import ZoneInfo
 
-import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
@@ -19,11 +18,14 @@ from st_memberships_orchestration.metrics.frames import (
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
     before,
+    by_month,
     follows,
     renewal_links,
+    running,
     share,
     spells,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     COUNT,
     DAY,
@@ -35,6 +37,7 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 
+@adding_up
 def cohort_retention(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -42,7 +45,7 @@ def cohort_retention(
     today: date,
     zone: ZoneInfo,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Of the members sold in a month, how many are still members so many months later.
 
     One row per month of sale, membership type and number of months since. What is followed is
@@ -63,7 +66,6 @@ def cohort_retention(
         earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    last = month_number(today)
     members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     life = spells(membership_status, zone, memberships)
     links = renewal_links(memberships, zone, life)
@@ -72,36 +74,40 @@ def cohort_retention(
     sold = members[
         ~members["gone"] & ~members["is_successor"] & (members["sold_on"] < before(today))
     ]
-    sold = sold.assign(sold_month=month_of(sold["sold_on"]).astype("int64"))
-    group = ["sold_month", "membership_type_id"]
-    sold["cohort"] = sold.groupby(group, dropna=False).ngroup()
-    cohorts = sold.groupby(["cohort", *group], dropna=False, as_index=False).size()
-
-    # Each cohort has a stretch of places, one per month from its sale to today, and one beyond.
-    lengths = last - cohorts["sold_month"].to_numpy(np.int64) + 2
-    offsets = np.cumsum(lengths) - lengths
-    change = np.zeros(lengths.sum(), np.int64)
-    kept = _kept_months(members, life, today)
-    kept = kept.join(sold[["cohort", "sold_month"]], on="origin", how="inner")
-    place = offsets[kept["cohort"]] - kept["sold_month"].to_numpy(np.int64)
-    floor = kept["sold_month"].to_numpy(np.int64)
-    np.add.at(change, place + np.maximum(kept["first"], floor).to_numpy(np.int64), 1)
-    np.add.at(change, place + np.maximum(kept["after"], floor).to_numpy(np.int64), -1)
-
-    row = np.repeat(np.arange(len(cohorts)), lengths)
-    since = np.arange(len(row)) - offsets[row]
-    rows = cohorts.take(row).reset_index(drop=True)
-    month = rows["sold_month"].to_numpy(np.int64) + since
-    rows = rows.assign(
-        cohort_month=month_start(rows["sold_month"]),
-        months_since=since,
-        month=month_start(month),
-        is_complete=month < last,
-        members_sold=rows["size"],
-        members_kept=np.cumsum(change),
+    sold = sold.assign(sold_month=month_of(sold["sold_on"]))
+    kept = _kept_months(members, life, today).join(sold[COHORT], on="origin", how="inner")
+    steps = pd.concat(
+        [
+            sold[COHORT].assign(month=sold["sold_month"], sold=1, change=0),
+            kept[COHORT].assign(month=kept["first"], sold=0, change=1),
+            kept[COHORT].assign(month=kept["after"], sold=0, change=-1),
+        ]
     )
+    steps["month"] = steps[["month", "sold_month"]].max(axis=1)
+    steps = steps[steps["month"] <= month_number(today)]
+    rows = by_cohort((yield counted(steps, [*COHORT, "month"], "sold", "change")), today)
+    rows = rows.rename(columns={"sold": "members_sold", "kept": "members_kept"})
     rows["retention"] = share(rows["members_kept"], rows["members_sold"])
-    return COHORT_RETENTION.frame(rows[month <= last])
+    return COHORT_RETENTION.frame(rows)
+
+
+COHORT = ["sold_month", "membership_type_id"]
+
+
+def by_cohort(steps: Frame, today: date) -> Frame:
+    """What was `sold` of a cohort, and what is `kept` of it, for each month from then to today's.
+
+    Args:
+        steps: rows with `COHORT`, `month`, `sold` and `change`, one of the month of sale at least.
+        today: its month is the last.
+    """
+    rows = by_month(steps, ["sold", "change"], today, COHORT)
+    return rows.assign(
+        cohort_month=month_start(rows["sold_month"]),
+        months_since=rows["month_number"] - rows["sold_month"],
+        sold=rows.groupby("cell")["sold"].transform("sum"),
+        kept=running(rows, rows["change"]),
+    )
 
 
 def _kept_months(members: Frame, life: Frame, today: date) -> Frame:

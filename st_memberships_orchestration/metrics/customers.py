@@ -15,6 +15,7 @@ from st_memberships_orchestration.metrics.frames import (
 )
 from st_memberships_orchestration.metrics.history import (
     ACTIVE,
+    CELL,
     before,
     by_month,
     follows,
@@ -22,6 +23,7 @@ from st_memberships_orchestration.metrics.history import (
     share,
     spells,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     COUNT,
     IS_COMPLETE,
@@ -31,6 +33,7 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 
+@adding_up
 def customers_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -38,7 +41,7 @@ def customers_monthly(
     today: date,
     zone: ZoneInfo,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Customers with at least one member at the start and end of each month, and who came and went.
 
     One row per month, for the whole account: a customer can hold memberships of several types and
@@ -96,6 +99,7 @@ def customers_monthly(
     )
     flows = ["new_customers", "returned_customers", "lost_customers"]
     stocks = ["memberships_end", "with_several_end"]
+    steps = yield counted(steps, [*CELL, "month"], *flows, *stocks)
     rows = by_month(steps, [*flows, *stocks], today)
     growth = rows["new_customers"] + rows["returned_customers"] - rows["lost_customers"]
     rows["customers_end"] = running(rows, growth)

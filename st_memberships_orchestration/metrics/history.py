@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from st_memberships_orchestration.metrics.frames import (
     Column,
@@ -21,6 +22,7 @@ from st_memberships_orchestration.metrics.frames import (
     month_start,
     pick,
 )
+from st_memberships_orchestration.metrics.sums import counted
 
 ACTIVE = "Active"
 ENDED = ("Canceled", "Expired", "Deleted")
@@ -246,22 +248,29 @@ def inferred_members(moves: Frame) -> Column:
     return moves["change"].clip(lower=0) * held - (moves["change"] < 0) * held
 
 
-def unrecorded(rows: Frame, membership_status: Frame, zone: ZoneInfo) -> Column:
-    """Whether the months of `rows` ended before the account's first recorded status change."""
+def recorded_changes(membership_status: Frame, zone: ZoneInfo) -> pa.Table:
+    """Recorded changes of a status by month, for `unrecorded`."""
     if "basis" not in membership_status:
-        return pd.Series(False, rows.index)
+        membership_status = membership_status.assign(basis="change")
     spans = pick(membership_status, "valid_from", "basis")
-    first = local(spans[spans["basis"] == "change"]["valid_from"], zone).min()
-    return pd.Series(~(first < month_start(rows["month_number"] + 1)), rows.index)
+    moments = spans["valid_from"][spans["basis"] == "change"].dropna()
+    return counted(pd.DataFrame({"month": month_of(local(moments, zone))}), ["month"])
 
 
-def by_month(moves: Frame, measures: Sequence[str], today: date) -> Frame:
+def unrecorded(rows: Frame, recorded: Frame) -> Column:
+    """Whether the months of `rows` ended before the account's first recorded status change."""
+    first = recorded["month"].to_numpy(np.int64).min(initial=np.iinfo(np.int64).max)
+    return rows["month_number"] < first
+
+
+def by_month(moves: Frame, measures: Sequence[str], today: date, by: Sequence[str] = CELL) -> Frame:
     """Sums of `measures` per month and cell, for every month from the cell's first to today's.
 
     Args:
         moves: rows with a cell, `month` and whole-number measures.
         measures: columns to sum.
         today: its month is the last.
+        by: columns of a cell.
 
     Returns:
         the cell, `month` (number), `month_starts`, `is_complete`, the measures, sorted by cell and
@@ -271,8 +280,8 @@ def by_month(moves: Frame, measures: Sequence[str], today: date) -> Frame:
     last = month_number(today)
     begin = int(numbers.min()) if len(numbers) else last
     months = last - begin + 1
-    cell = moves.groupby(CELL, dropna=False, sort=True).ngroup().to_numpy()
-    cells = moves[CELL].iloc[np.unique(cell, return_index=True)[1]].reset_index(drop=True)
+    cell = moves.groupby([*by], dropna=False, sort=True).ngroup().to_numpy()
+    cells = moves[[*by]].iloc[np.unique(cell, return_index=True)[1]].reset_index(drop=True)
     place = cell * months + numbers - begin
     sums = {}
     for measure in measures:

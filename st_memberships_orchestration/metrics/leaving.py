@@ -35,6 +35,7 @@ from st_memberships_orchestration.metrics.history import (
     spells,
 )
 from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BACKDATED,
     BUSINESS_UNIT_ID,
@@ -54,6 +55,7 @@ HELD = ("membership_type_id", "value", "is_backdated")
 """What of `paid_at` a switch is told by."""
 
 
+@adding_up
 def cancellation_reasons_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -68,7 +70,7 @@ def cancellation_reasons_monthly(
     zone: ZoneInfo,
     earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
-) -> pd.DataFrame:
+) -> Summing:
     """Why members cancelled: the notes of their status changes, counted, with the MRR lost.
 
     One row per month, membership type, business unit and reason. Over the reasons, `cancelled` is
@@ -111,7 +113,7 @@ def cancellation_reasons_monthly(
     life = spells(membership_status, zone, memberships)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
-    rows["reason"] = _reasons(_notes(rows, changes, zone))
+    rows["note"] = _tidied(_notes(rows, changes, zone))
     terms = known_terms(
         memberships,
         membership_versions,
@@ -127,16 +129,18 @@ def cancellation_reasons_monthly(
     rows["from_suspension"] = (rows["kind"] == CANCELLED[1]).astype("int64")
     rows["unpriced"] = paid["price_basis"].fillna("none").eq("none").astype("int64")
     rows["backdated"] = paid["is_backdated"].astype("int64")
+    measures = ["cancelled", "from_suspension", "mrr_lost", "unpriced", "backdated"]
+    rows = yield counted(rows, ["month", *CELL, "note"], *measures)
+    rows["reason"] = _reasons(rows)
     grain = list(CANCELLATION_REASONS_MONTHLY.grain)
-    rows = rows.groupby(grain, dropna=False, as_index=False)[
-        ["cancelled", "from_suspension", "mrr_lost", "unpriced", "backdated"]
-    ].sum()
+    rows = rows.groupby(grain, dropna=False, as_index=False)[measures].sum()
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
     rows["flags"] = flags(prices_missing=rows["unpriced"] > 0)
     return CANCELLATION_REASONS_MONTHLY.frame(rows)
 
 
+@adding_up
 def plan_switches_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -151,7 +155,7 @@ def plan_switches_monthly(
     earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
     switch_days: int = 30,
-) -> pd.DataFrame:
+) -> Summing:
     """Members who went from one membership type to another: no churn and no new customer.
 
     One row per month, type left, type taken and basis: the cells of a matrix. `basis` says what it
@@ -239,10 +243,9 @@ def plan_switches_monthly(
     rows["unpriced"] = (~both).astype("int64")
     is_backdated = rows["is_backdated_before"] | rows["is_backdated_after"]
     rows["backdated"] = is_backdated.astype("int64")
-    grain = list(PLAN_SWITCHES_MONTHLY.grain)
-    rows = rows.groupby(grain, dropna=False, as_index=False)[
-        ["switches", "upgrades", "downgrades", "unpriced", "backdated", "mrr_before", "mrr_after"]
-    ].sum()
+    measures = ("switches", "upgrades", "downgrades", "unpriced", "backdated")
+    measures += ("mrr_before", "mrr_after")
+    rows = yield counted(rows, PLAN_SWITCHES_MONTHLY.grain, *measures)
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
     rows["flags"] = flags(
@@ -270,12 +273,16 @@ def _notes(rows: Frame, changes: Frame, zone: ZoneInfo) -> Column:
     return text.fillna("").reindex(rows.index)
 
 
-def _reasons(notes: Column) -> Column:
+def _tidied(notes: Column) -> Column:
+    return notes.str.normalize("NFKC").str.replace(r"\s+", " ", regex=True).str.strip()
+
+
+def _reasons(rows: Frame) -> Column:
     """Notes in the spelling that most used, and words where there is none."""
-    notes = notes.str.normalize("NFKC").str.replace(r"\s+", " ", regex=True).str.strip()
-    folded = notes.str.casefold().str.strip(" .,;:!-\"'")
-    used: Frame = pd.DataFrame({"folded": folded, "note": notes}).value_counts().reset_index()
-    used = used.sort_values(["count", "note"], ascending=[False, True]).drop_duplicates("folded")
+    folded = rows["note"].str.casefold().str.strip(" .,;:!-\"'")
+    used: Frame = rows.assign(folded=folded).groupby(["folded", "note"])["cancelled"].sum()
+    used = used.reset_index().sort_values(["cancelled", "note"], ascending=[False, True])
+    used = used.drop_duplicates("folded")
     words = folded.map(used.set_index("folded")["note"])
     return words.mask(folded == "", NONE_GIVEN)
 

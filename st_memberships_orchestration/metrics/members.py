@@ -21,11 +21,13 @@ from st_memberships_orchestration.metrics.history import (
     by_month,
     inferred_members,
     movements,
+    recorded_changes,
     running,
     share,
     spells,
     unrecorded,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -42,6 +44,7 @@ EXITS = ("ended_by_renewal", "cancelled", "expired", "suspended", "deleted", "ot
 LOSSES = ("cancelled_from_suspension", "expired_from_suspension")
 
 
+@adding_up
 def members_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -50,7 +53,7 @@ def members_monthly(
     zone: ZoneInfo,
     renewal_grace_days: int = 30,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Members at the start and end of each month, and every movement between.
 
     One row per month, membership type and business unit, from the first member on. Counts are
@@ -105,6 +108,8 @@ def members_monthly(
     moves = pd.concat([moves, unknown], ignore_index=True)
     measures = [*measures, "unknown"]
     moves[measures] = moves[measures].fillna(0).astype("int64")
+    moves = yield counted(moves, [*CELL, "month"], *measures)
+    recorded = yield recorded_changes(membership_status, zone)
     rows = by_month(moves, measures, today)
     rows["net_growth"] = rows[list(ENTRIES)].sum(axis=1) - rows[list(EXITS)].sum(axis=1)
     rows["active_end"] = running(rows, rows["net_growth"])
@@ -116,7 +121,7 @@ def members_monthly(
     counted_to = np.minimum(day_numbers(month_start(rows["month_number"] + 1)) - 1, _day(today))
     since = share(running(rows, rows["since_days"]), rows["active_end"])
     rows["tenure_days"] = counted_to - since
-    is_inferred = unrecorded(rows, membership_status, zone)
+    is_inferred = unrecorded(rows, recorded)
     rows["inferred_end"] = running(rows, rows["inferred"]).where(~is_inferred, rows["active_end"])
     rows["inferred_share"] = share(rows["inferred_end"], rows["active_end"])
     rows["flags"] = flags(

@@ -25,6 +25,7 @@ from st_memberships_orchestration.metrics.history import (
 )
 from st_memberships_orchestration.metrics.renewals import ended_terms
 from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BACKDATED,
     BUSINESS_UNIT_ID,
@@ -42,6 +43,7 @@ MATURITIES = (30, 60)
 COUNTS = ("matured", "renewed", "kept", "matured_value", "renewed_value", "kept_value")
 
 
+@adding_up
 def renewal_outcomes_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -54,7 +56,7 @@ def renewal_outcomes_monthly(
     today: date,
     zone: ZoneInfo,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Renewal rates of terms whose end lies 30 and 60 days back: by count, by value, by customer.
 
     One row per month of the last day, membership type and business unit. `due` are the terms of
@@ -120,7 +122,8 @@ def renewal_outcomes_monthly(
             rows[f"{name}_{days}"] = mask
             rows[f"{name}_value_{days}"] = rows["value"].where(mask, 0)
     measures = [f"{name}_{days}" for days in MATURITIES for name in COUNTS]
-    rows = by_month(rows, ["due", "unpriced", "backdated", *measures], today)
+    measures += ["due", "unpriced", "backdated"]
+    rows = by_month((yield counted(rows, [*CELL, "month"], *measures)), measures, today)
     for days in MATURITIES:
         for outcome, rate in (("renewed", "renewal"), ("kept", "kept")):
             part, whole = rows[f"{outcome}_{days}"], rows[f"matured_{days}"]

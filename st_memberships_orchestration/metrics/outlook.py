@@ -16,6 +16,7 @@ from st_memberships_orchestration.metrics.frames import (
 )
 from st_memberships_orchestration.metrics.history import ACTIVE, CELL, renewal_links, spells
 from st_memberships_orchestration.metrics.revenue import ONE_TIME
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -28,6 +29,7 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 
+@adding_up
 def mrr_outlook(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -37,7 +39,7 @@ def mrr_outlook(
     zone: ZoneInfo,
     earliest: date = EARLIEST,
     expiring_days: int = 90,
-) -> pd.DataFrame:
+) -> Summing:
     """Today's MRR by what threatens it, and the MRR beside it: suspended, or sold and not begun.
 
     One row per membership type, business unit and outlook. Each membership has one outlook, the
@@ -112,7 +114,7 @@ def mrr_outlook(
     first = np.select(list(applies.values()), list(applies), "")
     rows["unpriced"] = (rows["mrr"].isna() & rows["prepaid"].isna()).astype("int64")
     rows[["mrr", "prepaid"]] = rows[["mrr", "prepaid"]].fillna(0).astype("int64")
-    counted = [
+    parts = [
         rows[mask].assign(
             outlook=outlook,
             is_first=(first == outlook)[mask],
@@ -120,7 +122,7 @@ def mrr_outlook(
         )
         for outlook, mask in applies.items()
     ]
-    rows: Frame = pd.concat(counted, ignore_index=True)
+    rows: Frame = pd.concat(parts, ignore_index=True)
     rows = rows[rows["is_first"] | rows["is_any"]]
     once = rows["is_first"].astype("int64")
     rows = rows.assign(
@@ -132,7 +134,7 @@ def mrr_outlook(
         unpriced=rows["unpriced"] * once,
     )
     measures = ["members", "mrr", "prepaid", "unpriced", "members_any", "mrr_any"]
-    rows = rows.groupby([*CELL, "outlook"], dropna=False, as_index=False)[measures].sum()
+    rows = yield counted(rows, MRR_OUTLOOK.grain, *measures)
     rows["is_in_mrr"] = rows["outlook"].isin((*THREATS, "secure"))
     rows["flags"] = flags(prices_missing=rows["unpriced"] > 0)
     return MRR_OUTLOOK.frame(rows)

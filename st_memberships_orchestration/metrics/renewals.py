@@ -24,6 +24,7 @@ from st_memberships_orchestration.metrics.history import (
     share,
     spells,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -109,6 +110,7 @@ def renewals(
     return RENEWALS.frame(rows)
 
 
+@adding_up
 def renewal_rate_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -116,7 +118,7 @@ def renewal_rate_monthly(
     today: date,
     zone: ZoneInfo,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Of the terms that ended in a month, the share that was renewed by the end of that month.
 
     One row per month, membership type and business unit, from the first term end on. `due` counts
@@ -145,7 +147,8 @@ def renewal_rate_monthly(
     rows["due"] = 1
     rows["renewed"] = (sold < after) & (sold < before(today))
     rows["renewed_late"] = (sold >= after) & (sold < before(today))
-    rows = by_month(rows, ["due", "renewed", "renewed_late"], today)
+    counts = ["due", "renewed", "renewed_late"]
+    rows = by_month((yield counted(rows, [*CELL, "month"], *counts)), counts, today)
     rows["renewal_rate"] = share(rows["renewed"], rows["due"])
     return RENEWAL_RATE_MONTHLY.frame(rows)
 

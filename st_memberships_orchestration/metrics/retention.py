@@ -3,9 +3,9 @@
 from datetime import date
 from zoneinfo import ZoneInfo
 
-import numpy as np
 import pandas as pd
 
+from st_memberships_orchestration.metrics.cohorts import COHORT, by_cohort
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
@@ -26,11 +26,11 @@ from st_memberships_orchestration.metrics.history import (
     by_month,
     follows,
     renewal_links,
-    running,
     share,
     spells,
 )
 from st_memberships_orchestration.metrics.revenue import month_ends
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -47,6 +47,7 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 LINE = ["month", "membership_type_id"]
+RETAINED = ["revenue_year_ago", "gross_retained", "net_retained"]
 YEAR = 12
 
 
@@ -112,13 +113,14 @@ def membership_mrr_history(
     return MEMBERSHIP_MRR_HISTORY.frame(rows)
 
 
+@adding_up
 def revenue_retention(
     membership_mrr_history: pd.DataFrame,
     recurring_revenue_monthly: pd.DataFrame,
     members_monthly: pd.DataFrame,
     *,
     today: date,
-) -> pd.DataFrame:
+) -> Summing:
     """Gross and net revenue retention, MRR churn, revenue per member and lifetime value, by type.
 
     One row per month and membership type; money in the account's currency.
@@ -150,7 +152,10 @@ def revenue_retention(
         members_monthly: the derived table.
         today: the contractor's day; the last that counts.
     """
-    kept = _retained(membership_mrr_history, today)
+    kept = yield counted(_retained(membership_mrr_history, today), [*CELL, "month"], *RETAINED)
+    kept = by_month(kept, RETAINED, today)
+    kept[RETAINED] = kept.groupby("cell")[RETAINED].cumsum()
+    kept = kept[[*LINE, *RETAINED]]
     money = pick(
         recurring_revenue_monthly,
         *("month", "membership_type_id", "mrr_start", "churned_mrr", "mrr_end", "amortised_end"),
@@ -180,6 +185,7 @@ def revenue_retention(
     return REVENUE_RETENTION.frame(rows)
 
 
+@adding_up
 def cohort_revenue(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -188,7 +194,7 @@ def cohort_revenue(
     today: date,
     zone: ZoneInfo,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Of the recurring revenue sold in a month, how much is still paid some months later.
 
     One row per month of sale, membership type and months since then; money in the account's
@@ -214,16 +220,12 @@ def cohort_revenue(
         earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    last = month_number(today)
     members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))
     members = members.join(links[["sold_on", "origin", "is_successor"]])
     gone = members["is_deleted"] | (members["status"] == "Deleted")
     sold = members[~gone & ~members["is_successor"] & (members["sold_on"] < before(today))]
-    sold = sold.assign(sold_month=month_of(sold["sold_on"]).astype("int64"))
-    group = ["sold_month", "membership_type_id"]
-    sold["cohort"] = sold.groupby(group, dropna=False).ngroup()
-    cohorts = sold.groupby(["cohort", *group], dropna=False, as_index=False).size()
+    sold = sold.assign(sold_month=month_of(sold["sold_on"]))
 
     steps = _revenue_steps(membership_mrr_history)
     place = locate(steps, members, "membership_id")
@@ -233,28 +235,18 @@ def cohort_revenue(
     )
     steps = steps[~steps["hidden"]]
     steps = steps.groupby(["origin", "month"], as_index=False)["change"].sum()
-    steps = steps.join(sold[["cohort", "sold_month"]], on="origin", how="inner")
-    firsts = steps[steps["change"] != 0].drop_duplicates("origin")
-    cohorts["sold"] = firsts.groupby("cohort")["change"].sum().reindex(cohorts.index, fill_value=0)
-
-    lengths = last - cohorts["sold_month"].to_numpy(np.int64) + 1
-    offsets = np.cumsum(lengths) - lengths
-    change = np.zeros(lengths.sum(), np.int64)
-    since = np.maximum(steps["month"], steps["sold_month"]) - steps["sold_month"]
-    np.add.at(change, offsets[steps["cohort"]] + since.to_numpy(np.int64), steps["change"])
-    row = np.repeat(np.arange(len(cohorts)), lengths)
-    rows = cohorts.take(row).reset_index(drop=True)
-    rows["months_since"] = np.arange(len(row)) - offsets[row]
-    month = rows["sold_month"].to_numpy(np.int64) + rows["months_since"].to_numpy(np.int64)
-    total = np.cumsum(change)
-    begins = np.where(offsets > 0, total[offsets - 1], 0) if len(total) else offsets
-    rows = rows.assign(
-        cohort_month=month_start(rows["sold_month"]),
-        month=month_start(month),
-        is_complete=month < last,
-        revenue_sold=rows["sold"],
-        revenue_kept=total - begins[row],
+    steps = steps.join(sold[COHORT], on="origin", how="inner")
+    pays = steps["change"] != 0
+    is_first = pays & (pays.groupby(steps["origin"]).cumsum() == 1)
+    steps = pd.concat(
+        [
+            sold[COHORT].assign(month=sold["sold_month"], sold=0, change=0),
+            steps.assign(sold=steps["change"].where(is_first, 0)),
+        ]
     )
+    steps["month"] = steps[["month", "sold_month"]].max(axis=1)
+    rows = by_cohort((yield counted(steps, [*COHORT, "month"], "sold", "change")), today)
+    rows = rows.rename(columns={"sold": "revenue_sold", "kept": "revenue_kept"})
     rows["revenue_retention"] = share(rows["revenue_kept"], rows["revenue_sold"])
     return COHORT_REVENUE.frame(rows)
 
@@ -270,7 +262,7 @@ def _revenue_steps(history: Frame) -> Frame:
 
 
 def _retained(history: Frame, today: date) -> Frame:
-    """Recurring revenue of a year ago, and what is retained of it: `LINE` and three sums."""
+    """How recurring revenue of a year ago, and what is retained of it, change (`RETAINED`)."""
     steps = _revenue_steps(history)
     unknown = steps["customer_id"].isna()
     steps["customer_id"] = steps["customer_id"].mask(unknown, -steps["membership_id"])
@@ -289,26 +281,21 @@ def _retained(history: Frame, today: date) -> Frame:
     lasting = ["now", "base", "base_type"]
     both[lasting] = both.groupby("owner")[lasting].ffill()
     both[["now", "base"]] = both[["now", "base"]].fillna(0).astype("int64")
-    values = {
-        "revenue_year_ago": both["base"],
-        "gross_retained": both[["now", "base"]].min(axis=1),
-        "net_retained": both["now"].where(both["base"] > 0, 0),
-    }
-    both = both.assign(**values)
+    both = both.assign(
+        revenue_year_ago=both["base"],
+        gross_retained=both[["now", "base"]].min(axis=1),
+        net_retained=both["now"].where(both["base"] > 0, 0),
+    )
     after = both.groupby("owner").shift(-1)
     # Each row counts under its type until the customer's next row takes over.
     ends = both.assign(month=after["month"])[after["month"].notna()]
-    ends[list(values)] = -ends[list(values)]
+    ends[RETAINED] = -ends[RETAINED]
     moves: Frame = pd.concat([both, ends], ignore_index=True)
-    moves = moves[moves[list(values)].ne(0).any(axis=1)].reset_index(drop=True)
-    moves = moves.assign(
+    moves = moves[moves[RETAINED].ne(0).any(axis=1)].reset_index(drop=True)
+    return moves.assign(
         membership_type_id=moves["base_type"].mask(moves["base_type"] < 0),
         business_unit_id=pd.array([pd.NA] * len(moves), "Int64"),
     )
-    rows = by_month(moves, list(values), today)
-    for name in values:
-        rows[name] = running(rows, rows[name])
-    return rows[[*LINE, *values]]
 
 
 def _leading_type(steps: Frame, paid: Frame) -> Column:

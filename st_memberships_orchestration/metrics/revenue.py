@@ -31,12 +31,14 @@ from st_memberships_orchestration.metrics.history import (
     by_month,
     follows,
     movements,
+    recorded_changes,
     renewal_links,
     running,
     share,
     spells,
     unrecorded,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -112,6 +114,7 @@ def membership_prices(
     return MEMBERSHIP_PRICES.frame(rows)
 
 
+@adding_up
 def recurring_revenue_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -125,7 +128,7 @@ def recurring_revenue_monthly(
     zone: ZoneInfo,
     renewal_grace_days: int = 30,
     earliest: date = EARLIEST,
-) -> pd.DataFrame:
+) -> Summing:
     """Monthly recurring revenue (MRR) at the start and end of each month, and why it changed.
 
     One row per month, membership type and business unit; money in the account's currency. MRR is
@@ -184,12 +187,14 @@ def recurring_revenue_monthly(
     )
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = attach(_bridge(rows, moves), pick(memberships, "id", *CELL), "membership_id", *CELL)
+    rows = yield counted(rows, [*CELL, "month"], *FLOWS, *STOCKS)
+    recorded = yield recorded_changes(membership_status, zone)
     rows = by_month(rows, [*FLOWS, *STOCKS], today)
     for stock in STOCKS:
         rows[stock] = running(rows, rows[stock])
     change = sum(rows[name] * sign for name, sign in BRIDGE.items())
     rows["mrr_start"] = rows["mrr_end"] - change
-    is_inferred = unrecorded(rows, membership_status, zone)
+    is_inferred = unrecorded(rows, recorded)
     rows["inferred_mrr"] = rows["inferred_mrr"].where(~is_inferred, rows["mrr_end"])
     rows["inferred_share"] = share(rows["inferred_mrr"], rows["mrr_end"])
     rows["backdated_share"] = share(rows["backdated_mrr"], rows["mrr_end"])

@@ -27,6 +27,7 @@ from st_memberships_orchestration.metrics.history import (
     spells,
 )
 from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BACKDATED,
     BUSINESS_UNIT_ID,
@@ -42,6 +43,7 @@ from st_memberships_orchestration.metrics.tables import (
 )
 
 
+@adding_up
 def sales_monthly(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -56,7 +58,7 @@ def sales_monthly(
     earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
     early_days: int = 90,
-) -> pd.DataFrame:
+) -> Summing:
     """Memberships sold and renewed by seller and by way of sale, and how many were lost early.
 
     One row per month of sale, business unit, seller and activation method. The month is that of
@@ -143,8 +145,7 @@ def sales_monthly(
         "lost_early": matured & (rows["lost"] < early),
     }
     rows = rows.assign(**measures).astype(dict.fromkeys(measures, "int64"))
-    grain = list(SALES_MONTHLY.grain)
-    rows = rows.groupby(grain, dropna=False, as_index=False)[[*measures]].sum()
+    rows = yield counted(rows, SALES_MONTHLY.grain, *measures)
     rows["early_loss_rate"] = share(rows["lost_early"], rows["matured"])
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])

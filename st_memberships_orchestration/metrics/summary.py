@@ -27,6 +27,7 @@ from st_memberships_orchestration.metrics.history import (
     running,
     spells,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     COUNT,
     ID,
@@ -58,6 +59,7 @@ OURS = {
 """Our words for a movement, and the report's column that says the same."""
 
 
+@adding_up
 def membership_summary(
     memberships: pd.DataFrame,
     membership_status: pd.DataFrame,
@@ -67,7 +69,7 @@ def membership_summary(
     zone: ZoneInfo,
     earliest: date = EARLIEST,
     renewal_grace_days: int = 30,
-) -> pd.DataFrame:
+) -> Summing:
     """The Membership Summary report of ServiceTitan for each month, beside the same of ours.
 
     One row per month, membership type and column of the report: `active_at_start`, `new_sales`,
@@ -108,17 +110,18 @@ def membership_summary(
     """
     memberships = with_plausible_days(memberships, earliest, today)
     steps = _steps(memberships, membership_status, today, zone, renewal_grace_days)
-    counted = [
-        _counted(steps, steps["theirs"], summary=1),
-        _counted(steps, steps["ours"], ours=1),
-        _counted(steps, steps["theirs"], **_more(steps)),
-        _counted(steps, steps["ours"], **_less(steps)),
-        *_stocks(steps, today),
+    parts = [
+        _named(steps, steps["theirs"], summary=1),
+        _named(steps, steps["ours"], ours=1),
+        _named(steps, steps["theirs"], **_more(steps)),
+        _named(steps, steps["ours"], **_less(steps)),
     ]
-    rows: Frame = pd.concat(counted, ignore_index=True)
+    rows: Frame = pd.concat(parts, ignore_index=True)
     rows[MEASURES] = rows.reindex(columns=MEASURES).fillna(0).astype("int64")
-    rows["month"] = rows["month"].astype("int64")
-    rows = rows.groupby([*LINE, "movement"], dropna=False, as_index=False)[MEASURES].sum()
+    rows = yield counted(rows, [*LINE, "movement"], *MEASURES)
+    steps = yield counted(steps, LINE, "change")
+    rows: Frame = pd.concat([rows, *_stocks(steps, today)], ignore_index=True)
+    rows[MEASURES] = rows[MEASURES].fillna(0).astype("int64")
     rows["difference"] = rows["summary"] - rows["ours"]
     rows["reasons"] = flags(**{reason: rows[reason] != 0 for reason in REASONS})
     types = pick(membership_types, "id", "is_deleted")
@@ -187,7 +190,7 @@ def _less(steps: Frame) -> dict[str, Column]:
     }
 
 
-def _counted(steps: Frame, movement: Column, **measures: Column | int) -> Frame:
+def _named(steps: Frame, movement: Column, **measures: Column | int) -> Frame:
     return steps[LINE].assign(movement=movement, **measures)[movement.notna()]
 
 

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -54,6 +55,16 @@ class Table:
     def name(self) -> str:
         """Name of the table."""
         return self.of.__name__
+
+    @property
+    def metric(self) -> Callable[..., Any]:
+        """What computes it, where it `adds_up` step by step (`sums`)."""
+        return inspect.unwrap(self.of)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether it is computed of sums over records."""
+        return inspect.isgeneratorfunction(self.metric)
 
     @property
     def order(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from st_memberships_orchestration.metrics.history import (
     share,
     spells,
 )
+from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
     COUNT,
@@ -183,7 +184,8 @@ def visits(
     return VISITS.frame(rows)
 
 
-def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIEST) -> pd.DataFrame:
+@adding_up
+def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIEST) -> Summing:
     """Of the visits due in each month, how many were booked, are open, or were dismissed.
 
     One row per month of the due day, membership type and business unit, from the first visit on;
@@ -235,7 +237,7 @@ def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIE
         "removed",
         "strange",
     ]
-    rows = by_month(rows, measures, today)
+    rows = by_month((yield counted(rows, [*CELL, "month"], *measures)), measures, today)
     rows["due"] = rows["booked"] + rows["open"] + rows["dismissed"]
     rows["fulfilment"] = share(rows["booked"], rows["booked"] + rows["open"])
     rows["flags"] = flags(status_unknown=rows["strange"] > 0)
