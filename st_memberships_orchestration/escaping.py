@@ -74,11 +74,6 @@ def visible_drawing(text: str) -> str:
     )
 
 
-def visible_lines(text: str) -> str:
-    """`visible` for a text of several lines, such as a list of errors; its lines stay."""
-    return "\n".join(map(visible, text.split("\n")))
-
-
 def markdown(text: str, most: int | None = None) -> str:
     """The text in a line, or a cell of a table, of Markdown: it reads as `visible` shows it."""
     parts = _LINK.split(visible(text, most))  # every other one makes a link

@@ -99,6 +99,25 @@ def _known_timezone(name: str) -> str:
     return name
 
 
+def _plain_number(value: object) -> object:
+    """Refuse what pydantic would take for a number: true for 1, 1_000, 1e3."""
+    text = value.strip() if isinstance(value, str) else ""
+    if isinstance(value, bool) or (text and not re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII)):
+        raise _wrong("it must be a number, written in digits alone, such as 500")
+    return value
+
+
+def _plain_day(value: object) -> object:
+    """Refuse what pydantic would take for seconds since 1970."""
+    if isinstance(value, str) and not re.match(r"\s*\d{4}-", value, re.ASCII):
+        raise _wrong("it must be a day, written such as 2024-01-31")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_plain_number)]
+Day = Annotated[date, BeforeValidator(_plain_day)]
+
+
 def _currency(code: str) -> str:
     if code and not re.fullmatch("[A-Z]{3}", code):
         raise _wrong(f"{code!r} is no currency; use its three capital letters, such as USD")
@@ -168,7 +187,7 @@ class Tenant(BaseModel):
     # What is wrong is said without the value, which may be a secret in the wrong place.
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    tenant_id: int = Field(description="The account's number in ServiceTitan.")
+    tenant_id: Whole = Field(gt=0, description="The account's number in ServiceTitan.")
     client_id: SecretStr = Field(description="Client ID of the app for this tenant.")
     client_secret: SecretStr = Field(description="Secret of that client ID.")
     app_key: SecretStr = Field(description="Key of the app; the same for all its tenants.")
@@ -216,15 +235,15 @@ class Settings(BaseSettings):
     )
     api_url: str = Field(default="", description="Overrides the API's address.")
     auth_url: str = Field(default="", description="Overrides the token endpoint's address.")
-    requests_per_second: int = Field(
+    requests_per_second: Whole = Field(
         default=30,
         gt=0,
         description="Ceiling per tenant, all processes of a machine together; the vendor's is 60.",
     )
-    history_start: date = Field(
+    history_start: Day = Field(
         default=date(2024, 1, 1), description="First daily window; it also holds everything older."
     )
-    earliest_date: date = Field(
+    earliest_date: Day = Field(
         default=date(1980, 1, 1),
         description="Earlier days of memberships and visits are mistakes, and count as not known.",
     )
@@ -243,19 +262,19 @@ class Settings(BaseSettings):
     writes: Literal["off", "dry-run", "on"] = Field(
         default="dry-run", description="The master switch of everything that changes something."
     )
-    write_cap_per_run: int = Field(default=500, ge=0, description="Changes in one run.")
-    write_cap_per_day: int = Field(default=2_000, ge=0, description="Changes in one UTC day.")
+    write_cap_per_run: Whole = Field(default=500, ge=0, description="Changes in one run.")
+    write_cap_per_day: Whole = Field(default=2_000, ge=0, description="Changes in one UTC day.")
     write_cap_per_kind: Annotated[
-        dict[str, int], AfterValidator(lambda caps: CAPS_PER_KIND | caps)
+        dict[str, Annotated[Whole, Field(ge=0)]], AfterValidator(lambda caps: CAPS_PER_KIND | caps)
     ] = Field(
         default=CAPS_PER_KIND,
         description="Changes of one kind in one UTC day, as JSON; kinds left out keep theirs.",
     )
-    write_cap_sales_money: Decimal = Field(
+    write_cap_sales_money: Annotated[Decimal, BeforeValidator(_plain_number)] = Field(
         default=Decimal(5_000), ge=0, description="Money that sales may bill in one UTC day."
     )
-    write_plan_max_age_hours: float = Field(
-        default=24, gt=0, description="A plan that is older has to be made anew."
+    write_plan_max_age_hours: Annotated[float, BeforeValidator(_plain_number)] = Field(
+        default=24, gt=0, le=1_000_000, description="A plan that is older has to be made anew."
     )
     inbox: Path = Field(
         default=Path(".data/inbox"), description="Files of changes; plans go to outbox beside it."
@@ -276,10 +295,10 @@ class Settings(BaseSettings):
         description="Where people open ServiceTitan: for the links in report and digest.",
     )
 
-    keep_runs_days: int = Field(
+    keep_runs_days: Whole = Field(
         default=30, ge=1, description="Days for which Dagster's record of runs is kept."
     )
-    keep_failed_runs_days: int = Field(
+    keep_failed_runs_days: Whole = Field(
         default=90, ge=1, description="The same for runs that failed."
     )
 

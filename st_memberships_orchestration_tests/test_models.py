@@ -554,11 +554,31 @@ def test_a_body_is_json_at_every_depth():
 
 def test_the_text_of_a_plan_is_taken_for_its_type():
     change = MembershipUpdate.model_validate(
-        {"business_unit_id": "12", "status": "Canceled", "next_scheduled_bill_date": "2024-05-01"}
+        {"business_unit_id": 12, "status": "Canceled", "next_scheduled_bill_date": "2024-05-01"}
     )
-    assert change.business_unit_id == 12
     assert change.status is MembershipStatus.CANCELED
     assert change.next_scheduled_bill_date == date(2024, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        (RecurringServiceUpdate, {"active": 1}),
+        (RecurringServiceUpdate, {"active": "yes"}),
+        (RecurringServiceUpdate, {"memo": b"bytes"}),
+        (RecurringServiceUpdate, {"tag_type_ids": ["5"]}),
+        (RecurringServiceUpdate, {"tag_type_ids": (5,)}),
+        (RecurringServiceUpdate, {"duration_length": True}),
+        (MembershipUpdate, {"business_unit_id": "12"}),
+        (MembershipUpdate, {"business_unit_id": 12.0}),
+        (MembershipUpdate, {"initial_deferred_revenue": True}),
+        (MembershipUpdate, {"initial_deferred_revenue": "1_000"}),
+        (InvoiceTemplateUpdate, {"items": [{**LINE, "isAddOn": 1}]}),
+        (InvoiceTemplateUpdate, {"items": [{**LINE, "isAddOn": "off"}]}),
+    ],
+)
+def test_nothing_is_taken_for_something_else(change, fields):
+    assert refusal(change, fields)
 
 
 def test_a_checked_change_cannot_be_altered():

@@ -199,6 +199,32 @@ def account(name: str) -> dict[str, dict[str, str]]:
     return {name: values}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WRITE_CAP_PER_KIND", '{"sell_memberships": true}'),
+        ("WRITE_CAP_PER_KIND", '{"sell_memberships": -1}'),
+        ("WRITE_CAP_SALES_MONEY", "1e3"),
+        ("WRITE_CAP_SALES_MONEY", "1_000"),
+        ("WRITE_CAP_PER_RUN", "1_000"),
+        ("WRITE_PLAN_MAX_AGE_HOURS", "inf"),
+        ("WRITE_PLAN_MAX_AGE_HOURS", "9" * 20),
+        ("HISTORY_START", "1704067200"),
+        ("TENANTS__ACME__TENANT_ID", "1_000"),
+        ("TENANTS__ACME__TENANT_ID", "-5"),
+    ],
+)
+def test_what_was_written_is_what_is_set_or_it_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for credential, good in account("acme")["acme"].items():
+        monkeypatch.setenv(f"ST_TENANTS__ACME__{credential.upper()}", str(good))
+    assert Settings().tenants
+    monkeypatch.setenv(f"ST_{name}", value)
+    with pytest.raises(ValidationError, match="must be a|should be"):
+        Settings()
+
+
 @pytest.mark.parametrize("name", ["acme", "acme_2", "north-east", "a.b", "müller", "7"])
 def test_a_tenant_may_be_called(name: str) -> None:
     assert [*Settings(tenants=account(name)).tenants] == [name]

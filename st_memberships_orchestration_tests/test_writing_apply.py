@@ -148,6 +148,7 @@ def twin_sales(client: MembershipsClient, dice: random.Random) -> list[dict[str,
         ({"caps": Caps(per_run=1)}, "2 changes, the cap per run is 1"),
         ({"caps": Caps(per_day=1)}, "cap per day for all kinds is 1"),
         ({"caps": Caps(per_kind={"sell_memberships": 1})}, "for sell_memberships is 1"),
+        ({"caps": Caps(per_kind={"sel_membership": 1})}, "caps sel_membership, which is no kind"),
         ({"caps": Caps(sales_money=Decimal("0.01"))}, "sales of .* the cap per day is 0.01"),
     ],
 )

@@ -20,6 +20,7 @@ from st_memberships_orchestration.writing.kinds.memberships import NO_SERVICES
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
 from st_memberships_orchestration.writing.presentation import column_help, plan_lines, plan_totals
 from st_memberships_orchestration.writing.rows import BadRows, cells, numbered, read_rows
+from st_memberships_orchestration.writing.values import same
 from st_memberships_orchestration_tests.torture_writes import access_of, some
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -241,11 +242,21 @@ def test_the_hash_follows_content_and_record_and_survives_the_file(
             load_plan(file)
     spoiled = [text.replace('"line": 1', f'"line": {line}') for line in ("null", 2**31, "[1]")]
     spoiled += [text.replace('"ledger": null', '"ledger": "x"'), text.replace("+00:00", "")]
+    spoiled += [text.replace('"line": 1', f'"line": {line}') for line in ("true", '"1"', "1.0")]
+    spoiled += [text.replace(f'"{plan.created_at.isoformat()}"', "1767225600")]
     assert text not in spoiled
     for broken in (text.encode()[:-40], b"\xff\xfe", b"[" * 200_000, *map(str.encode, spoiled)):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match="this is no plan"):
             load_plan(file)
+
+
+def test_a_truth_is_no_number_wherever_values_are_compared() -> None:
+    for wanted, found in ((True, 1), (0, False), (1, "1"), ([1], [True]), ([1], ["1"])):
+        assert not same(wanted, found)
+        line = {"id": 5, "is_add_on": wanted}
+        assert not same([line], [line | {"is_add_on": found}])
+        assert same([line], [dict(line)])
 
 
 def test_a_plan_holds_no_secret(client: MembershipsClient, shared_sandbox: RunningSandbox) -> None:
@@ -339,12 +350,22 @@ def test_named_lines_are_changed_and_all_others_kept(client: MembershipsClient) 
     assert first.id not in [line.get("id") for line in planned.change["items"]]
     for items, said in (
         ([{"id": 1, "unit_price": 1}], "no line with id 1"),
-        ([{"id": [first.id]}], "no line with id"),
+        ([{"id": [first.id]}], "line 1: id: .* is no whole number"),
         ([{"id": first.id}, {"id": first.id, "unit_price": 1}], "named twice"),
-        ([{"id": True}], "no line with id True"),
+        ([{"id": True}], "line 1: id: True is no whole number"),
         ([{"id": first.id, "remove": "true"}], "true or false"),
         ([{**new, "remove": True}], "beside an id"),
-        ([{**new, "sku_id": True}], "true and false are no value"),
+        ([{**new, "sku_id": True}], "line 1: sku_id: True is no whole number: write digits"),
+        ([{**new, "quantity": True}], "line 1: quantity: True is no number: write digits"),
+        ([new, {**new, "quantity": "1e3"}], "line 2: quantity: 1e3 is no number: write it with a"),
+        ([{**new, "unitPrice": "1e3"}], "line 1: unitPrice: 1e3 is no number"),
+        ([{**new, "unit_price": "1.234"}], 'line 1: unit_price: .* marks: "1.234"'),
+        ([{**new, "is_add_on": 1}], "line 1: is_add_on: 1 is neither true nor false: write one"),
+        ([{**new, "is_add_on": "yes"}], "line 1: is_add_on: yes is neither true nor false"),
+        ([{**new, "description": "#REF!"}], "line 1: description: #REF! is what a spreadsheet"),
+        ([{**new, "description": 5}], "line 1: description: 5 is no text: put it in quotation"),
+        ([[new]], "line 1: .* is no JSON object"),
+        ({"id": 1}, "items: .* is no list: write it as JSON"),
     ):
         with pytest.raises(BadRows, match=said):
             plan_of(client, "update_invoice_templates", [{"id": id, "items": items}])

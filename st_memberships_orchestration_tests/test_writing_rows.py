@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.writing.rows import BadRows, read_rows
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.presentation import complaint
+from st_memberships_orchestration.writing.rows import BadRows, Row, cells, read_rows
 from st_memberships_orchestration_tests.test_writing_plans import plan_of
 from st_memberships_orchestration_tests.torture_writes import access_of
 
@@ -158,6 +161,15 @@ WRONG = [
     (("to", "01/05/2026"), "write it as 2026-05-31"),
     (("to", "1.5.2026"), "write it as 2026-05-31"),
     (("to", "26-05-01"), "write it as 2026-05-31"),
+    (("to", "2026-05-31T15:30:00Z"), "only the day is sent"),
+    (("to", "2026-05-31T00:00:00-05:00"), "only the day is sent"),
+    (("to", datetime(2026, 5, 31, 15, 30, tzinfo=UTC)), "only the day is sent"),
+    (("memo", 5), "is no text: put it in quotation marks"),
+    (("memo", b"five"), "is no text"),
+    (("business_unit_id", True), "digits alone"),
+    (("business_unit_id", 5.5), "digits alone"),
+    (("business_unit_id", b"31"), "digits alone"),
+    (("initial_deferred_revenue", True), "is no number"),
     (("initial_deferred_revenue", "1,5"), "with a point"),
     (("initial_deferred_revenue", "1.234,50"), "with a point"),
     (("initial_deferred_revenue", "1,234.50"), "with a point"),
@@ -175,6 +187,40 @@ def test_what_a_spreadsheet_makes_of_a_value_is_questioned(
     (fault,) = faults(client, [{"id": id, "memo": "x", column: value}])
     assert fault.startswith(f"line 1: {column}: ")
     assert said in fault
+
+
+@pytest.mark.parametrize("value", [1, 0, 1.0, "1", "yes", "on", "y", "t"])
+def test_a_truth_is_written_as_one(client: MembershipsClient, value: Any) -> None:
+    (fault,) = faults(client, [{"id": 5, "active": value}], "update_recurring_services")
+    assert fault.startswith("line 1: active: ")
+    assert "neither true nor false: write one of these two words" in fault
+    row = {"id": 5, "active": "TRUE", "name": "x"}
+    assert cells(Row(1, row), KINDS["update_recurring_services"].change)["active"] is True
+
+
+def test_what_a_list_holds_is_judged_as_a_cell_is(client: MembershipsClient) -> None:
+    for name, value in (
+        ("tag_type_ids", ["1.23E+10"]),
+        ("tag_type_ids", [5, "#REF!"]),
+        ("tag_type_ids", [-5]),
+        ("tag_type_ids", "[true]"),
+        ("recurrence_months", ["May", 5]),
+    ):
+        (fault,) = faults(client, [{"id": 5, name: value}], "update_recurring_services")
+        assert fault.startswith(f"line 1: {name}")
+
+
+def test_what_is_quoted_of_a_row_is_escaped_once_and_stays_in_its_line(
+    client: MembershipsClient,
+) -> None:
+    worse = {"id": "5\u202e\nline 9: nothing is wrong", "a\u202eb": "x", "memo": "\x1b[31m" * 20}
+    with pytest.raises(BadRows) as raised:
+        plan_of(client, "update_memberships", [worse])
+    lines = complaint(raised.value).splitlines()
+    assert not any(line.startswith("line 9") for line in lines)
+    assert len(lines) == len(raised.value.faults) + 1
+    assert any("a⟨U+202E⟩b: there is no such column" in line for line in lines)
+    assert "⟨U+27E8⟩" not in complaint(raised.value)
 
 
 def test_numbers_without_all_their_digits_are_questioned_in_json_too(

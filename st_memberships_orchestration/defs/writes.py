@@ -23,7 +23,7 @@ from st_memberships_orchestration.defs.failures import failed_with, failure_of
 from st_memberships_orchestration.defs.metadata import OPERATIONS, column_schema, table_metadata
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.resources import ServiceTitan
-from st_memberships_orchestration.escaping import markdown_table, visible, visible_lines
+from st_memberships_orchestration.escaping import markdown_table, visible
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.settings import Settings, this_user
@@ -49,6 +49,7 @@ from st_memberships_orchestration.writing.presentation import (
     PLAN_HEADINGS,
     RESULT_HEADINGS,
     column_help,
+    complaint,
     cut,
     plan_lines,
     plan_totals,
@@ -318,9 +319,9 @@ def failures() -> Iterator[None]:
     try:
         yield
     except (BadRows, Locked, KeyError, ValueError, OSError) as error:
-        raise dg.Failure(_said(error), allow_retries=False) from error
+        raise dg.Failure(complaint(error), allow_retries=False) from error
     except ServiceTitanError as error:
-        raise failure_of(str(error), [failed_with(error)]) from error
+        raise failure_of(complaint(error), [failed_with(error)]) from error
 
 
 @dataclass
@@ -350,7 +351,7 @@ class Work:
             raise  # nothing is wrong with the file: it is tried again
         except Exception as error:
             if aside:
-                aside.broken(_said(error))
+                aside.broken(complaint(error))
             raise
         self.show(plan)
         if aside:
@@ -434,7 +435,7 @@ class Work:
                 heard=_Heard(self.context, len(plan.changes)),
             )
         except DryRun as dry:
-            self.context.log.info("%s", visible_lines(str(dry)))
+            self.context.log.info("%s", complaint(dry))
             self.show(plan)
             return
         finally:
@@ -469,10 +470,6 @@ class Work:
         self.context.log_event(
             dg.AssetMaterialization(AUDIT_KEY, partition=tenant, metadata=metadata)
         )
-
-
-def _said(error: Exception) -> str:
-    return visible_lines(str(error.args[0] if isinstance(error, KeyError) else error))
 
 
 def table_of(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> dg.TableMetadataValue:

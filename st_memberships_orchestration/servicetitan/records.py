@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from annotated_types import Ge, Le
 from pydantic import (
@@ -26,7 +26,6 @@ from pydantic import (
     Strict,
     ValidationInfo,
     WithJsonSchema,
-    field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
@@ -279,7 +278,8 @@ class Change(BaseModel):
 
     `field=None` sends null, and is refused where ServiceTitan does not take one; a field left out
     is left alone. ServiceTitan drops fields that it does not know and still answers 200, so they
-    are refused here, before anything is sent.
+    are refused here, before anything is sent. What was given is what is sent: nothing is taken for
+    something else, as `1` or `"yes"` would be for true.
     """
 
     model_config = ConfigDict(
@@ -288,6 +288,7 @@ class Change(BaseModel):
         validate_by_alias=True,
         extra="forbid",
         frozen=True,
+        strict=True,
     )
 
     record: ClassVar[type[Record]]
@@ -307,17 +308,6 @@ class Change(BaseModel):
                 {"fields": ", ".join(read_only)},
             )
         return data
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_truth(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse true and false where they would be taken for 1 and 0."""
-        of_field = cls.model_fields[str(info.field_name)].annotation
-        values = cast(list[object], value) if isinstance(value, list) else [value]
-        takes_truth = of_field is bool or bool in get_args(of_field)
-        if not takes_truth and any(isinstance(one, bool) for one in values):
-            raise PydanticCustomError("truth", "true and false are no value of this field")
-        return value
 
     @model_validator(mode="after")
     def _refuse_nothing(self) -> Self:

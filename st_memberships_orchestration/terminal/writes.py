@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from st_memberships_orchestration.escaping import visible, visible_lines
+from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -48,6 +48,7 @@ from st_memberships_orchestration.writing.presentation import (
     PLAN_HEADINGS,
     RESULT_HEADINGS,
     column_help,
+    complaint,
     cut,
     plan_lines,
     plan_totals,
@@ -131,7 +132,8 @@ def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> N
                     heard=lambda result: progress.advance(bar),
                 )
             except DryRun as dry:
-                console.print(f"\n{escape(visible_lines(str(dry)))}", soft_wrap=True)
+                console.print(f"
+{escape(complaint(dry))}", soft_wrap=True)
                 show_how_to_send(plan_file, chosen)
                 return
         show(RESULT_HEADINGS, result_lines(results))
@@ -220,10 +222,8 @@ def work() -> Iterator[tuple[Settings, Ledger]]:
             yield settings, ledger
         finally:
             ledger.close()
-    except (BadRows, Locked, ValueError, OSError, ServiceTitanError) as error:
-        raise click.ClickException(visible_lines(str(error))) from error
-    except KeyError as error:
-        raise click.ClickException(visible_lines(str(error.args[0]))) from error
+    except (BadRows, Locked, KeyError, ValueError, OSError, ServiceTitanError) as error:
+        raise click.ClickException(complaint(error)) from error
     except sqlalchemy.exc.SQLAlchemyError as error:
         raise click.ClickException(f"The ledger (ST_LEDGER_URL) fails: {error}") from error
 

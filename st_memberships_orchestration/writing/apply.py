@@ -30,6 +30,7 @@ from st_memberships_orchestration.servicetitan.errors import (
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import FREE, Entry, Intent, Status
+from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import MODIFIED, Kind
 from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
 from st_memberships_orchestration.writing.ledger import (
@@ -42,7 +43,7 @@ from st_memberships_orchestration.writing.ledger import (
 )
 from st_memberships_orchestration.writing.outcomes import Patience, count, look_again
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, digest, draw
-from st_memberships_orchestration.writing.values import Plain, chunks, same
+from st_memberships_orchestration.writing.values import Plain, chunks, same, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,11 @@ class Approval:
             raise DryRun("dry_run is true: nothing was sent")
         if self.switch != "on":
             raise Locked(f"ST_WRITES is {self.switch!r}; only 'on' lets anything be sent")
+        if unknown := self.caps.per_kind.keys() - KINDS.keys():
+            raise Locked(
+                f"ST_WRITE_CAP_PER_KIND caps {', '.join(sorted(unknown))}, which is no kind of "
+                f"change, so that cap would hold nothing back; the kinds are {', '.join(KINDS)}"
+            )
         if self.hash != plan.hash:
             raise Locked(
                 f"the approval names {self.hash[:12] or 'no hash'!r}, the plan's hash is "
@@ -529,7 +535,7 @@ class _Run:
         if again.money != planned.money:
             said = f"it touches {again.money} now, the plan says {planned.money}; plan again"
             return self._stopped(planned, said)
-        if again.wanted != planned.wanted:
+        if text_of(again.wanted) != text_of(planned.wanted):
             return self._stopped(planned, "it would do something else now; plan again")
         return {**again.before, **self.starting_point}
 

@@ -29,7 +29,14 @@ from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import Kind, Proposal
 from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
 from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named
-from st_memberships_orchestration.writing.values import Plain, chunks, plain, same, understood
+from st_memberships_orchestration.writing.values import (
+    Plain,
+    chunks,
+    plain,
+    same,
+    text_of,
+    understood,
+)
 
 FORMAT = 3
 WITHOUT_ACCOUNT = 2
@@ -168,7 +175,7 @@ class Plan:
         try:
             body = json.loads(text)
             written, number = body.pop("hash"), body.pop("format")
-            plan = _PLAN.validate_python(body)
+            plan = _PLAN.validate_json(json.dumps(body), strict=True)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             said = "; ".join(_said(error)) if isinstance(error, ValueError) else error
             raise ValueError(f"this is no plan: {said}") from error
@@ -402,5 +409,4 @@ def content_hash(target: int | None, change: Plain, occasion: str) -> str:
 
 def digest(value: Any) -> str:
     """Fingerprint of a plain value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text_of(value).encode()).hexdigest()

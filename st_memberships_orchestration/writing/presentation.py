@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from st_memberships_orchestration.escaping import visible
+from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.writing.apply import Result
 from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.plans import NOT_READABLE, Plan
-from st_memberships_orchestration.writing.rows import list_fields
-from st_memberships_orchestration.writing.values import COPY_OF, Plain
+from st_memberships_orchestration.writing.rows import BadRows, list_fields
+from st_memberships_orchestration.writing.values import COPY_OF, Plain, text_of
 
 PLAN_HEADINGS = ("line", "record", "field", "now", "then", "money", "remark")
 RESULT_HEADINGS = ("line", "record", "outcome", "before", "after", "remark")
@@ -40,6 +42,17 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, ...]]:
     for what, rows in (("no change", plan.no_ops), ("refused", plan.refused)):
         for left in rows:
             yield (str(left.line), str(left.target or "new"), "", "", what, "", left.why)
+
+
+def complaint(error: Exception) -> str:
+    """What went wrong, escaped for a screen; what it quotes cannot begin a line of its own."""
+    if isinstance(error, BadRows):
+        lines = error.lines
+    elif isinstance(error, ServiceTitanError):
+        lines = [str(error)]
+    else:
+        lines = str(error.args[0] if isinstance(error, KeyError) else error).split("\n")
+    return "\n".join(map(visible, lines))
 
 
 def plan_totals(plan: Plan) -> dict[str, Any]:
@@ -170,7 +183,11 @@ def _lines_that_differ(now: Any, then: Any) -> tuple[Any, Any]:
     changed: list[Plain] = []
     for line in then:
         old = there.get(line.get("id"), {})
-        fields = {n: v for n, v in line.items() if old.get(n) != v or n in ("id", "sku_id")}
+        fields = {
+            n: v
+            for n, v in line.items()
+            if text_of(old.get(n)) != text_of(v) or n in ("id", "sku_id")
+        }
         if not old or set(fields) - {"id", "sku_id"}:
             changed.append(fields)
     ids = {line.get("id") for line in changed} | (set(there) - {line.get("id") for line in then})

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
@@ -16,7 +16,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from st_memberships_orchestration.escaping import from_csv_cell, visible
+from st_memberships_orchestration.escaping import from_csv_cell
 from st_memberships_orchestration.servicetitan.records import Change
 from st_memberships_orchestration.writing.doubts import Doubt, examine
 
@@ -24,8 +24,8 @@ FORMATS = (".csv", ".jsonl", ".parquet")
 SAVE_AS = "in a spreadsheet save it as `CSV UTF-8 (comma delimited)`"
 SHOWN_FAULTS = 500
 
-LONGEST_NAME = 40
-"""Characters of a column's name in a message."""
+LONGEST_QUOTE = 40
+"""Characters of a column's name, or of a value, in a message."""
 
 _OTHERS = {
     b"PK\x03\x04": "a spreadsheet's own file (.xlsx, .ods)",
@@ -73,17 +73,20 @@ class Fault:
 class BadRows(Exception):
     """Some rows cannot be understood, so nothing was planned.
 
+    What it quotes is as it came: whoever shows it escapes it, line by line (`presentation`).
+
     Attributes:
         faults: all that is wrong, by line.
+        lines: of the message.
     """
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = sorted(faults, key=lambda fault: fault.line)
-        lines = [*map(str, self.faults[:SHOWN_FAULTS])]
+        self.lines = [f"{len(self.faults)} faults, nothing was planned:"]
+        self.lines += map(str, self.faults[:SHOWN_FAULTS])
         if (more := len(self.faults) - SHOWN_FAULTS) > 0:
-            lines.append(f"and {more:,} more")
-        said = "\n".join(lines)
-        super().__init__(f"{len(self.faults)} faults, nothing was planned:\n{said}")
+            self.lines.append(f"and {more:,} more")
+        super().__init__("\n".join(self.lines))
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -160,7 +163,7 @@ def named(
                 name = written
             elif name is None and _letters(written) in by_letters:
                 name = by_letters[_letters(written)]
-                said = f"column {shown_name(written)}: write its name as {name}"
+                said = f"column {quoted(written)}: write its name as {name}"
                 faults.setdefault(written, Fault(row.line, said))
             elif name is None:
                 if not _is_empty(value):
@@ -183,12 +186,14 @@ def _letters(name: str) -> str:
 def _unknown(written: str, names: Mapping[str, str]) -> str:
     near = get_close_matches(written.lower(), names, 1)
     meant = f"is {names[near[0]]} meant? If" if near else "the columns are listed by --help; if"
-    return f"{shown_name(written)}: there is no such column; {meant} it is a note, call it _note"
+    return f"{quoted(written)}: there is no such column; {meant} it is a note, call it _note"
 
 
-def shown_name(name: str) -> str:
-    """A column's name in a message; not more of it, as it may be anything."""
-    return visible(name, LONGEST_NAME)
+def quoted(value: Any) -> str:
+    """A column's name or a value in a message; not more of it, as it may be anything."""
+    text = str(value)
+    more = len(text) - LONGEST_QUOTE
+    return text if more <= 0 else f"{text[:LONGEST_QUOTE]}… ({more:,} more characters)"
 
 
 def _is_empty(value: Any) -> bool:
@@ -208,25 +213,113 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for column, value in row.values.items():
         name = str(column).strip()
-        if isinstance(value, str) and (form_of(change, name) != "text" or not value.strip()):
+        form = form_of(change, name)
+        if isinstance(value, str) and (form.name != "text" or not value.strip()):
             value = value.strip()  # ServiceTitan's own texts may end in spaces
         if _is_empty(value) or name.startswith("_"):
             continue
         if value == "null":
-            value = None
+            said[name] = None
         elif value == EMPTY:
-            value = ""
-        elif isinstance(value, str) and name in list_fields(change):
-            value = _json_cell(name, value)
+            said[name] = ""
         else:
-            value = _as_meant(name, value, form_of(change, name))
-        _refuse_inexact(name, value)
-        said[name] = value
+            if isinstance(value, str) and form.name == "array":
+                value = _json_cell(name, value)
+            try:
+                said[name] = _as_meant(name, value, form)
+            except RecursionError as error:
+                raise ValueError(f"{name}: it is nested too deeply") from error
     return said
 
 
-def _as_meant(name: str, value: Any, form: str) -> Any:
+@dataclass(frozen=True)
+class Form:
+    """What a cell may hold.
+
+    Attributes:
+        name: text, date, date-time, integer, decimal, boolean, array, object, or a word out of some
+            (enum); empty if nobody knows.
+        lines: of an array.
+        parts: of an object, by each way to write their names.
+    """
+
+    name: str = ""
+    lines: "Form | None" = None
+    parts: Mapping[str, "Form"] = field(default_factory=dict)
+
+
+UNKNOWN = Form()
+
+
+def form_of(change: type[Change], name: str) -> Form:
+    """Form of a column."""
+    return _forms(change).get(name, Form("integer") if name.endswith("id") else UNKNOWN)
+
+
+@cache
+def list_fields(change: type[Change]) -> frozenset[str]:
+    """Fields that hold lists, written as JSON in a cell."""
+    return frozenset(name for name, form in _forms(change).items() if form.name == "array")
+
+
+@cache
+def _forms(change: type[Change]) -> Mapping[str, Form]:
+    schemas = [change.model_json_schema(by_alias=by_alias) for by_alias in (True, False)]
+    return _parts(schemas, [schema.get("$defs", {}) for schema in schemas])
+
+
+def _parts(schemas: Iterable[Any], definitions: Sequence[Any]) -> Mapping[str, Form]:
+    return {
+        name.removesuffix("_"): _form(shape, definitions)
+        for schema in schemas
+        for name, shape in schema["properties"].items()
+    }
+
+
+def _form(shape: Mapping[str, Any], definitions: Sequence[Any]) -> Form:
+    choices = [choice for choice in shape.get("anyOf", [shape]) if choice.get("type") != "null"]
+    (choice,) = choices
+    if "enum" in choice:
+        return Form("enum")
+    if "$ref" in choice:
+        name = choice["$ref"].rpartition("/")[2]
+        return Form("object", parts=_parts((some[name] for some in definitions), definitions))
+    if "items" in choice:
+        return Form("array", lines=_form(choice["items"], definitions))
+    widths = {"int32": "integer", "int64": "integer"}
+    kind = str(choice.get("format", "text" if choice["type"] == "string" else choice["type"]))
+    return Form(widths.get(kind, kind))
+
+
+def _as_meant(name: str, value: Any, form: Form) -> Any:
+    """The value that a cell means; what holds of cells holds of all that is inside of them.
+
+    Raises:
+        ValueError: as `cells`.
+    """
+    _refuse_inexact(name, value)
+    value = _examined(name, value, form.name)
+    if isinstance(value, list):
+        of_line = form.lines or UNKNOWN
+        return [
+            _as_meant(f"{name}: line {place}", item, of_line) for place, item in enumerate(value, 1)
+        ]
+    if isinstance(value, dict):
+        return {
+            part: _as_meant(f"{name}: {quoted(part)}", item, form.parts.get(part, UNKNOWN))
+            for part, item in value.items()
+        }
+    if value is None:
+        return None
+    if form.name == "boolean":
+        return str(value).lower() == "true"
+    return int(Decimal(str(value))) if form.name == "integer" else value
+
+
+def _examined(name: str, value: Any, form: str) -> Any:
     """The value, out of the quotation marks that say that it is meant."""
+    if value is None:
+        return None
     try:
         if isinstance(value, str) and len(value) > 2 and value[0] == value[-1] == '"':
             try:
@@ -237,38 +330,11 @@ def _as_meant(name: str, value: Any, form: str) -> Any:
                 pass
         examine(value, form)
     except Doubt as doubt:
-        said = f'{doubt}; if it is meant, put it in quotation marks: "{visible(str(value), 40)}"'
-        raise ValueError(f"{name}: {visible(str(value), 40)} {said}") from doubt
+        said = f'{doubt}; if it is meant, put it in quotation marks: "{quoted(value)}"'
+        raise ValueError(f"{name}: {quoted(value)} {said}") from doubt
     except ValueError as error:
-        raise ValueError(f"{name}: {visible(str(value), 40)} {error}") from error
+        raise ValueError(f"{name}: {quoted(value)} {error}") from error
     return value
-
-
-@cache
-def list_fields(change: type[Change]) -> frozenset[str]:
-    """Fields that hold lists, written as JSON in a cell."""
-    return frozenset(name for name, form in _forms(change).items() if form == "array")
-
-
-def form_of(change: type[Change], name: str) -> str:
-    """Form of a column: text, date, integer, decimal, array, boolean, a word out of some (enum)."""
-    return _forms(change).get(name, "integer" if name.endswith("id") else "")
-
-
-@cache
-def _forms(change: type[Change]) -> dict[str, str]:
-    shapes = change.model_json_schema(by_alias=False)["properties"]
-    return {name.removesuffix("_"): _form(shape) for name, shape in shapes.items()}
-
-
-def _form(shape: Mapping[str, Any]) -> str:
-    choices = [choice for choice in shape.get("anyOf", [shape]) if choice.get("type") != "null"]
-    (choice,) = choices
-    if "enum" in choice:
-        return "enum"
-    forms = {"int32": "integer", "int64": "integer", "date-time": "date"}
-    kind = str(choice.get("format", "text" if choice["type"] == "string" else choice["type"]))
-    return forms.get(kind, kind)
 
 
 def _refuse_doubled(columns: Sequence[str]) -> None:
@@ -314,10 +380,9 @@ def _refuse_inexact(name: str, value: Any) -> None:
     rounded = isinstance(value, float) and abs(value) >= FIRST_INEXACT
     shortened = isinstance(value, Decimal) and value.as_tuple().exponent not in _EXACT
     if rounded or shortened:
-        raise ValueError(f"{name}: {value} may have lost digits; write it as a whole number")
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for item in inside:
-        _refuse_inexact(name, item)
+        raise ValueError(
+            f"{name}: {quoted(value)} may have lost digits; write it as a whole number"
+        )
 
 
 def _text(content: bytes) -> str:
@@ -371,7 +436,7 @@ def _csv_rows(content: bytes) -> list[Row]:
 def _refuse_separators(header: Sequence[str]) -> None:
     """Refuse a header whose names are not separated by commas."""
     if header and header[0].lower().startswith("sep="):
-        raise BadRows([Fault(1, f"`{shown_name(header[0])}` is for Excel alone; {SAVE_AS}")])
+        raise BadRows([Fault(1, f"`{quoted(header[0])}` is for Excel alone; {SAVE_AS}")])
     if len([name for name in header if name]) == 1:
         for separator, name in _SEPARATORS.items():
             if separator in header[0]:

@@ -81,8 +81,13 @@ def same(wanted: Any, found: Any, before: Any = None) -> bool:
     if isinstance(wanted, list) and isinstance(found, list):
         if any(isinstance(item, dict) for item in [*wanted, *found]):
             return _same_lines(wanted, found)
-        return sorted(map(str, wanted)) == sorted(map(str, found))
-    return bool(wanted == found) and isinstance(wanted, bool) == isinstance(found, bool)
+        return sorted(map(text_of, wanted)) == sorted(map(text_of, found))
+    return text_of(wanted) == text_of(found)
+
+
+def text_of(value: Any) -> str:
+    """A plain value as text, the same for the same value alone: Python takes true for 1."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -97,12 +102,13 @@ def _same_lines(wanted: list[Plain], found: list[Plain]) -> bool:
         match = next((other for other in left if _is_line(line, other)), None)
         if match is None:
             return False
-        left.remove(match)
+        left = [other for other in left if other is not match]
     return not left
 
 
 def _is_line(wanted: Plain, found: Plain) -> bool:
-    return all(found.get(k) == v for k, v in wanted.items() if not (k == "id" and v is None))
+    asked = {name: then for name, then in wanted.items() if name != "id" or then is not None}
+    return text_of(asked) == text_of({name: found.get(name) for name in asked})
 
 
 def _named(model: BaseModel, names: Any) -> Plain:

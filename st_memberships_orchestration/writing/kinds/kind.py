@@ -20,7 +20,7 @@ from st_memberships_orchestration.servicetitan.memberships.client import Members
 from st_memberships_orchestration.servicetitan.records import Change, Record, nullable_fields
 from st_memberships_orchestration.writing.entries import Entry
 from st_memberships_orchestration.writing.kinds.lookups import Lookups, read_apart
-from st_memberships_orchestration.writing.values import Plain, plain, same, state
+from st_memberships_orchestration.writing.values import Plain, plain, same, state, text_of
 
 C = TypeVar("C", bound=Change, default=Any)
 R = TypeVar("R", bound=Record, default=Any)
@@ -157,7 +157,7 @@ class Kind(ABC, Generic[C, R]):
             now: as it was read just now.
             made: ids of records that the same plan has made meanwhile.
         """
-        return [name for name in before if now[name] != before[name]]
+        return [name for name in before if text_of(now[name]) != text_of(before[name])]
 
     def starting_point(
         self, client: MembershipsClient, now: datetime
