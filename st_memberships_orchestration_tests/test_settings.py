@@ -221,7 +221,7 @@ def test_what_was_written_is_what_is_set_or_it_is_refused(
         monkeypatch.setenv(f"ST_TENANTS__ACME__{credential.upper()}", str(good))
     assert Settings().tenants
     monkeypatch.setenv(f"ST_{name}", value)
-    with pytest.raises(ValidationError, match="must be a|should be"):
+    with pytest.raises(ValidationError, match=r"must be a|should be"):
         Settings()
 
 

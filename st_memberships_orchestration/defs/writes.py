@@ -31,6 +31,7 @@ from st_memberships_orchestration.writing.apply import Approval, DryRun, Locked,
 from st_memberships_orchestration.writing.audit import AUDIT, AUDIT_TABLE
 from st_memberships_orchestration.writing.changes import (
     apply_audited,
+    approval_now,
     approval_of,
     find_plan,
     plan_changes,
@@ -422,13 +423,15 @@ class Work:
             raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
         who = config.who or self.context.run.tags.get("who") or this_user()
         self._tag(plan, "applied", who=who)
+        approval = writes.approval(config.approved_hash, dry_run=config.dry_run)
         try:
             results = apply_audited(
                 plan,
                 self.servicetitan.client(plan.tenant),
                 writes.ledger,
                 self.lake,
-                approval=writes.approval(config.approved_hash, dry_run=config.dry_run),
+                approval=approval,
+                locks=lambda: approval_now(plan, approval),
                 who=who,
                 run_id=self.context.run_id,
                 patience=writes.patience,

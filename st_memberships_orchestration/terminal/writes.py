@@ -29,6 +29,7 @@ from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_
 from st_memberships_orchestration.writing.changes import (
     accept,
     apply_audited,
+    approval_now,
     approval_of,
     find_plan,
     plan_changes,
@@ -120,13 +121,15 @@ def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> N
             Progress(console=console, transient=True) as progress,
         ):
             bar = progress.add_task("Applying", total=len(chosen.changes))
+            approval = approval_of(settings, approved_hash, dry_run=not send)
             try:
                 results = apply_audited(
                     chosen,
                     client,
                     ledger,
                     Lake(settings.lake_uri),
-                    approval=approval_of(settings, approved_hash, dry_run=not send),
+                    approval=approval,
+                    locks=lambda: approval_now(chosen, approval),
                     who=who or this_user(),
                     run_id=f"cli-{uuid.uuid4().hex[:12]}",
                     heard=lambda result: progress.advance(bar),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import count as count_from
 from typing import Any, Literal
 
 from st_memberships_orchestration.servicetitan.errors import (
@@ -105,8 +106,14 @@ class Approval:
     caps: Caps = field(default_factory=Caps)
     max_age: timedelta = timedelta(hours=24)
 
+    def check_environment(self, plan: Plan) -> None:
+        """Raise `Locked` if the plan is for another environment."""
+        if self.environment != plan.environment:
+            raise Locked(f"the plan is for {plan.environment}, this is {self.environment}")
+
     def check(self, plan: Plan, age: timedelta) -> None:
         """Raise `Locked` if a lock holds for the whole plan."""
+        self.check_environment(plan)
         if self.dry_run:
             raise DryRun("dry_run is true: nothing was sent")
         if self.switch != "on":
@@ -183,6 +190,7 @@ def apply_plan(
     clock: Clock | None = None,
     heard: Callable[[Result], None] = lambda result: None,
     before_sending: Callable[[], None] = lambda: None,
+    locks: Callable[[], Approval] | None = None,
 ) -> list[Result]:
     """Make the plan's changes, each once over all runs and processes; the result of each.
 
@@ -200,7 +208,10 @@ def apply_plan(
         patience: how long effects are waited for.
         clock: the machine's.
         heard: told of each result as soon as it is known.
-        before_sending: called once, before the first change is sent.
+        before_sending: called before anything is sent, and again whenever records are compared. By
+            `Locked` it lets nothing more be sent.
+        locks: the approval as it is at the moment, asked again before each change is sent: a run
+            may have waited, or stood still, for long. It raises `Locked` if there is none any more.
 
     Raises:
         Locked: nothing was sent.
@@ -219,6 +230,7 @@ def apply_plan(
         patience or Patience(),
         clock or Clock(),
         before_sending,
+        locks or (lambda: approval),
     )
     results: dict[int, Result] = {}
     for result in run.all():
@@ -229,8 +241,7 @@ def apply_plan(
 
 def _check_place(plan: Plan, client: MembershipsClient, ledger: Ledger, approval: Approval) -> None:
     """Raise `Locked` if the plan is for another account, or this is not the ledger it knows."""
-    if approval.environment != plan.environment:
-        raise Locked(f"the plan is for {plan.environment}, this is {approval.environment}")
+    approval.check_environment(plan)
     if plan.account is None:
         raise Locked(
             "the plan was made by an earlier release, which did not note whose account it is for; "
@@ -277,6 +288,7 @@ class _Run:
     patience: Patience
     clock: Clock
     before_sending: Callable[[], None]
+    locks: Callable[[], Approval]
 
     def __post_init__(self) -> None:
         self.kind: Kind = self.plan.of_kind()
@@ -287,6 +299,10 @@ class _Run:
         self.sent: set[str] = set()
         self.lost: dict[str, str] = {}
         self.barred = ""
+        self.begun = self.clock.ticks()
+        self.planned_at = self.ledger.planned_at(self.plan)
+        self.age = self.clock() - self.planned_at
+        self.attempts = count_from(1)
 
     def record_of(self, planned: PlannedChange) -> str:
         return self.kind.record_name(planned.target, planned.change)
@@ -303,8 +319,7 @@ class _Run:
         if not to_send and self.plan.changes:
             return
         try:
-            age = self.clock() - self.ledger.planned_at(self.plan)
-            self.approval.check(self.plan, age)
+            self.approval.check(self.plan, self.age)
             self.check_caps(to_send)
         except Locked as lock:
             said = "".join(f"\nStill open: {entry.said}" for entry in open_)
@@ -330,6 +345,23 @@ class _Run:
                         f"sales of {asked} after {money} today, the cap per day is "
                         f"{caps.sales_money}"
                     )
+
+    def _refuse_unapproved(self) -> None:
+        """Ask again what was asked when the run began: it may have waited, or stood still, since.
+
+        Raises:
+            Locked: nothing more may be sent.
+        """
+        if not self.ledger.is_in_place:
+            raise Locked(
+                "the file of the write ledger was moved or replaced, and who opens it now does not "
+                "see what this run sends: see what ST_LEDGER_URL names, and run again"
+            )
+        self.approval = self.locks()
+        # Either clock may have stood still, or was set.
+        by_ticks = self.age + timedelta(seconds=self.clock.ticks() - self.begun)
+        by_wall = self.clock() - self.planned_at
+        self.approval.check(self.plan, max(by_ticks, by_wall))
 
     @property
     def _budget(self) -> Budget:
@@ -463,6 +495,10 @@ class _Run:
         self, chunk: Sequence[PlannedChange]
     ) -> tuple[list[tuple[PlannedChange, Plain]], list[Result]]:
         """Each change with what is there now; those that are not as planned are stopped."""
+        try:
+            self.before_sending()
+        except Locked as lock:
+            self.barred = self.barred or str(lock)
         if self.barred:
             return [], [self._stopped(planned, self.barred) for planned in chunk]
         types = {
@@ -551,8 +587,15 @@ class _Run:
         self, planned: PlannedChange, before: Plain, since: int, compared: float
     ) -> Result | None:
         """Claim, send, note; None if another process holds it."""
+        try:
+            self._refuse_unapproved()
+        except Locked as lock:
+            self.barred = self.barred or str(lock)
         if self.barred:
             return self._stopped(planned, self.barred)
+        most = self.approval.caps.per_run
+        if most is not None and next(self.attempts) > most:
+            return self._stopped(planned, f"in the way: the cap per run is {most} now")
         key = self.keys[planned.line]
         intent = Intent(
             key=key,
@@ -654,11 +697,15 @@ class _Run:
     def _last_check(
         self, key: str, claim: str, begun: tuple[datetime, float], compared: float
     ) -> None:
-        """Just before the first byte leaves: is it still ours to send, in time, and compared?
+        """Just before the first byte leaves: may it still be sent, is it ours, in time, compared?
 
         A machine may sleep, or a process be frozen, at any moment before. Both clocks are asked,
         as either may have stood still, and the ledger, as another run may have taken it over.
         """
+        try:
+            self._refuse_unapproved()
+        except Locked as lock:
+            self.barred = self.barred or str(lock)
         if self.barred:
             raise _Withheld(self.barred)
         if not self.ledger.is_mine(key, claim):

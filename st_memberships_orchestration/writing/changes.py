@@ -58,6 +58,23 @@ def approval_of(settings: Settings, approved_hash: str, *, dry_run: bool) -> App
     )
 
 
+def approval_now(plan: Plan, given: Approval) -> Approval:
+    """An approval with the locks as the settings have them at this moment.
+
+    Raises:
+        Locked: the plan's tenant is not configured any more, or is another account now.
+    """
+    try:
+        settings = Settings()
+        account = settings.access(plan.tenant).account
+    except (KeyError, ValueError) as error:
+        said = error.args[0] if isinstance(error, KeyError) else "the settings do not hold any more"
+        raise Locked(f"the settings were changed since the run began: {said}") from error
+    if account != plan.account:
+        raise Locked(f"the plan is for {plan.account}; tenant {plan.tenant} is {account} now")
+    return approval_of(settings, given.hash, dry_run=given.dry_run)
+
+
 def rows_of_query(lake: Lake, sql: str) -> list[Row]:
     """The rows of one query over the lake.
 
@@ -166,6 +183,7 @@ def apply_audited(
         ValueError: likewise; `who` or another text does not go into the ledger.
     """
     known: list[Result] = []
+    remembered: list[str] = []
     clock = clock or Clock()
     check_ledger(lake, ledger, client.account)
 
@@ -176,6 +194,12 @@ def apply_audited(
     def remember() -> None:
         remember_ledger(lake, ledger, client.account, plan.tenant, clock())
 
+    def before_sending() -> None:
+        check_ledger(lake, ledger, client.account)
+        if not remembered:
+            remember()
+            remembered.append(ledger.id)
+
     try:
         return apply_plan(
             plan,
@@ -185,7 +209,7 @@ def apply_audited(
             run_id=run_id,
             clock=clock,
             heard=hear,
-            before_sending=remember,
+            before_sending=before_sending,
             **options,
         )
     finally:

@@ -228,6 +228,7 @@ class Ledger:
         sa.event.listen(self._engine, "handle_error", self._say_what_is_wrong)
         try:
             self._create()
+            self._inodes = [file.stat().st_ino for file in self._files[:1]]
         except BaseException:
             self.close()
             raise
@@ -577,6 +578,14 @@ class Ledger:
     def number(self) -> int:
         """Number of the last claim, 0 before the first; a ledger that was put back has fewer."""
         return self._rows(sa.select(_ledger.c.number))[0].number
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its file still is where whoever opens it looks for it; of a server always."""
+        try:
+            return [file.stat().st_ino for file in self._files[:1]] == self._inodes
+        except FileNotFoundError:
+            return False
 
     # How it is written
 
