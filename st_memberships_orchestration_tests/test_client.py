@@ -740,3 +740,38 @@ def test_an_error_does_not_show_the_secrets_that_an_answer_echoes(path: str, for
     else:
         assert token not in shown
         assert "hush-key" not in shown
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html><head><title>Oops</title></head><body>Jane Roe, 12 Elm Street</body></html>",
+        json.dumps({"customer": {"name": "Jane Roe"}, "address": "12 Elm Street"}),
+        json.dumps({"customer": "Jane Roe", "title": None, "stack": "at 12 Elm Street"}),
+        "Jane Roe, 12 Elm Street",
+        json.dumps({"title": "jane@roe.example, (555) 123-4567 has eyJhbGciOiJ.eyJzdWIi.sig"}),
+        json.dumps({"title": "bad", "errors": {"email": ["jane@roe.example is taken"]}}),
+        json.dumps({"error": "Server=db;Password=hunter2;", "data": "Authorization: Bearer abc.d"}),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 403, 429, 500])
+def test_an_error_shows_nobody_s_data_and_no_secret_of_an_answer(body: str, status: int) -> None:
+    request = httpx.Request("GET", "https://a/memberships/1")
+    answer = httpx.Response(status, text=body, request=request)
+    error = error_for(answer, tenant="acme")
+    shown = f"{error} {vars(error)}".casefold()
+    for private in ("jane", "roe", "elm", "555", "eyj", "hunter2", "abc.d"):
+        assert private not in shown
+
+
+def test_an_error_says_what_it_is_that_answered() -> None:
+    def said(**content: Any) -> str:
+        request = httpx.Request("GET", "https://a/memberships/1")
+        return error_for(httpx.Response(502, request=request, **content), tenant="acme").message
+
+    page = said(html="<head><title>\n Bad gateway </title></head><body>x</body>")
+    assert page == "an answer that is not JSON (text/html, 56 bytes, titled 'Bad gateway')."
+    fields = said(json={"code": 17, "hint": "x"})
+    assert fields == "an answer that gives no reason, with the fields code, hint."
+    assert said(json={"title": "Sku 4711 is not found"}) == "Sku 4711 is not found."
+    assert said(content=b" ") == "an empty answer."

@@ -38,6 +38,18 @@ TOKEN_PATH = "/connect/token"
 EXCERPT = 300
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACE_ID = 200
+PRIVATE = re.compile(
+    r"""
+    [\w.+-]+@[\w-]+(\.[\w-]+)+                                      # an e-mail address
+    | (?<!\w)(\+?1[ .-]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\w)     # a telephone number
+    | \beyJ[\w-]{8,}(\.[\w-]*)*                                     # a token
+    | \bBearer\s[^\s"\\<]+
+    | \b(password|passwd|pwd|secret|token|api[_-]?key)\s*[=:]\s*[^\s"\\<;,&]+
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+"""What has no place in an error, which goes into logs, alerts, Dagster's record and the ledger."""
+
 QUOTA = re.compile(r"quota|rate limit|too many requests|throttl", re.IGNORECASE)
 """What a 403 says that is a wait: the gateway answers so when a volume of calls is used up."""
 
@@ -204,10 +216,12 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     """The error that a non-2xx answer stands for.
 
     Survives bodies of any kind: ProblemDetails, the gateway's own JSON, OAuth errors, HTML, empty.
-    Secrets of the request that the answer echoes are struck out.
+    Of an answer that gives its reason only that is quoted, of any other nothing of its content.
+    Secrets of the request that it echoes are struck out, and so is what is `PRIVATE`.
     """
     # Not `response.text`: the answer may name any character set, also one that is none.
     text = _without_secrets(response.content.decode(errors="replace"), response.request)
+    text = PRIVATE.sub("***", text)
     body = _json_object(text)
     where: dict[str, Any] = {
         "tenant": tenant,
@@ -216,7 +230,7 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
         "status": response.status_code,
         "trace_id": _text(body.get("traceId")) or response.headers.get("x-trace-id"),
     }
-    message = _message(text, body)
+    message = _message(body) or _described(text, body, response)
     status = response.status_code
     is_token_request = response.request.url.path.endswith(TOKEN_PATH)
     if 300 <= status < 400 and LOCATION not in response.extensions:
@@ -299,7 +313,7 @@ def _json_object(text: str) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _message(text: str, body: dict[str, Any]) -> str:
+def _message(body: dict[str, Any]) -> str:
     title = next(
         (
             _text(body[key])
@@ -309,11 +323,24 @@ def _message(text: str, body: dict[str, Any]) -> str:
         None,
     )
     if title is None:
-        start = " ".join(text.split())[:EXCERPT]
-        kind = "gives no reason" if body else "is not JSON"
-        return f"an answer that {kind}, beginning {start!r}." if start else "an empty answer."
+        return ""
     details = "; ".join(f"{field}: {', '.join(e)}" for field, e in _field_errors(body).items())
     return f"{title.rstrip('.')}{f' ({details[:EXCERPT]})' if details else ''}."
+
+
+def _described(text: str, body: dict[str, Any], response: httpx.Response) -> str:
+    """What an answer is like that gives no reason: it may hold anything, so it is not quoted."""
+    if not text.strip():
+        return "an empty answer."
+    if body:
+        names = ", ".join(body)
+        return f"an answer that gives no reason, with the fields {names[:EXCERPT]}."
+    kind = re.match(r"[\w.+-]{1,40}/[\w.+-]{1,40}", response.headers.get("content-type", ""))
+    facts = [kind[0]] if kind else []
+    facts.append(f"{len(response.content):,} bytes")
+    if title := re.search(r"<title[^<>]*>\s*([^<]{1,100})", text, re.IGNORECASE):
+        facts.append(f"titled {' '.join(title[1].split())!r}")
+    return f"an answer that is not JSON ({', '.join(facts)})."
 
 
 def _field_errors(body: dict[str, Any]) -> dict[str, list[str]]:
