@@ -829,6 +829,20 @@ def test_what_came_after_a_time_in_the_future_ends_its_quarantine(
     assert lake.count("quarantine/things", tenant="acme") == 0
 
 
+@pytest.mark.parametrize("dated", [datetime(1753, 1, 1, tzinfo=UTC), MODIFIED])
+def test_what_was_there_before_does_not_end_the_quarantine_of_a_record_dated_in_the_past(
+    lake: Lake, dated: datetime
+) -> None:
+    insert(lake, record(1, 5), at=NOW - timedelta(hours=1))
+    past = {"reason": "name: missing", "trace_id": "abc", "modified_on": dated}
+    quarantine(
+        lake, "quarantine/things", [{"id": 1, "record": "?", **past}], tenant="acme", read_at=NOW
+    )
+    assert missing(lake, {"things": "modified_on"}) == {"things": {"acme": 1}}
+    insert(lake, record(1, 6), at=NOW + timedelta(hours=1))
+    assert missing(lake, {"things": "modified_on"}) == {"things": {}}
+
+
 def test_a_quarantine_of_an_earlier_release_is_counted_and_left(lake: Lake) -> None:
     earlier = pa.schema(list(quarantine_module.SCHEMA)[:5])
     line = {"tenant": "acme", "id": 1, "reason": "status: new", "record": "{}", "read_at": NOW}

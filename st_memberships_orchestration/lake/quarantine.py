@@ -44,11 +44,12 @@ FEW = 2_000
 
 
 def not_come_back(feed: str, modified: str, *, unseen: bool = False) -> str:
-    """SQL for the records in quarantine of which `raw/<feed>` holds no version as new.
+    """SQL for the records in quarantine of which `raw/<feed>` has had no version as new since.
 
-    They are missing in all other tables. A row of `quarantine/<feed>` leaves it when its record
-    comes back; those without a readable id stay, for nothing tells which record they are. `see`
-    ends the warnings.
+    They are missing in all other tables. What raw/ held before they were met is not what is
+    missing, whatever their dates say: a broken record may be dated in the past. A row of
+    `quarantine/<feed>` leaves it when its record comes back; those without a readable id stay, for
+    nothing tells which record they are. `see` ends the warnings.
 
     Args:
         feed: whose records.
@@ -65,7 +66,8 @@ def not_come_back(feed: str, modified: str, *, unseen: bool = False) -> str:
         where not exists (
             select 1 from raw.{feed} r
             where r.tenant = q.tenant and r.id = q.id and case
-                when q.modified_on <= q.read_at then r.{modified} >= q.modified_on
+                when q.modified_on <= q.read_at
+                then r.{modified} >= q.modified_on and r.loaded_at >= q.read_at
                 else r.loaded_at > q.read_at end
         ){" and seen_at is null" if unseen else ""}
         """
