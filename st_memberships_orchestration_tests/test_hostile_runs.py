@@ -15,7 +15,6 @@ from st_memberships_orchestration_tests.attacks import (
     HOUR,
     apply_command,
     most,
-    persist,
     rows_of,
 )
 from st_memberships_orchestration_tests.hostile import Account, Hostile

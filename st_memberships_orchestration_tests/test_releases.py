@@ -18,8 +18,12 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.columns import table_schema
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.servicetitan.memberships.models import MembershipUpdate
+from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.terminal.commands import main
+from st_memberships_orchestration.writing.plans import load_plan
 from st_memberships_orchestration_tests.harness import Location, PlainReader, settle
 
 RELEASES = sorted((Path(__file__).parent / "releases").glob("*.tar.xz"))
@@ -53,7 +57,7 @@ def rows_of(lake: Lake) -> dict[str, int]:
 
 
 def test_an_earlier_releases_lake_is_derived_synced_planned_and_maintained(
-    here: Location, sandbox: RunningSandbox
+    here: Location, sandbox: RunningSandbox, tmp_path: Path
 ) -> None:
     before = rows_of(here.lake)
     key = dg.AssetKey(["raw", "memberships"])
@@ -87,10 +91,29 @@ def test_an_earlier_releases_lake_is_derived_synced_planned_and_maintained(
         .execute_in_process(instance=here.instance, run_config=QUIET)
     )
     assert maintained.success
+    assert_plans_are_undone_or_refused(here, tmp_path / ".data/plans")
     assert here.sync().success
     with connect(here.lake) as connection:
         for name in here.lake.names():
             connection.sql(f"select count(*) from {name.replace('/', '.')}").fetchall()
+
+
+def assert_plans_are_undone_or_refused(here: Location, folder: Path) -> None:
+    """What the release applied is known to `undo`; what it only planned says why it is refused."""
+    found = {path: load_plan(path) for path in folder.glob("*.json")}
+    (applied,) = [path for path, plan in found.items() if "'Call first'" in plan.source]
+    (waiting,) = [path for path, plan in found.items() if "'Ring twice'" in plan.source]
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    send = ["apply", str(waiting), "--send", "--hash", found[waiting].hash]
+    refused = CliRunner().invoke(main, send)
+    assert refused.exit_code
+    assert "made by an earlier release" in refused.output
+    assert "Plan its rows again: they came from select tenant, id, 'Ring twice'" in refused.output
+    (done,) = found[applied].changes
+    with MembershipsClient.open(Settings().access("acme")) as client:
+        client.update_membership(done.target or 0, MembershipUpdate.model_validate(done.change))
+    undone = CliRunner().invoke(main, ["undo", str(applied)])
+    assert "memo was empty, and ServiceTitan takes no null for it" in undone.output
 
 
 def assert_columns_and_comments_are_todays(lake: Lake) -> None:

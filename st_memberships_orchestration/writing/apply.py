@@ -244,8 +244,9 @@ def _check_place(plan: Plan, client: MembershipsClient, ledger: Ledger, approval
     approval.check_environment(plan)
     if plan.account is None:
         raise Locked(
-            "the plan was made by an earlier release, which did not note whose account it is for; "
-            "plan again"
+            "the plan was made by an earlier release, which did not note whose account it is for, "
+            "so it cannot be applied any more (undoing it goes on working). Plan its rows again: "
+            f"they came from {plan.source}"
         )
     there, here = plan.account, client.account
     if (there.id, there.address) != (here.id, here.address):

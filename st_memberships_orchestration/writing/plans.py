@@ -40,7 +40,9 @@ from st_memberships_orchestration.writing.values import (
 
 FORMAT = 3
 WITHOUT_ACCOUNT = 2
-"""Format of plans that did not say whose account they are for: kept to undo them."""
+"""Up to this format plans did not say whose account they are for: they are kept to undo them."""
+WITHOUT_MONEY = 1
+"""Up to this format the hash was not about the money."""
 LineNumber = Annotated[int, Field(gt=0, lt=2**31)]
 READERS = 8
 """Requests under way at once; the client's ceiling still holds."""
@@ -109,6 +111,7 @@ class Plan:
         tenant: key of the tenant in the settings; only a name.
         account: whose records; None in plans of earlier releases, which cannot be applied.
         ledger: the ledger that was asked what is open, and the number of its last claim.
+        format: of the file; an earlier release's plan keeps its own, and so its hash.
     """
 
     tenant: str
@@ -123,15 +126,20 @@ class Plan:
     confirmed: tuple[str, ...] = ()
     account: Account | None = None
     ledger: tuple[str, int] | None = None
+    format: int = FORMAT
 
     @cached_property
     def hash(self) -> str:
         """What an approval names."""
         place = [self.tenant, self.environment]
-        said = [[c.target, c.change, c.wanted, c.before, c.money] for c in self.changes]
-        if self.account is not None:
+        said: list[list[Any]] = []
+        for one in self.changes:
+            told = [one.target, one.change, one.wanted, one.before]
+            told += [one.money] if self.format > WITHOUT_MONEY else []
+            told += [one.warnings] if self.format > WITHOUT_ACCOUNT else []
+            said.append(told)
+        if self.format > WITHOUT_ACCOUNT:
             place.append(str(self.account))
-            said = [[*one, c.warnings] for one, c in zip(said, self.changes, strict=True)]
         return digest(
             [
                 self.format,
@@ -142,11 +150,6 @@ class Plan:
                 sorted(map(digest, said)),
             ]
         )
-
-    @property
-    def format(self) -> int:
-        """Number of the file's format."""
-        return WITHOUT_ACCOUNT if self.account is None else FORMAT
 
     @property
     def money(self) -> Decimal:
@@ -163,7 +166,7 @@ class Plan:
             "created_at": self.created_at.isoformat(),
             "confirmed": list(self.confirmed),
         }
-        return json.dumps({"format": self.format, "hash": self.hash, **body}, indent=1) + "\n"
+        return json.dumps({"hash": self.hash, **body}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
@@ -174,15 +177,21 @@ class Plan:
         """
         try:
             body = json.loads(text)
-            written, number = body.pop("hash"), body.pop("format")
-            plan = _PLAN.validate_json(json.dumps(body), strict=True)
+            written, number = body.pop("hash"), body["format"]
+            plan = None
+            if number in range(1, FORMAT + 1):
+                plan = _PLAN.validate_json(json.dumps(body), strict=True)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             said = "; ".join(_said(error)) if isinstance(error, ValueError) else error
             raise ValueError(f"this is no plan: {said}") from error
-        if number not in (FORMAT, WITHOUT_ACCOUNT):
-            raise ValueError(f"the plan has format {number}, this release reads {FORMAT}")
+        if plan is None:
+            raise ValueError(
+                f"the plan has format {number!r}, and this release reads up to {FORMAT}: a later "
+                "one has made it; apply it with that one, or plan again"
+            )
         lines = [change.line for change in plan.changes]
-        if written != plan.hash or number != plan.format or len({*lines}) != len(lines):
+        told = (plan.account is not None) == (plan.format > WITHOUT_ACCOUNT)
+        if written != plan.hash or not told or len({*lines}) != len(lines):
             raise ValueError("the plan was edited after it was made; make it anew from its rows")
         return plan
 
