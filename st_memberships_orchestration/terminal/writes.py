@@ -135,8 +135,7 @@ def apply(plan_file: Path, approved_hash: str, send: bool, who: str | None) -> N
                     heard=lambda result: progress.advance(bar),
                 )
             except DryRun as dry:
-                console.print(f"
-{escape(complaint(dry))}", soft_wrap=True)
+                console.print(f"\n{escape(complaint(dry))}", soft_wrap=True)
                 show_how_to_send(plan_file, chosen)
                 return
         show(RESULT_HEADINGS, result_lines(results))
