@@ -13,6 +13,7 @@ from st_memberships_orchestration.campaigns.book import Book
 from st_memberships_orchestration.campaigns.campaign import left_lines
 from st_memberships_orchestration.campaigns.forecast import forecast
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
+from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -22,6 +23,7 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
     TODAY,
     ZONE,
     active,
+    event,
     frame,
     membership,
     membership_type,
@@ -36,6 +38,7 @@ from st_memberships_orchestration_tests.test_writes import (
     facts,
     here,
     launch,
+    writes_of,
 )
 
 __all__ = ["client", "here"]  # fixtures
@@ -211,6 +214,85 @@ def test_who_is_left_out_of_a_price_rise_and_why() -> None:
     assert {*rows} == {10, 11, 14, 15, 16}
 
 
+# Visits out of peak months
+
+
+def test_visits_are_moved_out_of_the_peak_by_hand() -> None:
+    twice, monthly = {"recurrence_interval": 6}, {"recurrence_interval": 1}
+    services = (
+        service(1, 1, from_="2025-07-10"),
+        service(2, 2, from_="2025-07-14"),  # booked: it stays
+        service(3, 3, from_="2026-01-02", **monthly),  # comes every month
+        service(4, 4, from_="2026-01-15", **twice),
+        service(5, 5, from_="2025-07-20"),  # its membership ends with July
+        service(6, 6, from_="2025-06-24"),  # not in the peak, but it fills a week
+        service(7, 7, from_="2025-07-11"),  # in the peak, but not chosen
+        service(8, 8),  # no first day to move
+    )
+    events = (
+        event(11, 1, 1, "2026-07-10"),
+        event(21, 2, 2, "2026-07-14", status="Won", job_id=9),
+        event(31, 3, 3, "2026-04-02"),
+        event(41, 4, 4, "2026-07-15"),
+        event(42, 4, 4, "2027-01-15"),
+        event(51, 5, 5, "2026-07-20"),
+        event(61, 6, 6, "2026-06-24"),
+        event(71, 7, 7, "2026-07-11"),
+        event(81, 8, 8, "2026-07-08"),
+    )
+    members = [membership(id, to="2026-07-31" if id == 5 else None) for id in range(1, 9)]
+    book = book_with(
+        memberships=frame(*members),
+        recurring_services=frame(*services),
+        recurring_service_events=frame(*events),
+    )
+    move = VisitDates(["2026-07"], most_weeks=4)
+    proposal = move.propose(book, [1, 2, 3, 4, 5, 6, 8])
+    starts = {row.values["id"]: row.values["from"] for row in proposal.rows}
+    assert starts == {
+        1: "2025-06-19",  # 3 weeks earlier; 2 would do, but there is the visit of 6
+        4: "2026-02-12",  # 4 weeks later; with 3 its second visit came beside one of 3
+        5: "2025-06-29",  # 3 weeks earlier, as later ones would be after its end
+    }
+    why = "no move of up to 4 weeks keeps all visits, none in 2026-07"
+    assert [(one.id, one.why) for one in proposal.left] == [(3, why), (8, why)]
+    assert proposal.said == "3 of 5 schedules are moved out of 2026-07."
+    plan = plan_of(move.kind, {id: {"from": start} for id, start in starts.items()})
+    found = numbers(book, plan)
+    changes = {week: after - before for (_, week), (before, after, *_) in found.items()}
+    assert {f"{week:%m-%d}": change for week, change in changes.items() if change} == {
+        "06-15": 1,
+        "06-29": 1,
+        "07-06": -1,
+        "07-13": -1,
+        "07-20": -1,
+        "08-10": 1,
+        "01-11": -1,
+        "02-08": 1,
+    }
+    # There stay those of 2, of 7 on a Saturday, and of 8.
+    assert found["visits", date(2026, 7, 13)] == (2, 1, 1, 0)
+    assert found["visits", date(2026, 7, 6)] == (3, 2, 1, 0)
+    # Most visits of the months to come are in July, so that it need not be named.
+    assert [row.values["id"] for row in VisitDates(most_weeks=4).propose(book, [1]).rows] == [1]
+
+
+@pytest.mark.parametrize(
+    ("months", "weeks", "said"),
+    [(["July"], 8, "no month"), (["2027-13"], 8, "no month"), (["2027-07"], 0, "1 to 26 weeks")],
+)
+def test_what_is_no_peak_is_refused(months: list[str], weeks: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        VisitDates(months, weeks)
+
+
+def test_a_peak_beyond_what_is_foreseen_is_refused() -> None:
+    book = book_with(memberships=frame(membership(1)))
+    with pytest.raises(ValueError, match="among the next 12 months"):
+        VisitDates(["2026-02"]).propose(book, [])
+    assert VisitDates().propose(book, []).rows == []
+
+
 # From end to end
 
 
@@ -298,17 +380,32 @@ def test_a_price_rise_from_the_choice_to_its_undoing(
 
 
 def test_each_campaign_is_a_job_that_succeeds_as_it_is_prefilled(
-    synced: Location, sandbox: RunningSandbox
+    synced: Location, client: MembershipsClient, sandbox: RunningSandbox
 ) -> None:
-    for job in ("campaign_price_rise",):
+    plans: dict[str, dict[str, Any]] = {}
+    for job, measure in (("campaign_price_rise", "MRR"), ("campaign_visits", "visits")):
         resolved = defs().resolve_job_def(job)
         run = resolved.execute_in_process(
             instance=synced.instance,
             run_config={**resolved.run_config, "loggers": LOGGERS},
             raise_on_error=False,
         )
-        found = facts(run, job)
+        plans[job] = found = facts(run, job)
         assert run.success, found
-        assert "| MRR |" in found["forecast"]
+        assert f"| {measure}" in found["forecast"]
         assert found["changes"] > 0
         assert "approved_hash" in found["to_apply"]
+    assert writes_of(sandbox) == []
+    # The visits were found where the forecast said, once they were moved.
+    synced.monkeypatch.setenv("ST_WRITES", "on")
+    plan = plans["campaign_visits"]
+    config = {"approved_hash": plan["plan_hash"], "dry_run": False}
+    assert launch(synced, "update_recurring_services", **config).success
+    settle(sandbox)
+    synced.sync()
+    came = facts(launch(synced, "campaign_result", plan=plan["plan_hash"]), "campaign_result")
+    assert came["outcomes"] == f"Of the lines of the plan: {plan['changes']} succeeded."
+    rows = [line.strip("| ").split(" | ") for line in came["result"].splitlines()[2:]]
+    assert len(rows) == 52
+    assert [now for *_, now in rows] == [forecast for *_, forecast, _ in rows]
+    assert any(before != forecast for _, before, forecast, _ in rows)

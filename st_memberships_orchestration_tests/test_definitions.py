@@ -118,6 +118,7 @@ def test_inventory(location: Location) -> None:
         *KINDS,
         "undo_changes",
         "campaign_price_rise",
+        "campaign_visits",
         "campaign_result",
     }
     assert {s.name for s in repository.schedule_defs} == {

@@ -43,10 +43,11 @@ class NothingToChange(ValueError):
 
 @dataclass(frozen=True)
 class Proposal:
-    """Rows of a plan, and who is left out of it."""
+    """Rows of a plan, who is left out of it, and what else is to be said."""
 
     rows: Sequence[Row]
     left: Sequence[LeftOut]
+    said: str = ""
 
 
 class Campaign(Protocol):
@@ -76,6 +77,7 @@ class Prepared:
     plan: Plan
     lines: Sequence[Line]
     left: Sequence[LeftOut]
+    said: str
 
 
 def prepare(
@@ -106,7 +108,7 @@ def prepare(
     left += [LeftOut(_place(plan), one.target, one.why) for one in (*plan.no_ops, *plan.refused)]
     if not plan.changes:
         raise NothingToChange(left)
-    return Prepared(plan, forecast(book, plan), left)
+    return Prepared(plan, forecast(book, plan), left, proposal.said)
 
 
 def _planned(

@@ -5,9 +5,10 @@ of the same with the planned changes in them. Kept with the plan (`TABLE`), the 
 against what came of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import TypeAlias
 
@@ -19,8 +20,10 @@ from st_memberships_orchestration.campaigns.book import Book, with_cells
 from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
 from st_memberships_orchestration.metrics.billing import billing_due
-from st_memberships_orchestration.metrics.frames import month_number, month_start, pick
+from st_memberships_orchestration.metrics.frames import Frame, month_number, month_start, pick
 from st_memberships_orchestration.metrics.outlook import mrr_outlook
+from st_memberships_orchestration.metrics.visits import UNDONE, visits
+from st_memberships_orchestration.metrics.workload import visits_ahead
 from st_memberships_orchestration.writing.plans import Plan
 
 TABLE = "state/campaign_forecasts"
@@ -41,6 +44,13 @@ MONTHS_AHEAD = 12
 MILLION = 1_000_000
 AMOUNTS = ("MRR", "billed", "billed overdue")
 """Measures that are money, in the account's currency; the others are counted."""
+
+WEEKLY = ("visits",)
+"""Measures of weeks, which begin on Monday; the others are of months."""
+
+WEEKS_AHEAD = 52
+MOVABLE = (*UNDONE, "dismissed", "unknown")
+"""States of visits that move with their schedule."""
 
 SMALLEST = Decimal("0.000001")
 
@@ -64,6 +74,8 @@ class Line:
         """The measure and its period, for people."""
         if self.period is None:
             return self.measure
+        if self.measure in WEEKLY:
+            return f"{self.measure}, week of {self.period}"
         return f"{self.measure}, {self.period:%Y-%m}"
 
     def text(self, number: Decimal, sign: str = "") -> str:
@@ -144,6 +156,22 @@ def bills_ahead(book: Book) -> Numbers:
     return found
 
 
+def visits_by_week(book: Book) -> Numbers:
+    """Visits that fall due in this week, from today on, and in each after it (`visits_ahead`)."""
+    monday = book.today - timedelta(days=book.today.weekday())
+    due = Counter(open_visits(book, MONTHS_AHEAD, booked=True)["week"])
+    weeks = [monday + timedelta(weeks=n) for n in range(WEEKS_AHEAD)]
+    return {("visits", week): Decimal(due[pd.Timestamp(week)]) for week in weeks}
+
+
+def open_visits(book: Book, months_ahead: int, *, booked: bool = False) -> Frame:
+    """The `visits_ahead` with the Monday of their `week`; booked ones only where asked for."""
+    rows = book.compute(visits_ahead, months_ahead=months_ahead)
+    rows = rows[(rows["due"] > 0) & (booked | (rows["booked"] == 0))]
+    days = rows["due_on"].astype("datetime64[s]")
+    return rows.assign(week=days - pd.to_timedelta(days.dt.day_of_week, "D"))
+
+
 # What each kind of change does
 
 
@@ -166,6 +194,56 @@ def _billed_by(book: Book, templates: Collection[int]) -> Book:
     return book.with_records(memberships=members[members["billing_template_id"].isin(templates)])
 
 
+def _services_changed(book: Book, plan: Plan) -> Book:
+    """Services with their new first day, and their open visits moved as that is."""
+    starts = pick(book.read("recurring_services"), "id", "from").set_index("id")["from"]
+    changes = {change.target: change.change for change in plan.changes if "from" in change.change}
+    return moved(
+        book,
+        {
+            id: (pd.Timestamp(change["from"]) - starts[id]).days
+            for id, change in changes.items()
+            if id is not None
+        },
+    )
+
+
+def moved(book: Book, days: Mapping[int, int]) -> Book:
+    """Services whose schedule begins so many days later, with the visits that are not made yet."""
+    services, events = book.read("recurring_services"), book.read("recurring_service_events")
+    starts = pick(services, "id", "from").dropna()
+    starts = starts[starts["id"].isin(days)]
+    new_starts = {
+        row.id: row[2].date() + timedelta(days=days[row.id]) for row in starts.itertuples()
+    }
+    names = ("event_id", "recurring_service_id", "state", "due_on")
+    listed = pick(book.compute(visits), *names)
+    ahead = listed["state"].isin(MOVABLE) & (listed["due_on"] >= pd.Timestamp(book.today))
+    ahead &= listed["recurring_service_id"].isin(new_starts)
+    new_dates = {
+        row.event_id: row.due_on.date() + timedelta(days=days[row.recurring_service_id])
+        for row in listed[ahead].itertuples()
+    }
+    return book.with_records(
+        recurring_services=with_cells(services, "from", new_starts),
+        recurring_service_events=with_cells(events, "date", new_dates),
+    )
+
+
+def of_services(book: Book, ids: Collection[int]) -> Book:
+    """Some services, with their visits and memberships."""
+    services, events = book.read("recurring_services"), book.read("recurring_service_events")
+    services = services[services["id"].isin(ids)]
+    members, status = book.read("memberships"), book.read("membership_status")
+    owners = services["membership_id"].dropna()
+    return book.with_records(
+        recurring_services=services,
+        recurring_service_events=events[events["location_recurring_service_id"].isin(ids)],
+        memberships=members[members["id"].isin(owners)],
+        membership_status=status[status["membership_id"].isin(owners)],
+    )
+
+
 EFFECTS: Mapping[str, Effect] = {
     "update_invoice_templates": Effect(
         _templates_changed,
@@ -180,6 +258,20 @@ EFFECTS: Mapping[str, Effect] = {
             "price, which this API cannot change. New members pay their type's price, too.",
             "A price stays as it is set. Of types with auto_calculate_invoice_templates that is "
             "not sure: ServiceTitan works out the amounts of such templates itself.",
+        ),
+    ),
+    "update_recurring_services": Effect(
+        _services_changed,
+        of_services,
+        (visits_by_week,),
+        (
+            "A new first day moves all visits of the schedule that are not booked by as many days, "
+            "as ServiceTitan's help says; booked ones stay.",
+            "Visits that are not on ServiceTitan's list yet follow from the recurrence rules, as "
+            "visit_forecast reads them. Seasonal services keep the months that their rule names, "
+            "and what ServiceTitan plans later may fall into these again.",
+            "Each visit counts once, whatever its length. Renewals and new sales to come are not "
+            "foreseen.",
         ),
     ),
 }

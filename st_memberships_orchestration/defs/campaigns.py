@@ -24,6 +24,7 @@ from st_memberships_orchestration.campaigns.choice import Choice, book_of
 from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
+from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.defs.writes import (
     Work,
@@ -33,7 +34,7 @@ from st_memberships_orchestration.defs.writes import (
     run_config,
     table_of,
 )
-from st_memberships_orchestration.escaping import markdown_table, visible
+from st_memberships_orchestration.escaping import markdown, markdown_table, visible
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.changes import find_plan
@@ -75,6 +76,17 @@ class PriceRiseConfig(CampaignConfig):
     )
 
 
+class VisitDatesConfig(CampaignConfig):
+    """Which visits are moved, and how far. Nobody chosen: all."""
+
+    months: list[str] = Field(
+        default=[],
+        description="Peak months, such as `2027-07`; none: that of the next twelve with most "
+        "visits.",
+    )
+    most_weeks: int = Field(default=8, description="Weeks that a visit moves at most.")
+
+
 class ResultConfig(dg.Config):
     """Which campaign."""
 
@@ -101,6 +113,14 @@ def build_jobs(settings: Settings, resources: Mapping[str, Any]) -> list[dg.JobD
             PriceRiseConfig,
             lambda c: PriceRise(PriceRule(c.rule, c.round_to), c.line, c.with_shared),
             {"tenant": tenant, "sql": some, "rule": "+5%", "round_to": ".99", "line": "main"},
+            needed,
+        ),
+        _job(
+            "campaign_visits",
+            "Plans to move visits out of peak months, to where the weeks are emptiest",
+            VisitDatesConfig,
+            lambda c: VisitDates(c.months, c.most_weeks),
+            {"tenant": tenant, "months": [], "most_weeks": 8},
             needed,
         ),
         _result_job(needed),
@@ -161,7 +181,9 @@ def _metadata(ready: Prepared) -> dict[str, Any]:
     assumed = "\n".join(f"- {said}" for said in EFFECTS[ready.plan.kind].assumes)
     still = ", ".join(unmoved(ready.lines)) or "nothing"
     table = markdown_table(FORECAST_HEADINGS, forecast_lines(ready.lines))
-    said = f"{table}\n\nOf the whole account. Unchanged: {still}.\n\n{assumed}"
+    said = (
+        f"{table}\n\n{markdown(ready.said)} Of the whole account. Unchanged: {still}.\n\n{assumed}"
+    )
     return {
         "forecast": dg.MetadataValue.md(said),
         "left_out": table_of(LEFT_HEADINGS, cut(left_lines(ready.left))),

@@ -97,6 +97,42 @@ def visit_forecast(
         earliest: days before this one are mistakes, and are taken as not known.
         months_ahead: months after the running one.
     """
+    rows = visits_ahead(
+        recurring_services,
+        memberships,
+        visits,
+        today=today,
+        earliest=earliest,
+        months_ahead=months_ahead,
+    )
+    grain = list(VISIT_FORECAST.grain)
+    rows = rows.groupby(grain, dropna=False, as_index=False)[
+        ["due", *MEASURES, "of_suspended", "unclear"]
+    ].sum()
+    types = pick(recurring_service_types, "id", "name")
+    rows = attach(rows, types, "recurring_service_type_id", service_name="name")
+    rows["service_name"] = rows["service_name"].str.strip()
+    rows["month"] = month_start(rows["month"])
+    rows["flags"] = flags(rule_unclear=rows["unclear"] > 0)
+    return VISIT_FORECAST.frame(rows)
+
+
+def visits_ahead(
+    recurring_services: pd.DataFrame,
+    memberships: pd.DataFrame,
+    visits: pd.DataFrame,
+    *,
+    today: date,
+    earliest: date = EARLIEST,
+    months_ahead: int = 12,
+) -> Frame:
+    """The visits that `visit_forecast` counts, one row each; arguments as there.
+
+    Returns:
+        `recurring_service_id`, its type, business unit and location; `due_on` and `month` (number);
+        `due`, `listed`, `booked`, `projected` and `of_suspended`, 1 or 0 each. A row of today with
+        `unclear` 1, and nothing due, stands for a service whose rule says nothing.
+    """
     memberships, recurring_services, visits = (
         with_plausible_days(each, earliest, today)
         for each in (memberships, recurring_services, visits)
@@ -138,18 +174,9 @@ def visit_forecast(
     rows["month"] = month_of(rows["due_on"].astype("datetime64[s]"))
     rows["due"] = rows["listed"] + rows["projected"]
     where = services.take(rows["service"].to_numpy(np.int64)).reset_index(drop=True)
-    rows = rows.join(where[["recurring_service_type_id", "business_unit_id", "location_id"]])
+    rows = rows.join(where[["id", "recurring_service_type_id", "business_unit_id", "location_id"]])
     rows["of_suspended"] = rows["due"] * (where["member_status"] == "Suspended")
-    grain = list(VISIT_FORECAST.grain)
-    rows = rows.groupby(grain, dropna=False, as_index=False)[
-        ["due", *MEASURES, "of_suspended", "unclear"]
-    ].sum()
-    types = pick(recurring_service_types, "id", "name")
-    rows = attach(rows, types, "recurring_service_type_id", service_name="name")
-    rows["service_name"] = rows["service_name"].str.strip()
-    rows["month"] = month_start(rows["month"])
-    rows["flags"] = flags(rule_unclear=rows["unclear"] > 0)
-    return VISIT_FORECAST.frame(rows)
+    return rows.rename(columns={"id": "recurring_service_id"})
 
 
 MEASURES = ("listed", "booked", "projected")

@@ -23,6 +23,7 @@ from st_memberships_orchestration.campaigns.choice import Choice, book_of
 from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
+from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.terminal.screen import console, program
@@ -84,6 +85,22 @@ def price_rise(rule: str, round_to: str, line: str, with_shared: bool, **choice:
     _run(lambda: PriceRise(PriceRule(rule, round_to), line, with_shared), **choice)
 
 
+@campaign.command("visits")
+@click.option("--month", "months", multiple=True, help="Peak month, such as 2027-07; repeatable.")
+@click.option(
+    "--most-weeks", default=8, show_default=True, help="Weeks that a visit moves at most."
+)
+@_choosing
+def visit_dates(months: tuple[str, ...], most_weeks: int, **choice: Any) -> None:
+    """Move visits out of peak months, to where the weeks are emptiest.
+
+    Without --month that is the one of the next twelve with most visits. The whole schedule moves: a
+    service gets a new first day, by which all its visits that are not booked move alike. Without
+    --type, --unit or --sql (ids of recurring services), all are meant.
+    """
+    _run(lambda: VisitDates(months, most_weeks), **choice)
+
+
 @campaign.command()
 @click.argument("plan_or_hash")
 def result(plan_or_hash: str) -> None:
@@ -141,6 +158,8 @@ def _show_forecast(ready: Prepared) -> None:
         table.add_row(*(Text(visible(cell)) for cell in cells))
     console.print(table)
     still = unmoved(ready.lines)
+    if ready.said:
+        console.print(ready.said)
     console.print(f"Of the whole account. Unchanged: {', '.join(still) or 'nothing'}.")
     for said in EFFECTS[ready.plan.kind].assumes:
         console.print(f"- {escape(said)}")
