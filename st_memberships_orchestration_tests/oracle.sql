@@ -15,9 +15,16 @@ create macro known(t) as if(t >= midnight(date '1980-01-01'), t, null);
 create macro day_of(t) as make_timestamptz(t // 10)::date;
 create macro millionths(amount) as (amount * 1000000)::hugeint;
 create macro halved_up(amount, parts) as (2 * amount + parts) // (2 * parts);  -- amount >= 0
--- Options that contradict each other tell no price, nor does a negative one.
-create macro single_price(price) as
-    if(min(price) = max(price) and count(price) = count(*) and min(price) >= 0, millionths(min(price)), null);
+-- What the options of a list say, null where they contradict each other.
+create macro said_by_all(price) as
+    if(min(price) = max(price) and count(price) = count(*), min(price), null);
+-- The millionths of a price; a negative one is none, nor is one of more than 100 million.
+create macro as_price(amount) as if(amount between 0 and 100000000, millionths(amount), null);
+-- Each once, in the order in which they came.
+create macro in_order(words) as array_to_string(list_filter(words,
+    lambda word, place: list_position(words, word) = place), ', ');
+create macro flagged(words) as
+    nullif(array_to_string(list_filter(words, lambda word: word is not null), ', '), '');
 
 -- VERSIONS
 
@@ -35,6 +42,9 @@ create temp table types as
     from type_versions qualify row_number() over (partition by id order by seen_at desc) = 1;
 create temp table services as
     select *, ticks(modified_on, modified_on_text) as seen_at from raw_recurring_services
+    qualify row_number() over (partition by id order by seen_at desc) = 1;
+create temp table recurring_types as
+    select *, ticks(modified_on, modified_on_text) as seen_at from raw_recurring_service_types
     qualify row_number() over (partition by id order by seen_at desc) = 1;
 create temp table events as
     select *, ticks(modified_on, modified_on_text) as seen_at from raw_recurring_service_events
@@ -93,7 +103,8 @@ create temp table members as
         where member not in (select id from member_versions)
     ), recorded as (
         select member as id, min(tick) as first_change, max(tick) as last_change,
-            arg_min(old, place) as first_status, arg_max(new, place) as last_status
+            arg_min(if(coalesce(old, 'None') = 'None', new, old), place) as first_status,
+            arg_max(new, place) as last_status
         from ordered_changes group by member
     ), now as (  -- a date that lies ahead of all that is known dates nothing
         select greatest((select max(seen_at) from member_versions), (select max(tick) from changes))
@@ -106,21 +117,20 @@ create temp table members as
                 as cancelled_at,
             if(midnight(plausible("to") + 1) <= now.tick, midnight("to" + 1), null) as over_at
         from now, newest m left join recorded r using (id) left join seen_since using (id)
-    ), seen_before as (  -- older versions date the status from which the first change starts
-        select v.id, min(v.seen_at) as first_seen from member_versions v join recorded r using (id)
-        where standing = first_status and v.seen_at < first_change group by v.id
-    ), came_before as (
-        select v.id, max(came_at) as came_at
+    ), told_before as (  -- what any version tells of the time before the first change
+        select v.id, min(v.seen_at) filter (v.standing = first_status
+                and v.seen_at > begins and v.seen_at < first_change) as seen,
+            max(cancelled) filter (cancelled > begins and cancelled < first_change) as cancelled,
+            max(over) filter (over > begins and over < first_change) as over
         from (
-            select v.id, case standing
-                when 'Canceled' then coalesce(midnight(plausible(cancellation_date)),
-                    least(midnight(plausible("to") + 1), first_seen))
-                when 'Expired' then coalesce(midnight(plausible("to") + 1), first_seen)
-                else first_seen end as came_at
-            from member_versions v join recorded r using (id) join seen_before using (id)
-            where standing = first_status and standing <> 'Active' and v.seen_at < first_change
-        ) v join dated d using (id)
-        where came_at > begins and came_at < first_change group by v.id
+            select *, midnight(plausible(cancellation_date)) as cancelled,
+                midnight(plausible("to") + 1) as over from member_versions
+        ) v join dated d using (id) group by v.id
+    ), came_before as (
+        select id, case first_status when 'Active' then null
+            when 'Canceled' then coalesce(cancelled, least(over, seen))
+            when 'Expired' then coalesce(over, seen) else seen end as came_at
+        from told_before join recorded using (id)
     )
     select dated.*, came_at, if(came_at is not null, 'Active',
             coalesce(first_status, if(standing = 'Deleted', 'Deleted', 'Active'))) as before,
@@ -245,6 +255,9 @@ create temp table members_monthly as
         union all
         select member, (month + interval 1 month)::date, 'at_start', false from at_ends
         where status = 'Active' and is_over(month)
+        union all
+        select id, date_trunc('month', today())::date, 'strange', false from members
+        where standing not in ('Active', 'Suspended', 'Expired', 'Canceled', 'Deleted')
     ), counted as (
     select month, membership_type_id, business_unit_id,
         count(*) filter (kind = 'at_start') as active_start,
@@ -260,13 +273,17 @@ create temp table members_monthly as
         count(*) filter (kind = 'cancelled_from_suspension') as cancelled_from_suspension,
         count(*) filter (kind = 'expired_from_suspension') as expired_from_suspension,
         count(*) filter (kind = 'at_end') as active_end,
-        count(*) filter (kind not in ('at_end', 'at_start') and is_inferred) as inferred_moves,
+        count(*) filter (kind = 'strange') as strange,
+        count(*) filter (kind not in ('at_end', 'at_start', 'strange') and is_inferred) as inferred_moves,
         count(*) filter (kind = 'at_end' and is_inferred) as inferred_end,
         avg(least((month + interval 1 month)::date - 1, today()) - since)
             filter (kind = 'at_end') as tenure_days
     from counts join members m on m.id = member left join chains c on c.id = member group by all
     )
-    select *, active_end - active_start as net_growth,
+    select * exclude strange, active_end - active_start as net_growth,
+        is_over(month) as is_complete, flagged([
+            if(membership_type_id is null, 'membership_unknown', null),
+            if(other_exit + strange > 0, 'unknown_status', null)]) as flags,
         ratio(cancelled + cancelled_from_suspension, active_start) as cancellation_rate,
         ratio(cancelled + cancelled_from_suspension + expired + expired_from_suspension,
             active_start) as churn,
@@ -280,8 +297,8 @@ create temp table options as
         select id, seen_at, unnest(duration_billing) as o from type_versions
     )
     select id, seen_at, o.duration as duration, o.billing_frequency as frequency,
-        single_price(o.billing_price) as billing, single_price(o.sale_price) as sale,
-        single_price(o.renewal_price) as renewal
+        count(*) as entries, said_by_all(o.billing_price) as billing,
+        said_by_all(o.sale_price) as sale, said_by_all(o.renewal_price) as renewal
     from entries where o is not null group by all;
 
 -- What held of members just before moments: of each (what, member) in `asked` before its boundary.
@@ -295,7 +312,8 @@ create macro prices_at(asked) as table
         qualify row_number() over (partition by m.what, v.id order by
             v.seen_at < m.boundary desc, if(v.seen_at < m.boundary, -v.seen_at, v.seen_at)) = 1
     ), with_template as (
-        select t.*, v.id is not null as has_template, v.total,
+        select t.*, v.id is not null as has_template, v.total, v.active as template_in_use,
+            coalesce(v.flags like '%rounded total%', false) as total_rounded,
             v.seen_at >= t.boundary as template_backdated
         from terms t left join template_versions v on v.id = t.template
         qualify row_number() over (partition by t.what, t.member order by
@@ -303,43 +321,77 @@ create macro prices_at(asked) as table
     ), with_list as (
         select t.* replace (is_backdated or coalesce(
                 if(has_template, template_backdated, v.seen_at >= t.boundary), false)
-            as is_backdated), o.billing, o.sale, o.renewal from with_template t
-        left join (select distinct id, seen_at from type_versions) v on v.id = t.of_type
+            as is_backdated), o.billing, o.sale, o.renewal, v.id is not null as has_type,
+            coalesce(o.entries, 0) as entries, list_rounded,
+            is_renewal and o.renewal is distinct from 0 as renews
+        from with_template t left join (
+            select distinct id, seen_at,
+                coalesce(flags like '%rounded durationBilling%', false) as list_rounded
+            from type_versions
+        ) v on v.id = t.of_type
         left join options o on o.id = t.of_type and o.seen_at = v.seen_at
             and o.duration is not distinct from t.duration and o.frequency = t.frequency
         qualify row_number() over (partition by t.what, t.member order by
             v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
-    ), billed as (
+    ), listed as (
         select *, case frequency when 'Monthly' then 1 when 'EveryOtherMonth' then 2
             when 'Quarterly' then 3 when 'BiAnnual' then 6 when 'Annual' then 12 end as every,
-            case when frequency = 'OneTime' then null
-                when has_template then if(total >= 0, millionths(total), null)
-                else billing end as bill,
-            if(frequency = 'OneTime', if(is_renewal, renewal, sale), null) as upfront
+            frequency = 'OneTime' as is_upfront, if(renews, renewal, sale) as paid,
+            if(is_upfront, paid, billing) as by_list
         from with_list
+    ), billed as (
+        select *, as_price(case when every is null then null
+                when has_template then total else billing end) as bill,
+            if(is_upfront, as_price(paid), null) as upfront,
+            has_type and (is_upfront or every is not null and not has_template) as goes_by_list,
+            entries > 1 and by_list is null as contradict
+        from listed
     )
     select what, member, of_type, frequency, every, bill, upfront, is_backdated,
-        halved_up(bill, every) as monthly, billing * 12 // every as annual_by_list,
+        halved_up(bill, every) as monthly, as_price(billing) * 12 // every as annual_by_list,
         halved_up(upfront, duration) as amortised,
         case when bill is not null and has_template then 'billing_template'
             when bill is not null then 'type_billing_price'
             when upfront is not null and duration > 0 then
-                if(is_renewal, 'type_renewal_price', 'type_sale_price')
+                if(renews, 'type_renewal_price', 'type_sale_price')
             else 'none' end as basis,
-        coalesce(bill * 12 // every, halved_up(upfront * 12, duration)) as annual
+        coalesce(bill * 12 // every, halved_up(upfront * 12, duration)) as annual, flagged([
+            if(every is null and not is_upfront, 'frequency_unknown', null),
+            if(every is not null and template is not null and not has_template,
+                'template_missing', null),
+            if(basis = 'billing_template' and not template_in_use, 'template_deleted', null),
+            if(every is not null and has_template and total is null,
+                'template_total_missing', null),
+            if(every is not null and has_template and total < 0, 'template_total_negative', null),
+            if(bill = 0, 'price_zero', null),
+            if(if(basis = 'billing_template', total_rounded,
+                basis <> 'none' and list_rounded), 'price_rounded', null),
+            if(if(every is not null and has_template, total, by_list) > 100000000,
+                'price_implausible', null),
+            if(not has_type, 'type_unknown', null),
+            if(goes_by_list and entries = 0, 'option_missing', null),
+            if(goes_by_list and contradict, 'options_contradict', null),
+            if(goes_by_list and entries > 0 and not contradict
+                and not coalesce(by_list >= 0, false), 'option_without_price', null),
+            if(is_upfront and not coalesce(duration > 0, false),
+                'one_time_without_duration', null),
+            if(upfront is not null and duration > 0 and is_renewal and not renews,
+                'renewal_price_zero', null)
+        ]) as flags
     from billed;
 -- The end of each month, and today.
 create temp table month_ends as
     select month as what, id as member, boundary from months, members
     union all
     select null, id, midnight(today() + 1) from members;
-create temp table priced as select what as month, * exclude what from prices_at('month_ends');
+create temp table priced as
+    select what as month, * exclude (what, flags), flags as price_flags from prices_at('month_ends');
 
 create temp table membership_prices as
     select m.id as membership_id, m.status, m.membership_type_id, m.business_unit_id,
         m.billing_frequency, every as months_per_bill, bill as bill_amount,
         monthly as monthly_price, amortised as amortised_monthly_price, annual as annual_value,
-        basis as price_basis
+        basis as price_basis, standing = 'Deleted' as is_deleted, price_flags as flags
     from members m join priced p on p.member = m.id and p.month is null;
 
 create temp table recurring_revenue_monthly as
@@ -410,7 +462,10 @@ create temp table recurring_revenue_monthly as
         count(*) filter (is_ and frequency = 'OneTime' and amortised is null) as one_time_unpriced
     from moved where was or is_ or loss is not null group by all
     )
-    select *, ratio(inferred_mrr, mrr_end) as inferred_share,
+    select *, is_over(month) as is_complete, flagged([
+            if(membership_type_id is null, 'membership_unknown', null),
+            if(members_unpriced + one_time_unpriced > 0, 'prices_missing', null)]) as flags,
+        ratio(inferred_mrr, mrr_end) as inferred_share,
         ratio(backdated_mrr, mrr_end) as backdated_share,
         1 - ratio(members_unpriced, members_recurring) as covered_share,
         ratio(members_by_template, members_recurring) as template_share
@@ -428,8 +483,18 @@ create temp table renewals as
         l.id is not null as is_renewed, l.successor as successor_id,
         l.sold_on as successor_sold_on, m.payment_method_id is not null as has_payment_method,
         m.sold_by_id, m.billing_frequency, coalesce(p.monthly, p.amortised) as monthly_value,
-        p.basis as price_basis
+        p.basis as price_basis, flagged([
+            if(term_end is null, 'term_end_missing', null),
+            if(term_end < plausible(m."from"), 'ends_before_it_begins', null),
+            if(date_diff('month', plausible(m."from"), term_end) = m.duration
+                and day(m."from") = day(term_end), 'to_is_day_after', null),
+            if(m.duration is null, 'duration_missing', null),
+            if(m.renewed_by_id is not null and s.id is null, 'successor_unknown', null),
+            if((s.begins, s.created_on, s.id) <= (m.begins, m.created_on, m.id),
+                'successor_not_later', null),
+            if(monthly_value is null, 'price_unknown', null)]) as flags
     from members m left join links l using (id)
+    left join members s on s.id = m.renewed_by_id and s.status is not null
     join priced p on p.member = m.id and p.month is null
     where (term_end is not null or m.duration is not null) and m.standing <> 'Deleted';
 
@@ -448,7 +513,7 @@ create temp table renewal_rate_monthly as
         count(*) filter (date_trunc('month', sold_on) <= month and sold_on <= today()) as renewed,
         renewed / due as renewal_rate,
         count(*) filter (date_trunc('month', sold_on) > month and sold_on <= today())
-            as renewed_late
+            as renewed_late, is_over(month) as is_complete
     from ended_terms left join links using (id) group by all;
 
 create temp table cohort_retention as
@@ -492,7 +557,7 @@ create temp table visits as
         group by member
     ), stated as (
         select e.*, s.recurring_service_type_id, s.location_id, s.active as service_in_use,
-            s.business_unit_id as service_unit, m.standing, m.status as membership_status,
+            s.business_unit_id as service_unit, s.id as service, m.id as member, m.standing, m.status as membership_status,
             m.customer_id, m.membership_type_id, m.business_unit_id as member_unit, case
             when not e.active and m.standing in ('Canceled', 'Expired', 'Deleted') then 'cancelled'
             when not e.active then 'removed'
@@ -516,7 +581,19 @@ create temp table visits as
         trim(location_recurring_service_name) as service_name,
         location_recurring_service_id as recurring_service_id, recurring_service_type_id,
         location_id, membership_id, membership_status, customer_id, membership_type_id,
-        coalesce(member_unit, service_unit) as business_unit_id, membership_ended_on
+        coalesce(member_unit, service_unit) as business_unit_id, membership_ended_on, flagged([
+            if(service is null, 'service_unknown', null),
+            if(membership_id is not null and membership_status is null,
+                'membership_unknown', null),
+            if(active and status = 'Won' and job_id is null, 'booked_without_job', null),
+            if(active and status <> 'Won' and job_id is not null, 'job_without_booking', null),
+            if(state in ('open', 'contacted') and is_plausible(date)
+                and date > membership_ended_on, 'open_after_membership_ended', null),
+            if(state = 'unknown', 'status_unknown', null),
+            if(date is null, 'due_day_missing', null),
+            if(not is_plausible(date) and date is not null, 'due_day_implausible', null),
+            if(state in ('open', 'contacted') and not service_in_use, 'service_deleted', null)
+        ]) as flags
     from owed;
 
 create temp table visits_monthly as
@@ -529,7 +606,9 @@ create temp table visits_monthly as
         count(*) filter (state in ('open', 'contacted', 'unknown') and standing in
             ('Canceled', 'Expired', 'Deleted')) as open_ended,
         count(*) filter (state = 'cancelled') as cancelled,
-        count(*) filter (state = 'removed') as removed, ratio(booked, booked + open) as fulfilment
+        count(*) filter (state = 'removed') as removed, ratio(booked, booked + open) as fulfilment,
+        is_over(month) as is_complete,
+        flagged([if(count(*) filter (state = 'unknown') > 0, 'status_unknown', null)]) as flags
     from visits left join (select id, standing from members) m on m.id = membership_id
     where is_plausible(due_on) and due_on < date_trunc('month', today()) + interval 1 month
     group by all;
@@ -550,7 +629,7 @@ create temp table members_without_future_visit as
     select m.id as membership_id, m.customer_id, m.membership_type_id, m.business_unit_id,
         plausible(m."from") as "from", m."to", if(coalesce(services, 0) = 0, 'no_service', 'no_future_visit') as reason,
         coalesce(services, 0) as services, len(t.recurring_services) > 0 as type_includes_visits,
-        last_visit_due_on
+        last_visit_due_on, flagged([if(t.id is null, 'type_unknown', null)]) as flags
     from members m left join types t on t.id = m.membership_type_id
     left join in_use on in_use.membership_id = m.id
     left join past on past.membership_id = m.id
@@ -585,7 +664,8 @@ create temp table billing_due as
     select due_in, billing_frequency, business_unit_id, payment,
         count(distinct id) as memberships, count(*) filter (is_next) as next_bills,
         count(*) as bills, count(*) filter (not is_next) as projected_bills,
-        coalesce(sum(bill), 0) as amount, count(*) filter (bill is null) as unpriced_bills
+        coalesce(sum(bill), 0) as amount, count(*) filter (bill is null) as unpriced_bills,
+        flagged([if(unpriced_bills > 0, 'prices_missing', null)]) as flags
     from windowed where due_in is not null group by all;
 
 create temp table deferred_revenue_opening as
@@ -600,7 +680,12 @@ create temp table deferred_revenue_opening as
         millionths(m.initial_deferred_revenue) as initial_deferred_revenue,
         coalesce(visits_booked, 0) as visits_booked, coalesce(visits_open, 0) as visits_open,
         coalesce(visits_dismissed, 0) as visits_dismissed,
-        m.cancellation_balance_invoice_id is not null as has_cancellation_balance_invoice
+        m.cancellation_balance_invoice_id is not null as has_cancellation_balance_invoice, flagged([
+            if(revenue_recognition_mode is null, 'type_unknown', null),
+            if(m.initial_deferred_revenue is null, 'opening_missing', null),
+            if(m.initial_deferred_revenue < 0, 'opening_negative', null),
+            if(revenue_recognition_mode = 'PointOfSale' and m.initial_deferred_revenue <> 0,
+                'opening_without_deferral', null)]) as flags
     from members m left join types t on t.id = m.membership_type_id
     left join counted on counted.membership_id = m.id
     where m.standing <> 'Deleted'
@@ -612,20 +697,34 @@ create temp table invoice_template_items as
     with lines as (
         select t.*, unnest(items) as i, generate_subscripts(items, 1) - 1 as position
         from templates t
+    ), multiplied as (  -- the product has up to twelve decimals, whole as a hugeint
+        select *, (millionths(i.quantity) * millionths(i.unit_price)) as exact,
+            sign(exact) * ((abs(exact) + 500000) // 1000000) as product,
+            if(abs(product) < 1000000000000000000::hugeint, product, null) as line_total
+        from lines where i is not null
     )
     select id as invoice_template_id, position, i.id as item_id, i.sku_id, i.sku_type,
         i.description, millionths(i.quantity) as quantity, millionths(i.unit_price) as unit_price,
         i.is_add_on, millionths(i.cost) as cost, millionths(i.hours) as hours,
         i.workflow_action_item_id, millionths(total) as template_total, is_settings_template,
-        not active as is_deleted
-    from lines;
+        not active as is_deleted,
+        line_total, flagged([
+            if(sum(line_total) over (partition by id) is distinct from millionths(total),
+                'lines_differ_from_total', null),
+            if(i.id is not null and count(*) over (partition by id, i.id) > 1,
+                'item_repeated', null),
+            if(product is not null and line_total is null, 'line_total_too_large', null),
+            if(flags like '%rounded items%', 'amounts_rounded', null)]) as flags
+    from multiplied;
 
 create temp table membership_custom_fields as
     with listed as (
         select id, unnest(custom_fields) as f, generate_subscripts(custom_fields, 1) - 1 as position
         from members
     )
-    select id as membership_id, position, f.type_id, trim(f.name) as name, f.value from listed;
+    select id as membership_id, position, f.type_id, trim(f.name) as name, f.value,
+        flagged([if(count(*) over (partition by id, f.type_id) > 1, 'field_repeated', null)]) as flags
+    from listed;
 
 -- CUSTOMERS, SALES, REASONS
 
@@ -650,7 +749,7 @@ create temp table customers_monthly as
         from told where month < date_trunc('month', today()) group by month
     )
     select *, ratio(memberships_end, customers_end) as memberships_per_customer,
-        ratio(lost_customers, customers_start) as customer_churn
+        ratio(lost_customers, customers_start) as customer_churn, is_over(month) as is_complete
     from (select month, sum(columns(* exclude month)) from counted group by month);
 
 create temp table when_sold as
@@ -662,7 +761,7 @@ create temp table sales_monthly as
                 day_of(ticks(created_on, created_on_text))) as sold_on,
             coalesce(p.monthly, p.amortised) as value, p.is_backdated, case
                 when m.id in (select successor from sold_links) then 'renewal'
-                when m.import_id is not null then 'imported'
+                when trim(coalesce(m.import_id, '')) <> '' then 'imported'
                 when m.activated_from_id is not null then 'new_sale' else 'manual' end as method,
             day_of(a.since) <= today() - 90 as has_matured,
             exists (from movements v where v.member = m.id and v.day <= day_of(a.since) + 90
@@ -677,7 +776,9 @@ create temp table sales_monthly as
         count(*) filter (value is null) as unpriced, count(*) filter (is_backdated) as backdated,
         count(*) filter (has_matured) as matured,
         count(*) filter (has_matured and was_lost) as lost_early,
-        ratio(lost_early, matured) as early_loss_rate
+        ratio(lost_early, matured) as early_loss_rate, is_over(month) as is_complete, flagged([
+            if(count(sold_by_id) = 0, 'seller_unknown', null),
+            if(unpriced > 0, 'prices_missing', null)]) as flags
     from sold where sold_on <= today() group by all;
 
 create temp table mrr_outlook as
@@ -712,7 +813,9 @@ create temp table mrr_outlook as
         coalesce(sum(amortised) filter (outlook = first_outlook), 0) as prepaid,
         count(*) filter (outlook = first_outlook and monthly is null and amortised is null)
             as unpriced,
-        count(*) as members_any, coalesce(sum(monthly), 0) as mrr_any
+        count(*) as members_any, coalesce(sum(monthly), 0) as mrr_any,
+        outlook in ('scheduled_to_end', 'expiring', 'no_payment_method', 'secure') as is_in_mrr,
+        flagged([if(unpriced > 0, 'prices_missing', null)]) as flags
     from applied group by all;
 
 create temp table when_lost as
@@ -733,9 +836,10 @@ create temp table cancellation_reasons_monthly as
         ) c on c.membership_id = v.member and c.new_status = 'Canceled'
             and c.tick = s.tick
         where kind in ('cancelled', 'cancelled_from_suspension')
-        qualify row_number() over (partition by v.member, v.step order by c.id) = 1
+        qualify row_number() over (partition by v.member, v.step order by c.id desc) = 1
     ), spoken as (
-        select *, trim(regexp_replace(lower(note), '\s+', ' ', 'g'), ' .,;:!?-') as word from lost
+        select *, regexp_replace(regexp_replace(lower(note), '\s+', ' ', 'g'),
+            '^[\pP ]+|[\pP ]+$', '', 'g') as word from lost
     ), spelt as (
         select *, mode(note) over (partition by word) as spelling from spoken
     )
@@ -744,7 +848,8 @@ create temp table cancellation_reasons_monthly as
         count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost,
         count(*) filter (kind = 'cancelled_from_suspension') as from_suspension,
         count(*) filter (coalesce(basis, 'none') = 'none') as unpriced,
-        count(*) filter (is_backdated) as backdated
+        count(*) filter (is_backdated) as backdated, is_over(month) as is_complete,
+        flagged([if(unpriced > 0, 'prices_missing', null)]) as flags
     from spelt group by all;
 
 -- SERVICETITAN'S OWN REPORT, and terms with the same time to be renewed
@@ -797,7 +902,9 @@ create temp table renewal_outcomes_monthly as
         ratio(renewed_value_30, matured_value_30) as renewal_value_rate_30,
         ratio(kept_value_30, matured_value_30) as kept_value_rate_30,
         ratio(renewed_value_60, matured_value_60) as renewal_value_rate_60,
-        ratio(kept_value_60, matured_value_60) as kept_value_rate_60
+        ratio(kept_value_60, matured_value_60) as kept_value_rate_60,
+        is_over(month) as is_complete,
+        flagged([if(unpriced > 0, 'prices_missing', null)]) as flags
     from terms group by all;
 
 create temp table membership_summary as
@@ -854,8 +961,14 @@ create temp table membership_summary as
     select month, membership_type_id, movement, sum(summary) as summary, sum(ours) as ours,
         coalesce(sum(summary), 0) - coalesce(sum(ours), 0) as difference,
         sum(intermediate_step) as intermediate_step, sum(went_on_as_renewal) as went_on_as_renewal,
-        sum(was_no_member) as was_no_member, sum(named_otherwise) as named_otherwise
-    from counted where movement in ('active_at_start', 'new_sales', 'renewed', 'reactivated',
+        sum(was_no_member) as was_no_member, sum(named_otherwise) as named_otherwise,
+        is_over(month) as is_complete, coalesce(any_value(active), true) as is_type_active,
+        flagged([
+            if(sum(counted.intermediate_step) <> 0, 'intermediate_step', null),
+            if(sum(counted.went_on_as_renewal) <> 0, 'went_on_as_renewal', null),
+            if(sum(counted.was_no_member) <> 0, 'was_no_member', null),
+            if(sum(counted.named_otherwise) <> 0, 'named_otherwise', null)]) as reasons
+    from counted left join (select id, active from types) on id = membership_type_id where movement in ('active_at_start', 'new_sales', 'renewed', 'reactivated',
         'suspended', 'canceled', 'expired', 'deleted', 'active_at_end') group by all;
 
 -- REVENUE OVER TIME
@@ -871,7 +984,9 @@ create temp table membership_mrr_history as
         from months r join began b on b.since < r.boundary
         left join paid p on p.month = r.month and p.member = b.member
     )
-    select member as membership_id, month, is_member, mrr, prepaid from grid
+    select member as membership_id, month, is_member, mrr, prepaid, customer_id,
+        membership_type_id, business_unit_id
+    from grid join members m on m.id = member
     qualify (is_member, mrr, prepaid) is distinct from
         lag((is_member, mrr, prepaid), 1, (false, 0, 0)) over (partition by member order by month);
 
@@ -908,7 +1023,8 @@ create temp table cohort_revenue as
     select cohort_month, membership_type_id, date_diff('month', cohort_month, month) as months_since,
         month, coalesce(revenue_sold, 0) as revenue_sold,
         coalesce(revenue_kept, 0) as revenue_kept,
-        ratio(coalesce(revenue_kept, 0), revenue_sold) as revenue_retention
+        ratio(coalesce(revenue_kept, 0), revenue_sold) as revenue_retention,
+        is_over(month) as is_complete
     from grid left join kept using (cohort_month, membership_type_id, month);
 
 create temp table revenue_retention as
@@ -957,7 +1073,9 @@ create temp table revenue_retention as
         if(recurring > 0, halved_up(coalesce(mrr_end, 0)::hugeint, recurring::hugeint), null)
             as arpm,
         ratio(starts, losses) as lifetime_months,
-        if(losses > 0, halved_up(arpm * starts::hugeint, losses::hugeint), null) as lifetime_value
+        if(losses > 0, halved_up(arpm * starts::hugeint, losses::hugeint), null) as lifetime_value,
+        is_over(month) as is_complete,
+        flagged([if(membership_type_id is null, 'type_unknown', null)]) as flags
     from found;
 
 -- PLANS THAT WERE SWITCHED, periods that are paid or entitled, visits to come
@@ -1033,7 +1151,9 @@ create temp table plan_switches_monthly as
         count(*) filter (after < before) as downgrades,
         count(*) filter (after is null) as unpriced,
         count(*) filter (is_backdated) as backdated, coalesce(sum(before), 0) as mrr_before,
-        coalesce(sum(after), 0) as mrr_after
+        coalesce(sum(after), 0) as mrr_after, is_over(month) as is_complete, flagged([
+            if(count(from_type) * count(to_type) = 0, 'type_unknown', null),
+            if(unpriced > 0, 'prices_missing', null)]) as flags
     from priced_switches group by all;
 
 create temp table visit_periods as
@@ -1042,7 +1162,7 @@ create temp table visit_periods as
         where standing in ('Active', 'Suspended') and plausible("from") <= today()
     ), birthdays as (
         select *, if("from" + to_years(years) > today(), years - 1, years) as age,
-            coalesce(date_diff('month', "from", plausible_end("to")) <= 60, false) as is_term
+            coalesce(plausible_end("to") <= "from" + interval 60 month, false) as is_term
         from ages
     )
     select *, if(is_term, "from", ("from" + to_years(age))::date) as period_from,
@@ -1121,6 +1241,23 @@ create temp table ruled_days as
     select id, day as due_on from coming qualify duration_type <> 'NumberOfVisits'
         or row_number() over (partition by id order by day) <= duration_length - there;
 
+-- Services of which the rule tells when they come.
+create temp table clear_rules as
+    with told as (
+        select s.*, plausible(s."from") as starts, max(due_on) as newest
+        from services s left join visits v on v.recurring_service_id = s.id
+            and is_plausible(due_on) and state not in ('cancelled', 'removed')
+        group by all
+    )
+    select id from told where coalesce(newest, starts) is not null and case recurrence_type
+        when 'Seasonal' then coalesce(newest >= coalesce(starts, newest), false)
+            or list_has_any(recurrence_months, ['January', 'February', 'March', 'April', 'May',
+                'June', 'July', 'August', 'September', 'October', 'November', 'December'])
+        when 'NthWeekdayOfMonth' then recurrence_interval > 0
+            and recurrence_week in ('First', 'Second', 'Third', 'Fourth', 'Last')
+            and recurrence_day_of_nth_week is not null
+        else recurrence_interval > 0 and recurrence_type in ('Daily', 'Weekly', 'Monthly') end;
+
 create temp table visit_entitlements as
     with listed as (
         select p.id, count(*) filter (state not in ('cancelled', 'removed')) as listed,
@@ -1140,7 +1277,8 @@ create temp table visit_entitlements as
         p.business_unit_id, period_from, period_to, if(is_term, 'term', 'running_year')
         as period_basis, period_to - today() as days_left, used, dismissed, overdue,
         coalesce(r.projected, 0) as projected, listed + coalesce(r.projected, 0) as entitled,
-        entitled - used - dismissed as unused, ratio(used, entitled) as used_share
+        entitled - used - dismissed as unused, ratio(used, entitled) as used_share, flagged([
+            if(days_left < 0, 'term_over', null), if(entitled = 0, 'no_visits', null)]) as flags
     from visit_periods p join listed using (id) left join ruled r using (id);
 
 create temp table prepaid_unearned as
@@ -1166,7 +1304,11 @@ create temp table prepaid_unearned as
         if(days > 0, halved_up(price * m.days_left, days * 10000) * 10000, null) as unearned_by_time,
         if(upfront, ratio(unused, entitled), null) as unearned_share_by_visits,
         if(upfront and entitled > 0, halved_up(price * unused, entitled * 10000::hugeint) * 10000,
-            null) as unearned_by_visits
+            null) as unearned_by_visits, flagged([
+            if(price is null, 'price_unknown', null),
+            if(begins_on is null, 'period_unknown', null),
+            if(begins_on > today(), 'not_begun', null),
+            if(upfront and coalesce(entitled, 0) = 0, 'no_visits', null)]) as flags
     from measured m left join types t on t.id = m.membership_type_id
     left join visit_entitlements e on e.membership_id = m.id and e.period_basis = 'term';
 
@@ -1184,12 +1326,18 @@ create temp table visit_forecast as
         where state in ('open', 'contacted', 'booked', 'unknown')
         union all
         select c.*, due_on, 0, 0 from counted c join ruled_days d using (id)
+        union all  -- services whose rule says nothing
+        select c.*, today(), null, null from counted c where id not in (from clear_rules)
     )
     select date_trunc('month', due_on)::date as month, recurring_service_type_id,
-        business_unit_id, location_id, count(*) as due, sum(listed) as listed,
-        sum(is_booked) as booked, count(*) - sum(listed) as projected,
-        count(*) filter (standing = 'Suspended') as of_suspended
-    from coming where due_on between today() and last_day group by all;
+        business_unit_id, location_id, count(listed) as due, coalesce(sum(listed), 0) as listed,
+        coalesce(sum(is_booked), 0) as booked, count(*) filter (listed = 0) as projected,
+        count(listed) filter (standing = 'Suspended') as of_suspended,
+        trim(any_value(t.name)) as service_name,
+        flagged([if(count(*) > count(listed), 'rule_unclear', null)]) as flags
+    from coming left join (select id, name from recurring_types) t
+        on t.id = recurring_service_type_id
+    where due_on between today() and last_day group by all;
 
 create temp table attention as
     with people as (
@@ -1329,3 +1477,70 @@ create temp table attention as
         business_unit_id, since, today() - since as days, money as money_at_stake,
         basis as money_basis, job as write_job
     from found where detail is not null;
+
+-- Whom to call. What came of calls is no export: as if nobody had called yet.
+create temp table call_list as
+    with followed as (  -- whose customer bought anew what goes on where they end
+        select a.id from members a join members b on b.customer_id = a.customer_id
+        where b.standing = 'Active' and plausible(b."from") > plausible(a."from")
+            and plausible(b."from") >= plausible_end(a."to") - 90
+            and coalesce(plausible_end(b."to") > plausible_end(a."to"), true)
+            and coalesce(a.location_id = b.location_id, true)
+    ), owed as (
+        select membership_id, min(due_on) as since, count(*) as visits from visits
+        where is_owed and days_overdue > 30 group by all
+    ), told as (
+        select id, 'bill_cannot_be_charged' as reason, 1 as urgency,
+            plausible(next_scheduled_bill_date) as due_on, null::date as since, 0 as visits
+        from members join attention a on a.membership_id = id and a.reason = 'no_payment_method'
+        where plausible(next_scheduled_bill_date) <= today() + 7
+        union all
+        select id, 'ending_soon', if(term_end <= today() + 7, 1, 2), term_end, null, 0
+        from members join renewals r on r.membership_id = id
+        where standing = 'Active' and days_left between 0 and 30 and not is_renewed
+            and id not in (from followed)
+        union all
+        select membership_id, reason, if(since >= today() - 30, 2, 3), null, since, 0
+        from attention where reason = 'expired_not_renewed'
+        union all
+        select membership_id, 'visit_owed', 2, null, since, visits from owed
+        union all
+        select id, reason, 3, null, since, 0
+        from members join attention a on a.membership_id = id
+        where reason = 'suspended_long' or reason = 'no_payment_method'
+            and not coalesce(plausible(next_scheduled_bill_date) <= today() + 7, false)
+        union all
+        select m.id, 'plan_switch', 3, null, null, 0
+        from members m join types t on t.id = membership_type_id
+        where standing = 'Active' and not t.active
+    ), numbered as (
+        select t.*, m.customer_id, m.membership_type_id, m.business_unit_id, m.location_id,
+            coalesce(y.name, 'The membership') as plan,
+            if(reason = 'visit_owed', null, annual) as money,
+            row_number() over (partition by m.customer_id order by urgency, list_position([
+                'bill_cannot_be_charged', 'ending_soon', 'expired_not_renewed',
+                'no_payment_method', 'suspended_long', 'visit_owed', 'plan_switch'], reason),
+                money desc nulls last, t.id) as place
+        from told t join members m using (id) left join types y on y.id = m.membership_type_id
+        left join priced p on p.member = m.id and p.month is null
+        where m.customer_id is not null
+    ), worth as (
+        select customer_id, sum(money) as money
+        from (select customer_id, id, max(money) as money from numbered group by all) group by all
+    ), together as (
+        select customer_id, min(urgency) as urgency,
+            list(reason order by place) as reasons, list(id order by place) as ids,
+            list(concat_ws(' ', reason, id, coalesce(due_on, since)) order by place) as about,
+            arg_min(struct_pack(d := due_on, s := since), place) as days, sum(visits) as owed_visits,
+            arg_min(plan, place) as plan, arg_min(id, place) as membership_id,
+            arg_min(membership_type_id, place) as membership_type_id,
+            arg_min(business_unit_id, place) as business_unit_id,
+            arg_min(struct_pack(l := location_id), place).l as location_id
+        from numbered group by all
+    )
+    select customer_id, row_number() over (order by urgency, w.money desc nulls last, customer_id)
+            as rank,
+        urgency, in_order(reasons) as reasons, w.money as money_at_stake, days.d as due_on,
+        days.s as since, owed_visits, plan, membership_id, in_order(ids) as membership_ids,
+        membership_type_id, business_unit_id, location_id, in_order(about) as about
+    from together join worth w using (customer_id);

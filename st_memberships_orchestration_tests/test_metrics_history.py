@@ -345,6 +345,41 @@ def test_a_membership_that_came_back_was_one_before_too(lives: Any) -> None:
     }
 
 
+def test_a_status_that_nobody_knows_was_come_into_like_any_other(lives: Any) -> None:
+    older = "2026-02-01T15:00:00Z"
+    found = lives(
+        [
+            member(1, "Frozen"),
+            member(2, "Frozen", modified_on=older),
+            member(2),
+            # Imported: its creation is a change from no status, long after it was over.
+            member(3, "Canceled", from_="2022-01-01", cancellation_date="2023-06-15"),
+            member(4, "Suspended", modified_on="2025-12-31T15:00:00Z"),
+            member(4),
+        ],
+        [
+            change(1, 2, "Frozen", "Active", "2026-03-01T15:00:00Z"),
+            change(2, 3, "None", "Canceled", "2026-03-01T15:00:00Z"),
+            change(3, 4, "Suspended", "Active", "2026-03-01T15:00:00Z"),
+        ],
+    )
+    active = "Active 2026-01-01 00:00 before_inferred_change"
+    assert found == {
+        1: [active, "Frozen 2026-05-01 05:00 modified_on"],
+        2: [active, "Frozen 2026-02-01 10:00 modified_on", "Active 2026-03-01 10:00 change"],
+        3: [
+            "Active 2022-01-01 00:00 before_inferred_change",
+            "Canceled 2023-06-15 00:00 cancellation_date",
+            "Canceled 2026-03-01 10:00 change",
+        ],
+        # A version from before its first day dates nothing: it had begun as that.
+        4: [
+            "Suspended 2026-01-01 00:00 before_first_change",
+            "Active 2026-03-01 10:00 change",
+        ],
+    }
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_changes_of_one_instant_form_a_chain(lives: Any, swapped: bool) -> None:
     at = "2026-03-10T15:00:00.1234567Z"

@@ -213,7 +213,8 @@ def rebuild_membership_status(
     in the `status` that the record states, and then by id; by id alone where more than 14 of an
     instant are all unlike. A record that is not `active` may still state Active: that is the status
     that its changes led to, though today it counts as Deleted.
-    Before the first change the status is what that change started from.
+    Before the first change the status is what that change started from; if it started from none,
+    as a creation does (`None`), what it led to.
 
     ServiceTitan records changes since 2025, and not all of them. What is missing is inferred. A
     membership is sold as Active, so one whose first recorded change starts from another status, or
@@ -222,9 +223,10 @@ def rebuild_membership_status(
     else on the earlier of the day after its last and the first version that shows it; an Expired
     one on the day after its last; else with the first version that shows the status. A date that
     lies ahead tells nothing, a time after its own loading counts as the loading, and no change
-    comes before the last recorded one. Where nothing dates the status before the first change, it
-    had that one from its first day. A Deleted one without any change was a mistake from the start.
-    `basis` says what each span rests on.
+    comes before the last recorded one. Of the status before the first change any version can tell,
+    of its days the latest between the first day and that change; where nothing dates it, the
+    membership had it from its first day. A Deleted one without any change was a mistake from the
+    start. `basis` says what each span rests on.
 
     Args:
         lake: where the tables lie.
@@ -362,8 +364,8 @@ SPANS = f"""
                 least(known(created_on), known(first_at)), modified_on
             ) as since,
             passed(cancellation_date) as cancelled_at, passed("to" + 1) as over_at,
-            first_at, last_at, old_status, coalesce(old_status, if(status_today in
-                ('Canceled', 'Expired', 'Suspended'), 'Active', status_today)) as first_status,
+            first_at, last_at, old_status,
+            coalesce(old_status, if(status_today = 'Deleted', 'Deleted', 'Active')) as first_status,
             coalesce(new_status, first_status) <> status_today as is_missing
         from memberships
         left join first on first.membership_id = id left join last on last.membership_id = id
@@ -378,7 +380,7 @@ SPANS = f"""
             max(if(status <> status_today, seen_at, null)) over (partition by membership_id)
                 as other_at
         from shown join stated using (membership_id)
-        where is_missing or old_status in ('Canceled', 'Expired', 'Suspended')
+        where is_missing or old_status <> 'Active'
     ), evidence as (
         -- Before the first change: what explains its old status. At the end: since when, without
         -- another status after it, today's is seen.
@@ -386,7 +388,8 @@ SPANS = f"""
             max(cancelled_at) filter (cancelled_at > since and cancelled_at < first_at)
                 as cancelled_before,
             max(over_at) filter (over_at > since and over_at < first_at) as over_before,
-            min(seen_at) filter (status = old_status and seen_at < first_at) as seen_before,
+            min(seen_at) filter (
+                status = old_status and seen_at > since and seen_at < first_at) as seen_before,
             min(seen_at) filter (status = status_today and coalesce(seen_at > other_at, true))
                 as seen_last
         from sightings group by membership_id
@@ -394,7 +397,7 @@ SPANS = f"""
         select membership_id, old_status as status, 0 as step, since as not_before,
             cancelled_before as cancelled_at, over_before as over_at, seen_before as seen_at
         from stated join evidence using (membership_id)
-        where old_status in ('Canceled', 'Expired', 'Suspended')
+        where old_status <> 'Active'
         union all
         select membership_id, status_today, 1000000, last_at, cancelled_at, over_at, seen_last
         from stated join evidence using (membership_id) where is_missing
