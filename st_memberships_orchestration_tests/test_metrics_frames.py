@@ -344,6 +344,7 @@ def test_the_room_imports_no_other_room_and_does_no_io() -> None:
             "inspect",
             "re",
             "typing",
+            "unicodedata",
             "zoneinfo",
         ),
         *("numpy", "pandas", "pyarrow"),

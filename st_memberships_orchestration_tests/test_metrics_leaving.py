@@ -73,6 +73,8 @@ def test_reasons_of_cancellation() -> None:
         membership(10, **cancelled, renewed_by_id=11),
         membership(11, from_="2026-02-10"),
         membership(12, **cancelled),
+        membership(14, **cancelled),
+        membership(15, **cancelled),
     )
     left = "Active 2025-12-01, Canceled 2026-02-10 09:30"
     status = history(
@@ -81,6 +83,9 @@ def test_reasons_of_cancellation() -> None:
         m9="Active 2025-12-01, Expired 2026-02-10 09:30",
         m11="Active 2026-02-10",
         m13=left,  # nobody knows this one, nor its price
+        # Of the second cancellation, hours after the first, nothing is recorded.
+        m14="Active 2025-12-01, Canceled 2026-03-01 09:30, Active 2026-03-01, Canceled 2026-03-02",
+        m15="Active 2025-12-01, Canceled 2026-03-01 09:30",
     )
     when = "2026-02-10 09:30"
     changes = frame(
@@ -98,6 +103,8 @@ def test_reasons_of_cancellation() -> None:
         change(12, 10, when, "Renewed"),
         # By a clock of 2090: it happened when it was loaded.
         {**change(13, 12, "2090-01-01", "Too dear"), "loaded_at": moment(when)},
+        change(14, 14, "2026-03-01 09:30", "(Sold the house?)"),
+        change(15, 15, "2026-03-01 09:30", "\u201c ... \u201d"),
     )
     rows = cancellation_reasons_monthly(members, status, changes, **priced_by(members), **CLOCK)
     columns = ("month", "membership_type_id", "reason", "cancelled", "mrr_lost", "unpriced")
@@ -110,9 +117,12 @@ def test_reasons_of_cancellation() -> None:
         (FEBRUARY, 1, "not recorded", 1, D(20), 0),
         (FEBRUARY, 9, "Sold the house", 1, D(0), 1),
         (FEBRUARY, None, "not recorded", 1, D(0), 1),
+        (MARCH, 1, "Sold the house", 1, D(20), 0),
+        (MARCH, 1, "none given", 1, D(20), 0),
+        (MARCH, 1, "not recorded", 1, D(20), 0),
     ]
     counted = members_monthly(members, status, **CLOCK)
-    assert counted["cancelled"].sum() == rows["cancelled"].sum() == 11
+    assert counted["cancelled"].sum() == rows["cancelled"].sum() == 14
 
 
 def switches(members: list[dict[str, Any]], status: pd.DataFrame, *versions: Any) -> list[Any]:
@@ -204,7 +214,7 @@ def test_sellers_ways_of_sale_and_early_losses() -> None:
         membership(5, **by, status="Suspended"),
         membership(6, **by, status="Deleted"),
         membership(7, **{**by, "sold_by_id": 8}, import_id="A-1"),
-        membership(8, **{**by, "sold_by_id": None, "activated_from_id": None}),
+        membership(8, **{**by, "sold_by_id": None, "activated_from_id": None}, import_id=" "),
         membership(9, **by, status="Expired", to="2026-01-31", renewed_by_id=10),
         membership(10, **{**by, "from_": "2026-02-01"}, membership_type_id=9),
         membership(11, from_="2026-05-01", created="2026-03-21"),  # sold tomorrow

@@ -33,6 +33,7 @@ TYPES = frame(
         option(12, "Quarterly", 60),
         option(12, "OneTime", 0, 365),
         option(7, "OneTime", 0, 100),
+        option(7, "OneTime", 0, 99.995) | {"duration": 24},
     )
 )
 NO_TEMPLATES = frame()
@@ -57,6 +58,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         membership(11, **upfront, from_="2025-03-20", to="2026-03-20"),  # ends today: used up
         membership(12, **upfront),  # no last day
         membership(13, **annual, next_bill="2226-04-01"),  # cannot be: no period is known
+        membership(15, **{**upfront, "duration": 24}, from_="2025-03-22", to="2027-03-21"),
         membership(14, **upfront, from_="0021-01-01", to="2026-12-31"),  # nor can its first day
     )
     services = frame(service(1, 1), service(2, 2))
@@ -81,6 +83,13 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         9: (None, 286, None, None, "price_unknown, no_visits"),
         10: (D(365), 366, D(365), None, "not_begun"),
         14: (D(365), 286, None, None, "period_unknown, no_visits"),
+        15: (
+            D("99.995"),
+            366,
+            D("50.13"),
+            None,
+            "no_visits",
+        ),  # 366 of 730 days of a price as it is
     }
     period = by_id(rows, "membership_id", "period_from", "period_to", "period_basis")
     assert period[3] == (date(2025, 12, 1), date(2026, 11, 30), "bill")

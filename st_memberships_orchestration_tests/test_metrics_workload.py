@@ -212,6 +212,8 @@ def test_used_against_entitled_visits() -> None:
         membership(1, from_="2026-01-01", to="2026-12-31"),
         membership(6, from_="2025-03-21", to="2099-12-31"),  # for life: its year ends today
         membership(7, from_="0021-05-01"),  # a first day that cannot be
+        membership(8, from_="2024-01-15", to="2029-01-16"),  # two days more than five years
+        membership(9, from_="2024-01-15", to="2029-01-15"),  # the day after five, in place of `to`
         membership(2, from_="2024-02-29"),  # ongoing: its year began on 28 February 2026
         membership(3, from_="2026-04-01"),  # not begun
         membership(4, status="Expired", to="2026-02-28"),
@@ -243,6 +245,8 @@ def test_used_against_entitled_visits() -> None:
         2: (2, 1, 0, 1, 0, 1, 344, None),
         5: (0, 0, 0, 0, 0, 0, -20, "term_over, no_visits"),
         6: (2, 1, 0, 1, 0, 1, 0, None),
+        8: (0, 0, 0, 0, 0, 0, 300, "no_visits"),
+        9: (0, 0, 0, 0, 0, 0, 1032, "no_visits"),
     }
     periods = by_id(rows, "membership_id", "period_from", "period_to", "period_basis")
     assert periods[1] == (date(2026, 1, 1), date(2026, 12, 31), "term")

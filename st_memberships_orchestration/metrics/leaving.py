@@ -1,6 +1,7 @@
 """Why members cancel, and which of them only changed their plan."""
 
-from datetime import date, timedelta
+from datetime import date
+from unicodedata import category
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -10,7 +11,6 @@ from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
     Frame,
-    among,
     attach,
     day_numbers,
     flags,
@@ -113,7 +113,7 @@ def cancellation_reasons_monthly(
     life = spells(membership_status, zone, memberships)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
-    rows["note"] = _tidied(_notes(rows, changes, zone))
+    rows["note"] = _tidied(_notes(rows, changes))
     terms = known_terms(
         memberships,
         membership_versions,
@@ -255,22 +255,14 @@ def plan_switches_monthly(
     return PLAN_SWITCHES_MONTHLY.frame(rows)
 
 
-def _notes(rows: Frame, changes: Frame, zone: ZoneInfo) -> Column:
-    """The note of the change to Canceled that lies nearest to each cancellation."""
+def _notes(rows: Frame, changes: Frame) -> Column:
+    """The note of the change to Canceled that each cancellation rests on."""
     notes = pick(changes, "id", "membership_id", "new_status", "note", "created_on")
-    notes = notes[(notes["new_status"] == "Canceled") & notes["created_on"].notna()]
-    notes = notes.assign(began=local(notes["created_on"], zone))
-    notes = notes[among(notes["membership_id"], rows["membership_id"])].sort_values(["began", "id"])
-    nearest: Frame = pd.merge_asof(
-        rows[["membership_id", "began"]].reset_index().sort_values(["began", "index"]),
-        notes[["membership_id", "began", "note"]].assign(recorded=True),
-        on="began",
-        by="membership_id",
-        direction="nearest",
-        tolerance=timedelta(days=1),
-    ).set_index("index")
-    text = nearest["note"].where(nearest["recorded"].eq(True), NOT_RECORDED)
-    return text.fillna("").reindex(rows.index)
+    notes = notes[notes["new_status"] == "Canceled"].sort_values("id")
+    notes = notes.drop_duplicates(["membership_id", "created_on"], keep="last")
+    notes = notes.rename(columns={"created_on": "at"})[["membership_id", "at", "note"]]
+    found = rows.merge(notes.assign(is_recorded=True), "left", on=["membership_id", "at"])
+    return found["note"].fillna("").where(found["is_recorded"].eq(True), NOT_RECORDED)
 
 
 def _tidied(notes: Column) -> Column:
@@ -279,7 +271,8 @@ def _tidied(notes: Column) -> Column:
 
 def _reasons(rows: Frame) -> Column:
     """Notes in the spelling that most used, and words where there is none."""
-    folded = rows["note"].str.casefold().str.strip(" .,;:!-\"'")
+    around = "".join(c for c in set("".join(rows["note"])) if category(c).startswith("P"))
+    folded = rows["note"].str.casefold().str.strip(around + " ")
     used: Frame = rows.assign(folded=folded).groupby(["folded", "note"])["cancelled"].sum()
     used = used.reset_index().sort_values(["cancelled", "note"], ascending=[False, True])
     used = used.drop_duplicates("folded")

@@ -31,7 +31,8 @@ from st_memberships_orchestration.metrics.tables import (
 from st_memberships_orchestration.metrics.workload import RUNNING, on_day
 
 CENT = 10_000
-"""Millionths."""
+FOUR_DECIMALS = CENT // 100
+"""Millionths: a cent, and what a price is known to."""
 
 
 def prepaid_unearned(
@@ -87,7 +88,7 @@ def prepaid_unearned(
         "billing_frequency",
         "next_scheduled_bill_date",
     ).rename(columns={"id": "membership_id"})
-    names = ("months_per_bill", "bill_amount", "amortised_monthly_price", "price_basis")
+    names = ("months_per_bill", "bill_amount", "annual_value", "price_basis")
     prices = pick(membership_prices, "membership_id", *names)
     rows = attach(rows, prices, "membership_id", *names, id="membership_id")
     types = pick(membership_types, "id", "revenue_recognition_mode")
@@ -106,8 +107,9 @@ def prepaid_unearned(
     billed_on = pd.Series(on_day(after, months.to_numpy(np.int64)), rows.index)
     rows["period_from"] = rows["from"].where(upfront, billed_on)
     rows["period_basis"] = np.where(upfront, "term", "bill")
-    # The amortised price was rounded to a millionth; the whole price is known to the cent.
-    whole = (rows["amortised_monthly_price"] * rows["duration"] + CENT // 2) // CENT * CENT
+    # The yearly price was rounded to a millionth; the whole one has four decimals at most.
+    years = 12 * FOUR_DECIMALS
+    whole = (rows["annual_value"] * rows["duration"] + years // 2) // years * FOUR_DECIMALS
     rows["paid"] = whole.where(upfront, rows["bill_amount"]).astype("Int64")
     days = (after - rows["period_from"]).dt.days.astype("Int64")
     left = (rows["period_to"] - now.to_datetime64()).dt.days.astype("Int64")

@@ -130,8 +130,9 @@ def sales_monthly(
 
     early = end_of(rows["began"], early_days)
     matured = early <= before(today)
+    is_imported = rows["import_id"].fillna("").str.strip() != ""
     rows["activation_method"] = np.select(
-        [rows["is_successor"], rows["import_id"].notna(), rows["activated_from_id"].notna()],
+        [rows["is_successor"], is_imported, rows["activated_from_id"].notna()],
         ["renewal", "imported", "new_sale"],
         "manual",
     )

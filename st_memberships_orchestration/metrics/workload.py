@@ -273,8 +273,8 @@ def periods(memberships: Frame, today: date) -> Frame:
     now = pd.Timestamp(today)
     begun = rows["from"] <= now
     rows = rows[rows["status"].isin(RUNNING) & ~rows["is_deleted"] & begun].reset_index(drop=True)
-    term = (month_of(rows["to"]) - month_of(rows["from"]) <= LONGEST_TERM).fillna(False)
     months = month_of(rows["from"]).to_numpy(np.int64)
+    term = rows["to"] <= on_day(rows["from"], months + LONGEST_TERM)
     years = (month_number(today) - months) // 12
     years -= (on_day(rows["from"], months + 12 * years) > _day(today)).astype(int)
     begins = on_day(rows["from"], months + 12 * years)
