@@ -339,6 +339,7 @@ SECTIONS: Mapping[str, str] = {
     """,
     "outcomes": """
         select month, is_complete, sum(due)::bigint as due,
+            sum(backdated)::bigint as backdated,
             sum(matured_30)::bigint as matured_30, sum(matured_60)::bigint as matured_60,
             (sum(renewed_30) / nullif(sum(matured_30), 0))::double as renewed_30,
             (sum(renewed_value_30) / nullif(sum(matured_value_30), 0))::double as value_30,
@@ -379,6 +380,7 @@ SECTIONS: Mapping[str, str] = {
     """,
     "reasons": f"""
         select reason, sum(cancelled)::bigint as cancelled, sum(mrr_lost) as mrr_lost,
+            sum(backdated)::bigint as backdated,
             (sum(cancelled) / sum(sum(cancelled)) over ())::double as share
         from cancellation_reasons_monthly where {LAST_YEAR}
         group by reason order by cancelled desc, reason
@@ -387,7 +389,7 @@ SECTIONS: Mapping[str, str] = {
         select plan(from_type_id) as from_name, plan(to_type_id) as to_name,
             sum(switches)::bigint as switches,
             coalesce(sum(switches) filter (basis = 'same_customer'), 0)::bigint as inferred,
-            sum(mrr_after - mrr_before) as change
+            sum(mrr_after - mrr_before) as change, sum(backdated)::bigint as backdated
         from plan_switches_monthly where {LAST_YEAR}
         group by all order by switches desc, from_name, to_name
     """,
@@ -396,7 +398,8 @@ SECTIONS: Mapping[str, str] = {
             business_unit(business_unit_id) as business_unit,
             coalesce(sum(sold) filter (activation_method <> 'renewal'), 0)::bigint as sold,
             coalesce(sum(sold) filter (activation_method = 'renewal'), 0)::bigint as renewed,
-            sum(monthly_value) as monthly_value, sum(matured)::bigint as matured,
+            sum(monthly_value) as monthly_value,
+            sum(backdated)::bigint as backdated, sum(matured)::bigint as matured,
             sum(lost_early)::bigint as lost_early,
             (sum(lost_early) / nullif(sum(matured), 0))::double as early_loss_rate
         from sales_monthly where {LAST_YEAR}

@@ -215,6 +215,8 @@ UNIT = Column("business_unit", "Business unit", is_filter=True)
 SELLER = Column("seller", "Sold by", is_filter=True)
 REASON = Column("reason", "Reason", "word", is_filter=True)
 UNPRICED = Column("unpriced", "Without a price", "count")
+BACKDATED = Column("backdated", "Backdated", "count")
+BACKDATED_MEANS = "Backdated ones are valued by what is known from later on only."
 
 FINDING = (
     Column("since", "Since", "day", is_filter=True),
@@ -328,12 +330,13 @@ TABLES: Mapping[str, PageTable] = {
     "reasons": PageTable(
         "reasons",
         "Why members cancelled, last 12 months: the notes of their status changes, as they were "
-        "typed.",
+        f"typed. {BACKDATED_MEANS}",
         (
             Column("reason", "Reason"),
             Column("cancelled", "Cancelled", "count"),
             Column("share", "Share", "percent"),
             Column("mrr_lost", "MRR lost", "money"),
+            BACKDATED,
         ),
         "Nobody cancelled.",
         is_list=True,
@@ -341,13 +344,14 @@ TABLES: Mapping[str, PageTable] = {
     "switches": PageTable(
         "switches",
         "From plan to plan, last 12 months: no churn. Inferred: the same customer left one and "
-        "began another at about the same time (switch_days).",
+        f"began another at about the same time (switch_days). {BACKDATED_MEANS}",
         (
             Column("from_name", "From", is_filter=True),
             Column("to_name", "To", is_filter=True),
             Column("switches", "Members", "count"),
             Column("inferred", "Inferred", "count"),
             Column("change", "MRR", "change"),
+            BACKDATED,
         ),
         "Nobody changed plans.",
         is_list=True,
@@ -356,7 +360,7 @@ TABLES: Mapping[str, PageTable] = {
         "sellers",
         "Sold by, last 12 months, by the user credited. Lost early: ended soon after they began "
         "(early_days) and not renewed, of those begun longer ago. Names of users are not in this "
-        "API: set ST_TENANTS__…__USERS.",
+        f"API: set ST_TENANTS__…__USERS. {BACKDATED_MEANS}",
         (
             Column("month", "Month", "day", is_filter=True),
             SELLER,
@@ -364,6 +368,7 @@ TABLES: Mapping[str, PageTable] = {
             Column("sold", "Sold", "count"),
             Column("renewed", "Renewed", "count"),
             Column("monthly_value", "Per month", "money"),
+            BACKDATED,
             Column("matured", "Begun longer ago", "count"),
             Column("lost_early", "Lost early", "count"),
             Column("early_loss_rate", "Share", "percent"),
@@ -526,10 +531,11 @@ TABLES: Mapping[str, PageTable] = {
         "outcomes",
         "Each term given the same time: of those whose end lies 30 (60) days back, renewed by a "
         "linked membership, by count and by value; kept also counts the same customer's purchase "
-        "of another membership, which is inferred.",
+        f"of another membership, which is inferred. {BACKDATED_MEANS}",
         (
             Column("month", "Term ended in", "month"),
             Column("due", "Ended", "count"),
+            BACKDATED,
             Column("matured_30", "30 days over", "count"),
             Column("renewed_30", "Renewed", "percent"),
             Column("value_30", "By value", "percent"),
