@@ -34,7 +34,7 @@ from st_memberships_orchestration.metrics.history import (
     renewal_links,
     spells,
 )
-from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
+from st_memberships_orchestration.metrics.revenue import PricedBy, known_terms, paid_at
 from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BACKDATED,
@@ -114,15 +114,14 @@ def cancellation_reasons_monthly(
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = moves[moves["kind"].isin(CANCELLED)].reset_index(drop=True)
     rows["note"] = _tidied(_notes(rows, changes))
-    terms = known_terms(
-        memberships,
+    priced_by = PricedBy(
         membership_versions,
         membership_types,
         invoice_templates,
         membership_type_versions,
         invoice_template_versions,
-        zone,
     )
+    terms = known_terms(memberships, priced_by, zone)
     paid = paid_at(terms, rows["membership_id"], rows["at"] - MICROSECOND)
     rows["mrr_lost"] = paid["monthly_price"].fillna(0).astype("int64")
     rows["cancelled"] = 1
@@ -199,15 +198,14 @@ def plan_switches_monthly(
     members["successor_id"] = renewal_links(memberships, zone, life)["successor_id"]
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     moves = attach(moves, members, "membership_id", "customer_id", "successor_id")
-    terms = known_terms(
-        memberships,
+    priced_by = PricedBy(
         membership_versions,
         membership_types,
         invoice_templates,
         membership_type_versions,
         invoice_template_versions,
-        zone,
     )
+    terms = known_terms(memberships, priced_by, zone)
     first_day_over = day_ends(moves["began"], zone)
     moment = first_day_over.where(moves["is_entry"], moves["at"] - MICROSECOND)
     moves = moves.assign(**paid_at(terms, moves["membership_id"], moment)[[*HELD]])

@@ -24,7 +24,7 @@ from st_memberships_orchestration.metrics.history import (
     spells,
 )
 from st_memberships_orchestration.metrics.renewals import ended_terms
-from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
+from st_memberships_orchestration.metrics.revenue import PricedBy, known_terms, paid_at
 from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BACKDATED,
@@ -96,15 +96,14 @@ def renewal_outcomes_monthly(
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
     rows = ended_terms(memberships, life, today, zone)
-    terms = known_terms(
-        memberships,
+    priced_by = PricedBy(
         membership_versions,
         membership_types,
         invoice_templates,
         membership_type_versions,
         invoice_template_versions,
-        zone,
     )
+    terms = known_terms(memberships, priced_by, zone)
     paid = paid_at(terms, rows["id"], day_ends(rows["to"], zone))
     rows["value"] = paid["value"].fillna(0)
     rows["month"] = month_of(rows["to"])

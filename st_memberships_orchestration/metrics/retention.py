@@ -29,7 +29,7 @@ from st_memberships_orchestration.metrics.history import (
     share,
     spells,
 )
-from st_memberships_orchestration.metrics.revenue import month_ends
+from st_memberships_orchestration.metrics.revenue import PricedBy, known_terms, month_ends
 from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BUSINESS_UNIT_ID,
@@ -91,17 +91,16 @@ def membership_mrr_history(
         earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    rows = month_ends(
-        memberships,
-        spells(membership_status, zone, memberships),
+    life = spells(membership_status, zone, memberships)
+    priced_by = PricedBy(
         membership_versions,
         membership_types,
         invoice_templates,
         membership_type_versions,
         invoice_template_versions,
-        today,
-        zone,
     )
+    terms = known_terms(memberships, priced_by, zone)
+    rows = month_ends(terms, life, today, zone)
     rows = rows.rename(columns={"mrr_end": "mrr", "amortised_end": "prepaid"})
     state = rows[["active", "mrr", "prepaid"]]
     earlier = state.shift(fill_value=0).where(follows(rows), 0)

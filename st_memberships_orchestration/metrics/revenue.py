@@ -1,6 +1,7 @@
 """What members pay: the price of each membership, and recurring revenue month by month."""
 
 from datetime import date
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -174,17 +175,15 @@ def recurring_revenue_monthly(
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
-    rows = month_ends(
-        memberships,
-        life,
+    priced_by = PricedBy(
         membership_versions,
         membership_types,
         invoice_templates,
         membership_type_versions,
         invoice_template_versions,
-        today,
-        zone,
     )
+    terms = known_terms(memberships, priced_by, zone)
+    rows = month_ends(terms, life, today, zone)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
     rows = attach(_bridge(rows, moves), pick(memberships, "id", *CELL), "membership_id", *CELL)
     rows = yield counted(rows, [*CELL, "month"], *FLOWS, *STOCKS)
@@ -377,24 +376,30 @@ def _half_up(amount: Column, months: Column) -> Column:
     return (2 * amount.astype("Int64") + months) // (2 * months)
 
 
-def known_terms(
-    memberships: Frame,
-    membership_versions: Frame,
-    membership_types: Frame,
-    invoice_templates: Frame,
-    membership_type_versions: Frame,
-    invoice_template_versions: Frame,
-    zone: ZoneInfo,
-) -> Frame:
+class PricedBy(NamedTuple):
+    """What prices rest on, now and before: tables as the metrics take them."""
+
+    membership_versions: Frame
+    membership_types: Frame
+    invoice_templates: Frame
+    membership_type_versions: Frame
+    invoice_template_versions: Frame
+
+
+def known_terms(memberships: Frame, priced_by: PricedBy, zone: ZoneInfo) -> Frame:
     """What each membership pays, and from when on: a row for each change of its price.
 
     The first row of each membership has no `valid_from`: it holds before all that is known, which
     `is_backdated` says.
     """
     links = renewal_links(memberships, zone)
-    membership_types = _every_version(membership_type_versions, membership_types)
-    invoice_templates = _every_version(invoice_template_versions, invoice_templates)
-    rows = versions_of(_every_version(membership_versions, memberships), *PRICING)
+    membership_types = _every_version(
+        priced_by.membership_type_versions, priced_by.membership_types
+    )
+    invoice_templates = _every_version(
+        priced_by.invoice_template_versions, priced_by.invoice_templates
+    )
+    rows = versions_of(_every_version(priced_by.membership_versions, memberships), *PRICING)
     is_first = ~rows.duplicated("id")
     since = rows["valid_from"]
     firsts = rows[is_first].assign(valid_from=since.mask(is_first), is_backdated=since.notna())
@@ -456,34 +461,19 @@ def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
     return cuts[within].assign(valid_from=cuts["cut"]).drop(columns="cut")
 
 
-def month_ends(
-    memberships: Frame,
-    life: Frame,
-    membership_versions: Frame,
-    membership_types: Frame,
-    invoice_templates: Frame,
-    membership_type_versions: Frame,
-    invoice_template_versions: Frame,
-    today: date,
-    zone: ZoneInfo,
-) -> Frame:
+def month_ends(terms: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
     """What each membership pays at the end of every month in which that may have changed.
 
-    Args: as of `recurring_revenue_monthly`, and `life`, the `spells`.
+    Args:
+        terms: the `known_terms`.
+        life: the `spells`.
+        today: the contractor's day; the last that counts.
+        zone: the contractor's time zone.
 
     Returns:
         `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
         membership and month.
     """
-    terms = known_terms(
-        memberships,
-        membership_versions,
-        membership_types,
-        invoice_templates,
-        membership_type_versions,
-        invoice_template_versions,
-        zone,
-    )
     status = life.assign(
         active=(life["status"] == ACTIVE).astype("Int64"),
         inferred=life["is_inferred"].astype("Int64"),

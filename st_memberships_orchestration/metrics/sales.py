@@ -26,7 +26,7 @@ from st_memberships_orchestration.metrics.history import (
     share,
     spells,
 )
-from st_memberships_orchestration.metrics.revenue import known_terms, paid_at
+from st_memberships_orchestration.metrics.revenue import PricedBy, known_terms, paid_at
 from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
 from st_memberships_orchestration.metrics.tables import (
     BACKDATED,
@@ -114,15 +114,14 @@ def sales_monthly(
     rows = attach(rows, moves[moves["is_entry"]], "id", "began", id="membership_id")
     lost = moves[moves["kind"].isin(LOST)]
     rows = attach(rows, lost, "id", id="membership_id", lost="began")
-    terms = known_terms(
-        memberships,
+    priced_by = PricedBy(
         membership_versions,
         membership_types,
         invoice_templates,
         membership_type_versions,
         invoice_template_versions,
-        zone,
     )
+    terms = known_terms(memberships, priced_by, zone)
     paid = paid_at(terms, rows["id"], day_ends(rows["sold_on"], zone))
     rows = rows.join(paid[["value", "is_backdated"]])
     gone = rows["is_deleted"] | (rows["status"] == "Deleted")
