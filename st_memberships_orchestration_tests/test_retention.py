@@ -53,10 +53,11 @@ def test_old_runs_go_with_their_files_and_partitions_stay_green(
     backfilled = location.sync(first=yesterday, last=yesterday, feeds=FEED).run_id
     key = dg.AssetKey(["raw", *FEED])
     windows = {partition_key("acme", day) for day in (today(), yesterday)}
+    monday = 42 - today().weekday()  # not all is looked at then
     assert prune(location, days=29) == {"deleted": 0, "kept_though_old": 0}
     green = set(instance.get_materialized_partitions(key))
     assert windows < green, "the first sync has read the windows before, too"
-    assert prune(location, days=31) == {"deleted": 2, "kept_though_old": 3}
+    assert prune(location, days=monday) == {"deleted": 2, "kept_though_old": 3}
     left = {record.dagster_run.run_id for record in instance.get_run_records()}
     assert {runs[0], runs[3], backfilled} <= left
     assert set(instance.get_materialized_partitions(key)) == green
@@ -64,7 +65,13 @@ def test_old_runs_go_with_their_files_and_partitions_stay_green(
         assert run_id not in left
         assert not [path for path in files(location) if run_id in str(path)]
     assert not [path for path in files(location) if runs[3] in str(path)], "but for what it made"
-    assert prune(location, days=31) == {"deleted": 0, "kept_though_old": 3}, "nor later"
+    assert prune(location, days=monday) == {"deleted": 0, "kept_though_old": 0}, "looked at once"
+    sunday = monday + 6
+    assert prune(location, days=sunday) == {"deleted": 0, "kept_though_old": 3}, "nor later"
+    location.sync(feeds=FEED)
+    assert prune(location, days=monday) == {"deleted": 0, "kept_though_old": 0}
+    with dg.DagsterInstance.from_config(instance.root_directory) as location.instance:
+        assert prune(location, days=sunday) == {"deleted": 1, "kept_though_old": 3}, "surpassed"
 
 
 def test_failed_runs_are_kept_for_longer(kept_on_disk: Location) -> None:

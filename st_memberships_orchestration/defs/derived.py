@@ -26,9 +26,9 @@ from st_memberships_orchestration.defs.failures import refuse_stale
 from st_memberships_orchestration.defs.metadata import (
     FULL,
     OPERATIONS,
+    brought_up_to_date,
     column_schema,
     schema_of,
-    table_metadata,
 )
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.report import address_of, page_of
@@ -104,15 +104,16 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         as_of, full = chosen.pop("as_of"), chosen.pop("full")
         clock = _clock(settings, tenant, as_of)
         rows = derive(lake, table, tenant, clock, chosen, full=full)
-        return dg.MaterializeResult(
-            metadata={
-                "as_of": clock["today"].isoformat(),
-                "computed": rows is not None,
-                "report": dg.MetadataValue.path(str(page_of(Path(settings.report_dir), tenant))),
-                "open_report": dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
-                **_flagged(rows),
-                **table_metadata(lake, name, [tenant]),
-            }
+        page = page_of(Path(settings.report_dir), tenant)
+        return brought_up_to_date(
+            context,
+            lake,
+            name,
+            as_of=clock["today"].isoformat(),
+            computed=rows is not None,
+            report=dg.MetadataValue.path(str(page)),
+            open_report=dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
+            **_flagged(rows),
         )
 
     return derived

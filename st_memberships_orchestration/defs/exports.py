@@ -18,6 +18,7 @@ from st_memberships_orchestration.defs.metadata import (
     column_schema,
     lineage,
     table_metadata,
+    told,
 )
 from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
 from st_memberships_orchestration.defs.resources import ServiceTitan
@@ -112,9 +113,7 @@ def build_assets(
                 continue
             _record_healed(context, result, window, partitions)
             if result.through == tenants:
-                # Given with the result, Dagster would keep it twice: with the step's output too.
-                context.add_asset_metadata(result.metadata, result.key)
-                yield dg.MaterializeResult(asset_key=result.key)
+                yield told(context, result.metadata, result.key)
             else:
                 _record_part(context, result)
         if failed:

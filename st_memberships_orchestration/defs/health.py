@@ -13,6 +13,7 @@ from st_memberships_orchestration.defs.failures import Failed, failures_of
 from st_memberships_orchestration.defs.metadata import (
     DATA,
     column_schema,
+    told,
 )
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.verdicts import verdict_of
@@ -98,15 +99,16 @@ def build_assets(
         rows = [row_of(fact) for fact in facts]
         replace_all(lake, TABLE, pa.Table.from_pylist(rows, schema=SCHEMA))
         counts = Counter(row["state"] for row in rows)
-        return dg.MaterializeResult(
-            metadata={
+        return told(
+            context,
+            {
                 **{state: counts[state] for state in STATES},
                 "tenants_not_healthy": len({r["tenant"] for r in rows if r["state"] != HEALTHY}),
                 "longest_lag_minutes": max((r["lag_minutes"] or 0 for r in rows), default=0),
                 "not_healthy": dg.MetadataValue.md(_shown(rows)),
                 "dagster/row_count": len(rows),
                 "dagster/uri": lake.address(TABLE),
-            }
+            },
         )
 
     return [tenants]

@@ -56,7 +56,7 @@ def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
         tenant = context.partition_key
         refuse_stale(context.instance, tenant, [feed.name])
         rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified, full=config.full)
-        return brought_up_to_date(lake, name, tenant)
+        return brought_up_to_date(context, lake, name)
 
     return versions
 
@@ -88,6 +88,6 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
             earliest=settings.earliest_date,
             full=config.full,
         )
-        return brought_up_to_date(lake, name, tenant)
+        return brought_up_to_date(context, lake, name)
 
     return membership_status

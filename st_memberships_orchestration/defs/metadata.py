@@ -57,9 +57,22 @@ def table_asset(settings: Settings, name: str, columns: pa.Schema, **options: An
     )
 
 
-def brought_up_to_date(lake: Lake, name: str, tenant: str, **facts: Any) -> dg.MaterializeResult:
+def told(
+    context: dg.AssetExecutionContext, facts: Mapping[str, Any], key: dg.AssetKey | None = None
+) -> dg.MaterializeResult:
+    """The result of an asset with these facts; `key` where a step has several.
+
+    Given with the result itself, Dagster would keep them twice: with the step's output, too.
+    """
+    context.add_asset_metadata(facts, key)
+    return dg.MaterializeResult(asset_key=key)
+
+
+def brought_up_to_date(
+    context: dg.AssetExecutionContext, lake: Lake, name: str, **facts: Any
+) -> dg.MaterializeResult:
     """What is shown of a table after a tenant's part was made anew: these facts, size, preview."""
-    return dg.MaterializeResult(metadata={**facts, **table_metadata(lake, name, [tenant])})
+    return told(context, {**facts, **table_metadata(lake, name, [context.partition_key])})
 
 
 def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import time
 
 import dagster as dg
 
+from st_memberships_orchestration.defs.metadata import told
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.publish import publish
@@ -54,14 +55,15 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
             for name, done in published.items()
         ]
         headings = ["table", "rows", "of them changed", "left out"]
-        return dg.MaterializeResult(
-            metadata={
+        return told(
+            context,
+            {
                 "rows": sum(done.rows for done in published.values()),
                 "rows_changed": sum(done.changed for done in published.values()),
                 "rows_left_out": sum(done.left_out for done in published.values()),
                 "seconds": round(time.monotonic() - started, 3),
                 "tables": dg.MetadataValue.md(markdown_table(headings, counts)),
-            }
+            },
         )
 
     return [postgres]

@@ -93,7 +93,7 @@ def _of_each_type(
             if "membership_type_id" not in rows.column_names:
                 rows = rows.add_column(0, TYPE_ID, pa.repeat(pa.scalar(id), rows.num_rows))
             tables.append(rows.select(schema.names))
-        return _replaced(lake, name, pa.concat_tables(tables), tenant)
+        return _replaced(context, lake, name, pa.concat_tables(tables))
 
     return reference
 
@@ -112,10 +112,10 @@ def _custom_field_types(settings: Settings) -> dg.AssetsDefinition:
         servicetitan: dg.ResourceParam[ServiceTitan],
         lake: dg.ResourceParam[Lake],
     ) -> dg.MaterializeResult:
-        tenant = context.partition_key
         with servicetitan_failures():
-            fields = servicetitan.client(tenant).membership_custom_fields()
-        return _replaced(lake, name, records_table(fields, CustomFieldType), tenant)
+            client = servicetitan.client(context.partition_key)
+            fields = client.membership_custom_fields()
+        return _replaced(context, lake, name, records_table(fields, CustomFieldType))
 
     return reference
 
@@ -139,6 +139,8 @@ def _with_type(schema: pa.Schema) -> pa.Schema:
     return schema if "membership_type_id" in schema.names else schema.insert(0, TYPE_ID)
 
 
-def _replaced(lake: Lake, name: str, rows: pa.Table, tenant: str) -> dg.MaterializeResult:
-    replace_tenant(lake, f"reference/{name}", rows, tenant=tenant)
-    return brought_up_to_date(lake, f"reference/{name}", tenant)
+def _replaced(
+    context: dg.AssetExecutionContext, lake: Lake, name: str, rows: pa.Table
+) -> dg.MaterializeResult:
+    replace_tenant(lake, f"reference/{name}", rows, tenant=context.partition_key)
+    return brought_up_to_date(context, lake, f"reference/{name}")

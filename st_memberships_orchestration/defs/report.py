@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import pyarrow as pa
 
-from st_memberships_orchestration.defs.metadata import OPERATIONS, schema_of
+from st_memberships_orchestration.defs.metadata import OPERATIONS, schema_of, told
 from st_memberships_orchestration.defs.partitions import by_tenant
 from st_memberships_orchestration.defs.verdicts import verdict_of
 from st_memberships_orchestration.lake.progress import load_progress
@@ -82,8 +82,9 @@ def build_assets(
         _write_lists(path.with_suffix(""), report.lists)
         _write(path, report.html)
         pictures = "\n\n".join(chart.markdown for chart in report.charts.values())
-        return dg.MaterializeResult(
-            metadata={
+        return told(
+            context,
+            {
                 "report": dg.MetadataValue.path(str(path)),
                 "open": dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
                 "members": report.headline["members"] or 0,
@@ -91,7 +92,7 @@ def build_assets(
                 "visits_owed": report.headline["owed"] or 0,
                 "findings": report.headline["findings"] or 0,
                 "charts": dg.MetadataValue.md(pictures or "There is nothing to draw yet."),
-            }
+            },
         )
 
     return [memberships]

@@ -27,8 +27,16 @@ REPOSITORY = ".dagster/repository"
 AT_ONCE = 500
 """Runs that are looked at together."""
 
+JOB = "prune_runs"
 WENT_WELL = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
 FAILED = [dg.DagsterRunStatus.FAILURE]
+
+LOOKED_UNTIL = "looked_until"
+"""Tag of a run of the job: all that ended before was looked at, of those that went well or failed;
+the next one goes on from there, so that what is kept for ever is not looked at each night."""
+
+WHOLE_LOOK = 6
+"""On Sundays all are looked at: what is kept may have been surpassed since."""
 
 EVENTS = SqlEventLogStorageTable
 MADE = DagsterEventType.ASSET_MATERIALIZATION.value
@@ -49,22 +57,29 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
         """Delete what is old and no longer needed, and say how much that was."""
         now = datetime.now(UTC)
         deleted = kept = 0
+        known = _looked_until(context.instance, context.run)
+        until: dict[str, str] = {}
         for statuses, days in (
             (WENT_WELL, settings.keep_runs_days),
             (FAILED, settings.keep_failed_runs_days),
         ):
             before = now - timedelta(days=days)
-            old = _old_runs(context.instance, statuses, before, context.run)
+            tag = f"{LOOKED_UNTIL}/{statuses[0].value.lower()}"
+            until[tag] = before.isoformat()
+            reduced = known.get(tag)
+            after = None if now.weekday() == WHOLE_LOOK else reduced
+            old = _old_runs(context.instance, statuses, after, before, context.run)
             for start in range(0, len(old), AT_ONCE):
-                runs = old[start : start + AT_ONCE]
+                runs = dict(old[start : start + AT_ONCE])
                 needed = needed_runs(context.instance, runs, check_keys)
-                for run_id in runs:
-                    if run_id in needed:
-                        reduce_run(context.instance, run_id)
-                    else:
+                for run_id, ended in runs.items():
+                    if run_id not in needed:
                         delete_run(context.instance, run_id)
+                    elif reduced is None or ended >= reduced:
+                        reduce_run(context.instance, run_id)
                 deleted, kept = deleted + len(runs) - len(needed), kept + len(needed)
                 logger.info("Old runs: %s deleted, %s still needed", deleted, kept)
+        context.instance.add_run_tags(context.run_id, until)
         context.add_output_metadata({"deleted": deleted, "kept_though_old": kept})
 
     @dg.job(
@@ -98,21 +113,39 @@ def _is_ours(run: dg.DagsterRun, this: dg.DagsterRun) -> bool:
     return run.tags.get(REPOSITORY) in (None, this.tags.get(REPOSITORY))
 
 
+def _looked_until(instance: dg.DagsterInstance, this: dg.DagsterRun) -> dict[str, datetime]:
+    """How far earlier runs of the job have come, by tag; what they say of none is looked at."""
+    filters = dg.RunsFilter(job_name=JOB, statuses=[dg.DagsterRunStatus.SUCCESS])
+    for record in instance.get_run_records(filters, limit=AT_ONCE):
+        tags = record.dagster_run.tags
+        found = {name: text for name, text in tags.items() if name.startswith(LOOKED_UNTIL)}
+        if found and _is_ours(record.dagster_run, this):
+            return {name: datetime.fromisoformat(text) for name, text in found.items()}
+    return {}
+
+
 def _old_runs(
     instance: dg.DagsterInstance,
     statuses: list[dg.DagsterRunStatus],
+    after: datetime | None,
     before: datetime,
     this: dg.DagsterRun,
-) -> list[str]:
-    """Ids of our runs that ended so before a moment, oldest first; all of them before one goes."""
-    filters, found = dg.RunsFilter(statuses=statuses, updated_before=before), list[str]()
+) -> list[tuple[str, datetime]]:
+    """Our runs that ended so in a span, oldest first, and when; all of them before one goes."""
+    # The second before is looked at again: storages leave out either end.
+    after = after and after - timedelta(seconds=1)
+    filters = dg.RunsFilter(statuses=statuses, updated_after=after, updated_before=before)
+    found: list[tuple[str, datetime]] = []
     cursor = None
     while records := instance.get_run_records(
         filters, limit=AT_ONCE, cursor=cursor, ascending=True
     ):
-        runs = [record.dagster_run for record in records]
-        found += [run.run_id for run in runs if _is_ours(run, this)]
-        cursor = runs[-1].run_id
+        found += [
+            (record.dagster_run.run_id, record.update_timestamp)
+            for record in records
+            if _is_ours(record.dagster_run, this)
+        ]
+        cursor = records[-1].dagster_run.run_id
     return found
 
 

@@ -90,7 +90,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         found = pa.Table.from_pylist(gone, schema=SCHEMA)
         rows = pa.concat_tables([known, found]) if known.num_columns else found
         replace_tenant(lake, TABLE, rows, tenant=tenant)
-        yield brought_up_to_date(lake, TABLE, tenant, newly_found=len(gone))
+        yield brought_up_to_date(context, lake, TABLE, newly_found=len(gone))
         if refused:
             missing_of = "; ".join(f"{name}: {share}" for name, share in refused.items())
             raise dg.Failure(
