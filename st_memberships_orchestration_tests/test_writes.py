@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs.writes import op_name, waiting_files
+from st_memberships_orchestration.defs.writes import _Aside, op_name, waiting_files
 from st_memberships_orchestration.escaping import markdown
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.terminal.screen import console
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
@@ -412,6 +413,32 @@ def test_a_file_that_met_an_outage_is_tried_again(
     assert len(list(tmp_path.glob("outbox/update_memberships/*-a.csv/plan-*.json"))) == 1
     # The sensor may have asked for it once more before the run took it.
     assert launch(here, "update_memberships", file=str(file), from_inbox=True).success
+
+
+@pytest.mark.parametrize("how", ["replaced", "written on"])
+def test_a_file_that_is_replaced_while_it_is_planned_waits_its_turn(
+    here: Location, client: MembershipsClient, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "inbox" / "update_memberships" / "a.csv"
+    file.parent.mkdir(parents=True)
+    here.monkeypatch.setenv("ST_INBOX", str(tmp_path / "inbox"))
+    ids = [membership.id for membership in client.list_memberships()][:2]
+    file.write_text(f"id,memo\n{ids[0]},first\n")
+    aside = _Aside(Settings(), KINDS["update_memberships"], file)
+    aside.rows()
+    new = f"id,memo\n{ids[1]},the second\n"
+    if how == "replaced":
+        (tmp_path / "b.csv").write_text(new)
+        (tmp_path / "b.csv").rename(file)
+    else:
+        file.write_text(new)
+    aside.broken("for a reason")
+    assert file.read_text() == new
+    (kept,) = tmp_path.glob("outbox/update_memberships/*-a.csv/a.csv")
+    assert kept.read_text() == f"id,memo\n{ids[0]},first\n"
+    assert launch(here, "update_memberships", file=str(file), from_inbox=True).success
+    assert not file.exists()
+    assert len(list(tmp_path.glob("outbox/update_memberships/*-a.csv/plan-*.json"))) == 1
 
 
 def test_a_hostile_memo_is_shown_as_it_is(

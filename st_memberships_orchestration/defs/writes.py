@@ -542,7 +542,7 @@ class _Aside:
             raise ValueError(f"{file} does not lie in the inbox of {kind.name}")
         self._outbox = settings.inbox.parent / "outbox" / kind.name
         self._fault = ""
-        self._content = b""
+        self._content, self._version = b"", _version_of(file)
         try:
             self._content = _read_itself(file)
         except FileNotFoundError:
@@ -598,7 +598,20 @@ class _Aside:
     def _moved(self, folder: Path, name: str, text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{text}\n")
-        os.replace(self._file, folder / self._file.name)  # last: what was killed is begun anew
+        aside = folder / self._file.name
+        os.replace(self._file, aside)  # last: what was killed is begun anew
+        if _version_of(aside) != self._version:  # another was put there since: it waits its turn
+            os.replace(aside, self._file)
+            aside.write_bytes(self._content)
+
+
+def _version_of(file: Path) -> tuple[int, ...]:
+    """What tells a file from one that was put in its place, or written on; empty if it is gone."""
+    try:
+        about = file.lstat()
+    except OSError:
+        return ()
+    return about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _read_itself(file: Path) -> bytes:

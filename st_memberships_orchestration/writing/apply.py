@@ -36,6 +36,7 @@ from st_memberships_orchestration.writing.kinds.kind import MODIFIED, Kind
 from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
 from st_memberships_orchestration.writing.ledger import (
     ALL_KINDS,
+    MOVED,
     Budget,
     Held,
     Ledger,
@@ -354,10 +355,7 @@ class _Run:
             Locked: nothing more may be sent.
         """
         if not self.ledger.is_in_place:
-            raise Locked(
-                "the file of the write ledger was moved or replaced, and who opens it now does not "
-                "see what this run sends: see what ST_LEDGER_URL names, and run again"
-            )
+            raise Locked(MOVED)
         self.approval = self.locks()
         # Either clock may have stood still, or was set.
         by_ticks = self.age + timedelta(seconds=self.clock.ticks() - self.begun)

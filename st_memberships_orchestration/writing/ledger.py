@@ -165,6 +165,12 @@ class Busy(Unusable):
     """Another process holds the ledger and does not let go; the text says which."""
 
 
+MOVED = (
+    "the file of the write ledger was moved or replaced, and who opens it now does not see what "
+    "this run sends: see what ST_LEDGER_URL names, and run again"
+)
+
+
 def refuse_unfit(**texts: str) -> None:
     """Raise `ValueError` for a text that the column of its name cannot hold in every database.
 
@@ -207,6 +213,7 @@ class Ledger:
         self._patience = patience
         self._gave_up_at = 0.0
         self._files: tuple[Path, ...] = ()
+        self._inodes: list[int] = []
         if self._is_sqlite:
             if address.database and address.database != ":memory:":
                 file = Path(address.database)
@@ -526,7 +533,7 @@ class Ledger:
         refused = list(plan.refused)
         for change in plan.changes:
             content = change.content_hash(plan.occasion)
-            why = _in_the_way(kind, there.get(names[change.line], ()), content)
+            why = _in_the_way(plan, there.get(names[change.line], ()), content)
             if why is None:
                 changes.append(change)
             else:
@@ -651,6 +658,8 @@ class Ledger:
             sa.exc.DatabaseError,
         )
         is_statement = getattr(error, "sqlite_errorname", "") == "SQLITE_ERROR"
+        if is_statement and self._inodes and not self.is_in_place:
+            raise Unusable(MOVED) from error  # SQLite has made a new one, which is empty
         if of_database and not is_statement and not context.is_pre_ping:
             raise Unusable(
                 f"The write ledger (ST_LEDGER_URL) fails: {error}. Nothing is sent without it, and "
@@ -776,16 +785,24 @@ def _entry(row: sa.Row[Any]) -> Entry:
     return Entry(**{**values, **texts, **times})
 
 
-def _in_the_way(kind: Kind, there: Sequence[Entry], content: str) -> str | None:
+def _in_the_way(plan: Plan, there: Sequence[Entry], content: str) -> str | None:
     """Why a change must not be planned, by what stands on its record; None if nothing does."""
+    kind = plan.of_kind()
     for entry in there:
         if entry.is_open:
             return f"in the way: {entry.said}"
-        if kind.makes and entry.content_hash == content:
+        if entry.content_hash != content:
+            continue
+        if kind.makes:
             made = f" and made {made}" if (made := kind.made(entry.result)) else ""
             return (
                 f"plan {entry.plan[:12]} has asked for the same{made}; to have one more beside it, "
                 "plan it with an occasion of its own"
+            )
+        if entry.plan == plan.hash:  # to the digit: it would be taken for done, and not be sent
+            return (
+                f"plan {entry.plan[:12]} has done this, and what is read may be behind; if it was "
+                "changed back since, plan it with an occasion of its own"
             )
     return None
 

@@ -190,8 +190,8 @@ class Plan:
                 "one has made it; apply it with that one, or plan again"
             )
         lines = [change.line for change in plan.changes]
-        told = (plan.account is not None) == (plan.format > WITHOUT_ACCOUNT)
-        if written != plan.hash or not told or len({*lines}) != len(lines):
+        known = plan.account is None or plan.format > WITHOUT_ACCOUNT
+        if written != plan.hash or not known or len({*lines}) != len(lines):
             raise ValueError("the plan was edited after it was made; make it anew from its rows")
         return plan
 
