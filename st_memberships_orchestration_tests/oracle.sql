@@ -13,7 +13,7 @@ create macro ticks(moment, text) as epoch_us(moment) * 10
 create macro midnight(day) as epoch_us(day::timestamptz) * 10;
 create macro known(t) as if(t >= midnight(date '1980-01-01'), t, null);
 create macro day_of(t) as make_timestamptz(t // 10)::date;
-create macro millionths(amount) as (amount * 1000000)::hugeint;
+create macro millionths(amount) as (amount::decimal(38, 6) * 1000000)::hugeint;
 create macro halved_up(amount, parts) as (2 * amount + parts) // (2 * parts);  -- amount >= 0
 -- What the options of a list say, null where they contradict each other.
 create macro said_by_all(price) as
@@ -132,7 +132,8 @@ create temp table members as
             when 'Expired' then coalesce(over, seen) else seen end as came_at
         from told_before join recorded using (id)
     )
-    select dated.*, came_at, if(came_at is not null, 'Active',
+    select dated.*, (coalesce(plausible("from"), day_of(ticks(created_on, created_on_text))),
+            created_on, id) as seniority, came_at, if(came_at is not null, 'Active',
             coalesce(first_status, if(standing = 'Deleted', 'Deleted', 'Active'))) as before,
         coalesce(case standing when 'Canceled' then coalesce(cancelled_at, least(over_at, seen_since))
             when 'Expired' then over_at end, seen_since) as ends_at_best,
@@ -193,15 +194,15 @@ create temp table sold_links as
             day_of(ticks(b.created_on, b.created_on_text))) as sold_on
     from members a join members b on a.renewed_by_id = b.id
     where a.standing <> 'Deleted' and b.standing <> 'Deleted'
-        and (b.begins, b.created_on, b.id) > (a.begins, a.created_on, a.id);
+        and b.seniority > a.seniority;
 create temp table ran as
     select distinct member from steps where status not in ('Canceled', 'Expired', 'Deleted');
 create temp table links as from sold_links where successor in (from ran);
 -- The first membership of each chain; of several that one renews, the oldest leads there.
 create temp table chains as
     with recursive before as (
-        select l.successor as id, arg_min(m.id, (m.begins, m.created_on, m.id)) as earlier
-        from links l join members m using (id) group by all
+        select l.successor as id, arg_min(m.id, m.seniority) as earlier
+        from sold_links l join members m using (id) group by all
     ), chain as (
         select id, id as origin from members where id not in (select id from before)
         union all
@@ -216,9 +217,14 @@ create temp table movements as
         select s.*, day_of(s.tick) as day, l.successor_begins, count(*) filter (s.status = 'Active')
             over (partition by s.member order by s.step rows unbounded preceding) as nth_time
         from steps s left join links l on l.id = s.member
+    ), turns as (
+        select member, tick, status in ('Expired', 'Canceled', 'Deleted') as is_over from steps
+        qualify is_over is distinct from lag(is_over) over (partition by member order by tick)
+    ), stretches as (  -- from when until when a membership was over, whatever that was called
+        select *, lead(tick) over (partition by member order by tick) as until from turns
     ), earlier as (  -- when the memberships that this one renews had ended
         select l.successor as member, bool_or(
-            not exists (from steps e where e.member = l.id and e.status in ('Expired', 'Canceled')
+            not exists (from stretches e where e.member = l.id and e.is_over
                 and e.tick <= l.successor_begins and coalesce(e.until > l.successor_begins, true)
                 and day_of(e.tick) + grace_days() < day_of(l.successor_begins))
             ) as in_time
@@ -305,7 +311,7 @@ create temp table options as
 create macro prices_at(asked) as table
     with terms as (
         select m.what, m.boundary, v.id as member, v.billing_frequency as frequency, v.duration,
-            v.seen_at >= m.boundary as is_backdated,
+            v.seen_at >= m.boundary as terms_backdated,
             v.billing_template_id as template, v.membership_type_id as of_type,
             v.id in (select successor from sold_links) as is_renewal
         from query_table(asked) m join member_versions v on v.id = m.member
@@ -319,9 +325,7 @@ create macro prices_at(asked) as table
         qualify row_number() over (partition by t.what, t.member order by
             v.seen_at < t.boundary desc, if(v.seen_at < t.boundary, -v.seen_at, v.seen_at)) = 1
     ), with_list as (
-        select t.* replace (is_backdated or coalesce(
-                if(has_template, template_backdated, v.seen_at >= t.boundary), false)
-            as is_backdated), o.billing, o.sale, o.renewal, v.id is not null as has_type,
+        select t.*, v.seen_at >= t.boundary as list_backdated, o.billing, o.sale, o.renewal, v.id is not null as has_type,
             coalesce(o.entries, 0) as entries, list_rounded,
             is_renewal and o.renewal is distinct from 0 as renews
         from with_template t left join (
@@ -347,7 +351,7 @@ create macro prices_at(asked) as table
             entries > 1 and by_list is null as contradict
         from listed
     )
-    select what, member, of_type, frequency, every, bill, upfront, is_backdated,
+    select what, member, of_type, frequency, every, bill, upfront,
         halved_up(bill, every) as monthly, as_price(billing) * 12 // every as annual_by_list,
         halved_up(upfront, duration) as amortised,
         case when bill is not null and has_template then 'billing_template'
@@ -355,6 +359,9 @@ create macro prices_at(asked) as table
             when upfront is not null and duration > 0 then
                 if(renews, 'type_renewal_price', 'type_sale_price')
             else 'none' end as basis,
+        -- A price that nobody knows rests on nothing.
+        terms_backdated or case basis when 'none' then false
+            when 'billing_template' then template_backdated else list_backdated end as is_backdated,
         coalesce(bill * 12 // every, halved_up(upfront * 12, duration)) as annual, flagged([
             if(every is null and not is_upfront, 'frequency_unknown', null),
             if(every is not null and template is not null and not has_template,
@@ -490,7 +497,7 @@ create temp table renewals as
                 and day(m."from") = day(term_end), 'to_is_day_after', null),
             if(m.duration is null, 'duration_missing', null),
             if(m.renewed_by_id is not null and s.id is null, 'successor_unknown', null),
-            if((s.begins, s.created_on, s.id) <= (m.begins, m.created_on, m.id),
+            if(s.seniority <= m.seniority,
                 'successor_not_later', null),
             if(monthly_value is null, 'price_unknown', null)]) as flags
     from members m left join links l using (id)
@@ -518,7 +525,7 @@ create temp table renewal_rate_monthly as
 
 create temp table cohort_retention as
     with recursive before as (  -- of several memberships that one renews, the oldest
-        select l.successor as id, arg_min(m.id, (m.begins, m.created_on, m.id)) as earlier
+        select l.successor as id, arg_min(m.id, m.seniority) as earlier
         from sold_links l join members m using (id) group by all
     ), chain as (
         select id, id as origin from members
@@ -709,7 +716,7 @@ create temp table invoice_template_items as
         i.workflow_action_item_id, millionths(total) as template_total, is_settings_template,
         not active as is_deleted,
         line_total, flagged([
-            if(sum(line_total) over (partition by id) is distinct from millionths(total),
+            if(sum(line_total) over (partition by id) <> millionths(total),
                 'lines_differ_from_total', null),
             if(i.id is not null and count(*) over (partition by id, i.id) > 1,
                 'item_repeated', null),
@@ -773,7 +780,8 @@ create temp table sales_monthly as
     )
     select date_trunc('month', sold_on)::date as month, business_unit_id, sold_by_id,
         method as activation_method, count(*) as sold, coalesce(sum(value), 0) as monthly_value,
-        count(*) filter (value is null) as unpriced, count(*) filter (is_backdated) as backdated,
+        count(*) filter (value is null) as unpriced,
+        count(*) filter (is_backdated and value is not null) as backdated,
         count(*) filter (has_matured) as matured,
         count(*) filter (has_matured and was_lost) as lost_early,
         ratio(lost_early, matured) as early_loss_rate, is_over(month) as is_complete, flagged([
@@ -848,8 +856,8 @@ create temp table cancellation_reasons_monthly as
         count(*) as cancelled, coalesce(sum(monthly), 0) as mrr_lost,
         count(*) filter (kind = 'cancelled_from_suspension') as from_suspension,
         count(*) filter (coalesce(basis, 'none') = 'none') as unpriced,
-        count(*) filter (is_backdated) as backdated, is_over(month) as is_complete,
-        flagged([if(unpriced > 0, 'prices_missing', null)]) as flags
+        count(*) filter (is_backdated and basis <> 'none') as backdated,
+        is_over(month) as is_complete, flagged([if(unpriced > 0, 'prices_missing', null)]) as flags
     from spelt group by all;
 
 -- SERVICETITAN'S OWN REPORT, and terms with the same time to be renewed
@@ -878,7 +886,7 @@ create macro kept(days) as table
 create temp table renewal_outcomes_monthly as
     select date_trunc('month', "to")::date as month, membership_type_id, business_unit_id,
         count(*) as due, count(*) filter (value is null) as unpriced,
-        count(*) filter (is_backdated) as backdated,
+        count(*) filter (is_backdated and value is not null) as backdated,
         count(*) filter ("to" + 30 <= today()) as matured_30,
         count(*) filter ("to" + 30 <= today() and sold_on <= "to" + 30) as renewed_30,
         coalesce(sum(value) filter ("to" + 30 <= today()), 0) as matured_value_30,
@@ -913,7 +921,9 @@ create temp table membership_summary as
             m.membership_type_id, case
             when s.status = 'Active' and s.old is null then if(
                 s.member in (select successor from sold_links), 'renewed', 'new_sales')
-            when s.status = 'Active' then 'reactivated' else lower(s.status) end as movement
+            when s.status = 'Active' then 'reactivated'
+            when s.status in ('Suspended', 'Canceled', 'Expired', 'Deleted') then lower(s.status)
+            else 'other' end as movement
         from steps s join members m on m.id = s.member
         where s.tick < midnight(today() + 1)
         qualify row_number() over (partition by s.member, date_trunc('month', day_of(s.tick))
@@ -928,10 +938,11 @@ create temp table membership_summary as
     ), steps_of_ours as (
         select member, step, month, membership_type_id, case kind when 'new' then 'new_sales'
             when 'won_back' then 'reactivated' when 'resumed' then 'reactivated'
+            when 'other_exit' then 'other'
             when 'cancelled' then 'canceled' when 'cancelled_from_suspension' then 'canceled'
             when 'expired_from_suspension' then 'expired' else kind end as movement
         from movements join members on id = member
-        where kind not in ('ended_by_renewal', 'other_exit')
+        where kind <> 'ended_by_renewal'
     ), differing as (
         select coalesce(t.month, o.month) as month,
             coalesce(t.membership_type_id, o.membership_type_id) as membership_type_id,
@@ -969,7 +980,7 @@ create temp table membership_summary as
             if(sum(counted.was_no_member) <> 0, 'was_no_member', null),
             if(sum(counted.named_otherwise) <> 0, 'named_otherwise', null)]) as reasons
     from counted left join (select id, active from types) on id = membership_type_id where movement in ('active_at_start', 'new_sales', 'renewed', 'reactivated',
-        'suspended', 'canceled', 'expired', 'deleted', 'active_at_end') group by all;
+        'suspended', 'canceled', 'expired', 'deleted', 'other', 'active_at_end') group by all;
 
 -- REVENUE OVER TIME
 
@@ -992,7 +1003,7 @@ create temp table membership_mrr_history as
 
 create temp table cohort_revenue as
     with recursive before as (
-        select l.successor as id, arg_min(m.id, (m.begins, m.created_on, m.id)) as earlier
+        select l.successor as id, arg_min(m.id, m.seniority) as earlier
         from sold_links l join members m using (id) group by all
     ), chain as (
         select id, id as origin from members
@@ -1407,10 +1418,9 @@ create temp table attention as
         select 'renewal_link_broken', if(renewed_by_id in (select id from people),
             'Its successor does not begin later.', 'Its successor is not known.'), null, null, null,
             null, id
-        from people a left join (select id as successor, begins as begins_then,
-            created_on as created_then from people) b on successor = renewed_by_id
-        where renewed_by_id is not null and (successor is null
-            or (begins_then, created_then, successor) <= (begins, created_on, id))
+        from people a left join (select id as successor, seniority as theirs from people) b
+            on successor = renewed_by_id
+        where renewed_by_id is not null and (successor is null or theirs <= seniority)
         union all
         select 'date_implausible', unnest(list_filter([
             if(not is_plausible("from"), 'Its first day cannot be: ' || "from", null),
@@ -1445,7 +1455,7 @@ create temp table attention as
         from visits where is_owed and days_overdue > 30
         union all
         select *, 'date_implausible', 'The day on which the visit is due cannot be.', null, null
-        from visits where not is_plausible(due_on)
+        from visits where due_on is not null and not is_plausible(due_on)
     ), of_services as (
         select *, 'The first day of its service cannot be: ' || "from" as detail,
             'update_recurring_services' as job

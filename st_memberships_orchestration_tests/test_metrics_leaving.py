@@ -317,18 +317,25 @@ def test_what_is_past_is_priced_as_it_was_then() -> None:
         # Taken as Gold (2) in February; made a Bronze in March, which is a switch of its own.
         membership(2, from_="2026-02-10", customer_id=7, **own),
         membership(3, status="Expired", to="2026-01-31", duration=12, **own),
+        # Known from later on only, too, but without any price to rest on that.
+        membership(4, status="Canceled", to="2026-03-25", billing_frequency="Weekly", **own),
+        membership(5, status="Expired", to="2026-01-31", billing_frequency="Weekly", **own),
     ]
     known = [
         {**members[0], "valid_from": moment("2025-12-01")},
         {**members[1], "membership_type_id": 2, "valid_from": moment("2026-02-10")},
         {**members[1], "valid_from": moment("2026-03-10")},
         {**members[2], "valid_from": moment("2026-03-15")},  # first seen long after its end
+        {**members[3], "valid_from": moment("2026-03-15")},
+        {**members[4], "valid_from": moment("2026-03-15")},
     ]
     rows = frame(*members)
     status = history(
         m1="Active 2025-12-01, Canceled 2026-02-10",
         m2="Active 2026-02-10",
         m3="Active 2025-12-01, Expired 2026-02-01 01:00",
+        m4="Active 2025-12-01, Canceled 2026-02-11",
+        m5="Active 2025-12-01, Expired 2026-02-01 01:00",
     )
     given: Any = {
         "membership_versions": frame(*known),
@@ -344,15 +351,15 @@ def test_what_is_past_is_priced_as_it_was_then() -> None:
         (MARCH, 2, 1, "changed_in_place", D(90), D(90), 0),
     ]
     reasons = cancellation_reasons_monthly(rows, status, frame(), **given)
-    assert plain(reasons, "month", "mrr_lost", "backdated") == [(FEBRUARY, D(20), 0)]
+    assert plain(reasons, "month", "mrr_lost", "unpriced", "backdated") == [(FEBRUARY, D(20), 1, 0)]
     sold = sales_monthly(rows, status, **given)
     # Of membership 3 no version of December is known: its first one, and the total of December.
     december = date(2025, 12, 1)
     assert plain(sold, "month", "sold", "monthly_value", "backdated") == [
-        (december, 2, D(40), 1),
+        (december, 4, D(40), 1),
         (FEBRUARY, 1, D(20), 0),
     ]
     outcomes = renewal_outcomes_monthly(rows, status, **given)
     assert plain(outcomes, "month", "due", "matured_value_30", "backdated")[0] == (
-        *(JANUARY, 2, D(40), 1),
+        *(JANUARY, 3, D(40), 1),
     )

@@ -202,6 +202,27 @@ def test_retention_follows_a_sale_through_its_renewals() -> None:
     assert kept[date(2026, 3, 1), 1, 0][:2] == (1, 0)
 
 
+def test_a_renewal_of_a_renewal_that_never_began_keeps_the_first_sale() -> None:
+    members = frame(
+        membership(1, to="2026-01-31", status="Expired", renewed_by_id=2),
+        membership(2, from_="2026-02-01", created="2026-01-20", status="Canceled", renewed_by_id=3),
+        membership(3, from_="2026-02-10"),
+    )
+    status = history(
+        m1="Active 2025-12-01, Expired 2026-02-01 00:00",
+        m2="Canceled 2026-02-01 00:00",
+        m3="Active 2026-02-10",
+    )
+    rows = cohort_retention(members, status, today=TODAY, zone=ZONE)
+    # One sale, in December: the second gave up, and yet the third came of it.
+    assert plain(rows, "cohort_month", "months_since", "members_sold", "members_kept") == [
+        (date(2025, 12, 1), 0, 1, 1),
+        (date(2025, 12, 1), 1, 1, 1),
+        (date(2025, 12, 1), 2, 1, 1),
+        (date(2025, 12, 1), 3, 1, 1),
+    ]
+
+
 def monthly_of(members: pd.DataFrame, status: pd.DataFrame, *columns: str, **settings: Any) -> dict:
     """Columns by month, over all cells' only one."""
     rows = members_monthly(members, status, **{"today": TODAY, "zone": ZONE, **settings})

@@ -115,8 +115,8 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     Returns:
         `id`, `successor_id` (null without a link that counts), `link_problem`,
         `is_successor` (sold as the renewal of another, also where it never began), `origin`
-        (position of the first membership of its chain) and `sold_on` (day of the sale: creation,
-        or `from` if that is earlier, as with imported ones).
+        (position of the first of its chain, of what was sold as renewals) and `sold_on` (day of
+        the sale: creation, or `from` if that is earlier, as with imported ones).
     """
     rows = pick(memberships, "id", "from", "created_on", "renewed_by_id", "is_deleted", "status")
     unwanted = (rows["is_deleted"] | (rows["status"] == "Deleted")).to_numpy()
@@ -148,7 +148,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     counts[old] &= ~never_began[new]
     # Of several memberships that one renews, the oldest leads to the start of its chain.
     origin = np.arange(len(rows))
-    linked = np.flatnonzero(counts)
+    linked = np.flatnonzero(sold)
     linked = linked[np.argsort(-age[linked])]
     origin[successor[linked]] = linked
     while not np.array_equal(origin, origin[origin]):

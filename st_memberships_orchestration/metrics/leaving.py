@@ -127,7 +127,7 @@ def cancellation_reasons_monthly(
     rows["cancelled"] = 1
     rows["from_suspension"] = (rows["kind"] == CANCELLED[1]).astype("int64")
     rows["unpriced"] = paid["price_basis"].fillna("none").eq("none").astype("int64")
-    rows["backdated"] = paid["is_backdated"].astype("int64")
+    rows["backdated"] = paid["is_backdated"].astype("int64") * (1 - rows["unpriced"])
     measures = ["cancelled", "from_suspension", "mrr_lost", "unpriced", "backdated"]
     rows = yield counted(rows, ["month", *CELL, "note"], *measures)
     rows["reason"] = _reasons(rows)

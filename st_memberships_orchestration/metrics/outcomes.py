@@ -108,7 +108,7 @@ def renewal_outcomes_monthly(
     rows["value"] = paid["value"].fillna(0)
     rows["month"] = month_of(rows["to"])
     rows["due"], rows["unpriced"] = 1, paid["value"].isna()
-    rows["backdated"] = paid["is_backdated"]
+    rows["backdated"] = paid["is_backdated"] & paid["value"].notna()
     now = pd.Timestamp(today)
     bought = _purchases(memberships, life, zone)
     for days in MATURITIES:

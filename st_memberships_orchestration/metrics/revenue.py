@@ -310,7 +310,8 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
         "none",
     )
     by_list = (recurring & ~template_known) | one_time
-    since = rows["type_since"].where(by_list, rows["template_since"])
+    since = rows["template_since"].where(by_template, rows["type_since"])
+    since = since.where(by_template | by_type | upfront)  # no price rests on nothing
     rows["is_backdated"] = since.notna() & ~(since <= rows["valid_from"])
     type_known = rows["type_known"]
     options = rows["options"].fillna(0)

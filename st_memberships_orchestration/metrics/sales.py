@@ -140,7 +140,7 @@ def sales_monthly(
         "sold": 1,
         "monthly_value": rows["value"].fillna(0),
         "unpriced": rows["value"].isna(),
-        "backdated": rows["is_backdated"],
+        "backdated": rows["is_backdated"] & rows["value"].notna(),
         "matured": matured,
         "lost_early": matured & (rows["lost"] < early),
     }

@@ -73,7 +73,8 @@ def membership_summary(
     """The Membership Summary report of ServiceTitan for each month, beside the same of ours.
 
     One row per month, membership type and column of the report: `active_at_start`, `new_sales`,
-    `renewed`, `reactivated`, `suspended`, `canceled`, `expired`, `deleted`, `active_at_end`.
+    `renewed`, `reactivated`, `suspended`, `canceled`, `expired`, `deleted`, `active_at_end`, and
+    `other`, a status that this release does not know.
     `summary` counts as the report does: a membership that changed its status more than once in the
     month counts once, under its last status. `ours` counts every step, as `members_monthly` does.
     The report hides types that are not active any more (`is_type_active` false), unless asked.
