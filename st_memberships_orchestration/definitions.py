@@ -9,6 +9,7 @@ from st_memberships_orchestration.defs import (
     campaigns,
     checks,
     derived,
+    digest,
     exports,
     health,
     history,
@@ -34,6 +35,7 @@ def defs() -> dg.Definitions:
     shared = resources.from_settings(settings) | writes.resource_defs()
     write_jobs = writes.build_jobs(shared)
     all_checks = checks.build_checks(settings)
+    send_digest = digest.build_job(settings, all_checks)
     prune_runs = retention.build_job(settings, all_checks)
     return dg.Definitions(
         assets=[
@@ -58,10 +60,15 @@ def defs() -> dg.Definitions:
             maintenance.maintain_lake,
             prune_runs,
             calls.build_job(settings),
+            send_digest,
             *write_jobs,
             *campaigns.build_jobs(settings, shared),
         ],
-        schedules=[*automation.build_schedules(settings), retention.nightly(prune_runs)],
+        schedules=[
+            *automation.build_schedules(settings),
+            digest.build_schedule(settings, send_digest),
+            retention.nightly(prune_runs),
+        ],
         sensors=[
             *automation.build_sensors(settings),
             *alerts.build_sensors(settings, all_checks),

@@ -20,11 +20,19 @@ _INVISIBLE = re.compile(
 _MARKS_STACKED = 4
 """A letter may carry so many marks; more would run over the lines above and below."""
 
-_MARKUP = re.compile(r"[\\`*\[\]<>&|~$^=!#{}]|(?<![^\W_])_|_(?![^\W_])")
-"""ASCII that can begin or end markup within a line; an underscore inside of a word cannot."""
+_UNDERSCORE = re.compile(r"(?<![^\W_])_|_(?![^\W_])")
+"""At the edge of a word; inside of one it is no markup anywhere."""
+
+_MARKUP = re.compile(rf"[\\`*\[\]<>&|~$^=!#{{}}]|{_UNDERSCORE.pattern}")
+"""ASCII that can begin or end markup within a line."""
 
 _LINK = re.compile(r"((?:(?<=[a-z]):(?=//)|(?<=www)\.|@)+)", re.IGNORECASE)
 """What makes links of plain text. They are looked for last, so that no backslash helps."""
+
+_LOOKALIKES = str.maketrans("<>@`*~[]|#\\", "‹›＠ˋ∗∼［］∣＃＼")  # noqa: RUF001
+_COLON = re.compile(r":(?=\S)")
+_DOT = re.compile(r"(?<=\w)\.(?=[^\W\d])")
+"""What begins markup, a mention, an emoji or a link somewhere, and signs that look like it."""
 
 FORMULA = re.compile(r"'*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
@@ -90,6 +98,16 @@ def markdown_table(
     cells = [["" if cell is None else markdown(str(cell), most) for cell in row] for row in rows]
     lines = [[markdown(heading) for heading in headings], ["---"] * len(headings), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plain(text: str, most: int | None = None) -> str:
+    """The text in a line of a message: no markup, mention or link, whatever channel it goes to.
+
+    Each channel has markup of its own, and its own way of quoting it, or none; a message is written
+    once for all. So what begins any is replaced by a sign that looks like it.
+    """
+    shown = _UNDERSCORE.sub("＿", visible(text, most).translate(_LOOKALIKES))  # noqa: RUF001
+    return _DOT.sub("\u2024", _COLON.sub("\ua789", shown))
 
 
 def csv_cell(text: str) -> str:

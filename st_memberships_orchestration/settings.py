@@ -5,7 +5,7 @@ import getpass
 import os
 import re
 from contextlib import suppress
-from datetime import date
+from datetime import date, time
 from decimal import Decimal
 from functools import cache
 from ipaddress import ip_address
@@ -97,6 +97,17 @@ def _known_timezone(name: str) -> str:
     if name not in _timezones():
         raise _wrong(f"{name!r} is no time zone; use a name such as America/Chicago")
     return name
+
+
+def _time_of_day(text: object) -> object:
+    """`07:00`, or None for `off`; pydantic would take a bare 7 for seconds."""
+    if not isinstance(text, str):
+        return text
+    if text == "off":
+        return None
+    if not re.fullmatch("([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
+        raise _wrong(f"{text!r} is no time of day; use one such as 07:00, or off")
+    return text.rjust(5, "0")
 
 
 def _plain_number(value: object) -> object:
@@ -208,11 +219,24 @@ class Tenant(BaseModel):
         '{"12": "Plumbing"}.',
     )
     users: dict[int, str] = Field(default_factory=dict, description="The same for those who sell.")
+    digest_at: Annotated[time | None, BeforeValidator(_time_of_day)] = Field(
+        default=time(7), description="When the morning message is sent, on its own clock; or off."
+    )
+    digest_urls: SecretStr = Field(
+        default=SecretStr(""),
+        description="Whom the morning message goes to: apprise addresses, such as mailto://…; "
+        "without any, to ST_ALERT_URLS.",
+    )
 
     @property
     def zone(self) -> ZoneInfo:
         """The contractor's time zone."""
         return ZoneInfo(self.timezone)
+
+    @property
+    def digest_addresses(self) -> list[str]:
+        """The apprise addresses of its morning message, one each."""
+        return self.digest_urls.get_secret_value().split()
 
 
 class Settings(BaseSettings):
@@ -364,6 +388,10 @@ class Settings(BaseSettings):
                 "https://, or set ST_ALLOW_PLAIN_HTTP=true if the way is safe"
             )
 
+    def digest_addresses(self, tenant: str) -> list[str]:
+        """Whom a tenant's morning message goes to: its own addresses, else those of alerts."""
+        return list(dict.fromkeys(self.tenants[tenant].digest_addresses or self.alert_addresses))
+
     @property
     def alert_addresses(self) -> list[str]:
         """The apprise addresses, one each."""
@@ -374,7 +402,8 @@ class Settings(BaseSettings):
         fields = [value for _, value in self]
         fields += [value for tenant in self.tenants.values() for _, value in tenant]
         secrets = [value.get_secret_value() for value in fields if isinstance(value, SecretStr)]
-        for secret in filter(None, [*self.alert_addresses, *secrets]):
+        addresses = [one for tenant in self.tenants.values() for one in tenant.digest_addresses]
+        for secret in filter(None, [*self.alert_addresses, *addresses, *secrets]):
             text = text.replace(secret, "***")
         return text
 

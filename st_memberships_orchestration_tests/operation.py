@@ -24,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import click
 import dagster as dg
@@ -71,18 +72,29 @@ def receiver(port: int = 0) -> Iterator[tuple[str, list[Message]]]:
         thread.join()
 
 
-def settings_of(sandbox: RunningSandbox, folder: Path, alerts: str) -> dict[str, str]:
-    """The environment of the story: one tenant's secret is wrong."""
-    return sandbox.env | {
-        f"ST_TENANTS__{BAD.upper()}__CLIENT_SECRET": "cs1.mistyped",
-        "ST_LAKE_URI": str(folder / "lake"),
-        "ST_REPORT_DIR": str(folder / "reports"),
-        "ST_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
-        "ST_INBOX": str(folder / "inbox"),
-        "ST_REQUESTS_PER_SECOND": "1000",
-        "ST_ALERT_URLS": alerts,
-        "ST_UI_URL": "http://dagster.test",
-    }
+def settings_of(
+    sandbox: RunningSandbox, folder: Path, alerts: str, digests: str, begin: datetime
+) -> dict[str, str]:
+    """The environment of the story: one tenant's secret is wrong, and morning comes in an hour."""
+    mornings: dict[str, str] = {}
+    for tenant in (*HEALTHY, BAD):
+        name = f"ST_TENANTS__{tenant.upper()}"
+        hour = (begin + timedelta(hours=1)).astimezone(ZoneInfo(sandbox.env[f"{name}__TIMEZONE"]))
+        mornings |= {f"{name}__DIGEST_AT": f"{hour:%H:%M}", f"{name}__DIGEST_URLS": digests}
+    return (
+        sandbox.env
+        | mornings
+        | {
+            f"ST_TENANTS__{BAD.upper()}__CLIENT_SECRET": "cs1.mistyped",
+            "ST_LAKE_URI": str(folder / "lake"),
+            "ST_REPORT_DIR": str(folder / "reports"),
+            "ST_LEDGER_URL": f"sqlite:///{folder}/ledger.db",
+            "ST_INBOX": str(folder / "inbox"),
+            "ST_REQUESTS_PER_SECOND": "1000",
+            "ST_ALERT_URLS": alerts,
+            "ST_UI_URL": "http://dagster.test",
+        }
+    )
 
 
 def happen(sandbox: RunningSandbox, minute: int, total: int = MINUTES) -> None:
@@ -143,8 +155,14 @@ def told_of(messages: list[Message], tenant: str) -> list[str]:
     return [text for text in texts if tenant in text]
 
 
-def judge(sandbox: RunningSandbox, lake: Lake, messages: list[Message]) -> None:
+def judge(
+    sandbox: RunningSandbox, lake: Lake, messages: list[Message], mornings: list[Message]
+) -> None:
     """Raise where the story ended otherwise than it must."""
+    told = {message["title"].partition(", ")[0]: message["title"] for message in mornings}
+    assert sorted(told) == sorted((*HEALTHY, BAD))
+    assert len(mornings) == len(told), "each morning message comes once"
+    assert [tenant for tenant in told if "not computed yet" in told[tenant]] == [BAD]
     assert not untrue(sandbox, lake)
     (alert,) = told_of(messages, BAD)
     assert "CLIENT_SECRET" in alert, alert
@@ -206,7 +224,10 @@ class Simulation:
                 partition_key=request.partition_key,
                 tags=request.tags | {"dagster/run_key": request.run_key},
                 asset_selection=request.asset_selection,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                run_config={
+                    **request.run_config,
+                    "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+                },
                 raise_on_error=False,
             )
             self.runs.append((name, request.tags.get("tenant", ""), run.success))
@@ -241,11 +262,12 @@ def main(minutes: int) -> None:
         tempfile.TemporaryDirectory() as name,
         running(seed=11, memberships=300, tenants=(*HEALTHY, BAD), rate_limit=0) as sandbox,
         receiver() as (address, messages),
+        receiver() as (mornings_address, mornings),
     ):
         folder = Path(name)
         Path(folder, "dagster.yaml").write_text((REPO / "dagster.yaml").read_text())
         yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
-        os.environ |= settings_of(sandbox, folder, address) | {
+        os.environ |= settings_of(sandbox, folder, address, mornings_address, datetime.now(UTC)) | {
             "DAGSTER_HOME": name,
             "ST_HISTORY_START": yesterday.isoformat(),
         }
@@ -269,7 +291,7 @@ def main(minutes: int) -> None:
                 time.sleep(30)
         for message in messages:
             click.echo(f"\n{message['title']}\n{message['message']}")
-        judge(sandbox, lake, messages)
+        judge(sandbox, lake, messages, mornings)
     click.echo("\nAll tables are true, the wrong key was told once, and nobody did anything.")
 
 

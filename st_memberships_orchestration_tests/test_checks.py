@@ -118,6 +118,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     revenue = "derived/recurring_revenue_monthly"
     change(lake, revenue, lambda t: with_value(t, "churned_mrr", Decimal("1.25")))
     for table, column, value in (
+        ("members_daily", "new_mrr", Decimal("1.25")),
         ("customers_monthly", "lost_customers", 9),
         ("cancellation_reasons_monthly", "cancelled", 9),
         ("membership_summary", "ours", 99),
@@ -153,6 +154,7 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "invoice_templates.row_counts_are_plausible",
         "members_monthly.movements_add_up",
         "recurring_revenue_monthly.bridge_adds_up",
+        "members_daily.days_add_up",
         "customers_monthly.customers_add_up",
         "cancellation_reasons_monthly.reasons_add_up",
         "membership_summary.differences_are_explained",

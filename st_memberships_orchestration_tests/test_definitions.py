@@ -64,6 +64,7 @@ DERIVED = {
         "customers_monthly",
         "deferred_revenue_opening",
         "invoice_template_items",
+        "members_daily",
         "members_monthly",
         "members_without_future_visit",
         "membership_custom_fields",

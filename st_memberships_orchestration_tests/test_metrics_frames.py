@@ -271,6 +271,7 @@ def test_a_tenant_with_one_membership_and_nothing_else(
     assert types_of(rows) == table.schema.types
     expected = {
         "members_monthly": 4,  # December to March
+        "members_daily": 62,
         "membership_prices": 1,
         "recurring_revenue_monthly": 4,
         "members_without_future_visit": 1,

@@ -1,6 +1,7 @@
 """Members and cohorts, on paper."""
 
 from datetime import date
+from decimal import Decimal as D
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 
 from st_memberships_orchestration.metrics.cohorts import cohort_retention
+from st_memberships_orchestration.metrics.daily import members_daily
 from st_memberships_orchestration.metrics.members import members_monthly
 from st_memberships_orchestration.metrics.renewals import renewal_rate_monthly
 from st_memberships_orchestration.metrics.revenue import membership_prices
@@ -20,6 +22,7 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
     membership,
     membership_type,
     moment,
+    option,
     plain,
 )
 
@@ -83,6 +86,32 @@ def test_movements_of_a_dozen_memberships(monthly: pd.DataFrame) -> None:
     assert months[date(2026, 2, 1)] == (5, 1, 1, 1, 1, 1, 1, 0, 1, 4)
     # March, to the 20th: 13 renews too late (type 2 became type 1), 10 is back; 9 has not begun.
     assert months[date(2026, 3, 1)] == (4, 0, 0, 2, 0, 0, 0, 0, 0, 6)
+
+
+def test_the_days_of_a_month_one_by_one(monthly: pd.DataFrame) -> None:
+    types, templates = frame(membership_type(1, option(None, "Monthly", 20))), frame()
+    versions = frame(
+        {**membership(1, from_="2025-12-10"), "billing_frequency": "Quarterly"},
+        {**membership(1, from_="2025-12-10"), "valid_from": moment("2026-03-11")},
+    )
+    priced = (versions, types, templates)
+    rows = members_daily(MEMBERS, STATUS, *priced, today=TODAY, zone=ZONE, days=20)
+    assert len(rows) == 20
+    assert plain(rows, "is_complete")[-2:] == [(True,), (False,)]
+    columns = ("active_start", "reactivated", "net_growth", "active_end", "mrr_start")
+    columns = (*columns, "reactivated_mrr", "expansion_mrr", "mrr_end")
+    days = {day: tuple(rest) for day, *rest in plain(rows, "day", *columns)}
+    assert min(days) == date(2026, 3, 1)
+    # Five members; the three other than 1 and 11 pay 20 each: of those there is no price (yet).
+    assert days[date(2026, 3, 1)] == (5, 0, 0, 5, D(60), D(0), D(0), D(60))
+    assert days[date(2026, 3, 5)] == (5, 1, 1, 6, D(60), D(20), D(0), D(80))  # 10 is back
+    assert days[date(2026, 3, 10)] == (6, 1, 1, 7, D(80), D(20), D(0), D(100))  # 13, too late
+    assert days[date(2026, 3, 11)] == (7, 0, 0, 7, D(100), D(0), D(20), D(120))  # 1 has a price
+    assert days[date(2026, 3, 20)] == (7, 0, 0, 7, D(120), D(0), D(0), D(120))
+    whole = members_daily(MEMBERS, STATUS, *priced, today=TODAY, zone=ZONE, days=1_000)
+    assert plain(whole, "day")[0] == (date(2025, 2, 1),), "not before the first member"
+    for word in (*MOVES, "deleted", "net_growth"):
+        assert whole[word].sum() == monthly[word].sum()
 
 
 def test_a_late_renewal_leaves_the_old_membership_expired(monthly: pd.DataFrame) -> None:

@@ -170,6 +170,17 @@ def test_tables_that_tell_of_the_same_agree(book: dict[str, Any]) -> None:
     members = tables["members_monthly"].groupby(month).sum(numeric_only=True)
     revenue = tables["recurring_revenue_monthly"].groupby(month)[["mrr_end", "amortised_end"]].sum()
 
+    days = tables["members_daily"]
+    if len(days):
+        change = sum((days[name] * sign for name, sign in BRIDGE.items()), Decimal(0))
+        assert (days["mrr_start"] + change == days["mrr_end"]).all()
+        assert days["mrr_start"].tolist()[1:] == days["mrr_end"].tolist()[:-1]
+        assert days["mrr_end"].iloc[-1] == revenue["mrr_end"].iloc[-1]
+        assert days["active_end"].iloc[-1] == members["active_end"].iloc[-1]
+        of_this_month = days[days["day"] >= TODAY.replace(day=1)]
+        for word in (*ENTRIES, *EXITS, *LOSSES, "inferred_moves"):
+            assert of_this_month[word].sum() == members[word].iloc[-1]
+
     customers = tables["customers_monthly"].set_index(month)
     came = customers["new_customers"] + customers["returned_customers"]
     assert (customers["customers_start"] + came - customers["lost_customers"]).tolist() == (

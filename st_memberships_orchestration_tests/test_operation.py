@@ -47,13 +47,15 @@ def test_two_hours_pass_without_anybody(
             now=START.isoformat(),
         ) as sandbox,
         receiver() as (address, messages),
+        receiver() as (mornings_address, mornings),
     ):
-        for name, value in settings_of(sandbox, tmp_path, address).items():
+        env = settings_of(sandbox, tmp_path, address, mornings_address, START)
+        for name, value in env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("ST_HISTORY_START", "2026-10-29")
         lake = Lake(str(tmp_path / "lake"))
         simulation = simulate(sandbox, lake, location.instance, START)
-        judge(sandbox, lake, messages)
+        judge(sandbox, lake, messages, mornings)
     told = "\n\n".join(told_of(messages, "bravo"))
     assert "the job sync fails" in told
     assert "Recovered:\n  bravo" in told or "Recovered: bravo" in told

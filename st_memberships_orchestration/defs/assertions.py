@@ -192,6 +192,32 @@ ASSERTIONS = {
         """,
         "Report it to this project, with these rows.",
     ),
+    "derived/members_daily": Assertion(
+        "days_add_up",
+        "Members and MRR at a day's start, with all movements, are those at its end; and today's "
+        "are those of the running month.",
+        """
+        with months as (
+            select tenant, sum(active_end) as members
+            from derived.members_monthly where not is_complete group by all
+        ), paid as (
+            select tenant, sum(mrr_end) as mrr
+            from derived.recurring_revenue_monthly where not is_complete group by all
+        )
+        select tenant, day, active_end, members, mrr_end, mrr
+        from derived.members_daily join months using (tenant) join paid using (tenant)
+        where active_start + net_growth <> active_end
+            or new + renewed + reactivated - ended_by_renewal - cancelled - expired - suspended
+                - deleted - other_exit <> net_growth
+            or mrr_start + new_mrr + renewed_mrr + reactivated_mrr + expansion_mrr
+                - contraction_mrr - churned_mrr - suspended_mrr - deleted_mrr - other_exit_mrr
+                - ended_by_renewal_mrr <> mrr_end
+            or (not is_complete and (active_end <> members or mrr_end <> mrr))
+        """,
+        "If the tables were derived at different times, or with another renewal_grace_days, run "
+        "the job derive; else report it to this project, with these rows.",
+        needs=("derived/members_monthly", "derived/recurring_revenue_monthly"),
+    ),
     "derived/customers_monthly": Assertion(
         "customers_add_up",
         "Customers at a month's start, with all who came and went, are those at its end, and "

@@ -63,20 +63,8 @@ def build_assets(
         from st_memberships_orchestration.reporting.page import make_report
 
         tenant = context.partition_key
-        zone = settings.tenants[tenant].zone
-        facts = Provenance(
-            account=_account(settings, tenant),
-            as_of=_days(context.instance, tenant),
-            made_at=datetime.now(zone),
-            feeds=_feeds(lake, settings.environment, tenant, zone),
-            checks=_checks(context.instance, check_keys, tenant, zone),
-            definitions={table.name: table.description for table in TABLES},
-            derived=context.instance.get_materialized_partitions(MEMBERS),
-        )
-        tables = {
-            name: _rows(lake, need, tenants if need.shared else [tenant])
-            for name, need in NEEDS.items()
-        }
+        facts = facts_of(context.instance, lake, settings, check_keys, tenant)
+        tables = tables_of(lake, NEEDS, tenants, tenant)
         report = make_report(tables, facts, tenants=tenants)
         path = page_of(Path(settings.report_dir), tenant)
         _write_lists(path.with_suffix(""), report.lists)
@@ -96,6 +84,36 @@ def build_assets(
         )
 
     return [memberships]
+
+
+def facts_of(
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    settings: Settings,
+    check_keys: Sequence[dg.AssetCheckKey],
+    tenant: str,
+) -> Provenance:
+    """What is known of a tenant besides its figures, now."""
+    zone = settings.tenants[tenant].zone
+    return Provenance(
+        account=_account(settings, tenant),
+        as_of=_days(instance, tenant),
+        made_at=datetime.now(zone),
+        feeds=_feeds(lake, settings.environment, tenant, zone),
+        checks=_checks(instance, check_keys, tenant, zone),
+        definitions={table.name: table.description for table in TABLES},
+        derived=instance.get_materialized_partitions(MEMBERS),
+    )
+
+
+def tables_of(
+    lake: Lake, needs: Mapping[str, Need], tenants: Sequence[str], tenant: str
+) -> dict[str, pa.Table]:
+    """What figures are made from: the tenant's rows, and of shared tables those of all tenants."""
+    return {
+        name: _rows(lake, need, tenants if need.shared else [tenant])
+        for name, need in needs.items()
+    }
 
 
 def _account(settings: Settings, tenant: str) -> Account:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,15 @@ FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=1)
 """A channel that could not be reached is tried again after so long, doubled each time."""
 
+FILES_WITHIN = (
+    *("mailto", "mailtos", "ses", "sendgrid", "mailgun", "o365", "smtp2go", "sparkpost", "brevo"),
+    *("resend", "json", "jsons", "xml", "xmls", "form", "forms"),
+)
+"""Services that take message and file in one piece. Others send the file after the text, and would
+call a message undelivered whose file alone was turned down."""
+
 Severity = Literal["failure", "warning"]
+Kind = Literal["info", "success", "warning", "failure"]
 
 Said = Mapping[str, Mapping[str, str]]
 """Channel -> key of a problem -> what it was called when it was said."""
@@ -108,7 +117,7 @@ def tell(problems: Sequence[Problem], told: Told, urls: Sequence[str], *, now: d
         urls: apprise addresses.
         now: the present moment.
     """
-    channels = {_channel(url): url for url in urls}
+    channels = {channel_of(url): url for url in urls}
     unreached = {name: one for name, one in told.unreached.items() if name in channels}
 
     def after(channel: str, url: str) -> tuple[Mapping[str, str], Unreached | None]:
@@ -126,7 +135,7 @@ def tell(problems: Sequence[Problem], told: Told, urls: Sequence[str], *, now: d
         tries = before.tries + 1 if before else 1
         pause = min(FIRST_RETRY * 2 ** min(tries - 1, 10), LONGEST_RETRY)
         since = before.since if before else now
-        return known, Unreached(url.partition("://")[0], since, tries, now + pause)
+        return known, Unreached(service_of(url), since, tries, now + pause)
 
     with ThreadPoolExecutor(len(channels) or 1) as pool:
         results = [*pool.map(after, channels, channels.values())]
@@ -199,34 +208,68 @@ def _paragraph(alike: Sequence[Problem]) -> str:
     )
 
 
-def _channel(url: str) -> str:
+def channel_of(url: str) -> str:
     """What a channel is remembered by: its address may hold a password."""
     return hashlib.sha256(url.encode()).hexdigest()[:12]
 
 
-def _send(url: str, new: Sequence[Problem], over: Sequence[str]) -> bool:
+def service_of(url: str) -> str:
+    """The kind of channel, such as `discord`, which is no secret."""
+    return url.partition("://")[0]
+
+
+def deliver(
+    url: str, title: str, text: str, kind: Kind = "info", file: Path | None = None
+) -> tuple[bool, bool]:
+    """Send a message through one channel, in parts where it is too long for it.
+
+    Args:
+        url: apprise address.
+        title: in a line.
+        text: plain text.
+        kind: what it is about, by which services choose a colour or a picture.
+        file: what to attach, where the channel takes files.
+
+    Returns:
+        Whether the channel took the message, and whether it took the file. Where a file travels
+        apart from the text, the message may have arrived without it.
+    """
     # A second to import, and only needed where there is something to say.
     import apprise
 
-    title, text = message(new, over)
-    kind = apprise.NotifyType.SUCCESS
-    if new:
-        is_failure = any(problem.severity == "failure" for problem in new)
-        kind = apprise.NotifyType.FAILURE if is_failure else apprise.NotifyType.WARNING
     channel = apprise.Apprise.instantiate(url)
     if isinstance(channel, apprise.NotifyBase):
         if "overflow=" not in url:  # sent as it is, a service turns down what is too long for it
             fits_parts = channel.body_maxlen >= SHORT
             mode = apprise.OverflowMode
             channel.overflow_mode = mode.SPLIT if fits_parts else mode.TRUNCATE
-        if apprise.Apprise([channel]).notify(
-            title=title,
-            body=text,
-            notify_type=kind,
-            body_format=apprise.NotifyFormat.TEXT,
-            timeout=LONGEST_SEND,
-        ):
-            return True
-    service = url.partition("://")[0]
-    logger.error("An address of ST_ALERT_URLS (%s://…) cannot be used or reached.", service)
-    return False
+
+        def send(title: str, body: str, attached: Path | None) -> bool:
+            return bool(
+                apprise.Apprise([channel]).notify(
+                    title=title,
+                    body=body,
+                    notify_type=kind,
+                    body_format=apprise.NotifyFormat.TEXT,
+                    attach=str(attached) if attached else None,
+                    timeout=LONGEST_SEND,
+                )
+            )
+
+        # Slack's webhooks, and others', leave files out without a word.
+        takes_files = channel.attachment_support and getattr(channel, "mode", "") != "webhook"
+        file = file if takes_files else None
+        is_within = service_of(url) in FILES_WITHIN
+        if send(title, text, file if is_within else None):
+            return True, file is not None and (is_within or send("", file.name, file))
+    logger.error("The channel %s://… cannot be used or reached.", service_of(url))
+    return False, False
+
+
+def _send(url: str, new: Sequence[Problem], over: Sequence[str]) -> bool:
+    title, text = message(new, over)
+    kind: Kind = "success"
+    if new:
+        is_failure = any(problem.severity == "failure" for problem in new)
+        kind = "failure" if is_failure else "warning"
+    return deliver(url, title, text, kind)[0]

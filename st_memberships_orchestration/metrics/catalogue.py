@@ -5,6 +5,7 @@ from st_memberships_orchestration.metrics.billing import BILLING_DUE
 from st_memberships_orchestration.metrics.calls import CALL_LIST
 from st_memberships_orchestration.metrics.cohorts import COHORT_RETENTION
 from st_memberships_orchestration.metrics.customers import CUSTOMERS_MONTHLY
+from st_memberships_orchestration.metrics.daily import MEMBERS_DAILY
 from st_memberships_orchestration.metrics.deferred import DEFERRED_REVENUE_OPENING
 from st_memberships_orchestration.metrics.details import (
     INVOICE_TEMPLATE_ITEMS,
@@ -43,6 +44,7 @@ TABLES = (
     MEMBERSHIP_SUMMARY,
     MEMBERSHIP_PRICES,
     RECURRING_REVENUE_MONTHLY,
+    MEMBERS_DAILY,
     MEMBERSHIP_MRR_HISTORY,
     REVENUE_RETENTION,
     MRR_OUTLOOK,

@@ -264,6 +264,11 @@ def month_of(days: Column) -> Column:
     return pd.Series(months, index=days.index, dtype="Int64").mask(days.isna())
 
 
+def day_of(days: Column) -> Column:
+    """Days since 1970, NA where there is no day."""
+    return pd.Series(day_numbers(days), index=days.index, dtype="Int64").mask(days.isna())
+
+
 def month_start(months: Column) -> np.ndarray:
     """First days of months since January 1970."""
     return np.asarray(months, np.int64).astype("datetime64[M]").astype("datetime64[s]")
@@ -277,3 +282,8 @@ def day_numbers(days: Column) -> np.ndarray:
 def month_number(day: date) -> int:
     """Month of a day, counted since January 1970."""
     return (day.year - 1970) * 12 + day.month - 1
+
+
+def day_number(day: date) -> int:
+    """A day, counted since 1970."""
+    return (day - date(1970, 1, 1)).days

@@ -8,6 +8,7 @@ import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
+    day_number,
     day_numbers,
     flags,
     month_number,
@@ -118,7 +119,9 @@ def members_monthly(
     expired = rows["expired"] + rows["expired_from_suspension"]
     rows["churn"] = share(cancelled + expired, rows["active_start"])
     rows["cancellation_rate"] = share(cancelled, rows["active_start"])
-    counted_to = np.minimum(day_numbers(month_start(rows["month_number"] + 1)) - 1, _day(today))
+    counted_to = np.minimum(
+        day_numbers(month_start(rows["month_number"] + 1)) - 1, day_number(today)
+    )
     since = share(running(rows, rows["since_days"]), rows["active_end"])
     rows["tenure_days"] = counted_to - since
     is_inferred = unrecorded(rows, recorded)
@@ -129,10 +132,6 @@ def members_monthly(
         unknown_status=(rows["other_exit"] > 0) | (rows["unknown"] > 0),
     )
     return MEMBERS_MONTHLY.frame(rows)
-
-
-def _day(today: date) -> int:
-    return int(day_numbers(np.array([today], "datetime64[D]"))[0])
 
 
 MEMBERS_MONTHLY = Table(

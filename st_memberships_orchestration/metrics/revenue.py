@@ -13,6 +13,7 @@ from st_memberships_orchestration.metrics.frames import (
     Frame,
     among,
     attach,
+    day_of,
     explode,
     flags,
     is_rounded,
@@ -66,6 +67,9 @@ ONE_TIME = "OneTime"
 LARGEST_PRICE = 100_000_000 * 1_000_000
 """In millionths. A larger bill is a mistake, and counting it would make every sum one."""
 UTC = ZoneInfo("UTC")
+SPANS = {"month": month_of, "day": day_of}
+"""Of what the ends are looked at -> its number, from local time."""
+
 PRICING = ("membership_type_id", "billing_template_id", "duration", "billing_frequency")
 
 
@@ -185,7 +189,7 @@ def recurring_revenue_monthly(
     terms = known_terms(memberships, priced_by, zone)
     rows = month_ends(terms, life, today, zone)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
-    rows = attach(_bridge(rows, moves), pick(memberships, "id", *CELL), "membership_id", *CELL)
+    rows = attach(bridge(rows, moves), pick(memberships, "id", *CELL), "membership_id", *CELL)
     rows = yield counted(rows, [*CELL, "month"], *FLOWS, *STOCKS)
     recorded = yield recorded_changes(membership_status, zone)
     rows = by_month(rows, [*FLOWS, *STOCKS], today)
@@ -462,7 +466,9 @@ def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
     return cuts[within].assign(valid_from=cuts["cut"]).drop(columns="cut")
 
 
-def month_ends(terms: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
+def month_ends(
+    terms: Frame, life: Frame, today: date, zone: ZoneInfo, span: str = "month"
+) -> Frame:
     """What each membership pays at the end of every month in which that may have changed.
 
     Args:
@@ -470,10 +476,11 @@ def month_ends(terms: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
         life: the `spells`.
         today: the contractor's day; the last that counts.
         zone: the contractor's time zone.
+        span: at the ends of what; one of `SPANS`.
 
     Returns:
-        `membership_id`, `month`, `active`, `monthly_price` and `STOCKS`; in order of
-        membership and month.
+        `membership_id`, `month` (or what `span` says), `active`, `monthly_price` and `STOCKS`; in
+        order of membership and month.
     """
     status = life.assign(
         active=(life["status"] == ACTIVE).astype("Int64"),
@@ -495,8 +502,8 @@ def month_ends(terms: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
     steps[lasting] = steps.groupby("membership_id")[lasting].ffill()
     steps = attach(steps, terms, "membership_id", id="membership_id", first_terms="terms")
     steps["terms"] = steps["terms"].fillna(steps["first_terms"])
-    steps["month"] = month_of(steps["began"])
-    steps = steps.drop_duplicates(["membership_id", "month"], keep="last", ignore_index=True)
+    steps[span] = SPANS[span](steps["began"])
+    steps = steps.drop_duplicates(["membership_id", span], keep="last", ignore_index=True)
 
     place = steps["terms"].fillna(-1).to_numpy(np.int64)
     active = (steps["active"] == 1).fillna(False).to_numpy()
@@ -523,18 +530,18 @@ def month_ends(terms: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
         "members_one_time": active & one_time,
         "one_time_unpriced": active & one_time & ~is_priced,
     }
-    return steps[["membership_id", "month"]].assign(
+    return steps[["membership_id", span]].assign(
         **{name: np.asarray(values, np.int64) for name, values in state.items()}
     )
 
 
-def _bridge(rows: Frame, moves: Frame) -> Frame:
+def bridge(rows: Frame, moves: Frame, span: str = "month") -> Frame:
     """`rows` of month ends as changes: the columns of `FLOWS` and the change of each stock.
 
     What is called by what happened in the month: who came by the first entry, who left by the last
     exit.
     """
-    key = ["membership_id", "month"]
+    key = ["membership_id", span]
     entries = moves[moves["is_entry"]].drop_duplicates(key)
     exits = moves[moves["change"] < 0].drop_duplicates(key, keep="last")
     losses = moves[moves["change"] == 0].drop_duplicates(key, keep="last")

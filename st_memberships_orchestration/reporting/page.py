@@ -4,7 +4,6 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ from markupsafe import Markup
 
 from st_memberships_orchestration.escaping import FORMULA, NUMBER
 from st_memberships_orchestration.reporting import charts, formats
+from st_memberships_orchestration.reporting.caveats import caveats, certainty
 from st_memberships_orchestration.reporting.charts import Chart
-from st_memberships_orchestration.reporting.facts import Feed, Provenance
+from st_memberships_orchestration.reporting.facts import Provenance
 from st_memberships_orchestration.reporting.queries import Row, figures
 from st_memberships_orchestration.reporting.tables import PLACES, SHOWN_PLAIN, TABLES, Column, cell
 
 LIBRARY = "vendor/dataTables.min.js"
-
-STALE_AFTER = timedelta(hours=36)
-"""Even a quiet feed's journal says once a day how far it is read."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def make_report(
         figures=found,
         headline=headline,
         tiles=_tiles(headline, facts.account.currency),
-        notices=_notices(headline, facts),
+        caveats=caveats(headline, facts),
         charts=drawn,
         failing=[check for check in facts.checks if not check.passed],
         total=_total(found["headlines"]) if len(tenants) > 1 else None,
@@ -138,7 +135,7 @@ def _tiles(row: Row, currency: str) -> list[Tile]:
             "MRR",
             formats.sum_of_money(row["mrr"], currency),
             f"{formats.signed(_difference(row, 'mrr'))} since the month began",
-            _certainty(row),
+            certainty(row),
             _tone(_difference(row, "mrr")),
         ),
         Tile(
@@ -187,53 +184,6 @@ def _tone(change: Any, good: int = 1) -> str:
     if not change:
         return ""
     return "up" if change * good > 0 else "down"
-
-
-def _certainty(row: Row) -> str:
-    """How much of recurring revenue is known."""
-    if not row["recurring"]:
-        return "no recurring members"
-    unpriced = row["unpriced"]
-    return (
-        f"a lower bound: {formats.count(unpriced)} of {formats.count(row['recurring'])} recurring "
-        "members have no known price"
-        if unpriced
-        else f"all {formats.count(row['recurring'])} recurring members have a known price"
-    )
-
-
-def _notices(row: Row, facts: Provenance) -> list[str]:
-    """What a reader has to know before believing a number."""
-    found = []
-    days = sorted(set(facts.as_of.values()))
-    if len(days) > 1:
-        found.append(
-            f"The tables are of different days, {formats.day(days[0])} to {formats.day(days[-1])}: "
-            "run the job derive."
-        )
-    if days and days[-1] != facts.made_at.date():
-        found.append(f"The numbers are of {formats.day(days[-1])}, not of today.")
-    late = [feed for feed in facts.feeds if _is_late(feed, facts.made_at)]
-    if late:
-        names = ", ".join(feed.title for feed in late)
-        found.append(f"Not read to today: {names}. Run the job sync; see Data freshness below.")
-    missing = {feed.title: feed.missing for feed in facts.feeds if feed.missing}
-    if missing:
-        found.append(
-            f"Records that these numbers do not count as they are now: {sum(missing.values()):,} "
-            f"({'; '.join(missing)}). ServiceTitan sent them in a form that cannot be understood; "
-            "see Data freshness below."
-        )
-    if row["unpriced"]:
-        found.append(f"MRR and ARR are {_certainty(row)}.")
-    failing = sum(not check.passed for check in facts.checks)
-    if failing:
-        found.append(f"Checks of the data that do not pass: {failing}; see Checks below.")
-    return found
-
-
-def _is_late(feed: Feed, now: datetime) -> bool:
-    return feed.read_through is None or now - feed.read_through > STALE_AFTER
 
 
 def _total(rows: list[Row]) -> Row:

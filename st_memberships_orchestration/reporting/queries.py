@@ -68,6 +68,24 @@ NEEDS: Mapping[str, Need] = {
 }
 """What the report reads, by the name under which its SQL asks for it."""
 
+DIGEST_NEEDS: Mapping[str, Need] = {
+    **{
+        name: NEEDS[name]
+        for name in (
+            "members_monthly",
+            "recurring_revenue_monthly",
+            "renewal_rate_monthly",
+            "visits_monthly",
+            "attention",
+            "call_list",
+            "membership_types",
+        )
+    },
+    "members_daily": Need("derived/members_daily"),
+    "visits_of_all_days": Need("derived/visits", columns=("tenant", "due_on", "state")),
+}
+"""The same for the morning message."""
+
 HEADLINES = """
     with members as (
         select tenant, month, active_start, active_end, net_growth, cancelled + expired
@@ -455,6 +473,22 @@ SECTIONS: Mapping[str, str] = {
 }
 """Sections of one tenant's report; months come newest first."""
 
+REPORT: Mapping[str, str] = {"headlines": HEADLINES, **SECTIONS}
+
+DIGEST: Mapping[str, str] = {
+    "headlines": HEADLINES,
+    "calls": SECTIONS["calls"],
+    "days": "from members_daily order by day desc",
+    "visit_days": """
+        select due_on as day, count(*) as due,
+            count(*) filter (state in ('booked', 'done')) as booked,
+            count(*) filter (state = 'dismissed') as dismissed
+        from visits_of_all_days where state not in ('cancelled', 'removed')
+        group by due_on order by due_on desc
+    """,
+}
+"""Sections of one tenant's morning message; days come newest first."""
+
 
 NAMES = """
     create macro plan(id_) as coalesce(
@@ -474,15 +508,18 @@ def figures(
     tenants: Sequence[str],
     business_units: Mapping[int, str] | None = None,
     users: Mapping[int, str] | None = None,
+    queries: Mapping[str, str] = REPORT,
 ) -> dict[str, list[Row]]:
     """The rows of each section for one tenant, and `headlines` with a row for each tenant.
 
     Args:
-        tables: the tables of `NEEDS`; those that are shared hold the rows of all `tenants`.
+        tables: the tables that the queries need; those that are shared hold the rows of all
+            `tenants`.
         tenant: whose report it is.
         tenants: all tenants.
         business_units: names by id; those that are left out are shown by their ids.
         users: the same.
+        queries: SQL by section.
     """
     named = {"named_business_units": business_units or {}, "named_users": users or {}}
     with duckdb.connect() as connection:
@@ -498,7 +535,6 @@ def figures(
                 "(select tenant from this)"
             )
         connection.execute(NAMES)
-        queries = {"headlines": HEADLINES, **SECTIONS}
         return {name: _rows(connection, query) for name, query in queries.items()}
 
 

@@ -37,7 +37,7 @@ from st_memberships_orchestration.servicetitan.exports import iso
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT
-from st_memberships_orchestration.terminal import calls, campaigns, forget, writes
+from st_memberships_orchestration.terminal import calls, campaigns, digest, forget, writes
 from st_memberships_orchestration.terminal.screen import console, program, read_settings
 
 DATA = Path(".data")
@@ -469,6 +469,7 @@ def _show_headlines() -> None:
 main.add_command(campaigns.campaign)
 main.add_command(calls.call_list)
 main.add_command(calls.called)
+main.add_command(digest.build_command(_set_dagster_home))
 main.add_command(forget.build_command(_run, _set_dagster_home))
 
 
