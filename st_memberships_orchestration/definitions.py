@@ -55,6 +55,7 @@ def defs() -> dg.Definitions:
             jobs.derive,
             jobs.refresh_reference,
             jobs.reconcile,
+            jobs.check_derived,
             jobs.deep_check,
             jobs.assess_health,
             maintenance.maintain_lake,

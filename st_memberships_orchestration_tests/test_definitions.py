@@ -116,6 +116,8 @@ def test_inventory(location: Location) -> None:
         "maintain_lake",
         "prune_runs",
         "record_call",
+        "send_digest",
+        "check_derived",
         *KINDS,
         "undo_changes",
         "campaign_price_rise",
@@ -132,10 +134,12 @@ def test_inventory(location: Location) -> None:
         "derive_whole_weekly",
         "maintain_lake_weekly",
         "prune_runs_nightly",
+        "send_digest_daily",
     }
     assert {s.name for s in repository.sensor_defs} == {
         "changes_brought_by_sync",
         "feed_activity",
+        "checks_after_derive",
         "run_failure_alerts",
         "check_failure_alerts",
         "health_alerts",

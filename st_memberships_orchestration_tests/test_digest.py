@@ -350,7 +350,7 @@ def test_the_schedule_asks_once_a_day_and_again_after_a_failure(
                 if len(asked) < 7:
                     location.instance.report_run_failed(made)
     # It fails six times: again after 15 minutes, then after longer; then it goes well.
-    assert asked == [0, 1, 2, 3, 5, 8, 12]
+    assert asked == [0, 1, 2, 3, 4, 6, 10]
 
 
 def test_a_message_of_a_day_that_is_over_is_not_sent(

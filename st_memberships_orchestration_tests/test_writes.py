@@ -237,7 +237,8 @@ def test_rows_come_from_a_file_a_query_or_the_config(
     }
     assert len(hashes) == 1
     for config, said in (
-        ({}, "exactly one of"),
+        ({"sql": sql, "file": "a.csv"}, "exactly one of"),
+        ({"dry_run": False}, "Name a plan by at least 8"),
         ({"sql": "select 1 from nowhere"}, "the query fails"),
         ({"sql": "select 1 as id, 2 as id, 'x' as memo"}, "column twice: id"),
         ({"sql": "select 1 as id, content as memo from read_text('.env')"}, "the query fails"),
@@ -380,6 +381,9 @@ def test_a_plan_is_undone_from_the_ui(
     for name in [name for name in os.environ if name.startswith("ST_TENANTS__ACME__")]:
         here.monkeypatch.setenv(name.replace("ACME", "ACME_INC"), os.environ[name])
         here.monkeypatch.delenv(name)
+    shown = facts(launch(here, "undo_changes", plan=""), "undo_changes")
+    named = cells(shown["plans"], "plan", "job", "applied by", "succeeded")
+    assert named == [(plan["plan_hash"][:12], job, "Ann", "2")]
     undone = launch(here, "undo_changes", plan=plan["plan_hash"][:12])
     assert undone.success
     back = facts(undone, "undo_changes")
@@ -510,6 +514,23 @@ def test_every_kind_has_a_job_with_safe_defaults(here: Location) -> None:
         assert fields["dry_run"].default_value is True
         assert fields["approved_hash"].default_value == ""
         assert all(field.description for field in fields.values())
+
+
+@pytest.mark.parametrize("job", [*KINDS, "undo_changes", "record_call", "send_digest"])
+def test_what_the_launchpad_is_prefilled_with_succeeds_and_changes_nothing(
+    here: Location, sandbox: RunningSandbox, job: str
+) -> None:
+    here.monkeypatch.setenv("ST_WRITES", "on")
+    run = defs().resolve_job_def(job).execute_in_process(instance=here.instance)
+    assert run.success
+    shown = facts(run, job)
+    if job in KINDS:
+        assert "no rows were given" in shown["planned"]
+        assert "FILL IN" in shown["to_plan"]
+        assert ("tenant",) in cells(shown["columns"], "column")
+    else:
+        assert {"planned", "noted", "sent"} & shown.keys()
+    assert writes_of(sandbox) == []
 
 
 def test_dagster_never_starts_a_killed_write_run_again(here: Location, tmp_path: Path) -> None:

@@ -218,6 +218,79 @@ ASSERTIONS = {
         "the job derive; else report it to this project, with these rows.",
         needs=("derived/members_monthly", "derived/recurring_revenue_monthly"),
     ),
+    "derived/call_list": Assertion(
+        "calls_are_worth_making",
+        "Each customer is listed once, in an order without gaps, and nobody is called to renew "
+        "what is renewed.",
+        """
+        with numbered as (
+            select *, row_number() over (partition by tenant order by rank) as place,
+                count(*) over (partition by tenant, customer_id) as times
+            from derived.call_list
+        )
+        select tenant, rank, customer_id, case when times > 1 then 'listed twice'
+            when place <> rank then 'out of order' else 'renewed already' end as what
+        from numbered where times > 1 or place <> rank or exists (
+            select 1 from derived.renewals r
+            where r.tenant = numbered.tenant and r.membership_id = numbered.membership_id
+                and r.is_renewed and split_part(numbered.reasons, ', ', 1) = 'ending_soon'
+        )
+        """,
+        "If the two tables were derived at different times, run the job derive; else report it to "
+        "this project, with these rows.",
+        needs=("derived/renewals",),
+    ),
+    "derived/attention": Assertion(
+        "findings_are_of_records",
+        "Each finding is once in the table, and of a membership, service or visit that is in "
+        "current/.",
+        """
+        select tenant, reason, membership_id, event_id, recurring_service_id, count(*) as times
+        from derived.attention a
+        where (membership_id is not null and not exists (
+                select 1 from current.memberships m
+                where m.tenant = a.tenant and m.id = a.membership_id))
+            or coalesce(membership_id, event_id, recurring_service_id) is null
+        group by all
+        union all
+        select tenant, reason, membership_id, event_id, recurring_service_id, count(*) as times
+        from derived.attention
+        group by tenant, reason, membership_id, event_id, recurring_service_id,
+            recurring_service_type_id, detail
+        having count(*) > 1
+        """,
+        "If records were deleted since, run the job derive; else report it to this project, with "
+        "these rows.",
+        needs=("current/memberships",),
+    ),
+    "derived/renewals": Assertion(
+        "open_renewals_are_open",
+        "What can still be renewed is Active in current/, and has no successor.",
+        """
+        select r.tenant, membership_id, r.status, m.status as status_now, successor_id
+        from derived.renewals r left join current.memberships m
+            on m.tenant = r.tenant and m.id = r.membership_id
+        where r.status = 'Active' and not r.is_renewed
+            and (m.id is null or m.status <> 'Active' or successor_id is not null)
+        """,
+        "If memberships changed since, run the job derive; else report it to this project, with "
+        "these rows.",
+        needs=("current/memberships",),
+    ),
+    "derived/visits": Assertion(
+        "owed_visits_can_be_booked",
+        "A visit that is owed is due, open, without a job, and in current/.",
+        """
+        select v.tenant, event_id, due_on, state, v.job_id
+        from derived.visits v left join current.recurring_service_events e
+            on e.tenant = v.tenant and e.id = v.event_id
+        where v.is_owed and (e.id is null or v.state not in ('open', 'contacted')
+            or v.job_id is not null or v.days_overdue < 0)
+        """,
+        "If visits changed since, run the job derive; else report it to this project, with these "
+        "rows.",
+        needs=("current/recurring_service_events",),
+    ),
     "derived/customers_monthly": Assertion(
         "customers_add_up",
         "Customers at a month's start, with all who came and went, are those at its end, and "
@@ -326,3 +399,14 @@ ASSERTIONS = {
     ),
 }
 """What must hold of single tables."""
+
+ACTED_ON = (
+    "derived/call_list",
+    "derived/attention",
+    "derived/renewals",
+    "derived/visits",
+    "derived/members_daily",
+    "derived/members_monthly",
+    "derived/recurring_revenue_monthly",
+)
+"""Tables that people work from, or read in the morning: these are checked after each derive."""

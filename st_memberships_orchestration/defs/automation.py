@@ -228,7 +228,40 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
             said = f"Nothing new; looked at: {', '.join(due) or 'nobody, for nobody is due'}."
             yield dg.SkipReason(said if settings.tenants else NO_TENANT)
 
-    return [_changes_brought_by_sync(settings), feed_activity]
+    return [_changes_brought_by_sync(settings), feed_activity, _checks_after_derive()]
+
+
+def _checks_after_derive() -> dg.SensorDefinition:
+    @dg.sensor(
+        job=jobs.check_derived,
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=(
+            "Checks the tables that people work from after they were derived: one run for all "
+            "tenants, at most every 5 minutes, however many derives came before."
+        ),
+    )
+    def checks_after_derive(
+        context: dg.SensorEvaluationContext,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now = datetime.now(UTC)
+        last = last_run(context.instance, "check_derived", {})
+        # The first look of all takes what was derived before as checked by the night.
+        seen = datetime.fromisoformat(context.cursor) if context.cursor else now
+        if not context.cursor:
+            context.update_cursor(now.isoformat())
+        ended = dg.RunsFilter(
+            job_name="derive", statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=seen
+        )
+        if last and (not last.dagster_run.is_finished or last.create_timestamp > now - LOOK_EVERY):
+            yield dg.SkipReason("They were checked less than five minutes ago, or are being so.")
+        elif context.instance.get_run_records(ended, limit=1):
+            context.update_cursor(now.isoformat())
+            yield dg.RunRequest(run_key=now.isoformat())
+        else:
+            yield dg.SkipReason("Nothing was derived since they were checked.")
+
+    return checks_after_derive
 
 
 def _changes_brought_by_sync(settings: Settings) -> dg.SensorDefinition:

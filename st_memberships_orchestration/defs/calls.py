@@ -1,16 +1,23 @@
 """The job that notes what came of a call."""
 
 from datetime import UTC, date, datetime
+from typing import Any
 
 import dagster as dg
 from pydantic import Field
 
 from st_memberships_orchestration.defs.derived import derive_now
+from st_memberships_orchestration.defs.metadata import cell
+from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, Outcome, note
 from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.calls import CALL_LIST
 from st_memberships_orchestration.settings import Settings
+
+SHOWN = 10
+WIDEST = 300
+"""Rows of the list that a dry run shows, and characters of a cell."""
 
 
 class CallConfig(dg.Config):
@@ -18,7 +25,7 @@ class CallConfig(dg.Config):
 
     tenant: str = Field(description="Whose customer it is.")
     customer_id: int = Field(
-        ge=1, le=LARGEST_ID, description="Customer who was called, as in derived/call_list."
+        ge=0, le=LARGEST_ID, description="Customer who was called, as in derived/call_list."
     )
     outcome: Outcome = Field(
         description="called: not again today; snoozed: not before a day; declined, done: not until "
@@ -29,6 +36,10 @@ class CallConfig(dg.Config):
     )
     note: str | None = Field(default=None, description="What was said.")
     noted_by: str = Field(description="Who says so.")
+    dry_run: bool = Field(
+        default=False,
+        description="Only show what the list has of the customer, or its first rows without one.",
+    )
 
 
 def build_job(settings: Settings) -> dg.JobDefinition:
@@ -39,6 +50,11 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         context: dg.OpExecutionContext, config: CallConfig, lake: dg.ResourceParam[Lake]
     ) -> None:
         """Note one outcome."""
+        if config.dry_run:
+            context.add_output_metadata(_listed(lake, config.tenant, config.customer_id))
+            return
+        if not config.customer_id:
+            raise dg.Failure("Say who was called: customer_id.", allow_retries=False)
         try:
             until = date.fromisoformat(config.until) if config.until else None
             call = Call(
@@ -56,13 +72,38 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         context.log.info("Noted: customer %s, %s", config.customer_id, config.outcome.value)
 
     @dg.job(
+        config={
+            "ops": {
+                "note_call": {
+                    "config": {
+                        "tenant": min(settings.tenants, default=""),
+                        "customer_id": 0,
+                        "outcome": Outcome.CALLED.name,
+                        "noted_by": "",
+                        "dry_run": True,
+                    }
+                }
+            }
+        },
         description=(
             "Notes what came of a call to a customer of derived/call_list: called, declined, done, "
             "or snoozed until a day. It is kept in state/call_outcomes, which no derive overwrites."
-        )
+        ),
     )
     def record_call() -> None:
         """One outcome."""
         note_call()
 
     return record_call
+
+
+def _listed(lake: Lake, tenant: str, customer_id: int) -> dict[str, Any]:
+    """What the call list shows: of one customer, or from its top."""
+    where = f"customer_id = {customer_id}" if customer_id else "true"
+    columns = [f'"{name}"' for name in CALL_LIST.shown]
+    rows = lake.rows("derived/call_list", tenant=tenant, columns=columns, where=where)
+    if not rows.num_columns:
+        return {"noted": "Nothing. The call list is not computed yet: the job derive does it."}
+    lines = [map(cell, row.values()) for row in rows.sort_by("rank").slice(0, SHOWN).to_pylist()]
+    table = markdown_table(CALL_LIST.shown, [[*line] for line in lines], WIDEST)
+    return {"noted": "Nothing: dry_run is true.", "calls": dg.MetadataValue.md(table)}

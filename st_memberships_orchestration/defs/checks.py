@@ -117,7 +117,9 @@ def _lake_checks(
                     )
                     continue
                 if tables <= there:
-                    rows = connection.sql(assertion.query).to_arrow_table().to_pandas()
+                    found = connection.sql(assertion.query).to_arrow_table()
+                    # With pandas' own types, a null would make floats of ids.
+                    rows = found.to_pandas(types_mapper=pd.ArrowDtype)
                 rows = pd.concat([stale, rows]) if len(stale) else rows
                 yield _result(key, assertion.name, rows, assertion.severity, assertion.remedy)
 
@@ -258,4 +260,6 @@ def _result(
 
 
 def _table(rows: pd.DataFrame, most: int) -> str:
-    return markdown_table(list(rows.columns), rows.head(most).to_numpy().tolist(), WIDEST)
+    shown = rows.head(most).astype(object)
+    lines = shown.where(shown.notna(), None).to_numpy().tolist()
+    return markdown_table(list(rows.columns), lines, WIDEST)

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from st_memberships_orchestration.defs.automation import A_MOMENT
 from st_memberships_orchestration.defs.report import address_of, facts_of, tables_of
 from st_memberships_orchestration.health.notices import (
     FIRST_RETRY,
@@ -263,4 +264,5 @@ def _is_owed(instance: dg.DagsterInstance, tenant: str, day: date, now: datetime
     if any(run.dagster_run.status != dg.DagsterRunStatus.FAILURE for run in runs):
         return False
     pause = min(FIRST_RETRY * 2 ** min(len(runs), 10), LONGEST_RETRY)
-    return not runs or now >= runs[0].create_timestamp + pause
+    # It began some moments after its own tick.
+    return not runs or now >= runs[0].create_timestamp + pause - A_MOMENT

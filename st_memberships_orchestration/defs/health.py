@@ -16,12 +16,15 @@ from st_memberships_orchestration.defs.metadata import (
     told,
 )
 from st_memberships_orchestration.defs.partitions import partition_key
+from st_memberships_orchestration.defs.report import address_of
 from st_memberships_orchestration.defs.verdicts import verdict_of
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.health.states import (
+    FAILING,
     HEALTHY,
     SCHEMA,
     STATES,
+    WARNING,
     FeedHealth,
     row_of,
 )
@@ -38,6 +41,9 @@ RUNS_BACK = 20
 """Successes are looked for in the windows of the last days, and averages are of so many runs."""
 
 SHOWN = 50
+
+MARKS = {FAILING: "✗ failing", WARNING: "! warning", HEALTHY: "✓"}
+"""States as the page of all tenants shows them."""
 
 FRESHNESS = {
     "raw": dg.FreshnessPolicy.time_window(
@@ -105,6 +111,7 @@ def build_assets(
                 **{state: counts[state] for state in STATES},
                 "tenants_not_healthy": len({r["tenant"] for r in rows if r["state"] != HEALTHY}),
                 "longest_lag_minutes": max((r["lag_minutes"] or 0 for r in rows), default=0),
+                "page": dg.MetadataValue.md(_page(rows, settings.ui_url)),
                 "not_healthy": dg.MetadataValue.md(_shown(rows)),
                 "dagster/row_count": len(rows),
                 "dagster/uri": lake.address(TABLE),
@@ -240,6 +247,30 @@ def _last_failures(
     failures = failures_of(instance, found[0].dagster_run.run_id)
     at = datetime.fromtimestamp(found[0].end_time or found[0].update_timestamp.timestamp(), UTC)
     return {failure.step: failure for failure in failures}, at
+
+
+def _page(rows: Sequence[Mapping[str, Any]], ui_url: str) -> str:
+    """Tenant by feed, the worst tenants first, each with its report."""
+    states: dict[str, dict[str, str]] = {}
+    for row in rows:
+        states.setdefault(row["tenant"], {})[row["feed"]] = row["state"]
+    feeds = [feed.name for feed in FEEDS]
+    worst = sorted(
+        states,
+        key=lambda tenant: min(STATES.index(state) for state in states[tenant].values()),
+    )
+    cells = [[MARKS[states[tenant][feed]] for feed in feeds] for tenant in worst[:SHOWN]]
+    lines = markdown_table(
+        ["tenant", *feeds, "report"],
+        ([tenant, *line, ""] for tenant, line in zip(worst, cells, strict=False)),
+    ).split("\n")
+    # Its last cell is a link: an address of ours, in which nobody else wrote.
+    linked = [
+        f"{line.removesuffix(' |')}[open]({address_of(ui_url, tenant)}) |"
+        for line, tenant in zip(lines[2:], worst, strict=False)
+    ]
+    table = "\n".join([*lines[:2], *linked])
+    return table if len(worst) <= SHOWN else f"{table}\n\nand {len(worst) - SHOWN} tenants more."
 
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:

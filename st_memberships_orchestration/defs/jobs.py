@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import dagster as dg
 
-from st_memberships_orchestration.defs.assertions import ASSERTIONS
+from st_memberships_orchestration.defs.assertions import ACTED_ON, ASSERTIONS
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
@@ -54,6 +54,17 @@ reconcile = dg.define_asset_job(
     description=(
         "Checks the tables of all tenants against themselves and against ServiceTitan: counts, a "
         "sample of records field by field, references, status chains, unknown fields, quarantine."
+    ),
+)
+
+check_derived = dg.define_asset_job(
+    "check_derived",
+    selection=dg.AssetSelection.checks_for_assets(
+        *(dg.AssetKey(table.split("/")) for table in ACTED_ON)
+    ),
+    description=(
+        "Checks the derived tables that people work from, of all tenants. Reads the lake only; "
+        "follows the job derive."
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
@@ -16,6 +17,7 @@ from st_memberships_orchestration.lake.history import STATUS_COLUMNS, VALIDITY
 from st_memberships_orchestration.lake.store import TENANT, Lake, counts, scan
 from st_memberships_orchestration.lake.versions import IS_DELETED, LOADED_AT
 from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.metrics.tables import Table
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
@@ -29,6 +31,8 @@ OPERATIONS = "team:operations"
 FULL = "Compute it even if nothing that it is made of has changed."
 """Description of a setting."""
 
+DERIVED = {f"derived/{table.name}": table for table in TABLES}
+
 NO_ROWS = "No rows yet."
 PREVIEW_ROWS = 5
 PREVIEW_TENANTS = 4
@@ -36,6 +40,8 @@ PREVIEW_TENANTS = 4
 
 PREVIEW_COLUMNS = 8
 PREVIEW_WIDTH = 32
+DECLARED_WIDTH = 200
+"""Characters of a cell; those of columns that were chosen for people are read to their end."""
 
 
 def table_asset(settings: Settings, name: str, columns: pa.Schema, **options: Any) -> Any:
@@ -80,11 +86,14 @@ def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, A
     parts = list(tenants)
     table = lake.find(name)
     rows = counts(table) if table else Counter()
+    of = DERIVED.get(name)
+    numbers = _numbers(table, of, parts[0]) if table and of and len(parts) == 1 else {}
     return {
+        **numbers,
         "dagster/row_count": rows.total(),
         "dagster/partition_row_count": sum(rows[tenant] for tenant in parts),
         "dagster/uri": lake.address(name),
-        "preview": dg.MetadataValue.md(_preview(table, parts) if table else NO_ROWS),
+        "preview": dg.MetadataValue.md(_preview(table, of, parts) if table else NO_ROWS),
     }
 
 
@@ -126,18 +135,49 @@ def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumn
     )
 
 
-def _preview(table: DeltaTable, tenants: Sequence[str]) -> str:
-    shown = [f.name for f in pa.schema(table.schema()) if _is_short(f)][:PREVIEW_COLUMNS]
+def _numbers(table: DeltaTable, of: Table, tenant: str) -> dict[str, Any]:
+    """What Dagster plots over time: the few numbers of a table that matter, null where unknown."""
+    if not of.numbers or not _has(table, of):
+        return {}
+    columns = [f"{expression} as {name}" for name, expression in of.numbers.items()]
+    (found,) = scan(table, tenant, columns).read_all().to_pylist()
+    return {
+        name: float(round(value, 2)) if isinstance(value, Decimal) else value
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def _has(table: DeltaTable, of: Table) -> bool:
+    """Whether the table has the columns of this release: one that was not derived since may not."""
+    return {*of.columns} <= {field.name for field in table.schema().fields}
+
+
+def _preview(table: DeltaTable, of: Table | None, tenants: Sequence[str]) -> str:
+    if of is not None and _has(table, of):
+        shown, first, width = of.shown, of.first, DECLARED_WIDTH
+    else:
+        short = [f.name for f in pa.schema(table.schema()) if _is_short(f)]
+        shown, first, width = short[:PREVIEW_COLUMNS], "", PREVIEW_WIDTH
     columns = [f'"{name}"' for name in shown]
     heads = [
-        scan(table, tenant, columns, limit=PREVIEW_ROWS).read_all()
+        scan(table, tenant, columns, limit=PREVIEW_ROWS, first=first).read_all()
         for tenant in tenants[:PREVIEW_TENANTS]
     ]
     rows = pa.concat_tables(heads)
     if not rows.num_rows:
         return NO_ROWS
-    lines = zip(*(column.to_pylist() for column in rows.columns), strict=True)
-    return markdown_table(shown, lines, PREVIEW_WIDTH)
+    lines = zip(*([cell(value) for value in c.to_pylist()] for c in rows.columns), strict=True)
+    return markdown_table(shown, lines, width)
+
+
+def cell(value: object) -> object:
+    """A value as people read it: money with two decimals, a share with four, yes and no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Decimal):
+        return f"{value:,.2f}"
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _is_short(field: pa.Field) -> bool:

@@ -76,7 +76,7 @@ def build_assets(
                 "report": dg.MetadataValue.path(str(path)),
                 "open": dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
                 "members": report.headline["members"] or 0,
-                "mrr": float(report.headline["mrr"] or 0),
+                "mrr": round(float(report.headline["mrr"] or 0), 2),
                 "visits_owed": report.headline["owed"] or 0,
                 "findings": report.headline["findings"] or 0,
                 "charts": dg.MetadataValue.md(pictures or "There is nothing to draw yet."),

@@ -39,6 +39,7 @@ from st_memberships_orchestration.writing.changes import (
     tenant_of,
     tenant_of_account,
 )
+from st_memberships_orchestration.writing.entries import Entry, Status
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.kinds.memberships import NO_SERVICES
@@ -71,6 +72,8 @@ from st_memberships_orchestration.writing.rows import (
 from st_memberships_orchestration.writing.undo import reversal
 
 AUDIT_KEY = dg.AssetKey(AUDIT_TABLE.split("/"))
+APPLIED = ("plan", "job", "tenant", "applied by", "at", "succeeded")
+PLANS_SHOWN = 20
 LEFT_HEADINGS = ("line", "record", "why not")
 
 LOGGED_RESULTS = 500
@@ -254,7 +257,7 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
             "given the plan's hash, `dry_run: false`, and ST_WRITES is `on`."
         ),
         # Prefills the Launchpad with what people fill in.
-        config=run_config(kind.name, file="", dry_run=True, approved_hash=""),
+        config=run_config(kind.name, file="", dry_run=True, approved_hash="", who=""),
         tags={"dagster/max_retries": "0"},  # nothing is sent again by itself
         executor_def=dg.in_process_executor,
         resource_defs=resources,
@@ -269,7 +272,8 @@ class UndoConfig(dg.Config):
     """Which plan to undo."""
 
     plan: str = Field(
-        description="Hash of the plan that was applied (8 characters or more), or its file."
+        description="Hash of the plan that was applied (8 characters or more), or its file; "
+        "without one, the newest that were applied are shown."
     )
 
 
@@ -288,6 +292,9 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
         writes: dg.ResourceParam[Writes],
     ) -> None:
         with failures():
+            if not config.plan:
+                context.add_output_metadata(_undoable(writes))
+                return
             done = find_plan(writes.ledger, config.plan)
             account = done.account.id if done.account else ""
             tenant = tenant_of_account(writes.settings, account, done.tenant)
@@ -312,6 +319,29 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
         undo()
 
     return job
+
+
+def _undoable(writes: Writes) -> dict[str, Any]:
+    """The newest plans that were applied: what there is to choose from."""
+    ours = {writes.settings.access(tenant).account.id for tenant in writes.settings.tenants}
+    plans: dict[str, list[Entry]] = {}
+    for entry in writes.ledger.entries(environment=writes.settings.environment):
+        if entry.account in ours:
+            plans.setdefault(entry.plan, []).append(entry)
+    newest = sorted(plans.values(), key=lambda entries: entries[-1].updated_at, reverse=True)
+    lines = [
+        (
+            entries[-1].plan[:12],
+            entries[-1].kind,
+            entries[-1].tenant,
+            entries[-1].who,
+            f"{entries[-1].updated_at:%Y-%m-%d %H:%M} UTC",
+            str(sum(entry.status == Status.SUCCEEDED for entry in entries)),
+        )
+        for entries in newest[:PLANS_SHOWN]
+    ]
+    said = "Launch it again with the plan's hash." if lines else "No plan was applied yet."
+    return {"planned": f"Nothing: no plan was named. {said}", "plans": table_of(APPLIED, lines)}
 
 
 @contextmanager
@@ -339,7 +369,10 @@ class Work:
     # Planning
 
     def plan(self) -> None:
-        """Make a plan, keep it in the ledger, and show it."""
+        """Make a plan, keep it in the ledger, and show it; without rows, show how to give some."""
+        if not self.config.from_inbox and not self._given():
+            self._explain()
+            return
         aside = None
         if self.config.from_inbox:
             aside = _Aside(self.writes.settings, self.kind, Path(self.config.file))
@@ -394,10 +427,23 @@ class Work:
         ledger.save_plan(plan)
         return plan
 
+    def _given(self) -> list[str]:
+        return [name for name in ("rows", "file", "sql") if getattr(self.config, name)]
+
+    def _explain(self) -> None:
+        """What the Launchpad, as it is prefilled, shows: the columns, and a row to fill in."""
+        columns = column_help(self.kind)
+        self.context.add_output_metadata(
+            {
+                "planned": "Nothing: no rows were given, in none of rows, file and sql.",
+                "columns": table_of(("column", "cells", "meaning"), columns),
+                "to_plan": dg.MetadataValue.md(how_to_plan(self.kind.name, columns)),
+            }
+        )
+
     def _rows(self) -> tuple[list[Row], str]:
         config = self.config
-        given = [name for name in ("rows", "file", "sql") if getattr(config, name)]
-        if len(given) != 1:
+        if len(self._given()) != 1:
             raise ValueError(
                 "Give the rows to plan in exactly one of: rows, file, sql; or approved_hash and "
                 "dry_run: false to apply a plan."
@@ -493,6 +539,18 @@ def _totals(plan: Plan) -> dict[str, Any]:
         name: visible(value) if isinstance(value, str) else value
         for name, value in plan_totals(plan).items()
     }
+
+
+def how_to_plan(kind: str, columns: Sequence[tuple[str, str, str]]) -> str:
+    """What to paste into the Launchpad, with a row to fill in, as Markdown."""
+    needed = [name for name, note, _ in columns if "required" in note] or [columns[-1][0]]
+    cells = "\n          ".join(f"{name}: FILL IN" for name in needed)
+    return (
+        "Fill in a row, or say a `file`, or a query over the lake (`sql`), that gives rows with "
+        f"these columns. Then launch the job `{kind}` with\n\n"
+        f"```yaml\nops:\n  {op_name(kind)}:\n    config:\n      tenant: TENANT\n"
+        f"      rows:\n        - {cells}\n```"
+    )
 
 
 def how_to_apply(plan: Plan) -> str:

@@ -268,6 +268,7 @@ def scan(
     columns: Sequence[str] = ("*",),
     where: str = "true",
     limit: int | None = None,
+    first: str = "",
 ) -> pa.RecordBatchReader:
     """One tenant's rows as a stream.
 
@@ -277,10 +278,12 @@ def scan(
         columns: SQL expressions.
         where: SQL condition; file statistics leave out the files that cannot match.
         limit: rows at most, any of them.
+        first: SQL by which they are sorted; then `limit` takes the first ones.
     """
+    by = f"order by {first}" if first else ""
     query = (
-        f"select {', '.join(columns)} from scanned "
-        f"where tenant = {literal(tenant)} and ({where}) limit {'all' if limit is None else limit}"
+        f"select {', '.join(columns)} from scanned where tenant = {literal(tenant)} and ({where}) "
+        f"{by} limit {'all' if limit is None else limit}"
     )
     found = QueryBuilder().register("scanned", table).execute(query)
     stream = pa.RecordBatchReader.from_stream(found)

@@ -39,6 +39,24 @@ from st_memberships_orchestration.metrics.visits import UNDONE, with_end
 
 YEAR, BILL = "one_year", "one_bill"
 
+RENEWED = (
+    "Renew it in ServiceTitan, which links the two; sell_memberships sells one without a link."
+)
+PAYMENT_ADDED = (
+    "Add the card or account in ServiceTitan; update_memberships can set payment_method_id."
+)
+BOOKED_FIRST = "Book the visit in ServiceTitan; then mark_events_complete attaches it to the job."
+MENDED_BY = {
+    "update_memberships": "The job update_memberships changes the membership.",
+    "sell_memberships": RENEWED,
+    "update_invoice_templates": "The job update_invoice_templates changes the billing template.",
+    "update_recurring_services": "The job update_recurring_services changes the service.",
+    "mark_events_complete": BOOKED_FIRST,
+}
+"""Job -> what is done, and where: often a step in ServiceTitan comes before it."""
+
+ONLY_THERE = "In ServiceTitan: no job of this project can mend it."
+
 
 def attention(
     memberships: pd.DataFrame,
@@ -82,8 +100,9 @@ def attention(
 
     `money_at_stake`, in the account's currency, is what `money_basis` says: `one_bill`, or
     `one_year` at the present price (of a template that is not positive: at the list price); null
-    where this API has no price, as for a visit. `write_job` is the job of this project that can
-    mend it; null means it can only be mended in ServiceTitan.
+    where this API has no price, as for a visit. `mended_by` says what is done about it, and
+    where; `write_job` is the job of this project in that, null where it is mended in ServiceTitan
+    alone. No job books a visit: `mark_events_complete` attaches one that was booked there.
 
     Source: current tables, `history/membership_status`, `derived/membership_prices`,
     `derived/visits`; reference sections 7 and 9. Known gaps: failed payments are not in this API;
@@ -193,6 +212,8 @@ def attention(
         *_visit_findings(visits, owed_days),
     ]
     rows = pd.concat(findings, ignore_index=True)
+    by_job = rows["write_job"].map(MENDED_BY.get).fillna(ONLY_THERE)
+    rows["mended_by"] = by_job.mask(rows["reason"] == "no_payment_method", PAYMENT_ADDED)
     rows["days"] = (now - rows["since"]).dt.days.astype("Int64")
     return ATTENTION.frame(rows)
 
@@ -452,6 +473,20 @@ ATTENTION = Table(
         "detail",
     ),
     key=("membership_id", "event_id", "recurring_service_id"),
+    shown=(
+        "reason",
+        "detail",
+        "money_at_stake",
+        "money_basis",
+        "since",
+        "membership_id",
+        "customer_id",
+        "mended_by",
+    ),
+    first="money_at_stake desc nulls last, days desc nulls last",
+    numbers={
+        "findings": "count(*)",
+    },
     columns={
         "reason": (TEXT, "Why it needs attention."),
         "membership_id": (ID, "Membership; null for a service sold without one."),
@@ -465,7 +500,8 @@ ATTENTION = Table(
         "days": (COUNT, "Days since then."),
         "money_at_stake": (MONEY, "What money_basis says; null if no price is known."),
         "money_basis": (TEXT, "one_bill, or one_year of the monthly price; null if neither fits."),
-        "write_job": (TEXT, "Job that can mend it; null means only ServiceTitan can."),
+        "write_job": (TEXT, "Job of this project for that; null means there is none."),
         "detail": (TEXT, "The finding in a sentence."),
+        "mended_by": (TEXT, "What is done about it, and where."),
     },
 )

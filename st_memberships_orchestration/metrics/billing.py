@@ -160,6 +160,19 @@ def _length(months: np.ndarray) -> np.ndarray:
 BILLING_DUE = Table(
     of=billing_due,
     grain=("due_in", "billing_frequency", "business_unit_id", "payment"),
+    shown=(
+        "due_in",
+        "payment",
+        "billing_frequency",
+        "business_unit_id",
+        "bills",
+        "amount",
+        "unpriced_bills",
+    ),
+    first="due_in = 'overdue' desc, amount desc nulls last",
+    numbers={
+        "bills_overdue": "sum(bills) filter (where due_in = 'overdue')",
+    },
     columns={
         "due_in": (TEXT, "overdue, or first and last day from today, such as 0-30."),
         "billing_frequency": (TEXT, "How often the memberships are billed."),

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
+from st_memberships_orchestration.metrics.attention import BOOKED_FIRST, PAYMENT_ADDED, RENEWED
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
@@ -32,27 +33,27 @@ from st_memberships_orchestration.metrics.tables import (
 REASONS = {
     "bill_cannot_be_charged": (
         "The bill of {due_on} for {plan} cannot be charged: ask for a card or bank account.",
-        "Add the card or account in ServiceTitan; update_memberships can set payment_method_id.",
+        PAYMENT_ADDED,
         "update_memberships",
     ),
     "ending_soon": (
         "{plan} ends on {due_on} and nothing follows it: offer the renewal.",
-        "Renew it in ServiceTitan, which links the two; sell_memberships sells one without a link.",
+        RENEWED,
         "sell_memberships",
     ),
     "expired_not_renewed": (
         "{plan} ended on {since} and was not renewed: offer to take it up again.",
-        "Renew it in ServiceTitan, which links the two; sell_memberships sells one without a link.",
+        RENEWED,
         "sell_memberships",
     ),
     "visit_owed": (
         "{count} owed for {plan}, the oldest since {since}: offer a day.",
-        "Book the visit in ServiceTitan; then mark_events_complete attaches it to the job.",
+        BOOKED_FIRST,
         "mark_events_complete",
     ),
     "no_payment_method": (
         "{plan} has no card, bank account or kind of payment: ask for one.",
-        "Add the card or account in ServiceTitan; update_memberships can set payment_method_id.",
+        PAYMENT_ADDED,
         "update_memberships",
     ),
     "suspended_long": (
@@ -339,6 +340,20 @@ def _unanswered(calls: Frame, outcomes: Frame, today: date, zone: ZoneInfo) -> F
 CALL_LIST = Table(
     of=call_list,
     grain=("rank",),
+    shown=(
+        "rank",
+        "customer_id",
+        "urgency",
+        "what_to_say",
+        "money_at_stake",
+        "due_on",
+        "mended_by",
+    ),
+    first="rank",
+    numbers={
+        "to_call": "count(*)",
+        "to_call_today": "count(*) filter (where urgency = 1)",
+    },
     columns={
         "rank": (COUNT, "Place in the list: 1 is to be called first."),
         "customer_id": (ID, "Customer to call; nobody stands here twice."),

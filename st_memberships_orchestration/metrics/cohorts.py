@@ -137,6 +137,15 @@ def _kept_months(members: Frame, life: Frame, today: date) -> Frame:
 COHORT_RETENTION = Table(
     of=cohort_retention,
     grain=("cohort_month", "membership_type_id", "months_since"),
+    shown=(
+        "cohort_month",
+        "membership_type_id",
+        "months_since",
+        "members_sold",
+        "members_kept",
+        "retention",
+    ),
+    first="cohort_month desc, months_since",
     columns={
         "cohort_month": (DAY, "First day of the month of sale."),
         "membership_type_id": (ID, "Membership type first sold."),

@@ -114,6 +114,19 @@ def customers_monthly(
 CUSTOMERS_MONTHLY = Table(
     of=customers_monthly,
     grain=("month",),
+    shown=(
+        "month",
+        "customers_start",
+        "new_customers",
+        "returned_customers",
+        "lost_customers",
+        "customers_end",
+        "memberships_end",
+    ),
+    first="month desc",
+    numbers={
+        "customers": "sum(customers_end) filter (where not is_complete)",
+    },
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

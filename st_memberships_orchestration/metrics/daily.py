@@ -137,6 +137,18 @@ def _of_a_day(meaning: str) -> str:
 MEMBERS_DAILY = Table(
     of=members_daily,
     grain=("day",),
+    shown=(
+        "day",
+        "active_start",
+        "net_growth",
+        "active_end",
+        "new",
+        "cancelled",
+        "expired",
+        "mrr_start",
+        "mrr_end",
+    ),
+    first="day desc",
     columns={
         "day": (DAY, "Day on the contractor's calendar."),
         "is_complete": (TRUTH, "False for today, which is counted as far as it is known."),

@@ -87,6 +87,15 @@ DEFERRED_REVENUE_OPENING = Table(
     of=deferred_revenue_opening,
     grain=("membership_id",),
     key=("membership_id",),
+    shown=(
+        "membership_id",
+        "customer_id",
+        "status",
+        "initial_deferred_revenue",
+        "visits_booked",
+        "visits_open",
+    ),
+    first="initial_deferred_revenue desc nulls last",
     columns={
         "membership_id": (ID, "Membership."),
         "customer_id": (ID, "Customer who holds it."),

@@ -102,6 +102,15 @@ INVOICE_TEMPLATE_ITEMS = Table(
     of=invoice_template_items,
     grain=("invoice_template_id", "position"),
     key=("invoice_template_id",),
+    shown=(
+        "invoice_template_id",
+        "position",
+        "description",
+        "quantity",
+        "unit_price",
+        "line_total",
+        "template_total",
+    ),
     columns={
         "invoice_template_id": (ID, "Invoice template."),
         "position": (COUNT, "Place of the line in the template, from 0."),
@@ -127,6 +136,7 @@ MEMBERSHIP_CUSTOM_FIELDS = Table(
     of=membership_custom_fields,
     grain=("membership_id", "position"),
     key=("membership_id",),
+    shown=("membership_id", "name", "value"),
     columns={
         "membership_id": (ID, "Membership."),
         "position": (COUNT, "Place of the field on the membership, from 0."),

@@ -320,6 +320,8 @@ def _changed_in_place(versions: Frame, terms: Frame, zone: ZoneInfo) -> Frame:
 CANCELLATION_REASONS_MONTHLY = Table(
     of=cancellation_reasons_monthly,
     grain=("month", *CELL, "reason"),
+    shown=("month", "reason", "membership_type_id", "business_unit_id", "cancelled", "mrr_lost"),
+    first="month desc, cancelled desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,
@@ -338,6 +340,8 @@ CANCELLATION_REASONS_MONTHLY = Table(
 PLAN_SWITCHES_MONTHLY = Table(
     of=plan_switches_monthly,
     grain=("month", "from_type_id", "to_type_id", "basis"),
+    shown=("month", "from_type_id", "to_type_id", "basis", "switches", "mrr_before", "mrr_after"),
+    first="month desc, switches desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

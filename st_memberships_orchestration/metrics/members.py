@@ -137,6 +137,21 @@ def members_monthly(
 MEMBERS_MONTHLY = Table(
     of=members_monthly,
     grain=("month", *CELL),
+    shown=(
+        "month",
+        "membership_type_id",
+        "business_unit_id",
+        "active_start",
+        "new",
+        "renewed",
+        "cancelled",
+        "expired",
+        "active_end",
+    ),
+    first="month desc, active_end desc",
+    numbers={
+        "members": "sum(active_end) filter (where not is_complete)",
+    },
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

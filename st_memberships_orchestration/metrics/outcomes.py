@@ -172,6 +172,16 @@ def _columns(days: int) -> dict[str, tuple[pa.DataType, str]]:
 RENEWAL_OUTCOMES_MONTHLY = Table(
     of=renewal_outcomes_monthly,
     grain=("month", *CELL),
+    shown=(
+        "month",
+        "membership_type_id",
+        "business_unit_id",
+        "due",
+        "renewal_rate_30",
+        "kept_rate_30",
+        "renewal_rate_60",
+    ),
+    first="month desc, due desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

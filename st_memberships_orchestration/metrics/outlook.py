@@ -145,6 +145,19 @@ THREATS = ("scheduled_to_end", "expiring", "no_payment_method")
 MRR_OUTLOOK = Table(
     of=mrr_outlook,
     grain=(*CELL, "outlook"),
+    shown=(
+        "outlook",
+        "membership_type_id",
+        "business_unit_id",
+        "members",
+        "mrr",
+        "prepaid",
+        "unpriced",
+    ),
+    first="mrr desc nulls last",
+    numbers={
+        "mrr_at_risk": "sum(mrr) filter (where is_in_mrr and outlook <> 'secure')",
+    },
     columns={
         "membership_type_id": MEMBERSHIP_TYPE_ID,
         "business_unit_id": BUSINESS_UNIT_ID,

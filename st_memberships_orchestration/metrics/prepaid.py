@@ -142,6 +142,19 @@ PREPAID_UNEARNED = Table(
     of=prepaid_unearned,
     grain=("membership_id",),
     key=("membership_id",),
+    shown=(
+        "membership_id",
+        "customer_id",
+        "period_to",
+        "days_left",
+        "paid",
+        "unearned_by_time",
+        "unearned_by_visits",
+    ),
+    first="unearned_by_time desc nulls last",
+    numbers={
+        "unearned_by_time": "sum(unearned_by_time)",
+    },
     columns={
         "membership_id": (ID, "Membership that is paid ahead."),
         "customer_id": (ID, "Customer who holds it."),

@@ -205,6 +205,21 @@ RENEWALS = Table(
     of=renewals,
     grain=("membership_id",),
     key=("membership_id",),
+    shown=(
+        "term_end",
+        "days_left",
+        "membership_id",
+        "customer_id",
+        "is_renewed",
+        "has_payment_method",
+        "monthly_value",
+        "bucket",
+    ),
+    first="status = 'Active' and not is_renewed and days_left >= 0 desc, days_left",
+    numbers={
+        "ending_in_30_days": "count(*) filter (where status = 'Active' and bucket = '0-30' "
+        "and not is_renewed)",
+    },
     columns={
         "membership_id": (ID, "Membership whose term ends."),
         "customer_id": (ID, "Customer who holds it."),
@@ -232,6 +247,16 @@ RENEWALS = Table(
 RENEWAL_RATE_MONTHLY = Table(
     of=renewal_rate_monthly,
     grain=("month", *CELL),
+    shown=(
+        "month",
+        "membership_type_id",
+        "business_unit_id",
+        "due",
+        "renewed",
+        "renewed_late",
+        "renewal_rate",
+    ),
+    first="month desc, due desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

@@ -321,6 +321,8 @@ MEMBERSHIP_MRR_HISTORY = Table(
     of=membership_mrr_history,
     grain=("membership_id", "month"),
     key=("membership_id",),
+    shown=("month", "membership_id", "customer_id", "is_member", "mrr", "prepaid"),
+    first="month desc, mrr desc",
     columns={
         "membership_id": (ID, "Membership."),
         "month": (DAY, "First day of the month from whose end on this holds."),
@@ -336,6 +338,16 @@ MEMBERSHIP_MRR_HISTORY = Table(
 REVENUE_RETENTION = Table(
     of=revenue_retention,
     grain=("month", "membership_type_id"),
+    shown=(
+        "month",
+        "membership_type_id",
+        "mrr_end",
+        "gross_revenue_retention",
+        "net_revenue_retention",
+        "arpm",
+        "lifetime_value",
+    ),
+    first="month desc, mrr_end desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,
@@ -359,6 +371,15 @@ REVENUE_RETENTION = Table(
 COHORT_REVENUE = Table(
     of=cohort_revenue,
     grain=("cohort_month", "membership_type_id", "months_since"),
+    shown=(
+        "cohort_month",
+        "membership_type_id",
+        "months_since",
+        "revenue_sold",
+        "revenue_kept",
+        "revenue_retention",
+    ),
+    first="cohort_month desc, months_since",
     columns={
         "cohort_month": (DAY, "First day of the month of sale."),
         "membership_type_id": (ID, "Membership type first sold."),

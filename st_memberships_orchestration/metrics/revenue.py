@@ -585,6 +585,21 @@ MEMBERSHIP_PRICES = Table(
     of=membership_prices,
     grain=("membership_id",),
     key=("membership_id",),
+    shown=(
+        "membership_id",
+        "status",
+        "billing_frequency",
+        "bill_amount",
+        "monthly_price",
+        "annual_value",
+        "price_basis",
+        "flags",
+    ),
+    first="status = 'Active' desc, annual_value desc nulls last",
+    numbers={
+        "active_without_a_price": "count(*) filter (where status = 'Active' "
+        "and not is_deleted and price_basis = 'none')",
+    },
     columns={
         "membership_id": (ID, "Membership."),
         "status": (TEXT, "Its status."),
@@ -612,6 +627,21 @@ MEMBERSHIP_PRICES = Table(
 RECURRING_REVENUE_MONTHLY = Table(
     of=recurring_revenue_monthly,
     grain=("month", *CELL),
+    shown=(
+        "month",
+        "membership_type_id",
+        "business_unit_id",
+        "mrr_start",
+        "new_mrr",
+        "renewed_mrr",
+        "churned_mrr",
+        "mrr_end",
+        "members_unpriced",
+    ),
+    first="month desc, mrr_end desc",
+    numbers={
+        "mrr": "sum(mrr_end) filter (where not is_complete)",
+    },
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

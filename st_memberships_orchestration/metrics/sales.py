@@ -158,6 +158,16 @@ def sales_monthly(
 SALES_MONTHLY = Table(
     of=sales_monthly,
     grain=("month", "business_unit_id", "sold_by_id", "activation_method"),
+    shown=(
+        "month",
+        "sold_by_id",
+        "business_unit_id",
+        "activation_method",
+        "sold",
+        "monthly_value",
+        "early_loss_rate",
+    ),
+    first="month desc, sold desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

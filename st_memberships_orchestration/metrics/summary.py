@@ -210,6 +210,8 @@ def _stocks(steps: Frame, today: date) -> list[Frame]:
 MEMBERSHIP_SUMMARY = Table(
     of=membership_summary,
     grain=(*LINE, "movement"),
+    shown=("month", "membership_type_id", "movement", "summary", "ours", "difference", "reasons"),
+    first="month desc, abs(difference) desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

@@ -8,7 +8,7 @@ exact and movements add up to the last digit; no amount ever passes through a fl
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -50,6 +50,9 @@ class Table:
     grain: tuple[str, ...]
     columns: Mapping[str, tuple[pa.DataType, str]]
     key: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+    first: str = ""
+    numbers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

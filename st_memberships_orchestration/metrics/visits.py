@@ -348,6 +348,21 @@ VISITS = Table(
     of=visits,
     grain=("event_id",),
     key=("membership_id", "event_id"),
+    shown=(
+        "due_on",
+        "days_overdue",
+        "state",
+        "is_owed",
+        "service_name",
+        "customer_id",
+        "location_id",
+        "membership_id",
+        "event_id",
+    ),
+    first="days_overdue desc",
+    numbers={
+        "visits_owed": "count(*) filter (where is_owed)",
+    },
     columns={
         "event_id": (ID, "Visit: the recurring service event."),
         "due_on": (DAY, "Day the visit is due."),
@@ -377,6 +392,17 @@ VISITS = Table(
 VISITS_MONTHLY = Table(
     of=visits_monthly,
     grain=("month", *CELL),
+    shown=(
+        "month",
+        "membership_type_id",
+        "business_unit_id",
+        "due",
+        "booked",
+        "open",
+        "owed",
+        "fulfilment",
+    ),
+    first="month desc, due desc",
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,
@@ -399,6 +425,18 @@ MEMBERS_WITHOUT_FUTURE_VISIT = Table(
     of=members_without_future_visit,
     grain=("membership_id",),
     key=("membership_id",),
+    shown=(
+        "membership_id",
+        "customer_id",
+        "reason",
+        "type_includes_visits",
+        "last_visit_due_on",
+        "to",
+    ),
+    first="type_includes_visits desc nulls last, last_visit_due_on",
+    numbers={
+        "members_without_a_visit": "count(*)",
+    },
     columns={
         "membership_id": (ID, "Active membership without a planned visit."),
         "customer_id": (ID, "Customer who holds it."),

@@ -329,6 +329,8 @@ VISIT_FORECAST = Table(
         "location_id",
     ),
     key=("location_id",),
+    shown=("month", "service_name", "location_id", "due", "booked", "projected"),
+    first="month, due desc",
     columns={
         "month": (DAY, "First day of the month of the due day; the running one counts from today."),
         "recurring_service_type_id": (ID, "Type of the recurring service."),
@@ -348,6 +350,17 @@ VISIT_ENTITLEMENTS = Table(
     of=visit_entitlements,
     grain=("membership_id",),
     key=("membership_id",),
+    shown=(
+        "days_left",
+        "membership_id",
+        "customer_id",
+        "period_to",
+        "entitled",
+        "used",
+        "unused",
+        "overdue",
+    ),
+    first="unused > 0 and days_left >= 0 desc, days_left",
     columns={
         "membership_id": (ID, "Running membership."),
         "customer_id": (ID, "Customer who holds it."),

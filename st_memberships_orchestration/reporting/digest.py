@@ -92,7 +92,7 @@ def _short(headline: Row, calls: Sequence[Row], facts: Provenance) -> str:
     if headline["members"] is None:
         return "not computed yet"
     mrr = formats.sum_of_money(headline["mrr"], facts.account.currency)
-    to_call = f", {len(calls):,} to call" if "call_list" in facts.as_of else ""
+    to_call = f", {len(calls):,} to call" if calls or "call_list" in facts.as_of else ""
     return f"{formats.count(headline['members'])} members, MRR {mrr}{to_call}"
 
 
@@ -109,12 +109,11 @@ def _now(headline: Row, account: Account) -> str:
 def _yesterday(found: Mapping[str, list[Row]], facts: Provenance, day: date) -> str:
     title = f"Yesterday, {day:%A} {formats.day(day)}"
     row = next((row for row in found["days"] if row["day"] == day), None)
-    # A day that was the last of its derive was not over then.
-    if row is None or facts.as_of.get("members_daily", day) <= day:
+    if row is None or not row["is_complete"]:  # it was not over when that was derived
         return f"{title}\nNot computed yet."
     lines = [title, _members_of(row), _mrr_of(row, facts.account.currency)]
     visits = next((row for row in found["visit_days"] if row["day"] == day), None)
-    if "visits" not in facts.as_of:
+    if not (found["visit_days"] or "visits" in facts.as_of):
         lines.append("Visits: not computed yet.")
     elif visits is None:
         lines.append("Visits: none was due.")
@@ -156,10 +155,9 @@ def _change(amount: Decimal, currency: str) -> str:
 
 
 def _calls(calls: Sequence[Row], facts: Provenance) -> str:
-    if "call_list" not in facts.as_of:
-        return "Whom to call: not computed yet."
     if not calls:
-        return "Whom to call: nobody."
+        known = "call_list" in facts.as_of
+        return f"Whom to call: {'nobody' if known else 'not computed yet'}."
     title = "Whom to call first"
     more = len(calls) - CALLS_SHOWN
     shown = [_call(row, facts.account) for row in calls[:CALLS_SHOWN]]
