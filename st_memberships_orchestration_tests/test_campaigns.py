@@ -12,6 +12,7 @@ import pytest
 from st_memberships_orchestration.campaigns.book import Book
 from st_memberships_orchestration.campaigns.campaign import left_lines
 from st_memberships_orchestration.campaigns.forecast import forecast
+from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.definitions import defs
@@ -202,6 +203,9 @@ def test_who_is_left_out_of_a_price_rise_and_why() -> None:
         "14": "deleted",
         "77": "not in the tables",
     }
+    assert PriceRise(PriceRule("to 39.00")).propose(book, chosen).said == (
+        "Prices rise by 95.0% to 95.0%."
+    )
     rows, _ = asked(PriceRise(PriceRule("+10%"), "main"))
     assert rows[12] == rows[13] == [{"id": 1, "unit_price": D("22.00")}]
     rows, _ = asked(PriceRise(PriceRule("+10%"), "all"))
@@ -293,6 +297,110 @@ def test_a_peak_beyond_what_is_foreseen_is_refused() -> None:
     assert VisitDates().propose(book, []).rows == []
 
 
+# Cancelling, suspending, re-dating
+
+
+def members_with_visits() -> Book:
+    members = (
+        membership(1, billing_template_id=10, next_bill="2026-04-01"),
+        membership(2, billing_template_id=11, next_bill="2026-04-05"),
+        membership(3, billing_template_id=12, next_bill="2026-06-01", billing_frequency="Annual"),
+    )
+    return book_with(
+        memberships=frame(*members),
+        membership_types=frame(membership_type(1)),
+        invoice_templates=frame(template(10, "20"), template(11, "30"), template(12, "240")),
+        recurring_services=frame(
+            service(1, 1, from_="2025-03-01"), service(2, 2, from_="2025-10-01")
+        ),
+        recurring_service_events=frame(
+            event(11, 1, 1, "2026-03-01"),  # owed
+            event(12, 1, 1, "2026-09-01"),
+            event(21, 2, 2, "2026-03-01", status="Won", job_id=9),
+            event(22, 2, 2, "2026-10-01"),
+        ),
+    )
+
+
+def test_cancelling_and_suspending_forecast_by_hand() -> None:
+    book = members_with_visits()
+    changes = {1: {"status": "Canceled"}, 2: {"status": "Suspended"}}
+    found = numbers(book, plan_of("update_memberships", changes))
+    assert found["members", None] == (3, 1, 2, 0)
+    assert found["suspended members", None] == (0, 1, 0, 1)
+    assert found["MRR", None] == (70, 20, 50, 0)  # 20 + 30 + 240 / 12
+    assert found["billed", date(2026, 4, 1)] == (50, 0, 50, 0)
+    assert found["billed", date(2026, 6, 1)] == (290, 240, 50, 0)
+    assert found["bills", date(2026, 6, 1)] == (3, 1, 2, 0)
+    assert found["visits owed", None] == (1, 0, 1, 0)
+    assert found["visits to come", None] == (2, 1, 2, 1)  # a suspended member may come back
+
+
+def test_re_dating_forecast_by_hand() -> None:
+    changes = {
+        1: {"to": "2026-04-30"},
+        2: {"next_scheduled_bill_date": "2026-05-05"},
+        3: {"next_scheduled_bill_date": None},
+    }
+    found = numbers(members_with_visits(), plan_of("update_memberships", changes))
+    assert found["members", None] == (3, 3, 3, 3)
+    assert found["MRR", None] == (70, 70, 70, 70)
+    assert found["MRR at risk", None] == (0, 20, 0, 20)  # ends within 90 days
+    assert found["billed", date(2026, 4, 1)] == (50, 20, 50, 20)
+    assert found["billed", date(2026, 5, 1)] == (50, 30, 50, 30)
+    assert found["billed", date(2026, 6, 1)] == (290, 30, 290, 30)
+    assert found["visits to come", None] == (2, 1, 2, 1)  # that of 1 September is gone
+
+
+def test_what_is_set_of_whom() -> None:
+    members = (
+        membership(1, from_="2025-12-01", to="2026-11-30", next_bill="2026-04-01"),
+        membership(2),
+        membership(3, status="Suspended", to="2026-04-30"),
+        membership(4, status="Expired"),
+        membership(5, is_deleted=True),
+    )
+    book = book_with(memberships=frame(*members))
+
+    def asked(**words: str) -> tuple[list[Any], list[Any]]:
+        proposal = MembershipChange(**words).propose(book, [1, 2, 3, 4, 5, 6])
+        gone = {4: "Expired", 5: "deleted", 6: "not in the tables"}
+        left = [(one.id, one.why) for one in proposal.left]
+        assert left[-3:] == [*gone.items()]
+        return [row.values for row in proposal.rows], left[:-3]
+
+    rows, left = asked(status="Canceled")
+    assert rows == [{"id": id, "status": "Canceled"} for id in (1, 2, 3)]
+    assert not left
+    rows, left = asked(last_day="+31", next_bill="null")
+    assert rows == [
+        {"id": 1, "to": "2026-12-31", "next_scheduled_bill_date": None},
+        {"id": 3, "to": "2026-05-31", "next_scheduled_bill_date": None},
+    ]
+    assert left == [(2, "has no last day to move")]
+    rows, left = asked(first_day="2026-05-01", next_bill="2026-05-01")
+    assert [row["id"] for row in rows] == [1, 2]
+    assert left == [(3, "would end before its first day")]
+    assert asked(last_day="null")[0][0] == {"id": 1, "to": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({}, "Say what is to be set"),
+        ({"status": "Deleted"}, "no status to set"),
+        ({"status": "Expired"}, "no status to set"),
+        ({"first_day": "null"}, "no day"),
+        ({"last_day": "31.12.2027"}, "no day"),
+        ({"last_day": "2027-02-30"}, "day"),
+        ({"next_bill": "30"}, "no day"),
+    ],
+)
+def test_what_cannot_be_set_is_refused(words: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MembershipChange(**words)
+
+
 # From end to end
 
 
@@ -379,11 +487,46 @@ def test_a_price_rise_from_the_choice_to_its_undoing(
     assert "changed since the last sync" in command(*rise, "--sql", of_it, fails=True)
 
 
+def test_five_memberships_are_re_dated_and_back(
+    synced: Location, client: MembershipsClient, sandbox: RunningSandbox
+) -> None:
+    chosen = "select id, \"to\" from current.memberships where status = 'Active'"
+    chosen += ' and billing_frequency = \'Monthly\' and "to" > today() order by "to" limit 5'
+    said = command("campaign", "memberships", "--to", "+62", "--sql", chosen)
+    assert any(label.startswith("billed, ") for label in cells_of(said))
+    synced.monkeypatch.setenv("ST_WRITES", "on")
+    plan = send_newest()
+    days = {change.target: change.before["to"] for change in plan.changes}
+    assert len(days) == 5
+
+    def moved() -> set[int]:
+        there = client.list_memberships(ids=[id for id in days if id])
+        return {(m.to - date.fromisoformat(days[m.id])).days for m in there if m.to}
+
+    assert moved() == {62}
+    settle(sandbox)
+    synced.sync()
+    came = cells_of(command("campaign", "result", plan.hash[:12]))
+    now_and_then = [(now, then) for _, then, now in came.values() if now != "gone by"]
+    assert now_and_then
+    assert all(now == then for now, then in now_and_then)
+    command("undo", plan.hash[:12])
+    send_newest()
+    assert moved() == {0}
+
+
+JOBS = (
+    ("campaign_price_rise", "MRR"),
+    ("campaign_visits", "visits"),
+    ("campaign_memberships", "suspended members"),
+)
+
+
 def test_each_campaign_is_a_job_that_succeeds_as_it_is_prefilled(
     synced: Location, client: MembershipsClient, sandbox: RunningSandbox
 ) -> None:
     plans: dict[str, dict[str, Any]] = {}
-    for job, measure in (("campaign_price_rise", "MRR"), ("campaign_visits", "visits")):
+    for job, measure in JOBS:
         resolved = defs().resolve_job_def(job)
         run = resolved.execute_in_process(
             instance=synced.instance,

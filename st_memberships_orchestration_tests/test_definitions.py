@@ -122,6 +122,7 @@ def test_inventory(location: Location) -> None:
         "undo_changes",
         "campaign_price_rise",
         "campaign_visits",
+        "campaign_memberships",
         "campaign_result",
     }
     assert {s.name for s in repository.schedule_defs} == {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from st_memberships_orchestration.columns import INSTANT, MONEY, described
 from st_memberships_orchestration.lake.store import TENANT, Lake, append, literal, retry_conflicts
 from st_memberships_orchestration.metrics.billing import billing_due
 from st_memberships_orchestration.metrics.frames import Frame, month_number, month_start, pick
-from st_memberships_orchestration.metrics.outlook import mrr_outlook
+from st_memberships_orchestration.metrics.outlook import THREATS, mrr_outlook
 from st_memberships_orchestration.metrics.visits import UNDONE, visits
 from st_memberships_orchestration.metrics.workload import visits_ahead
 from st_memberships_orchestration.writing.plans import Plan
@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
 )
 MONTHS_AHEAD = 12
 MILLION = 1_000_000
-AMOUNTS = ("MRR", "billed", "billed overdue")
+AMOUNTS = ("MRR", "MRR at risk", "billed", "billed overdue")
 """Measures that are money, in the account's currency; the others are counted."""
 
 WEEKLY = ("visits",)
@@ -128,11 +128,13 @@ def members_and_revenue(book: Book) -> Numbers:
     names = ("outlook", "is_in_mrr", "members", "mrr", "unpriced")
     rows = pick(book.compute(mrr_outlook), *names)
     today, paused = rows[rows["is_in_mrr"]], rows[rows["outlook"] == "suspended"]
+    at_risk = rows[rows["outlook"].isin(THREATS)]
     return {
         ("members", None): Decimal(int(today["members"].sum())),
         ("suspended members", None): Decimal(int(paused["members"].sum())),
         ("members without a known price", None): Decimal(int(today["unpriced"].sum())),
         ("MRR", None): Decimal(int(today["mrr"].sum())) / MILLION,
+        ("MRR at risk", None): Decimal(int(at_risk["mrr"].sum())) / MILLION,
     }
 
 
@@ -162,6 +164,13 @@ def visits_by_week(book: Book) -> Numbers:
     due = Counter(open_visits(book, MONTHS_AHEAD, booked=True)["week"])
     weeks = [monday + timedelta(weeks=n) for n in range(WEEKS_AHEAD)]
     return {("visits", week): Decimal(due[pd.Timestamp(week)]) for week in weeks}
+
+
+def visits_owed(book: Book) -> Numbers:
+    """Visits that are owed today (`visits`), and those due in the months to come."""
+    owed = pick(book.compute(visits), "is_owed")["is_owed"].sum()
+    due = len(open_visits(book, MONTHS_AHEAD, booked=True))
+    return {("visits owed", None): Decimal(int(owed)), ("visits to come", None): Decimal(due)}
 
 
 def open_visits(book: Book, months_ahead: int, *, booked: bool = False) -> Frame:
@@ -230,6 +239,33 @@ def moved(book: Book, days: Mapping[int, int]) -> Book:
     )
 
 
+def _memberships_changed(book: Book, plan: Plan) -> Book:
+    """Memberships with their new status and days."""
+    members = book.read("memberships")
+    for column in ("status", "from", "to", "next_scheduled_bill_date"):
+        cells: dict[int, Any] = {
+            change.target: change.change[column]
+            for change in plan.changes
+            if change.target is not None and column in change.change
+        }
+        if column != "status":
+            cells = {id: day and date.fromisoformat(day) for id, day in cells.items()}
+        members = with_cells(members, column, cells)
+    return book.with_records(memberships=members)
+
+
+def of_memberships(book: Book, ids: Collection[int]) -> Book:
+    """Some memberships, with their services and visits."""
+    members, status = book.read("memberships"), book.read("membership_status")
+    services, events = book.read("recurring_services"), book.read("recurring_service_events")
+    return book.with_records(
+        memberships=members[members["id"].isin(ids)],
+        membership_status=status[status["membership_id"].isin(ids)],
+        recurring_services=services[services["membership_id"].isin(ids)],
+        recurring_service_events=events[events["membership_id"].isin(ids)],
+    )
+
+
 def of_services(book: Book, ids: Collection[int]) -> Book:
     """Some services, with their visits and memberships."""
     services, events = book.read("recurring_services"), book.read("recurring_service_events")
@@ -272,6 +308,21 @@ EFFECTS: Mapping[str, Effect] = {
             "and what ServiceTitan plans later may fall into these again.",
             "Each visit counts once, whatever its length. Renewals and new sales to come are not "
             "foreseen.",
+        ),
+    ),
+    "update_memberships": Effect(
+        _memberships_changed,
+        of_memberships,
+        (members_and_revenue, bills_ahead, visits_owed),
+        (
+            "A status holds from the day on which the plan is applied. This API cannot cancel for "
+            "a day to come; for that, set the last day.",
+            "Members and MRR are today's. A last day to come shows in the bills, and in the MRR at "
+            "risk; who is past it counts until ServiceTitan sets the membership to Expired.",
+            "Suspended members are not billed and owed no visit. A next bill that is moved moves "
+            "those after it.",
+            "Visits that ServiceTitan drops on cancelling do not come back with undoing. Whether "
+            "it refunds, or earns, what was paid ahead is not known: see to that by hand.",
         ),
     ),
 }

@@ -128,7 +128,7 @@ class PriceRise:
                 asked.append(ExactRow(len(asked) + 1, {"id": template, "items": lines}))
             else:
                 left += [LeftOut(MEMBERS, id, f"its template {why}") for id in ids]
-        return Proposal(asked, left)
+        return Proposal(asked, left, _range(asked, templates))
 
     def _lines(self, template: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         """The lines with their new prices; or none, and why."""
@@ -155,6 +155,18 @@ class PriceRise:
         if self.line.isdecimal():
             return item["sku_id"] == int(self.line)
         return self.line != MAIN or not item["is_add_on"]
+
+
+def _range(asked: Sequence[ExactRow], templates: Mapping[int, Any]) -> str:
+    """The smallest and the largest rise: a slip in a rule shows there first."""
+    rises = [
+        line["unit_price"] / item["unit_price"] - 1
+        for row in asked
+        for line in row.values["items"]
+        for item in templates[row.values["id"]]["items"]
+        if item["id"] == line["id"]
+    ]
+    return f"Prices rise by {min(rises):.1%} to {max(rises):.1%}." if rises else ""
 
 
 def _not_billed(member: Any, templates: Mapping[int, Any]) -> str:

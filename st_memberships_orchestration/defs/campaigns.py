@@ -22,6 +22,7 @@ from st_memberships_orchestration.campaigns.campaign import (
 )
 from st_memberships_orchestration.campaigns.choice import Choice, book_of
 from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
+from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
 from st_memberships_orchestration.campaigns.visit_dates import VisitDates
@@ -87,6 +88,17 @@ class VisitDatesConfig(CampaignConfig):
     most_weeks: int = Field(default=8, description="Weeks that a visit moves at most.")
 
 
+class MembershipsConfig(CampaignConfig):
+    """What is set of each membership; what is empty stays as it is."""
+
+    status: str = Field(default="", description="Canceled, Suspended or Active.")
+    first_day: str = Field(
+        default="", description="A day such as 2027-01-01, or +30: 30 days after the present one."
+    )
+    last_day: str = Field(default="", description="Likewise, or `null`: without end.")
+    next_bill: str = Field(default="", description="Likewise, or `null`: none.")
+
+
 class ResultConfig(dg.Config):
     """Which campaign."""
 
@@ -121,6 +133,14 @@ def build_jobs(settings: Settings, resources: Mapping[str, Any]) -> list[dg.JobD
             VisitDatesConfig,
             lambda c: VisitDates(c.months, c.most_weeks),
             {"tenant": tenant, "months": [], "most_weeks": 8},
+            needed,
+        ),
+        _job(
+            "campaign_memberships",
+            "Plans to cancel, suspend or re-date running memberships",
+            MembershipsConfig,
+            lambda c: MembershipChange(c.status, c.first_day, c.last_day, c.next_bill),
+            {"tenant": tenant, "sql": some, "status": "Suspended"},
             needed,
         ),
         _result_job(needed),

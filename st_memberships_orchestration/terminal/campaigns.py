@@ -21,6 +21,7 @@ from st_memberships_orchestration.campaigns.campaign import (
 )
 from st_memberships_orchestration.campaigns.choice import Choice, book_of
 from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
+from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
 from st_memberships_orchestration.campaigns.visit_dates import VisitDates
@@ -101,6 +102,21 @@ def visit_dates(months: tuple[str, ...], most_weeks: int, **choice: Any) -> None
     _run(lambda: VisitDates(months, most_weeks), **choice)
 
 
+@campaign.command("memberships")
+@click.option("--status", default="", help="Canceled, Suspended or Active.")
+@click.option("--from", "first_day", default="", help="First day: 2027-01-01, or +30 (days later).")
+@click.option("--to", "last_day", default="", help="Last day: likewise, or null (without end).")
+@click.option("--next-bill", default="", help="Day of the next bill: likewise, or null (none).")
+@_choosing
+def memberships(status: str, first_day: str, last_day: str, next_bill: str, **choice: Any) -> None:
+    """Cancel, suspend or re-date running memberships.
+
+    What is not given stays as it is. ServiceTitan's API takes no day of cancellation: a status
+    holds at once.
+    """
+    _run(lambda: MembershipChange(status, first_day, last_day, next_bill), **choice)
+
+
 @campaign.command()
 @click.argument("plan_or_hash")
 def result(plan_or_hash: str) -> None:
@@ -166,6 +182,8 @@ def _show_forecast(ready: Prepared) -> None:
 
 
 def _table(headings: Sequence[str], lines: Sequence[tuple[str, ...]]) -> None:
+    if not lines:
+        return
     table = Table(headings[0], *(Column(name, justify="right") for name in headings[1:]))
     for cells in lines:
         table.add_row(*(Text(visible(cell)) for cell in cells))
