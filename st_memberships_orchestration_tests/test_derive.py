@@ -14,6 +14,7 @@ import pytest
 from deltalake import write_deltalake
 
 from st_memberships_orchestration.defs.derived import derive
+from st_memberships_orchestration.lake.calls import Call, Outcome, note
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
 from st_memberships_orchestration.lake.store import Lake, made_of
 from st_memberships_orchestration.lake.sums import keep_sums, kept_sums
@@ -129,7 +130,7 @@ def after_a_history(
         rows = [row_of(feed, record, now) for of, record in records if of == feed]
         land(lake, feed, rows, loaded_at=now)
     bring_up_to_date(lake, now.date(), full=False)
-    feeds = feeds or [*dict(records), "membership_status_changes", "nothing"]
+    feeds = feeds or [*dict(records), "membership_status_changes", "calls", "nothing"]
     last = [feed for _ in range(rounds) for feed in random.sample(feeds, len(feeds))]
     for step, feed in enumerate(random.choices(feeds, k=turns) + last):
         now += timedelta(days=random.choice((0, 1, 27)) if step < turns else 0, minutes=1)
@@ -137,6 +138,10 @@ def after_a_history(
             told_of = now - timedelta(days=3)
             told = change(step, random.randrange(1, 9), "Active", "Canceled", f"{told_of:%FT%TZ}")
             land(lake, feed, [told | {"note": "Moving"}], loaded_at=now)
+        elif feed == "calls":
+            for row in lake.rows("derived/call_list", tenant="acme").to_pylist()[:1]:
+                outcome = random.choice((Outcome.CALLED, Outcome.DECLINED, Outcome.DONE))
+                note(lake, "acme", Call(row["customer_id"], outcome, "Kim", now))
         elif feed != "nothing":
             place = random.choice([place for place, (of, _) in enumerate(records) if of == feed])
             record = changed(random, feed, records[place][1])
@@ -149,7 +154,7 @@ def after_a_history(
 
 
 def test_tables_that_followed_each_change_are_those_of_a_full_derive(tmp_path: Path) -> None:
-    few = ("recurring_service_events", "membership_status_changes", "invoice_templates")
+    few = ("recurring_service_events", "membership_status_changes", "invoice_templates", "calls")
     assert_followed(tmp_path, seed=1, feeds=few)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pydantic import Field, create_model
@@ -37,6 +38,7 @@ from st_memberships_orchestration.lake.forgetting import CALLS
 from st_memberships_orchestration.lake.history import VALID_FROM
 from st_memberships_orchestration.lake.store import (
     Lake,
+    any_in,
     made_of,
     origin_of,
     replace_tenant,
@@ -200,7 +202,12 @@ def derive(
             return derive(lake, table, tenant, clock, options, full=True)
     else:
         frame = table.of(**frames, **given)
-    rows = _rows(table, frame)
+    rows, of = _rows(table, frame), part.of if part and table.key else None
+    if table.ranked and stored and of:
+        others = scan(stored, tenant, [f'"{column}"' for column in rows.column_names]).read_all()
+        others = others.filter(pc.invert(any_in(others, of))).cast(rows.schema)
+        every = pa.concat_tables([others, rows]).to_pandas(types_mapper=pd.ArrowDtype)
+        rows, of = _rows(table, table.frame(table.ranked(every))), None
     frames.clear()
     pa.default_memory_pool().release_unused()  # the next table starts from little again
     replace_tenant(
@@ -209,7 +216,7 @@ def derive(
         rows,
         tenant=tenant,
         order=table.order,
-        of=part.of if part and table.key else None,
+        of=of,
         origin=origin,
         seen=seen(sources),
     )
@@ -315,6 +322,7 @@ class _At(NamedTuple):
     version: int | None
     stamp: int
 
+    @lru_cache(maxsize=64)  # noqa: B019 (it is a value, and small)
     def open(self) -> DeltaTable | None:
         if self.version is None:
             return None
@@ -349,7 +357,8 @@ def _changed(before: _At, after: _At) -> pa.Table | None:
 @lru_cache(maxsize=8)
 def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
     """Some columns of all rows, held for the next table, which needs them again."""
-    table = DeltaTable(at.lake.address(at.source), version=at.version)
+    table = at.open()
+    assert table is not None
     return scan(table, at.tenant, [f'"{name}"' for name in columns]).read_all()
 
 
@@ -457,7 +466,7 @@ def _key_of(source: str) -> Sequence[str]:
     layer, _, name = source.partition("/")
     if layer == "derived":
         return next(table.grain for table in TABLES if table.name == name)
-    record = "membership_id" if name == "membership_status" else "id"
+    record = {"membership_status": "membership_id", "call_outcomes": "call_id"}.get(name, "id")
     return [record, VALID_FROM] if layer == "history" else [record]
 
 

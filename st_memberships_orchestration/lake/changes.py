@@ -73,7 +73,7 @@ def changed_rows(
     ]
     if not gone or not come:
         return pa.concat_tables(parts).cast(schema)
-    same = " and ".join(f'a."{column}" = b."{column}"' for column in key)
+    same = " and ".join(f'a."{column}" is not distinct from b."{column}"' for column in key)
     with duckdb_over(a=parts[0], b=parts[1]) as connection:
         connection.sql("set timezone = 'UTC'")
         found = connection.sql(

@@ -185,11 +185,15 @@ def call_list(
     calls["money_at_stake"] = calls["customer_id"].map(
         worth.groupby("customer_id").sum(min_count=1)
     )
-    calls = _unanswered(calls, call_outcomes, today, zone)
+    return CALL_LIST.frame(ranked(_unanswered(calls, call_outcomes, today, zone)))
+
+
+def ranked(calls: Frame) -> Frame:
+    """The calls with their place among all."""
     calls = calls.sort_values(
         ["urgency", "money_at_stake", "customer_id"], ascending=[True, False, True]
     )
-    return CALL_LIST.frame(calls.assign(rank=np.arange(1, len(calls) + 1)))
+    return calls.assign(rank=np.arange(1, len(calls) + 1))
 
 
 def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Frame:
@@ -340,6 +344,8 @@ def _unanswered(calls: Frame, outcomes: Frame, today: date, zone: ZoneInfo) -> F
 CALL_LIST = Table(
     of=call_list,
     grain=("rank",),
+    key=("customer_id",),
+    ranked=ranked,
     shown=(
         "rank",
         "customer_id",

@@ -79,7 +79,7 @@ def members_daily(
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
     moves = movements(memberships, life, today, zone, renewal_grace_days)
-    moves["day"] = day_of(moves["began"])
+    moves = moves.assign(day=day_of(moves["began"]))
     priced_by = PricedBy(
         membership_versions,
         membership_types,

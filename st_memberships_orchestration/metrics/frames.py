@@ -14,9 +14,12 @@ never meets another type. A column's type in the lake says what it is:
 | decimal               | Int64, whole millionths: the digits of decimal(18, 6)    |
 """
 
+import weakref
+from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
-from typing import Any, TypeAlias
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -41,6 +44,39 @@ MILLION = pa.scalar(Decimal(1_000_000))
 MOST = pa.scalar(10**18 - 1, pa.int64())
 LEAST = pa.scalar(1 - 10**18, pa.int64())
 """Millionths that decimal(18, 6) holds."""
+
+
+Given = ParamSpec("Given")
+
+
+def shared(function: Callable[Given, Frame]) -> Callable[Given, Frame]:
+    """Remember what a function made of frames for as long as these are there.
+
+    Metrics begin alike, and are handed the same frames one after the other. Nobody changes in place
+    what such a function was given, nor what it returned.
+    """
+    known: dict[object, Frame] = {}
+
+    @wraps(function)
+    def remembered(*args: Given.args, **kwargs: Given.kwargs) -> Frame:
+        frames: list[Frame] = []
+        key = _identity((args, *sorted(kwargs.items())), frames)
+        if key not in known:
+            known[key] = function(*args, **kwargs)
+            for frame in frames:
+                weakref.finalize(frame, known.pop, key, None).atexit = False
+        return known[key]
+
+    return remembered
+
+
+def _identity(given: Any, frames: list[Frame]) -> object:
+    if isinstance(given, tuple):
+        return tuple(_identity(each, frames) for each in given)
+    if isinstance(given, pd.DataFrame):
+        frames.append(given)
+        return id(given)
+    return given
 
 
 def pick(frame: Frame, *names: str) -> Frame:
@@ -162,6 +198,7 @@ A last day may lie as far ahead as it likes: a membership for life can have one 
 """
 
 
+@shared
 def with_plausible_days(records: Frame, earliest: date, today: date) -> Frame:
     """`records`, with days that cannot be as not known.
 

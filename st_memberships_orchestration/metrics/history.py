@@ -21,6 +21,7 @@ from st_memberships_orchestration.metrics.frames import (
     month_of,
     month_start,
     pick,
+    shared,
 )
 from st_memberships_orchestration.metrics.sums import counted
 
@@ -47,6 +48,7 @@ INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
 """Values of `basis` of a span that no recorded change begins or ends."""
 
 
+@shared
 def spells(membership_status: Frame, zone: ZoneInfo, memberships: Frame) -> Frame:
     """Status spells in order: a membership is in exactly one status at any moment.
 
@@ -100,6 +102,7 @@ def day_ends(days: Column, zone: ZoneInfo) -> Column:
     return instant(days.dt.normalize() + pd.Timedelta(days=1), zone) - MICROSECOND
 
 
+@shared
 def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None) -> Frame:
     """Which membership was renewed by which, one row per membership in the order given.
 
@@ -161,6 +164,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
     )
 
 
+@shared
 def movements(
     memberships: Frame,
     life: Frame,

@@ -32,6 +32,9 @@ LINKS: Mapping[str, Mapping[str, str]] = {
         "membership_id": MEMBERSHIP,
     },
     "visits": {"event_id": EVENT, "recurring_service_id": SERVICE, "membership_id": MEMBERSHIP},
+    "attention": {"membership_id": MEMBERSHIP},
+    "renewals": {"membership_id": MEMBERSHIP},
+    "call_outcomes": {"customer_id": CUSTOMER},
     "invoice_templates": {"id": TEMPLATE},
     "invoice_template_versions": {"id": TEMPLATE},
 }
@@ -47,6 +50,7 @@ that are billed from one template have nothing to do with each other."""
 
 KEYS = {
     "membership_id": MEMBERSHIP,
+    "customer_id": CUSTOMER,
     "event_id": EVENT,
     "recurring_service_id": SERVICE,
     "invoice_template_id": TEMPLATE,

@@ -21,6 +21,7 @@ from st_memberships_orchestration.metrics.frames import (
     locate,
     month_of,
     pick,
+    shared,
     taken,
     version_at,
     versions_of,
@@ -391,6 +392,7 @@ class PricedBy(NamedTuple):
     invoice_template_versions: Frame
 
 
+@shared
 def known_terms(memberships: Frame, priced_by: PricedBy, zone: ZoneInfo) -> Frame:
     """What each membership pays, and from when on: a row for each change of its price.
 
@@ -466,6 +468,7 @@ def _cuts(rows: Frame, versions: Frame, on: str, content: list[str]) -> Frame:
     return cuts[within].assign(valid_from=cuts["cut"]).drop(columns="cut")
 
 
+@shared
 def month_ends(
     terms: Frame, life: Frame, today: date, zone: ZoneInfo, span: str = "month"
 ) -> Frame:

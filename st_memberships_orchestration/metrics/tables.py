@@ -44,12 +44,14 @@ class Table:
         key: columns that say of what a row is, one of them in each row: rows of other memberships
             (visits, services …) have nothing to do with it, unless `parts` says so. None: each row
             is of the whole account.
+        ranked: what numbers all rows, where each is independent but for its number.
     """
 
     of: Callable[..., pd.DataFrame]
     grain: tuple[str, ...]
     columns: Mapping[str, tuple[pa.DataType, str]]
     key: tuple[str, ...] = ()
+    ranked: Callable[[Frame], Frame] | None = None
     shown: tuple[str, ...] = ()
     first: str = ""
     numbers: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Table:
     @property
     def order(self) -> tuple[str, ...]:
         """Columns by which the lake has the rows: those of a record lie beside each other."""
-        return tuple(dict.fromkeys((*self.key[:1], *self.grain)))
+        return self.grain if self.ranked else tuple(dict.fromkeys((*self.key[:1], *self.grain)))
 
     @property
     def description(self) -> str:
