@@ -50,7 +50,7 @@ torture-writes: env  ## 1,500 random schedules over all writes: faults, kills, a
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_writes --schedules 500
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture_hostile --schedules 1000
 
-oracle: env  ## recompute the derived tables of thirty unkind contractors in SQL, from raw/ alone
+oracle: env  ## recompute the derived tables of thirty unkind contractors, and of twenty that contradict themselves, in SQL, from raw/ alone
 	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.oracle
 
 celery: env  ## two Celery workers share a backfill, one is killed (needs PostgreSQL and Redis)

@@ -5,7 +5,8 @@
 `oracle.sql` is written from what is published to users: the descriptions of the tables, the docs
 and ServiceTitan's documents; not from `metrics/` or `lake/history.py`, of which it shares no line.
 It is run over the exports as they came, of unkind contractors in ten time zones, before and after
-weeks have passed. What it finds must be what the assets hold, cell by cell.
+weeks have passed, and of accounts of which every record contradicts the next (`contradictions`).
+What it finds must be what the assets hold, cell by cell.
 """
 
 import sys
@@ -29,6 +30,7 @@ from st_memberships_orchestration.defs.metadata import schema_of
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration_tests.contradictions import TENANT, TODAY, Account
 from st_memberships_orchestration_tests.harness import Location, settle
 
 SQL = Path(__file__).with_name("oracle.sql").read_text()
@@ -211,9 +213,16 @@ def same(said: Any, held: Any) -> bool:
 @click.option("--tenants", default=len(NAMES), show_default=True, help="Contractors of each.")
 @click.option("--memberships", default=600, show_default=True, help="Of the first contractor.")
 @click.option("--first-seed", default=0, show_default=True)
+@click.option("--accounts", default=20, show_default=True, help="Of contradictions, at random.")
 @click.option("--table", "tables", multiple=True, help="Only these tables.")
 def main(
-    *, seeds: int, tenants: int, memberships: int, first_seed: int, tables: tuple[str, ...]
+    *,
+    seeds: int,
+    tenants: int,
+    memberships: int,
+    first_seed: int,
+    accounts: int,
+    tables: tuple[str, ...],
 ) -> None:
     """Ask the oracle about many contractors; the exit code says whether it agrees in all."""
     failed = False
@@ -238,6 +247,15 @@ def main(
                 click.echo(f"{contractor}: {len(found) or 'no'} disagreements")
                 for difference in found:
                     click.echo(f"  {difference}")
+    for seed in range(first_seed, first_seed + accounts):
+        with tempfile.TemporaryDirectory(prefix="oracle-") as folder:
+            lake, account = Lake(folder), Account(seed, memberships=150)
+            account.derived_into(lake)
+            found = disagreements(lake, TENANT, account.zone, TODAY, tables or KEYS.keys())
+            failed |= bool(found)
+            click.echo(f"account {seed} ({account.zone.key}): {len(found) or 'no'} disagreements")
+            for difference in found:
+                click.echo(f"  {difference}")
     sys.exit(failed)
 
 

@@ -846,10 +846,13 @@ create temp table cancellation_reasons_monthly as
         where kind in ('cancelled', 'cancelled_from_suspension')
         qualify row_number() over (partition by v.member, v.step order by c.id desc) = 1
     ), spoken as (
-        select *, regexp_replace(regexp_replace(lower(note), '\s+', ' ', 'g'),
-            '^[\pP ]+|[\pP ]+$', '', 'g') as word from lost
+        select *, trim(regexp_replace(note, '\s+', ' ', 'g')) as written,
+            regexp_replace(lower(written), '^[\pP ]+|[\pP ]+$', '', 'g') as word from lost
     ), spelt as (
-        select *, mode(note) over (partition by word) as spelling from spoken
+        select spoken.*, spelling from spoken left join (
+            select word, written as spelling from spoken group by word, written
+            qualify row_number() over (partition by word order by count(*) desc, written) = 1
+        ) using (word)
     )
     select month, membership_type_id, business_unit_id, case when not is_recorded
         then 'not recorded' when coalesce(word, '') = '' then 'none given' else spelling end as reason,

@@ -132,11 +132,15 @@ def _clock(settings: Settings, tenant: str, as_of: str | None = None) -> dict[st
 
 def derive_now(lake: Lake, settings: Settings, table: Table, tenant: str) -> None:
     """Bring a table up to date as of today, with what its settings are unless told otherwise."""
-    options = {
+    derive(lake, table, tenant, _clock(settings, tenant), options_of(table))
+
+
+def options_of(table: Table) -> dict[str, Any]:
+    """What a table's settings are unless told otherwise."""
+    return {
         name: list(p.default) if isinstance(p.default, tuple) else p.default
         for name, p in _arguments(table)[1].items()
     }
-    derive(lake, table, tenant, _clock(settings, tenant), options)
 
 
 def derive(

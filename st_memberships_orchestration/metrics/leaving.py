@@ -77,7 +77,8 @@ def cancellation_reasons_monthly(
     cancelled + cancelled_from_suspension of `members_monthly`: those who went on as a renewal are
     not among them. The reason is the
     `note` of the change to Canceled. Notes that differ only in case, spacing, or punctuation at
-    their ends are one reason, written as most wrote it. `none given` is a change without a note;
+    their ends are one reason, written as most wrote it; of equals the first by the alphabet counts,
+    capital letters before small ones. `none given` is a change without a note;
     `not recorded` a cancellation of which ServiceTitan shows no status change.
 
     `mrr_lost`, in the account's currency, is the monthly price of these memberships just before
