@@ -464,7 +464,7 @@ def test_a_price_rise_from_the_choice_to_its_undoing(
     assert "not read since" not in said
     came = cells_of(said)
     assert came["MRR"][2] == came["MRR"][1] != came["MRR"][0]
-    assert all(now in (then, "gone by") for _, then, now in came.values())
+    assert all(now in (then, "begun") for _, then, now in came.values())
 
     templates = {change.target: change for change in plan.changes}
     for id, change in templates.items():
@@ -507,7 +507,7 @@ def test_five_memberships_are_re_dated_and_back(
     settle(sandbox)
     synced.sync()
     came = cells_of(command("campaign", "result", plan.hash[:12]))
-    now_and_then = [(now, then) for _, then, now in came.values() if now != "gone by"]
+    now_and_then = [(now, then) for _, then, now in came.values() if now != "begun"]
     assert now_and_then
     assert all(now == then for now, then in now_and_then)
     command("undo", plan.hash[:12])
@@ -550,5 +550,6 @@ def test_each_campaign_is_a_job_that_succeeds_as_it_is_prefilled(
     assert came["outcomes"] == f"Of the lines of the plan: {plan['changes']} succeeded."
     rows = [line.strip("| ").split(" | ") for line in came["result"].splitlines()[2:]]
     assert len(rows) == 52
-    assert [now for *_, now in rows] == [forecast for *_, forecast, _ in rows]
+    assert rows[0][-1] == "begun"
+    assert [now for *_, now in rows[1:]] == [forecast for *_, forecast, _ in rows[1:]]
     assert any(before != forecast for _, before, forecast, _ in rows)

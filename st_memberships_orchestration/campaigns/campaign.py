@@ -102,7 +102,9 @@ def prepare(
     plan = _planned(rows, left, plan_of)
     if moved := _moved(book, plan):
         place = _place(plan)
-        left += [LeftOut(place, id, "changed since the last sync: sync first") for id in moved]
+        left += [
+            LeftOut(place, id, "changed since the last sync: sync first") for id in sorted(moved)
+        ]
         rows = [row for row in rows if row.values["id"] not in moved]
         plan = _planned(rows, left, plan_of)
     left += [LeftOut(_place(plan), one.target, one.why) for one in (*plan.no_ops, *plan.refused)]
@@ -119,12 +121,12 @@ def _planned(
     return plan_of(rows)
 
 
-def _moved(book: Book, plan: Plan) -> list[int]:
+def _moved(book: Book, plan: Plan) -> set[int]:
     """Records that are otherwise now than the rows took them to be."""
     records = pick(book.read(_place(plan).replace(" ", "_")), "id", MODIFIED)
     known = dict(zip(records["id"], records[MODIFIED], strict=True))
     now = {change.target: pd.Timestamp(change.before[MODIFIED]) for change in plan.changes}
-    return [id for id, moment in now.items() if id is not None and known.get(id) != moment]
+    return {id for id, moment in now.items() if id is not None and known.get(id) != moment}
 
 
 def _place(plan: Plan) -> str:

@@ -59,7 +59,8 @@ class Choice:
             like = [*map(int, owners["id"][owners["membership_id"].isin(like)])]
         if not self.sql:
             return tenant, book, like
-        return tenant, book, [id for id in _named(rows, tenant, record) if id in {*like}]
+        both = {*like}
+        return tenant, book, [id for id in _named(rows, tenant, record) if id in both]
 
 
 def book_of(lake: Lake, settings: Settings, tenant: str) -> Book:

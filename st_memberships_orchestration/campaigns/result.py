@@ -29,7 +29,7 @@ class Result:
         outcomes: how many of its lines came to what, as the audit has them; none: not applied yet.
         unread: changed records that the tables still hold as they were before.
         lines: the forecast of the plan's own records, each number with that of today; None where
-            its month or week has gone by, or it is not foreseen any more.
+            its month or week has begun: what of it was billed, or made, is not foreseen any more.
     """
 
     outcomes: Counter[str]
@@ -56,7 +56,7 @@ class Result:
                 line.label,
                 line.text(line.part_before),
                 line.text(line.part_after),
-                "gone by" if now is None else line.text(now),
+                "begun" if now is None else line.text(now),
             )
             for line, now in self.lines
             if line.measure in moving
@@ -84,5 +84,10 @@ def result_of(lake: Lake, book: Book, plan: Plan) -> Result:
     return Result(
         Counter(row["outcome"] for row in audit),
         len(unread),
-        [(line, now.get((line.measure, line.period))) for line in lines],
+        [
+            (line, now.get((line.measure, line.period)))
+            if line.period is None or line.period > book.today
+            else (line, None)
+            for line in lines
+        ],
     )
