@@ -9,7 +9,7 @@ export MALLOC_ARENA_MAX ?= 1
 export _RJEM_MALLOC_CONF ?= narenas:1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes oracle operation celery conformance bench audit sbom lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes oracle operation celery conformance axe bench audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -58,6 +58,9 @@ celery: env  ## two Celery workers share a backfill, one is killed (needs Postgr
 
 conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=a newer one)
 	@conformance/run $(DOCUMENT)
+
+axe: env  ## look for accessibility faults in report and documentation (needs npm and Chromium)
+	@conformance/axe
 
 torture: env  ## kill 200 runs at random points, with faults; nothing may be lost or doubled
 	@$(BIN)/python -m st_memberships_orchestration_tests.torture --schedules 200
