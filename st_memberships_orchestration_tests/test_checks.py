@@ -1,5 +1,6 @@
 """Each check was seen to hold on sound data and to fail on data broken on purpose."""
 
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -17,10 +18,13 @@ from deltalake import write_deltalake
 from st_memberships_orchestration.defs import checks
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.health import contradicted_checks, measure
+from st_memberships_orchestration.defs.metadata import table_metadata
 from st_memberships_orchestration.lake.latest import apply_versions
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions
+from st_memberships_orchestration.metrics.catalogue import TABLES
+from st_memberships_orchestration.metrics.tables import MONEY, Table
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
@@ -63,6 +67,26 @@ def test_all_hold_on_a_fresh_lake(reconciled: Reconciled) -> None:
         assert metadata["failing_rows"].value == 1
         assert "bravo" in metadata["rows"].value, "which was never read"
     assert len(found) >= 7 * 6 + 10 + 5
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_a_preview_shows_what_was_declared_and_the_numbers_that_matter(
+    reconciled: Reconciled, table: Table
+) -> None:
+    shown = table_metadata(reconciled.lake, f"derived/{table.name}", ["acme"])
+    assert set(table.shown) <= set(table.columns)
+    head, _, *lines = shown["preview"].value.split("\n")
+    assert head.replace("\\", "") == f"| {' | '.join(table.shown)} |"
+    assert 0 < len(lines) <= 5
+    for place, name in enumerate(table.shown):
+        cells = [line.strip("|").split(" | ")[place].strip() for line in lines]
+        cells = [cell for cell in cells if cell]
+        if table.columns[name][0] == MONEY:
+            assert all(re.fullmatch(r"-?[\d,]+\.\d\d", cell) for cell in cells), (name, cells)
+        if name.endswith("_id"):
+            assert all(re.fullmatch(r"\d+", cell) for cell in cells), (name, cells)
+    for name in table.numbers:
+        assert isinstance(shown[name], int | float), name
 
 
 def test_a_table_that_cannot_be_written_makes_everything_downstream_say_so(

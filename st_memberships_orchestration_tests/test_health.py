@@ -106,6 +106,13 @@ def test_the_table_tells_each_tenants_feeds_apart(
     assert "/connect/token answered 4" in bad["last_error"]
     assert "CLIENT_SECRET" in bad["remedy"]
     assert "mistyped" not in str(rows)
+    told = location.instance.get_latest_materialization_event(dg.AssetKey(["health", "tenants"]))
+    assert told
+    assert told.asset_materialization
+    _, _, worst, best = str(told.asset_materialization.metadata["page"].value).split("\n")
+    assert worst.startswith("| [bravo](http://localhost:3000/reports/bravo.html) |")
+    assert worst.count("✗ failing") == 7
+    assert best.startswith("| [acme](http://localhost:3000/reports/acme.html) |")
 
 
 def test_a_backfill_of_the_past_does_not_make_a_feed_look_read(

@@ -18,7 +18,7 @@ from st_memberships_orchestration.defs.metadata import (
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.report import address_of
 from st_memberships_orchestration.defs.verdicts import verdict_of
-from st_memberships_orchestration.escaping import markdown_table
+from st_memberships_orchestration.escaping import markdown, markdown_table
 from st_memberships_orchestration.health.states import (
     FAILING,
     HEALTHY,
@@ -260,16 +260,15 @@ def _page(rows: Sequence[Mapping[str, Any]], ui_url: str) -> str:
         key=lambda tenant: min(STATES.index(state) for state in states[tenant].values()),
     )
     cells = [[MARKS[states[tenant][feed]] for feed in feeds] for tenant in worst[:SHOWN]]
-    lines = markdown_table(
-        ["tenant", *feeds, "report"],
-        ([tenant, *line, ""] for tenant, line in zip(worst, cells, strict=False)),
-    ).split("\n")
-    # Its last cell is a link: an address of ours, in which nobody else wrote.
+    head, rule, *lines = markdown_table(["report of", *feeds], (["", *row] for row in cells)).split(
+        "\n"
+    )
+    # Its first cell is a link: an address of ours, in which nobody else wrote.
     linked = [
-        f"{line.removesuffix(' |')}[open]({address_of(ui_url, tenant)}) |"
-        for line, tenant in zip(lines[2:], worst, strict=False)
+        f"| [{markdown(tenant)}]({address_of(ui_url, tenant)}){line.removeprefix('| ')}"
+        for tenant, line in zip(worst, lines, strict=False)
     ]
-    table = "\n".join([*lines[:2], *linked])
+    table = "\n".join([head, rule, *linked])
     return table if len(worst) <= SHOWN else f"{table}\n\nand {len(worst) - SHOWN} tenants more."
 
 

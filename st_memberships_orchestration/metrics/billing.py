@@ -171,7 +171,7 @@ BILLING_DUE = Table(
     ),
     first="due_in = 'overdue' desc, amount desc nulls last",
     numbers={
-        "bills_overdue": "sum(bills) filter (where due_in = 'overdue')",
+        "bills_overdue": "coalesce(sum(bills) filter (where due_in = 'overdue'), 0)",
     },
     columns={
         "due_in": (TEXT, "overdue, or first and last day from today, such as 0-30."),

@@ -353,7 +353,6 @@ CALL_LIST = Table(
         "what_to_say",
         "money_at_stake",
         "due_on",
-        "mended_by",
     ),
     first="rank",
     numbers={
