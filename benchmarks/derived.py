@@ -4,7 +4,8 @@
 
 Each size has a sandbox, a lake and a Dagster instance of its own; `sync` and `derive` run as a user
 would run them, each in a process of its own: `derive` for the first time, again with nothing new,
-and after one membership was suspended. Prints a Markdown table; quote ratios, not seconds.
+after one membership was suspended, after another, and after a thousand. Prints a Markdown table;
+quote ratios, not seconds.
 """
 
 import os
@@ -24,6 +25,7 @@ from st_memberships_orchestration.lake.versions import insert_versions
 from st_memberships_orchestration.sandbox.process import running
 
 REPO = Path(__file__).parents[1]
+CHANGES = {"derive, one change": 1, "derive, one more": 1, "derive, 1,000 changes": 1_000}
 RUN = """
 import sys, dagster as dg
 from datetime import UTC, datetime
@@ -37,15 +39,20 @@ sys.exit(not run.success)
 """
 
 
-def suspend_one(lake: Lake) -> None:
-    """Land a newer version of one membership, as a sync would."""
-    row = lake.rows("current/memberships", tenant="acme", where="status = 'Active'", limit=1)
-    row = row.drop_columns(
-        [c for c in row.column_names if c in ("tenant", "loaded_at", "is_deleted")]
+def suspend(lake: Lake, members: int) -> None:
+    """Land a newer version of some memberships, as a sync would."""
+    rows = lake.rows("current/memberships", tenant="acme", where="status = 'Active'").sort_by("id")
+    rows = rows.drop_columns(
+        [c for c in rows.column_names if c in ("tenant", "loaded_at", "is_deleted")]
     )
-    later = row["modified_on"][0].as_py() + timedelta(hours=1)
-    changed = {"status": "Suspended", "modified_on": later, "modified_on_text": f"{later:%FT%TZ}"}
-    version = pa.Table.from_pylist([row.to_pylist()[0] | changed], row.schema)
+    changed = [
+        row | {"status": "Suspended", "modified_on": later, "modified_on_text": f"{later:%FT%TZ}"}
+        for row in rows.take(range(0, rows.num_rows, rows.num_rows // members)).to_pylist()[
+            :members
+        ]
+        if (later := row["modified_on"] + timedelta(hours=1))
+    ]
+    version = pa.Table.from_pylist(changed, rows.schema)
     where = {"tenant": "acme", "modified": "modified_on"}
     insert_versions(lake, "raw/memberships", version, loaded_at=datetime.now(UTC), **where)
     apply_versions(lake, source="raw/memberships", target="current/memberships", **where)
@@ -87,9 +94,9 @@ def main(sizes: tuple[int, ...]) -> None:
                 "ST_REQUESTS_PER_SECOND": "1000",
             }
             lake = Lake(f"{folder}/lake")
-            for job in ("sync", "derive", "derive, nothing new", "derive, one change"):
-                if "change" in job:
-                    suspend_one(lake)
+            for job in ("sync", "derive", "derive, nothing new", *CHANGES):
+                if job in CHANGES:
+                    suspend(lake, CHANGES[job])
                 before = tables_bytes(lake.uri)
                 wall, cpu, peak = measured(job.partition(",")[0])
                 new = {f: n for f, n in tables_bytes(lake.uri).items() if f not in before}

@@ -259,6 +259,12 @@ def test_no_table_changes_what_it_is_given(book: dict[str, Any]) -> None:
         for name, rows in given.items():
             pd.testing.assert_frame_equal(book[name], rows, obj=f"{name} after {table.name}")
         book[table.name] = made
+    fresh = {
+        name: rows.copy() if isinstance(rows, pd.DataFrame) else rows for name, rows in book.items()
+    }
+    for table in TABLES:  # nor what all begin with (`frames.shared`)
+        found = [compute(table, each) for each in (book, fresh)]
+        pd.testing.assert_frame_equal(*found, obj=table.name)
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ def derive(
 ADDED_UP = {table.name for table in TABLES if table.adds_up}
 """Tables that another one looks at when it has added up: they are needed whole, as they are now."""
 
-MOST_TOUCHED = 5_000
+MOST_TOUCHED = 50_000
 """Memberships, visits … of one kind up to which a change is followed; the whole costs no more."""
 
 

@@ -536,7 +536,7 @@ def _differing(
     order: Sequence[str],
     of: Mapping[str, pa.Array] | None,
 ) -> tuple[list[_Span], bool]:
-    """The spans of the tenant's rows that the table holds otherwise, and whether they are all.
+    """The spans of a tenant's rows that the table holds otherwise; whether to lay all anew.
 
     Arguments are those of `replace_tenant`.
     """
@@ -575,7 +575,9 @@ def _differing(
         )
         if not before.equals(after):
             spans.append(_Span(conditions[place], files[place], after))
-    return spans, len(spans) == len(conditions)
+    # Delta's writer would cut between rows of one id, and what overlaps is rewritten together.
+    is_laid = key is not None and all(span.files for span in spans)
+    return spans, len(spans) == len(conditions) and not is_laid
 
 
 def _laid(
