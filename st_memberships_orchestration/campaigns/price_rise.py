@@ -1,6 +1,7 @@
 """A price rise: for chosen members, the lines of their billing templates by a rule."""
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -105,7 +106,9 @@ class PriceRise:
         names = ("id", "status", "is_deleted", "billing_frequency", "billing_template_id")
         rows = pick(book.read("memberships"), *names)
         running = rows[rows["status"].isin(RUNNING) & ~rows["is_deleted"]]
-        billed = running.groupby("billing_template_id")["id"].apply(set).to_dict()
+        billed: defaultdict[int, set[int]] = defaultdict(set)
+        for template, id in zip(running["billing_template_id"], running["id"], strict=True):
+            billed[template].add(id)
         members = {member.id: member for member in rows.itertuples(index=False)}
         templates, others = _templates(book, billed), _others(book)
         left: list[LeftOut] = []
