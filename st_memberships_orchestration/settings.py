@@ -50,6 +50,8 @@ ENV_FILE = Path(".env")
 TENANT_NAME = re.compile(r"[^\W_](?!.*\.\.)[\w.-]{0,63}")
 UNREADABLE = re.compile(r"[\[\]^|\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
+LAKE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "file")
+
 CREDENTIALS = ("tenant_id", "client_id", "client_secret", "app_key")
 
 _timezones = cache(available_timezones)  # looks through a folder: milliseconds for each tenant
@@ -79,6 +81,12 @@ def _tenant_name(name: str) -> str:
 
 def _lake_address(uri: str) -> str:
     """An address that the library of the lake can read (tried with deltalake 1.6)."""
+    scheme = re.match(r"([a-zA-Z][\w+.-]+):(?=/)", uri)  # C:/ is a drive
+    if scheme and not re.match(rf"({'|'.join(LAKE_SCHEMES)})://[^/]", uri):
+        raise _wrong(
+            f"no lake can lie in {uri!r}: use a local folder, or an address such as "
+            "s3://bucket/folder, gs://… or abfss://…"
+        )
     whole = uri if "://" in uri else str(Path(uri).resolve())
     if found := UNREADABLE.search(whole):
         raise _wrong(
@@ -91,6 +99,40 @@ def _lake_address(uri: str) -> str:
 def _postgresql(url: object) -> object:
     """`postgres://`, as many providers hand it out, is SQLAlchemy's `postgresql://`."""
     return re.sub("^postgres(?=[:+])", "postgresql", url) if isinstance(url, str) else url
+
+
+def _ledger(url: object) -> object:
+    """The database of the ledger: SQLite in a file, or PostgreSQL; nothing else was tried."""
+    url = _postgresql(url)
+    text = url.get_secret_value() if isinstance(url, SecretStr) else url
+    named = isinstance(text, str) and re.match(r"(sqlite:///(?!:memory:)\S|postgresql[:+])", text)
+    if not named:
+        raise _wrong("it must be sqlite:/// with a file, or postgresql:// with a server")
+    return url
+
+
+def _published(url: object) -> object:
+    """The database to publish to."""
+    url = _postgresql(url)
+    if isinstance(url, str) and not re.match("postgresql[:+]", url):
+        raise _wrong("it must be an address that begins with postgresql://")
+    return url
+
+
+def _stripped(secret: object) -> object:
+    """Files of secrets end in a line end, which no secret has."""
+    return secret.strip() if isinstance(secret, str) else secret
+
+
+def _printable(secret: SecretStr) -> SecretStr:
+    """It is sent in a header, which takes nothing else; what is wrong with one would show it."""
+    text = secret.get_secret_value()
+    if not (text.isascii() and text.isprintable()):
+        raise _wrong("it holds a character that no key has; copy it anew")
+    return secret
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_stripped), AfterValidator(_printable)]
 
 
 def _known_timezone(name: str) -> str:
@@ -199,9 +241,9 @@ class Tenant(BaseModel):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     tenant_id: Whole = Field(gt=0, description="The account's number in ServiceTitan.")
-    client_id: SecretStr = Field(description="Client ID of the app for this tenant.")
-    client_secret: SecretStr = Field(description="Secret of that client ID.")
-    app_key: SecretStr = Field(description="Key of the app; the same for all its tenants.")
+    client_id: Secret = Field(description="Client ID of the app for this tenant.")
+    client_secret: Secret = Field(description="Secret of that client ID.")
+    app_key: Secret = Field(description="Key of the app; the same for all its tenants.")
     timezone: Annotated[str, BeforeValidator(_known_timezone)] = Field(
         default="America/New_York", description="The contractor's own day."
     )
@@ -262,6 +304,7 @@ class Settings(BaseSettings):
     requests_per_second: Whole = Field(
         default=30,
         gt=0,
+        le=10_000,
         description="Ceiling per tenant, all processes of a machine together; the vendor's is 60.",
     )
     history_start: Day = Field(
@@ -275,11 +318,11 @@ class Settings(BaseSettings):
         default=".data/lake", validate_default=True, description="Folder or object-storage address."
     )
     report_dir: str = Field(default=".data/reports", description="Folder of the tenants' reports.")
-    ledger_url: Annotated[SecretStr, BeforeValidator(_postgresql)] = Field(
+    ledger_url: Annotated[SecretStr, BeforeValidator(_ledger)] = Field(
         default=SecretStr("sqlite:///.data/ledger.db"),
         description="SQLAlchemy URL of the write ledger: SQLite, or PostgreSQL.",
     )
-    publish_url: Annotated[SecretStr | None, BeforeValidator(_postgresql)] = Field(
+    publish_url: Annotated[SecretStr | None, BeforeValidator(_published)] = Field(
         default=None,
         description="PostgreSQL database to publish the tables to, for BI tools; none by default.",
     )
@@ -320,10 +363,10 @@ class Settings(BaseSettings):
     )
 
     keep_runs_days: Whole = Field(
-        default=30, ge=1, description="Days for which Dagster's record of runs is kept."
+        default=30, ge=1, le=36_500, description="Days for which Dagster's record of runs is kept."
     )
     keep_failed_runs_days: Whole = Field(
-        default=90, ge=1, description="The same for runs that failed."
+        default=90, ge=1, le=36_500, description="The same for runs that failed."
     )
 
     forget_key: SecretStr = Field(
@@ -376,8 +419,10 @@ class Settings(BaseSettings):
 
     def _check_address(self, name: str, url: str) -> None:
         try:
-            scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
-        except ValueError:
+            parts = urlsplit(url)
+            scheme, host, _ = parts.scheme, parts.hostname, parts.port
+            (host or "").encode("idna")
+        except ValueError:  # a port that is none, a name that no host can have
             scheme = host = None
         if scheme not in ("http", "https") or not host:
             raise _wrong(f"{name} must be an address that begins with https://")

@@ -775,3 +775,21 @@ def test_an_error_says_what_it_is_that_answered() -> None:
     assert fields == "an answer that gives no reason, with the fields code, hint."
     assert said(json={"title": "Sku 4711 is not found"}) == "Sku 4711 is not found."
     assert said(content=b" ") == "an empty answer."
+
+
+def test_what_no_header_can_carry_is_refused_without_showing_it(
+    shared_sandbox: RunningSandbox,
+) -> None:
+    given = access(shared_sandbox, app_key="a-very-secret\nkey")
+    with MembershipsClient.open(given, attempts=1) as client, pytest.raises(ConnectionLost) as lost:
+        client.get_membership(1)
+    assert "a-very-secret" not in str(lost.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_named(
+    shared_sandbox: RunningSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "nothing://there")
+    opening = MembershipsClient.open(access(shared_sandbox))
+    with pytest.raises(ConnectionLost, match="HTTPS_PROXY"), opening:
+        pass

@@ -174,6 +174,20 @@ def test_all_that_is_kept_lies_in_one_folder_whatever_runs_where(
     assert Settings().ledger_url.get_secret_value() == "postgresql://user@host/.data"
 
 
+@pytest.mark.parametrize("content", ["garbage", "", None])
+def test_a_damaged_table_is_named_with_what_to_do(folder: Path, content: str | None) -> None:
+    (folder / ".env").write_text(BLOCK)
+    log = folder / ".data/lake/current/memberships/_delta_log/00000000000000000000.json"
+    log.parent.mkdir(parents=True)
+    protocol = '{"protocol": {"minReaderVersion": 99, "minWriterVersion": 99}}'
+    log.write_text(protocol if content is None else content)
+    status, printed = command(folder, "query", "select 1")
+    assert status == 1
+    assert "the table current/memberships cannot be opened" in printed
+    assert "Put its folder back" in printed
+    assert "Traceback" not in printed
+
+
 @pytest.mark.parametrize(("home", "found"), [("a/home", "a/home"), ("", "")])
 def test_a_home_of_dagsters_may_be_relative_or_blank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, found: str
@@ -212,6 +226,22 @@ def account(name: str) -> dict[str, dict[str, str]]:
         ("HISTORY_START", "1704067200"),
         ("TENANTS__ACME__TENANT_ID", "1_000"),
         ("TENANTS__ACME__TENANT_ID", "-5"),
+        ("TENANTS__ACME__APP_KEY", "hunter2\nhunter3"),
+        ("TENANTS__ACME__APP_KEY", "hunter2\u202e"),
+        ("LEDGER_URL", "mysql://hunter2@a/b"),
+        ("LEDGER_URL", "sqlite://"),
+        ("LEDGER_URL", "sqlite:///:memory:"),
+        ("LEDGER_URL", "hunter2"),
+        ("PUBLISH_URL", "mysql://hunter2@a/b"),
+        ("LAKE_URI", "ftp://a/b"),
+        ("LAKE_URI", "s3:/bucket"),
+        ("LAKE_URI", "gs://"),
+        ("API_URL", "https://a:99999"),
+        ("API_URL", "https://a:b"),
+        ("AUTH_URL", "https://a..b"),
+        ("AUTH_URL", f"https://{'a' * 64}"),
+        ("REQUESTS_PER_SECOND", "9" * 20),
+        ("KEEP_RUNS_DAYS", "9" * 12),
     ],
 )
 def test_what_was_written_is_what_is_set_or_it_is_refused(
@@ -221,8 +251,18 @@ def test_what_was_written_is_what_is_set_or_it_is_refused(
         monkeypatch.setenv(f"ST_TENANTS__ACME__{credential.upper()}", str(good))
     assert Settings().tenants
     monkeypatch.setenv(f"ST_{name}", value)
-    with pytest.raises(ValidationError, match=r"must be a|should be"):
+    with pytest.raises(ValidationError, match=r"must be|should be|no key has|no lake") as refused:
         Settings()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_the_line_end_of_a_file_of_secrets_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    for credential, good in account("acme")["acme"].items():
+        monkeypatch.setenv(f"ST_TENANTS__ACME__{credential.upper()}", f" {good}\r\n")
+    found = Settings().tenants["acme"]
+    secrets = (found.client_id, found.client_secret, found.app_key)
+    assert [secret.get_secret_value() for secret in secrets] == ["a", "b", "c"]
+    assert found.tenant_id == 1
 
 
 @pytest.mark.parametrize("name", ["acme", "acme_2", "north-east", "a.b", "müller", "7"])

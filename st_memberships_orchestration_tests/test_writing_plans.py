@@ -245,6 +245,7 @@ def test_the_hash_follows_content_and_record_and_survives_the_file(
     spoiled += [text.replace('"line": 1', f'"line": {line}') for line in ("true", '"1"', "1.0")]
     spoiled += [text.replace(f'"{plan.created_at.isoformat()}"', "1767225600")]
     assert text not in spoiled
+    spoiled += ["[]", "null", "{}", text.replace('"format": 3', '"format": true')]
     for broken in (text.encode()[:-40], b"\xff\xfe", b"[" * 200_000, *map(str.encode, spoiled)):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match="this is no plan"):

@@ -102,6 +102,10 @@ class _Files(DeltaStorageHandler):
             copy.close()
 
 
+class Damaged(OSError):
+    """A table whose files are not those of a table, or of a later format; the text says which."""
+
+
 @dataclass(frozen=True)
 class Lake:
     """Delta tables named `<layer>/<table>` under `uri`.
@@ -119,11 +123,18 @@ class Lake:
         return f"{self.uri.rstrip('/')}/{name}"
 
     def find(self, name: str) -> DeltaTable | None:
-        """The table at its newest version, or None while nothing was written to it."""
+        """The table at its newest version, or None while nothing was written to it.
+
+        Raises:
+            Damaged: something lies there, and it is no table that can be read.
+        """
         try:
             return DeltaTable(self.address(name))
         except TableNotFoundError:
             return None
+        except DeltaError as error:
+            said = str(error).partition("\n")[0]
+            raise Damaged(f"the table {name} cannot be opened: {said}") from error
 
     def open_existing(self, name: str) -> DeltaTable:
         """The table at its newest version.

@@ -31,6 +31,7 @@ from st_memberships_orchestration.servicetitan.ceiling import (
     shared_ceiling,
 )
 from st_memberships_orchestration.servicetitan.errors import (
+    ConnectionLost,
     ContractBroken,
     FeedStuck,
     NotAuthorized,
@@ -69,6 +70,11 @@ def trusted_certificates() -> ssl.SSLContext:
     trusted.load_verify_locations(certifi.where())
     return trusted
 
+
+PROXIES = (
+    "Give HTTPS_PROXY, HTTP_PROXY and ALL_PROXY an address such as http://proxy:3128, or NO_PROXY "
+    "the hosts that need none."
+)
 
 IN_TURN = "st_in_turn"
 """Mark of a request that has waited for its turn already."""
@@ -195,21 +201,26 @@ class ServiceTitanClient:
         """
         name = f"{urlsplit(access.api_url).netloc} {access.tenant_id}"
         ceiling = shared_ceiling(access.requests_per_second, name)
-        with httpx.Client(
-            verify=trusted_certificates(),
-            auth=shared_credentials(access),
-            timeout=timeout,
-            event_hooks={
-                "request": [
-                    lambda request: (
-                        IN_TURN in request.extensions
-                        or _take_turn(ceiling, access.tenant, request.method, request.url.path)
-                    ),
-                    limits.begin,
-                ],
-                "response": [limits.bound],
-            },
-        ) as http:
+        try:
+            made = httpx.Client(
+                verify=trusted_certificates(),
+                auth=shared_credentials(access),
+                timeout=timeout,
+                event_hooks={
+                    "request": [
+                        lambda request: (
+                            IN_TURN in request.extensions
+                            or _take_turn(ceiling, access.tenant, request.method, request.url.path)
+                        ),
+                        limits.begin,
+                    ],
+                    "response": [limits.bound],
+                },
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # of the environment's proxies
+            where: dict[str, Any] = {"tenant": access.tenant, "method": "GET", "path": cls.module}
+            raise ConnectionLost(f"{error}", remedy=PROXIES, **where) from error
+        with made as http:
             client = cls(http, access=access, ceiling=ceiling, attempts=attempts)
             http.event_hooks["response"].append(client._compare_clocks)
             yield client

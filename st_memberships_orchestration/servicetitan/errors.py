@@ -283,7 +283,8 @@ def described(error: httpx.RequestError) -> str:
         through = (
             f" (through the proxy {address.hostname}:{address.port or 80}, by the environment)"
         )
-    return f"{type(error).__name__}{f': {error}' if str(error) else ''}{through}."
+    said = _without_secrets(str(error), error.request)
+    return f"{type(error).__name__}{f': {said}' if said else ''}{through}."
 
 
 def _without_secrets(text: str, request: httpx.Request) -> str:
@@ -300,6 +301,7 @@ def _without_secrets(text: str, request: httpx.Request) -> str:
             quote(secret, safe=""),
             quote_plus(secret),
             json.dumps(secret)[1:-1],
+            repr(secret)[1:-1],
         }:
             text = text.replace(written, "***")
     return text

@@ -16,6 +16,9 @@ YEARS = range(2000, 2100)
 """Years of days that need no second look: ServiceTitan is younger, and nothing is sold so far
 ahead."""
 
+LONGEST_WHOLE = 40
+"""Characters of a whole number; 64 bits make 20."""
+
 _ERRORS = re.compile(r"#[A-ZÄÖÜ¡/0 ]+[!?]|#N/?[ADV]|#{3,}|#GETTING_DATA", re.IGNORECASE)
 _NO_VALUES = re.compile(
     r"null|\(null\)|<null>|\\n|nan|<na>|n/?a|n\.a\.|nat|none|nil|undefined|\(blank\)|\(empty\)",
@@ -127,6 +130,8 @@ def _examine_integer(value: Any) -> None:
         )
     if not re.fullmatch(r"-?\d+(\.00?)?", text, re.ASCII):  # 12.000 may be twelve thousand
         raise ValueError("is no whole number: write digits alone")
+    if len(text) > LONGEST_WHOLE:
+        raise ValueError("has more digits than a number can have")
     if str(value).startswith("-"):
         raise Doubt("is less than nothing")
 

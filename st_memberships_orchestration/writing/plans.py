@@ -28,7 +28,7 @@ from st_memberships_orchestration.servicetitan.records import Change
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import Kind, Proposal
 from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named
+from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named, quoted
 from st_memberships_orchestration.writing.values import (
     Plain,
     chunks,
@@ -126,7 +126,7 @@ class Plan:
     confirmed: tuple[str, ...] = ()
     account: Account | None = None
     ledger: tuple[str, int] | None = None
-    format: int = FORMAT
+    format: Annotated[int, Field(ge=1)] = FORMAT
 
     @cached_property
     def hash(self) -> str:
@@ -177,11 +177,12 @@ class Plan:
         """
         try:
             body = json.loads(text)
+            if not isinstance(body, dict) or not {"hash", "format"} <= body.keys():
+                raise ValueError("it has no hash, or no format")
             written, number = body.pop("hash"), body["format"]
-            plan = None
-            if number in range(1, FORMAT + 1):
-                plan = _PLAN.validate_json(json.dumps(body), strict=True)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            is_later = type(number) is int and number > FORMAT
+            plan = None if is_later else _PLAN.validate_json(json.dumps(body), strict=True)
+        except (ValueError, RecursionError) as error:
             said = "; ".join(_said(error)) if isinstance(error, ValueError) else error
             raise ValueError(f"this is no plan: {said}") from error
         if plan is None:
@@ -392,8 +393,9 @@ def _whole(value: Any) -> tuple[int | None, str]:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value)
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) >= 2**63:
-        return None, f"{text!r} is no id"
+    is_number = text.isascii() and text.isdigit() and len(text) < 40 and int(text) < 2**63
+    if isinstance(value, bool) or not is_number:
+        return None, f"{quoted(text)} is no id"
     return int(text), ""
 
 

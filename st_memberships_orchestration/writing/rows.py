@@ -96,7 +96,10 @@ def read_rows(path: Path) -> list[Row]:
         BadRows: the file, or some of its lines, cannot be read.
         OSError: there is no such file.
     """
-    there = path.resolve(strict=True)  # a link is known by what it leads to
+    try:
+        there = path.resolve(strict=True)  # a link is known by what it leads to
+    except RuntimeError as error:
+        raise BadRows([Fault(1, f"{path.name} is a link that leads back to itself")]) from error
     if not there.is_file():
         raise BadRows([Fault(1, f"{path.name} is no file")])
     if there.stat().st_size > MOST_BYTES:
