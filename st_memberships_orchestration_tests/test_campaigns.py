@@ -541,6 +541,9 @@ def test_each_campaign_is_a_job_that_succeeds_as_it_is_prefilled(
     assert writes_of(sandbox) == []
     # The visits were found where the forecast said, once they were moved.
     synced.monkeypatch.setenv("ST_WRITES", "on")
+    unnamed = facts(launch(synced, "campaign_result", plan=""), "campaign_result")
+    named = {row.data["plan"] for row in unnamed["plans"].records}
+    assert named == {found["plan_hash"][:12] for found in plans.values()}
     plan = plans["campaign_visits"]
     config = {"approved_hash": plan["plan_hash"], "dry_run": False}
     assert launch(synced, "update_recurring_services", **config).success

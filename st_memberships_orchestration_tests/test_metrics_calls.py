@@ -28,7 +28,7 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
 )
 
 TYPES = frame(
-    membership_type(1, option(None, "Monthly", 20), name="Gold"),
+    membership_type(1, option(None, "Monthly", 20), name=" Gold "),
     membership_type(2, option(None, "Monthly", 20), name="Old Gold", is_deleted=True),
 )
 YEAR = {"duration": 12, "from_": "2025-04-01"}

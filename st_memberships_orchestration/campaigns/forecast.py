@@ -353,6 +353,17 @@ def kept_forecast(lake: Lake, plan: Plan) -> list[Line]:
     return [Line(*(row[n] for n in names)) for row in rows if row["made_at"] == newest]
 
 
+def newest_forecasts(lake: Lake, tenants: Sequence[str], most: int) -> list[tuple[str, ...]]:
+    """Tenant, beginning of the plan's hash and time of the newest forecasts, for people."""
+    made = {
+        (row["made_at"], tenant, row["plan"])
+        for tenant in tenants
+        for row in lake.rows(TABLE, tenant=tenant, columns=["made_at", "plan"]).to_pylist()
+    }
+    newest = sorted(made, reverse=True)[:most]
+    return [(tenant, plan[:12], f"{at:%Y-%m-%d %H:%M} UTC") for at, tenant, plan in newest]
+
+
 @retry_conflicts
 def _append(lake: Lake, rows: pa.Table) -> None:
     append(lake.open(TABLE, SCHEMA), rows)

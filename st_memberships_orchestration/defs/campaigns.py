@@ -21,13 +21,14 @@ from st_memberships_orchestration.campaigns.campaign import (
     unmoved,
 )
 from st_memberships_orchestration.campaigns.choice import Choice, book_of
-from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
+from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast, newest_forecasts
 from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
 from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.defs.writes import (
+    PLANS_SHOWN,
     Work,
     Writes,
     failures,
@@ -102,7 +103,11 @@ class MembershipsConfig(CampaignConfig):
 class ResultConfig(dg.Config):
     """Which campaign."""
 
-    plan: str = Field(description="Hash of its plan (8 characters or more), or its file.")
+    plan: str = Field(
+        default="",
+        description="Hash of its plan (8 characters or more), or its file; empty: names the "
+        "newest.",
+    )
 
 
 def build_jobs(settings: Settings, resources: Mapping[str, Any]) -> list[dg.JobDefinition]:
@@ -224,6 +229,15 @@ def _result_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
         writes: dg.ResourceParam[Writes],
     ) -> None:
         with failures():
+            if not config.plan:
+                plans = newest_forecasts(lake, [*writes.settings.tenants], PLANS_SHOWN)
+                context.add_output_metadata(
+                    {
+                        "result": "Nothing: no plan was named. Launch it again with a plan's hash.",
+                        "plans": table_of(("tenant", "plan", "forecast at"), plans),
+                    }
+                )
+                return
             plan = find_plan(writes.ledger, config.plan)
             came = result_of(lake, book_of(lake, writes.settings, plan.tenant), plan)
             table = markdown_table(RESULT_HEADINGS, came.cells)

@@ -213,7 +213,7 @@ def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Fram
     ).rename(columns={"id": "membership_id"})
     types = pick(membership_types, "id", "name", "is_deleted")
     rows = attach(rows, types, "membership_type_id", plan="name", is_retired="is_deleted")
-    rows["plan"] = rows["plan"].fillna("The membership")
+    rows["plan"] = rows["plan"].str.strip().fillna("The membership")
     prices = pick(prices, "membership_id", "annual_value")
     rows = attach(rows, prices, "membership_id", "annual_value", id="membership_id")
     rows["is_active"] = (rows["status"] == ACTIVE) & ~rows["is_deleted"]

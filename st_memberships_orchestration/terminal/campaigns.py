@@ -167,12 +167,7 @@ def _run(
 def _show_forecast(ready: Prepared) -> None:
     if ready.left:
         show(LEFT_HEADINGS, left_lines(ready.left))
-    table = Table(
-        FORECAST_HEADINGS[0], *(Column(h, justify="right") for h in FORECAST_HEADINGS[1:])
-    )
-    for cells in forecast_lines(ready.lines):
-        table.add_row(*(Text(visible(cell)) for cell in cells))
-    console.print(table)
+    _table(FORECAST_HEADINGS, forecast_lines(ready.lines))
     still = unmoved(ready.lines)
     if ready.said:
         console.print(ready.said)
