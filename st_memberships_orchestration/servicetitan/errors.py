@@ -40,7 +40,7 @@ LONGEST_MESSAGE = 2_000
 LONGEST_TRACE_ID = 200
 PRIVATE = re.compile(
     r"""
-    [\w.+-]+@[\w-]+(\.[\w-]+)+                                      # an e-mail address
+    (?<![\w.+-])[\w.+-]+@[\w-]+(\.[\w-]+)+                        # an e-mail address
     | (?<!\w)(\+?1[ .-]?)?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}(?!\w)     # a telephone number
     | \beyJ[\w-]{8,}(\.[\w-]*)*                                     # a token
     | \bBearer\s[^\s"\\<]+
@@ -48,7 +48,11 @@ PRIVATE = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-"""What has no place in an error, which goes into logs, alerts, Dagster's record and the ledger."""
+"""What has no place in an error, which goes into logs, alerts, Dagster's record and the ledger.
+
+Each alternative begins where a word does: else one word of a megabyte would be gone through from
+each of its letters on.
+"""
 
 QUOTA = re.compile(r"quota|rate limit|too many requests|throttl", re.IGNORECASE)
 """What a 403 says that is a wait: the gateway answers so when a volume of calls is used up."""
@@ -374,7 +378,7 @@ def _asked_wait(response: httpx.Response, message: str = "") -> float | None:
         now = _date(response.headers.get("date", "")) or datetime.now(UTC)
         seconds = (until - now).total_seconds()
         return seconds if seconds > 0 else None
-    if found := re.search(r"([0-9]+(?:\.[0-9]+)?)\s*sec", message):
+    if found := re.search(r"(?<![0-9])([0-9]+(?:\.[0-9]+)?)\s*sec", message):
         return float(found[1])
     if found := re.search(r"\b([0-9]+):([0-5][0-9]):([0-5][0-9])\b", message):
         hours, minutes, seconds = map(int, found.groups())
