@@ -172,7 +172,10 @@ def test_tables_that_tell_of_the_same_agree(book: dict[str, Any]) -> None:
 
     days = tables["members_daily"]
     if len(days):
-        change = sum((days[name] * sign for name, sign in BRIDGE.items()), Decimal(0))
+        # Arrow's sums grow by a digit each, and have 38.
+        change = sum(
+            (days[name].astype(object) * sign for name, sign in BRIDGE.items()), Decimal(0)
+        )
         assert (days["mrr_start"] + change == days["mrr_end"]).all()
         assert days["mrr_start"].tolist()[1:] == days["mrr_end"].tolist()[:-1]
         assert days["mrr_end"].iloc[-1] == revenue["mrr_end"].iloc[-1]
