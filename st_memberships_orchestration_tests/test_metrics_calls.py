@@ -78,7 +78,7 @@ def test_the_reasons_of_a_customer_are_one_call() -> None:
         "Gold ends on 2026-03-25 and nothing follows it: offer the renewal. "
         "Gold has no card, bank account or kind of payment: ask for one. "
         "Old Gold is no longer sold: offer a plan that is.",
-        "Gold",
+        " Gold ",
         members[0]["to"],
     )
     assert plain(table, "write_jobs") == [

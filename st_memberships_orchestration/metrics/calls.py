@@ -213,7 +213,7 @@ def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Fram
     ).rename(columns={"id": "membership_id"})
     types = pick(membership_types, "id", "name", "is_deleted")
     rows = attach(rows, types, "membership_type_id", plan="name", is_retired="is_deleted")
-    rows["plan"] = rows["plan"].str.strip().fillna("The membership")
+    rows["plan"] = rows["plan"].fillna("The membership")
     prices = pick(prices, "membership_id", "annual_value")
     rows = attach(rows, prices, "membership_id", "annual_value", id="membership_id")
     rows["is_active"] = (rows["status"] == ACTIVE) & ~rows["is_deleted"]
@@ -277,7 +277,7 @@ def _filled(rows: Frame) -> list[str]:
     words = ("what_to_say", "plan", "due_on", "since", "owed_visits")
     return [
         text.format(
-            plan=plan,
+            plan=plan.strip(),
             due_on="" if pd.isna(due_on) else due_on.date(),
             since="long ago" if pd.isna(since) else since.date(),
             count="" if pd.isna(visits) else _counted(int(visits)),
