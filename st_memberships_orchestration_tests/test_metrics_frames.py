@@ -346,6 +346,7 @@ def test_the_room_imports_no_other_room_and_does_no_io() -> None:
             "re",
             "typing",
             "unicodedata",
+            "weakref",
             "zoneinfo",
         ),
         *("numpy", "pandas", "pyarrow"),
