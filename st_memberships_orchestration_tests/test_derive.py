@@ -226,6 +226,19 @@ def test_what_adds_up_goes_on_from_the_sums_of_before(tmp_path: Path) -> None:
     assert kept_sums(lake, name, "bravo", held) is None
 
 
+def test_sums_of_a_writer_that_was_killed_count_for_nothing(tmp_path: Path) -> None:
+    lake, name = Lake(str(tmp_path)), "derived/members_monthly"
+    sums = [pa.table({"month": [1, 2], "records": [3, 4]}), pa.table({"records": [5]})]
+    keep_sums(lake, name, "acme", 7, sums)
+    (file,) = (tmp_path / name / "_sums").iterdir()
+    whole = file.read_bytes()
+    assert kept_sums(lake, name, "acme", 7) == sums
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        # All is there as soon as the last rows are; after them comes only that nothing follows.
+        assert kept_sums(lake, name, "acme", 7) in (None, sums), length
+
+
 def test_what_another_membership_of_the_customer_explains_is_followed(tmp_path: Path) -> None:
     lake, now = Lake(str(tmp_path)), BEGINNING
     expired = membership(1, customer_id=7, status="Expired", to="2026-01-01")

@@ -326,23 +326,24 @@ class _At(NamedTuple):
     version: int | None
     stamp: int
 
-    @lru_cache(maxsize=64)  # noqa: B019 (it is a value, and small)
-    def open(self) -> DeltaTable | None:
-        if self.version is None:
-            return None
-        return DeltaTable(self.lake.address(self.source), version=self.version)
-
 
 def _at(lake: Lake, source: str, tenant: str, table: DeltaTable | None) -> _At:
     version = None if table is None else table.version()
     return _At(lake, source, tenant, version, origin_of(tenant, {"": table}))
 
 
+@lru_cache(maxsize=64)
+def _opened(at: _At) -> DeltaTable | None:
+    if at.version is None:
+        return None
+    return DeltaTable(at.lake.address(at.source), version=at.version)
+
+
 @lru_cache(maxsize=16)
 def _changed(before: _At, after: _At) -> pa.Table | None:
     """What differs between two versions, None where it is too much or what was then is gone."""
     try:
-        then, now = before.open(), after.open()
+        then, now = _opened(before), _opened(after)
         if then is None or now is None:
             return None
         return changed_rows(
@@ -361,7 +362,7 @@ def _changed(before: _At, after: _At) -> pa.Table | None:
 @lru_cache(maxsize=8)
 def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
     """Some columns of all rows, held for the next table, which needs them again."""
-    table = at.open()
+    table = _opened(at)
     assert table is not None
     return scan(table, at.tenant, [f'"{name}"' for name in columns]).read_all()
 
@@ -376,7 +377,7 @@ def _held(at: _At, of: _Fixed = None) -> pd.DataFrame:
     """A table or a part of it, held for the next table, which mostly needs the same."""
     if (at, of) not in _frames:
         ids = None if of is None else {name: pa.array(some, pa.int64()) for name, some in of}
-        frame = _frame(at.open(), at.source, at.tenant, ids)
+        frame = _frame(_opened(at), at.source, at.tenant, ids)
         _frames[at, of] = int(frame.memory_usage().sum()), frame
     _frames.move_to_end((at, of))
     frame = _frames[at, of][1]

@@ -1,8 +1,8 @@
 """What a derived table's rows were laid out from, beside its files; what adds up goes on from it.
 
 One file per table and tenant, which Delta does not know: a folder that begins with `_` is none of
-its own. It holds for the rows that it was written with, and where it is gone, or is of others, all
-is computed anew.
+its own. It holds for the rows that it was written with, and where it is gone, cut short, or is of
+others, all is computed anew.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ import pyarrow.fs as pafs
 from st_memberships_orchestration.lake.store import BLOCK, Lake, files_of
 
 FOLDER = "_sums"
-ORIGIN = b"origin"
+OF = b"of"
+"""Each of the tables says of what rows it is, and how many tables and rows there are: the stream of
+a writer that was killed can end where another one would."""
 
 
 def keep_sums(lake: Lake, name: str, tenant: str, origin: int, sums: Sequence[pa.Table]) -> None:
@@ -30,7 +32,7 @@ def keep_sums(lake: Lake, name: str, tenant: str, origin: int, sums: Sequence[pa
     # Without a buffer deltalake 1.6 is handed what it does not know.
     with files_of(lake).open_output_stream(_path(name, tenant), buffer_size=BLOCK) as sink:
         for each in sums:
-            held = each.replace_schema_metadata({ORIGIN: str(origin)})
+            held = each.replace_schema_metadata({OF: _told(origin, sums, each)})
             with pa.ipc.new_stream(sink, held.schema, options=options) as stream:
                 stream.write_table(held)
 
@@ -43,13 +45,15 @@ def kept_sums(lake: Lake, name: str, tenant: str, origin: int | None) -> list[pa
     with files.open_input_file(path) as source:
         held = pa.BufferReader(source.read())
     sums: list[pa.Table] = []
-    while held.tell() < held.size():
-        with pa.ipc.open_stream(held) as stream:
-            sums.append(stream.read_all())
-    origins = {(each.schema.metadata or {}).get(ORIGIN) for each in sums}
-    if origins != {str(origin).encode()}:
+    try:
+        while held.tell() < held.size():
+            with pa.ipc.open_stream(held) as stream:
+                sums.append(stream.read_all())
+    except (pa.ArrowInvalid, OSError):
         return None
-    return [each.replace_schema_metadata() for each in sums]
+    if any((each.schema.metadata or {}).get(OF) != _told(origin, sums, each) for each in sums):
+        return None
+    return [each.replace_schema_metadata() for each in sums] or None
 
 
 def forget_sums(lake: Lake, name: str) -> None:
@@ -57,6 +61,10 @@ def forget_sums(lake: Lake, name: str) -> None:
     files = files_of(lake)
     for entry in files.get_file_info(pafs.FileSelector(f"{name}/{FOLDER}", allow_not_found=True)):
         files.delete_file(entry.path)
+
+
+def _told(origin: int | None, sums: Sequence[pa.Table], each: pa.Table) -> bytes:
+    return f"{origin} {len(sums)} {each.num_rows}".encode()
 
 
 def _path(name: str, tenant: str) -> str:
