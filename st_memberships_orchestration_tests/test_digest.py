@@ -27,6 +27,7 @@ from st_memberships_orchestration.lake.digests import State, claim, lines_of
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.daily import MEMBERS_DAILY
+from st_memberships_orchestration.reporting import page as reporting_page
 from st_memberships_orchestration.reporting.digest import _members_of, _mrr_of
 from st_memberships_orchestration.reporting.formats import MINUS
 from st_memberships_orchestration.sandbox.process import RunningSandbox
@@ -81,7 +82,7 @@ def run(location: Location, tenant: str = "acme", **config: Any) -> dict[str, An
         data: Any = event.event_specific_data
         metadata = getattr(data, "metadata", None)
         if event.event_type_value == "STEP_FAILURE":
-            metadata = data.user_failure_data.metadata
+            metadata = getattr(data.user_failure_data, "metadata", None)
         shown |= {name: value.value for name, value in (metadata or {}).items()}
     return shown
 
@@ -228,6 +229,9 @@ def mail_server() -> Iterator[tuple[str, list[Any]]]:
 def test_a_mail_has_the_report_with_it(desk: Location) -> None:
     with mail_server() as (address, mails):
         desk.monkeypatch.setenv("ST_TENANTS__ACME__DIGEST_URLS", address)
+        with desk.monkeypatch.context() as broken:
+            broken.setattr(reporting_page, "make_report", lambda *_, **__: 1 / 0)
+            assert not run(desk)["success"]
         shown = run(desk)
     assert shown["sent"] == "mailto://…: sent with the report"
     (mail,) = mails
@@ -235,9 +239,9 @@ def test_a_mail_has_the_report_with_it(desk: Location) -> None:
     assert "Acme Heating" in mail["subject"]
     body = mail.get_body(("plain", "html")).get_content()
     assert "Whom to call first" in body
-    (page,) = mail.iter_attachments()
-    assert page.get_filename().startswith("acme-")
-    assert "Acme Heating" in page.get_content()
+    (report,) = mail.iter_attachments()
+    assert report.get_filename().startswith("acme-")
+    assert "Acme Heating" in report.get_content()
 
 
 def test_who_was_not_reached_is_tried_again_and_nobody_is_told_twice(

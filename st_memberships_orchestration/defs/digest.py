@@ -100,17 +100,16 @@ def send(
     """
     urls = {channel_of(url): url for url in settings.digest_addresses(digest.tenant)}
     services = {channel: service_of(url) for channel, url in urls.items()}
-    ours, before = claim(lake, digest.tenant, digest.day, services, datetime.now(UTC))
-    deliveries = [
-        Delivery(services[channel], _said_before(state))
-        for channel, state in before.items()
-        if channel in urls and channel not in ours
-    ]
     with tempfile.TemporaryDirectory() as folder:
-        file = None
-        if any(channel not in before for channel in ours):
-            file = Path(folder, f"{digest.tenant}-{digest.day}.html")
-            file.write_text(_page(instance, lake, settings, check_keys, digest.tenant))
+        # Made before a channel is claimed: a claim that nothing follows is never made up for.
+        file = Path(folder, f"{digest.tenant}-{digest.day}.html")
+        file.write_text(_page(instance, lake, settings, check_keys, digest.tenant))
+        ours, before = claim(lake, digest.tenant, digest.day, services, datetime.now(UTC))
+        deliveries = [
+            Delivery(services[channel], _said_before(state))
+            for channel, state in before.items()
+            if channel in urls and channel not in ours
+        ]
         for channel in ours:
             attached = file if channel not in before else None
             is_sent, has_file = deliver(urls[channel], digest.title, digest.text, file=attached)
