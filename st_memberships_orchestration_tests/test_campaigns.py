@@ -155,7 +155,7 @@ def test_a_price_rise_forecast_by_hand() -> None:
 def test_who_is_left_out_of_a_price_rise_and_why() -> None:
     fee, add_on, credit = item(1, "20"), item(2, "5", is_add_on=True), item(3, "-20")
     templates = (
-        template(10, "20", item(101, "20")),
+        template(10, "20", None, item(101, "20")),
         template(11, "20", item(111, "20")),
         template(12, "25", fee, add_on),
         template(13, "0", fee, credit),

@@ -114,7 +114,7 @@ def membership_type(id: int, *options: Any, **fields: Any) -> dict[str, Any]:
     }
 
 
-def template(id: int, total: str, *items: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def template(id: int, total: str, *items: dict[str, Any] | None, **fields: Any) -> dict[str, Any]:
     return {
         "tenant": "acme",
         "id": id,

@@ -135,7 +135,7 @@ class PriceRise:
 
     def _lines(self, template: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         """The lines with their new prices; or none, and why."""
-        items = template["items"] or []
+        items = template["items"]
         if template["is_deleted"]:
             return [], "is deleted"
         if self.line == ONLY and len(items) != 1:
@@ -192,7 +192,9 @@ def _templates(book: Book, ids: Collection[int]) -> dict[int, dict[str, Any]]:
     records = records[records["id"].isin(ids)]
     names = ["id", "is_deleted", "is_settings_template", "items"]
     rows = pa.Table.from_pandas(records[names], preserve_index=False).to_pylist()
-    return {row["id"]: row for row in rows}
+    return {
+        row["id"]: row | {"items": [item for item in row["items"] or [] if item]} for row in rows
+    }
 
 
 def _others(book: Book) -> dict[int, list[str]]:
