@@ -299,6 +299,40 @@ def test_all_tenants_are_derived_in_one_tick_of_a_real_daemon(
         assert {run.run_id for run in asked} == {*ticks[0].run_ids}
 
 
+def test_what_people_act_on_is_checked_after_derives_and_not_too_often(location: Location) -> None:
+    repository, noon = defs().get_repository_def(), at(12, 0)
+    sensor = repository.get_sensor_def("checks_after_derive")
+    cursor: str | None = None
+
+    def asks(minute: int) -> bool:
+        nonlocal cursor
+        with (
+            time_machine.travel(noon + timedelta(minutes=minute), tick=False),
+            dg.build_sensor_context(location.instance, cursor, repository_def=repository) as look,
+        ):
+            data = sensor.evaluate_tick(look)
+        cursor = data.cursor
+        if data.run_requests:
+            runs(str(sensor.job_name), minute, dg.DagsterEventType.RUN_SUCCESS)
+        return bool(data.run_requests)
+
+    def runs(job: str, minute: int, end: dg.DagsterEventType) -> None:
+        with time_machine.travel(noon + timedelta(minutes=minute), tick=False):
+            run = location.instance.create_run_for_job(repository.get_job(job))
+            location.instance.handle_run_event(run.run_id, dg.DagsterEvent(end.value, job))
+
+    runs("derive", -1, dg.DagsterEventType.RUN_SUCCESS)
+    assert not asks(0), "the night checks what was derived before"
+    runs("derive", 1, dg.DagsterEventType.RUN_SUCCESS)
+    assert asks(2)
+    runs("derive", 3, dg.DagsterEventType.RUN_SUCCESS)
+    assert not asks(4), "a moment ago"
+    assert asks(8), "but not forgotten"
+    assert not asks(14)
+    runs("derive", 15, dg.DagsterEventType.RUN_FAILURE)
+    assert not asks(20), "nothing was derived"
+
+
 def ticks_with_runs(instance: dg.DagsterInstance) -> list[Any]:
     """The ended ticks of the sensor that asked for runs."""
     return [
