@@ -19,6 +19,8 @@ from st_memberships_orchestration_tests.harness import (
     postgres_server,
     settle,
 )
+from st_memberships_orchestration_tests.hostile import Account, Hostile
+from st_memberships_orchestration_tests.machine import Machine, forkserver
 
 PAGE_SIZE = 100
 DOCUMENT = Path(__file__).with_name("memberships-v2.facts.json")
@@ -128,3 +130,26 @@ def postgres() -> Iterator[str]:
         pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
     with postgres_server(programs) as url:
         yield url
+
+
+# The attacks on the writes
+
+
+@pytest.fixture
+def world() -> Iterator[Hostile]:
+    """A ServiceTitan that misbehaves, whose time runs ten times as fast."""
+    with Hostile(pace=10) as world:
+        yield world
+
+
+@pytest.fixture
+def account(world: Hostile) -> Account:
+    """An account there."""
+    return world.account()
+
+
+@pytest.fixture
+def machine(world: Hostile, account: Account, tmp_path: Path) -> Machine:
+    """The contractor's machine, on which commands are typed."""
+    forkserver()
+    return Machine(tmp_path / "machine", world, account)

@@ -30,30 +30,7 @@ from st_memberships_orchestration_tests.attacks import (
     times,
 )
 from st_memberships_orchestration_tests.hostile import Account, Hostile, Reply
-from st_memberships_orchestration_tests.machine import PROGRAM, Machine, forkserver
-
-PACE = 10
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _forkserver() -> None:
-    forkserver()
-
-
-@pytest.fixture
-def world() -> Iterator[Hostile]:
-    with Hostile(pace=PACE) as world:
-        yield world
-
-
-@pytest.fixture
-def account(world: Hostile) -> Account:
-    return world.account()
-
-
-@pytest.fixture
-def machine(world: Hostile, account: Account, tmp_path: Path) -> Machine:
-    return Machine(tmp_path / "machine", world, account)
+from st_memberships_orchestration_tests.machine import PROGRAM, Machine
 
 
 @pytest.fixture
