@@ -6,6 +6,7 @@ one modification time, refused tokens, errors, tables that are deleted or restor
 clock that is days ahead.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -437,6 +438,35 @@ def test_a_bad_page_for_ever_is_gone_round_by_a_backfill(
     with pytest.raises(ServerFailed):
         operation.backfill(399)
     assert before < 110 < 180 < len(versions(operation.lake))
+
+
+def test_a_record_that_came_back_while_an_older_page_was_read_is_in_no_quarantine(
+    server: ExportServer, lake: Lake
+) -> None:
+    def read_now(window: Window) -> None:
+        with MembershipsClient.open(server.access, attempts=1) as client:
+            start = now - 400 * DAY
+            FeedReader(
+                client, lake, EVENTS, tenant="acme", environment="production", history_start=start
+            ).read(window)
+
+    now = datetime.now(UTC)
+    broken = {**visit(1, now - 9 * DAY), "active": "yes"}
+    undated = {**visit(2, now - 9 * DAY), "modifiedOn": "?"}
+    server.log = [broken, undated, visit(3, now - 9 * DAY)]
+    old_page = json.dumps(server.page(None)).encode()
+
+    def late(start: str | None) -> Answer | None:
+        server.fault = lambda start: None
+        server.log += [visit(1, now - DAY / 3, 7), {**undated, "modifiedOn": "??"}]
+        read_now(Window(now - DAY / 2, now + DAY / 2))
+        assert lake.rows(RAW, tenant="acme")["id"].to_pylist() == [3, 1]
+        return 200, old_page
+
+    server.fault = late
+    read_now(Window(now - 20 * DAY, now - 5 * DAY))
+    aside = lake.rows("quarantine/recurring_service_events", tenant="acme")["id"].to_pylist()
+    assert set(aside) == {2}, "nothing tells which came first where there is no time"
 
 
 @pytest.mark.parametrize("rows", ["none", "the same", "in a circle", "ever new"])

@@ -163,6 +163,31 @@ def release(lake: Lake, name: str, rows: pa.Table, *, tenant: str, modified: str
         )
 
 
+def release_overtaken(
+    lake: Lake,
+    feed: str,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    tenant: str,
+    modified: str,
+    asked_at: datetime,
+) -> None:
+    """Take out those of `records` that another reading has brought back whole meanwhile.
+
+    A page may be read before and committed after it: by then nothing more comes that would release
+    its records. Those without a modification time stay, for nothing tells which came first.
+    """
+    dated = [record for record in records if record["modified_on"] is not None]
+    ids = [str(record["id"]) for record in dated if record["id"] is not None]
+    raw = lake.find(f"raw/{feed}")
+    if not ids or raw is None:
+        return
+    where = f"loaded_at >= {literal(asked_at)}"
+    where += f" and id in ({', '.join(ids)})" if len(ids) <= FEW else ""
+    newer = scan(raw, tenant, ["id", f'"{modified}"'], where).read_all()
+    release(lake, f"quarantine/{feed}", newer, tenant=tenant, modified=modified)
+
+
 def _next(table: DeltaTable, tenant: str) -> Transaction:
     """What makes of two writers that started from the same rows the second start anew."""
     return Transaction(tenant, (table.transaction_version(tenant) or 0) + 1)

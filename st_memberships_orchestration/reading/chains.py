@@ -1,7 +1,7 @@
 """A chain of pages: from a token or a time on, each page naming the next, to its end."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,10 +48,18 @@ class Chain:
 
 @dataclass(frozen=True)
 class ChainPage:
-    """A page of a chain, of which it may be the last."""
+    """A page of a chain, of which it may be the last.
+
+    Attributes:
+        chain: which it is of.
+        page: what was answered.
+        asked_at: no later than when it was asked for.
+        is_last: whether the chain ends with it.
+    """
 
     chain: Chain
     page: ExportPage
+    asked_at: datetime
     is_last: bool
 
 
@@ -65,10 +73,18 @@ class Broken:
 class ChainReader:
     """Reads chains of one feed of one tenant."""
 
-    def __init__(self, client: ServiceTitanClient, feed: ExportFeed, *, tenant: str) -> None:
+    def __init__(
+        self,
+        client: ServiceTitanClient,
+        feed: ExportFeed,
+        *,
+        tenant: str,
+        clock: Callable[[], datetime],
+    ) -> None:
         self._client = client
         self._feed = feed
         self._tenant = tenant
+        self._clock = clock
 
     def pages(self, chain: Chain) -> Iterator[ChainPage | Broken]:
         """The chain's pages, and at the end the error that ended it, if one did."""
@@ -94,11 +110,13 @@ class ChainReader:
             yield Broken(error)
 
     def _pages_from(self, start: str | None, chain: Chain) -> Iterator[ChainPage]:
+        asked_at = self._clock()
         for page in self._client.export(self._feed, start=start):
             is_last = not page.has_more or self._is_past(page, chain.until)
-            yield ChainPage(chain, page, is_last)
+            yield ChainPage(chain, page, asked_at, is_last)
             if is_last:
                 return
+            asked_at = self._clock()
 
     def _is_past(self, page: ExportPage, until: datetime | None) -> bool:
         oldest = pc.min(page.rows[self._feed.modified]).as_py()

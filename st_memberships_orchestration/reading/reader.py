@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from st_memberships_orchestration.lake.progress import Progress
-from st_memberships_orchestration.lake.quarantine import quarantine, release
+from st_memberships_orchestration.lake.quarantine import quarantine, release, release_overtaken
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions, newest_batch
 from st_memberships_orchestration.reading.chains import Broken, Chain, ChainPage, ChainReader
 from st_memberships_orchestration.reading.journal import Journal, Positions
-from st_memberships_orchestration.servicetitan.client import ExportPage, ServiceTitanClient
+from st_memberships_orchestration.servicetitan.client import ServiceTitanClient
 from st_memberships_orchestration.servicetitan.columns import table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.exports import (
@@ -157,7 +157,7 @@ class FeedReader:
         self._tenant = tenant
         self._history_start = history_start
         self._clock = clock
-        self._chain_reader = ChainReader(client, feed, tenant=tenant)
+        self._chain_reader = ChainReader(client, feed, tenant=tenant, clock=clock)
         self._journal = Journal(lake, feed, tenant=tenant, environment=environment, clock=clock)
 
     def read(self, window: Window) -> Reading:
@@ -265,7 +265,7 @@ class FeedReader:
         ahead = read_ahead(*newest_first, threads=CHAINS_AT_ONCE, depth=1)
         for pages in _in_commits(_without_errors(ahead, errors)):
             reading = replace(
-                reading + self._commit([read.page for read in pages]),
+                reading + self._commit(pages),
                 seconds=time.monotonic() - started,
                 throttled=self._client.throttled - throttled,
             )
@@ -292,7 +292,8 @@ class FeedReader:
             return read.chain.begun.window_end
         return pc.max(read.page.rows[self._feed.modified]).as_py()
 
-    def _commit(self, pages: list[ExportPage]) -> Reading:
+    def _commit(self, read: list[ChainPage]) -> Reading:
+        pages = [one.page for one in read]
         rows = pa.concat_tables([page.rows for page in pages])
         rows = rows.cast(table_schema(self._feed.model))  # with the columns' comments
         broken = [
@@ -313,6 +314,14 @@ class FeedReader:
         aside = f"quarantine/{self._feed.name}"
         quarantine(self._lake, aside, broken, tenant=self._tenant, read_at=now)
         release(self._lake, aside, rows, tenant=self._tenant, modified=self._feed.modified)
+        release_overtaken(
+            self._lake,
+            self._feed.name,
+            broken,
+            tenant=self._tenant,
+            modified=self._feed.modified,
+            asked_at=min(one.asked_at for one in read),
+        )
         return Reading(
             rows=rows.num_rows,
             versions=versions,
