@@ -344,6 +344,9 @@ def settings_page() -> str:
         _settings(Tenant, "ST_TENANTS__<NAME>__"),
         "\n## Of the project\n",
         _settings(Settings, "ST_", leave_out=("tenants",)),
+        "\nPaths are taken as a shell takes them: `~` and `$NAME` are filled in, `file:///` is a "
+        "folder of this machine. Relative ones count from the folder in which a process is "
+        "started. A folder or file that is there by the very words is taken as it is.\n",
         "\n`AWS_…`, `GOOGLE_…` and `AZURE_…` variables of object storage are read by the storage "
         "library itself, `DAGSTER_HOME` by Dagster.\n",
     ]
@@ -526,6 +529,18 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ({"ST_ENVIRONMENT": "sandbox"}, "Use the file that `st-memberships sandbox` writes."),
     (ONE_TENANT | {"ST_HISTORY_START": "01/01/2024"}, "Write days as `2024-01-01`."),
     (ONE_TENANT | {"ST_WRITE_CAP_PER_KIND": "50"}, 'Write it as JSON: `{"sell_memberships": 50}`.'),
+    (
+        ONE_TENANT | {"ST_LAKE_URI": "$LAKES/acme"},
+        "Set the variable that it names, or write the path out.",
+    ),
+    (
+        ONE_TENANT | {"ST_REPORT_DIR": '"/srv/reports"'},
+        "Write it without: Docker's `--env-file` takes quotation marks for letters.",
+    ),
+    (
+        ONE_TENANT | {"ST_TENANTS__ACME__CLIENT_SECRET": "'x'"},
+        "The same: write it without.",
+    ),
     ({"ST_TENANTS": "acme"}, "Remove it: tenants are set by `ST_TENANTS__<NAME>__…` variables."),
 ]
 """Settings that do not hold, and what to do about each."""

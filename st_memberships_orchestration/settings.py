@@ -11,7 +11,7 @@ from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import (
@@ -50,7 +50,7 @@ ENV_FILE = Path(".env")
 TENANT_NAME = re.compile(r"[^\W_](?!.*\.\.)[\w.-]{0,63}")
 UNREADABLE = re.compile(r"[\[\]^|\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
-LAKE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "file")
+LAKE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl")
 
 CREDENTIALS = ("tenant_id", "client_id", "client_secret", "app_key")
 
@@ -79,8 +79,44 @@ def _tenant_name(name: str) -> str:
     return name
 
 
+def path_of(path: str) -> str:
+    """A path as a shell would read it: what stands in settings and launchpads is read by none.
+
+    What is there by the very words stays what is meant: earlier releases took them so.
+
+    Raises:
+        PydanticCustomError: it cannot be meant so.
+    """
+    if os.path.lexists(path):
+        return path
+    text = path.strip()
+    if not text:
+        raise _wrong("it is blank")
+    if text[0] == text[-1] and text[0] in "\"'":
+        raise _wrong(f"the quotation marks of {text} are taken for a part of it; leave them out")
+    if file := re.match(r"file://(localhost)?(?=/)", text, re.IGNORECASE):
+        return unquote(text[file.end() :])
+    if "://" in text:
+        raise _wrong(f"it must be a folder or file of this machine, and {text} is not")
+    filled_in = os.path.expanduser(os.path.expandvars(text))
+    if unknown := re.search(r"^~[^/]*|\$(\w+|\{[^}]*\})", filled_in):
+        raise _wrong(
+            f"{unknown[0]} of {text} is not known here; a folder that is called so has to be there"
+        )
+    return filled_in
+
+
+def _path(path: object) -> object:
+    return path_of(path) if isinstance(path, str) else path
+
+
 def _lake_address(uri: str) -> str:
     """An address that the library of the lake can read (tried with deltalake 1.6)."""
+    uri = uri.strip() if "://" in uri else uri
+    if re.match("~(/|$)", uri):  # the library itself takes it so, whatever there is here
+        uri = os.path.expanduser(uri)
+    if "://" not in uri or re.match("file://(localhost)?/", uri, re.IGNORECASE):
+        uri = path_of(uri)
     scheme = re.match(r"([a-zA-Z][\w+.-]+):(?=/)", uri)  # C:/ is a drive
     if scheme and not re.match(rf"({'|'.join(LAKE_SCHEMES)})://[^/]", uri):
         raise _wrong(
@@ -108,6 +144,10 @@ def _ledger(url: object) -> object:
     named = isinstance(text, str) and re.match(r"(sqlite:///(?!:memory:)\S|postgresql[:+])", text)
     if not named:
         raise _wrong("it must be sqlite:/// with a file, or postgresql:// with a server")
+    scheme, is_file, rest = str(text).partition("sqlite:///")
+    if is_file and not scheme:
+        file, mark, options = rest.partition("?")
+        return f"{is_file}{path_of(file)}{mark}{options}"
     return url
 
 
@@ -127,6 +167,8 @@ def _stripped(secret: object) -> object:
 def _printable(secret: SecretStr) -> SecretStr:
     """It is sent in a header, which takes nothing else; what is wrong with one would show it."""
     text = secret.get_secret_value()
+    if text[:1] == text[-1:] and text[:1] in ("'", '"'):
+        raise _wrong("its quotation marks are taken for a part of it; leave them out")
     if not (text.isascii() and text.isprintable()):
         raise _wrong("it holds a character that no key has; copy it anew")
     return secret
@@ -222,7 +264,7 @@ def data_folder() -> Path:
     places = [Path.cwd(), *Path.cwd().parents]
     new = places[0]
     if home := os.environ.get("DAGSTER_HOME"):
-        new = Path(home).absolute()
+        new = Path(os.path.expanduser(home)).absolute()
         places += [new, *new.parents[:2]]
     found = (place / ".data" for place in places if (place / ".data").is_dir())
     return next(found, new / ".data")
@@ -317,7 +359,9 @@ class Settings(BaseSettings):
     lake_uri: Annotated[str, AfterValidator(_lake_address)] = Field(
         default=".data/lake", validate_default=True, description="Folder or object-storage address."
     )
-    report_dir: str = Field(default=".data/reports", description="Folder of the tenants' reports.")
+    report_dir: Annotated[str, BeforeValidator(_path)] = Field(
+        default=".data/reports", description="Folder of the tenants' reports."
+    )
     ledger_url: Annotated[SecretStr, BeforeValidator(_ledger)] = Field(
         default=SecretStr("sqlite:///.data/ledger.db"),
         description="SQLAlchemy URL of the write ledger: SQLite, or PostgreSQL.",
@@ -343,7 +387,7 @@ class Settings(BaseSettings):
     write_plan_max_age_hours: Annotated[float, BeforeValidator(_plain_number)] = Field(
         default=24, gt=0, le=1_000_000, description="A plan that is older has to be made anew."
     )
-    inbox: Path = Field(
+    inbox: Annotated[Path, BeforeValidator(_path)] = Field(
         default=Path(".data/inbox"), description="Files of changes; plans go to outbox beside it."
     )
 

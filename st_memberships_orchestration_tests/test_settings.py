@@ -228,6 +228,7 @@ def account(name: str) -> dict[str, dict[str, str]]:
         ("TENANTS__ACME__TENANT_ID", "-5"),
         ("TENANTS__ACME__APP_KEY", "hunter2\nhunter3"),
         ("TENANTS__ACME__APP_KEY", "hunter2\u202e"),
+        ("TENANTS__ACME__APP_KEY", '"hunter2"'),
         ("LEDGER_URL", "mysql://hunter2@a/b"),
         ("LEDGER_URL", "sqlite://"),
         ("LEDGER_URL", "sqlite:///:memory:"),
@@ -251,7 +252,9 @@ def test_what_was_written_is_what_is_set_or_it_is_refused(
         monkeypatch.setenv(f"ST_TENANTS__ACME__{credential.upper()}", str(good))
     assert Settings().tenants
     monkeypatch.setenv(f"ST_{name}", value)
-    with pytest.raises(ValidationError, match=r"must be|should be|no key has|no lake") as refused:
+    with pytest.raises(
+        ValidationError, match=r"must be|should be|no key has|no lake|leave them"
+    ) as refused:
         Settings()
     assert "hunter2" not in str(refused.value)
 
@@ -292,6 +295,65 @@ def test_a_lake_that_delta_could_not_read_is_refused_before_it_is_written(
     (folder / name).mkdir()
     monkeypatch.chdir(folder / name)
     with pytest.raises(ValidationError, match="no lake can lie in"):
+        Settings()
+
+
+def paths(settings: Settings) -> set[str]:
+    """Each place that can be set, as it is used."""
+    ledger = settings.ledger_url.get_secret_value().removeprefix("sqlite:///")
+    return {settings.lake_uri, settings.report_dir, str(settings.inbox), ledger}
+
+
+def set_paths(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    for name in ("LAKE_URI", "REPORT_DIR", "INBOX"):
+        monkeypatch.setenv(f"ST_{name}", path)
+    monkeypatch.setenv("ST_LEDGER_URL", f"sqlite:///{path}")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("~/x", "/home/ann/x"),
+        ("~", "/home/ann"),
+        ("~root/x", f"{Path('~root').expanduser()}/x"),
+        ("$HOME/x", "/home/ann/x"),
+        ("${HOME}/x y", "/home/ann/x y"),
+        ("file:///x%20y", "/x y"),
+        ("file://localhost/x", "/x"),
+        ("x\r", "x"),
+        ("./~x/läke", "~x/läke"),
+    ],
+)
+def test_a_path_is_taken_as_a_shell_takes_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, path: str, meant: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    set_paths(monkeypatch, path)
+    assert {str(Path(place)) for place in paths(Settings())} == {meant}
+
+
+def test_a_place_that_is_there_by_the_very_words_is_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    for name in ("~", "$HOME", '"x"'):
+        (folder / name / "x").mkdir(parents=True)
+        set_paths(monkeypatch, f"{name}/x")
+        of_lake = f"{folder}/home/x" if name == "~" else f"{name}/x"
+        assert paths(Settings()) == {f"{name}/x", of_lake}, "Delta's library knows ~ itself"
+
+
+@pytest.mark.parametrize("path", ["$NOPE/x", "${NOPE}/x", "~nobody-of-that-name/x", '"x"', "'x'"])
+def test_a_path_that_nobody_means_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for name in ("LAKE_URI", "REPORT_DIR", "INBOX", "LEDGER_URL"):
+        monkeypatch.setenv(f"ST_{name}", f"sqlite:///{path}" if name == "LEDGER_URL" else path)
+        with pytest.raises(ValidationError, match=r"not known here|leave them out"):
+            Settings()
+        monkeypatch.delenv(f"ST_{name}")
+    monkeypatch.setenv("ST_REPORT_DIR", "s3://bucket/reports")
+    with pytest.raises(ValidationError, match="folder or file of this machine"):
         Settings()
 
 

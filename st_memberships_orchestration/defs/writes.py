@@ -26,7 +26,7 @@ from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.escaping import markdown_table, visible
 from st_memberships_orchestration.lake.store import TENANT, Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
-from st_memberships_orchestration.settings import Settings, this_user
+from st_memberships_orchestration.settings import Settings, path_of, this_user
 from st_memberships_orchestration.writing.apply import Approval, DryRun, Locked, Result
 from st_memberships_orchestration.writing.audit import AUDIT, AUDIT_TABLE
 from st_memberships_orchestration.writing.changes import (
@@ -449,7 +449,7 @@ class Work:
                 "dry_run: false to apply a plan."
             )
         if config.file:
-            return read_rows(Path(config.file)), config.file
+            return read_rows(Path(path_of(config.file))), config.file
         if config.rows:
             return numbered(config.rows), f"run {self.context.run_id}"
         return rows_of_query(self.lake, config.sql), config.sql
@@ -460,7 +460,7 @@ class Work:
         """Apply a plan and show what became of each change; fail if not all are well."""
         config, writes = self.config, self.writes
         if config.plan:
-            plan = writes.ledger.save_plan(load_plan(Path(config.plan)), made=False)
+            plan = writes.ledger.save_plan(load_plan(Path(path_of(config.plan))), made=False)
         else:
             plan = writes.ledger.find_plan(config.approved_hash)
         if plan.kind != self.kind.name:

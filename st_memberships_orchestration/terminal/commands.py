@@ -340,7 +340,7 @@ def _set_dagster_home() -> None:
     if not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(Path.cwd())
         _make_instance(Path.cwd())
-    home = Path(os.environ["DAGSTER_HOME"]).absolute()
+    home = Path(os.path.expanduser(os.environ["DAGSTER_HOME"])).absolute()
     os.environ["DAGSTER_HOME"] = str(home)  # Dagster takes no relative one
     if not (home / "dagster.yaml").exists():
         raise click.ClickException(
