@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,10 +17,12 @@ from st_memberships_orchestration.servicetitan.memberships.client import Members
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.presentation import complaint
 from st_memberships_orchestration.writing.rows import BadRows, Row, cells, read_rows
+from st_memberships_orchestration.writing.values import plain
 from st_memberships_orchestration_tests.test_writing_plans import plan_of
 from st_memberships_orchestration_tests.torture_writes import access_of
 
 SAVE_AS = "CSV UTF-8"
+ITEMS = pa.list_(pa.struct([("id", pa.int64()), ("unit_price", pa.float32())]))
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +239,65 @@ def test_numbers_without_all_their_digits_are_questioned_in_json_too(
     assert "lost digits" in faults(client, file, "update_recurring_services")[0]
     file.write_text('{"id": 5, "memo": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
     assert "nested too deeply" in faults(client, file)[0]
+
+
+def parquet(path: Path, column: pa.Array, name: str = "cost") -> Path:
+    names = {"cost": "estimated_payroll_cost", "unit": "business_unit_id", "tags": "tag_type_ids"}
+    pq.write_table(pa.table({"id": [5], names.get(name, name): column}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pa.array([25.99], pa.float32()), "25.99"),
+        (pa.array([25.99], pa.float32()).dictionary_encode(), "25.99"),
+        (pa.array([-0.1], pa.float32()), "-0.1"),
+        (pa.array([1_234.56], pa.float32()), "1234.56"),
+        (pa.array(np.array([25.5], np.float16)), "25.5"),
+        (pa.array([25.99], pa.float64()), "25.99"),
+        (pa.array([123_456_789_012.25], pa.float64()), "123456789012.25"),
+        (pa.array([Decimal("25.9900")], pa.decimal128(10, 4)), "25.99"),
+        (pa.array(["25.99"], pa.large_string()).dictionary_encode(), "25.99"),
+    ],
+)
+def test_what_is_sent_of_a_parquet_column_is_what_was_written_into_it(
+    tmp_path: Path, column: pa.Array, said: str
+) -> None:
+    (row,) = read_rows(parquet(tmp_path / "a.parquet", column))
+    kind = KINDS["update_recurring_services"]
+    change = kind.change.model_validate(
+        {n: v for n, v in cells(row, kind.change).items() if n != "id"}
+    )
+    assert plain(change) == {"estimated_payroll_cost": said}
+    lines = pa.array([[{"id": 5, "unit_price": 25.99}]], ITEMS)
+    (row,) = read_rows(parquet(tmp_path / "b.parquet", lines, name="items"))
+    items = cells(row, KINDS["update_invoice_templates"].change)["items"]
+    assert items == [{"id": 5, "unit_price": Decimal("25.99")}]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "said"),
+    [
+        ("cost", pa.array([1_234_567.89], pa.float32()), "1234567.9 may have lost digits"),
+        ("cost", pa.array(np.array([25.99], np.float16)), "25.98 may have lost digits"),
+        ("cost", pa.array([0.1 + 0.2], pa.float64()), "0.30000000000000004 has more digits than"),
+        ("unit", pa.array([float(2**24 + 1)], pa.float32()), "16777216 may have lost digits"),
+        ("tags", pa.array([[1.0, 2.0**25]], pa.list_(pa.float32())), "may have lost digits"),
+        ("items", pa.array([[{"id": 5, "unit_price": 99_999.99}]], ITEMS), "may have lost digits"),
+    ],
+)
+def test_what_a_column_cannot_have_kept_is_refused_with_its_line_and_form(
+    client: MembershipsClient, tmp_path: Path, name: str, column: pa.Array, said: str
+) -> None:
+    kind = "update_invoice_templates" if name == "items" else "update_recurring_services"
+    (fault,) = faults(client, parquet(tmp_path / "a.parquet", column, name=name), kind)
+    assert fault.startswith("line 1: ")
+    assert said in fault
+    assert "column of decimals" in fault or "round it" in fault
+    note = pa.table({"id": [5], "active": [True], "_score": pa.array([0.123456789], pa.float32())})
+    pq.write_table(note, tmp_path / "b.parquet")
+    assert read_rows(tmp_path / "b.parquet"), "of notes nothing is asked"
 
 
 @pytest.mark.parametrize("value", ["N/A", "#REF!", "null", "NULL", "None"])

@@ -5,14 +5,16 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
+from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -49,6 +51,20 @@ _EXACT = range(-100, 1)
 
 FIRST_INEXACT = 2.0**53
 """From here on a float may stand for another whole number than was meant."""
+
+MOST_DIGITS = 15
+"""Digits that a float keeps of whatever was written; more come of computing."""
+
+
+class _Narrow(NamedTuple):
+    """A float of fewer bits: how many digits it keeps, and whole numbers up to which one."""
+
+    read: Callable[[float], Any]
+    digits: int
+    first: int
+
+
+_NARROW = {16: _Narrow(np.float16, 3, 2**11), 32: _Narrow(np.float32, 6, 2**24)}
 
 
 @dataclass(frozen=True)
@@ -129,10 +145,74 @@ def table_rows(table: pa.Table) -> list[Row]:
     """The rows of a table, such as the result of a query.
 
     Raises:
-        BadRows: two columns have the same name.
+        BadRows: two columns have the same name, or a number has lost digits in its column.
     """
     _refuse_doubled(table.column_names)
-    return numbered(table.to_pylist())
+    columns = [f for f in table.schema if _is_narrow(f.type) and not f.name.strip().startswith("_")]
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    for row in numbered(table.to_pylist()):
+        values = dict(row.values)
+        for column in columns:
+            try:
+                values[column.name] = _as_written(values[column.name], column.type)
+            except ValueError as error:
+                faults.append(Fault(row.line, f"{column.name}: {error}"))
+        rows.append(replace(row, values=values))
+    if faults:
+        raise BadRows(faults)
+    return rows
+
+
+def _is_narrow(type: pa.DataType) -> bool:
+    """Whether a column holds floats of fewer than 64 bits, however deep."""
+    return pa.types.is_float16(type) or pa.types.is_float32(type) or any(map(_is_narrow, _in(type)))
+
+
+def _in(type: pa.DataType) -> list[pa.DataType]:
+    """The types of what is inside of values of a type."""
+    if pa.types.is_dictionary(type) or pa.types.is_run_end_encoded(type):
+        return [type.value_type]
+    return [type.field(place).type for place in range(type.num_fields)]
+
+
+def _as_written(value: Any, type: pa.DataType) -> Any:
+    """A value with the narrow floats inside of it as the decimals that were written.
+
+    A float32 of 25.99 stands for 25.989999771118164. What was written is the shortest decimal that
+    is the same float32, unless that one has so many digits that a longer one may be meant.
+
+    Raises:
+        ValueError: a longer one may be meant.
+    """
+    inside = _in(type)
+    match value:
+        case list():
+            return [_as_written(item, inside[0]) for item in cast(list[Any], value)]
+        case dict():
+            named = zip(cast(dict[str, Any], value).items(), inside, strict=True)
+            return {name: _as_written(item, of_part) for (name, item), of_part in named}
+        case float() if inside:  # each different value is kept once
+            return _as_written(value, inside[0])
+        case float() if type.bit_width in _NARROW and isfinite(value):
+            return _shortest(value, _NARROW[type.bit_width])
+        case _:
+            return value
+
+
+def _shortest(value: float, narrow: _Narrow) -> Decimal:
+    written = Decimal(str(narrow.read(value)))
+    is_whole = written == int(written)
+    if abs(written) >= narrow.first if is_whole else _digits(written) > narrow.digits:
+        raise ValueError(
+            f"{written} may have lost digits, as its column has few of them: make it a column of "
+            "decimals, texts or whole numbers"
+        )
+    return written
+
+
+def _digits(number: Decimal) -> int:
+    return len(number.normalize().as_tuple().digits)
 
 
 def numbered(rows: Iterable[Mapping[str, Any]], *, first: int = 1) -> list[Row]:
@@ -380,6 +460,9 @@ def _refuse(word: str) -> Any:
 
 
 def _refuse_inexact(name: str, value: Any) -> None:
+    is_fraction = isinstance(value, float) and isfinite(value) and not value.is_integer()
+    if is_fraction and _digits(Decimal(repr(value))) > MOST_DIGITS:
+        raise ValueError(f"{name}: {value} has more digits than such a number keeps: round it")
     rounded = isinstance(value, float) and abs(value) >= FIRST_INEXACT
     shortened = isinstance(value, Decimal) and value.as_tuple().exponent not in _EXACT
     if rounded or shortened:
