@@ -47,9 +47,9 @@ def suspend(lake: Lake, members: int) -> None:
     )
     changed = [
         row | {"status": "Suspended", "modified_on": later, "modified_on_text": f"{later:%FT%TZ}"}
-        for row in rows.take(range(0, rows.num_rows, rows.num_rows // members)).to_pylist()[
-            :members
-        ]
+        for row in rows.take(pa.array(range(0, rows.num_rows, rows.num_rows // members)))
+        .slice(0, members)
+        .to_pylist()
         if (later := row["modified_on"] + timedelta(hours=1))
     ]
     version = pa.Table.from_pylist(changed, rows.schema)
