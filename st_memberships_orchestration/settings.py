@@ -52,6 +52,11 @@ UNREADABLE = re.compile(r"[\[\]^|\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
 LAKE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl")
 
+
+class UnknownTenant(ValueError):
+    """A tenant that no setting names; the text says which there are, or how to set one."""
+
+
 CREDENTIALS = ("tenant_id", "client_id", "client_secret", "app_key")
 
 _timezones = cache(available_timezones)  # looks through a folder: milliseconds for each tenant
@@ -496,16 +501,24 @@ class Settings(BaseSettings):
             text = text.replace(secret, "***")
         return text
 
+    def tenant(self, name: str) -> Tenant:
+        """The settings of one tenant.
+
+        Raises:
+            UnknownTenant: there are none of this name.
+        """
+        if name not in self.tenants:
+            known = f"Configured: {', '.join(sorted(self.tenants))}." if self.tenants else NO_TENANT
+            raise UnknownTenant(f"{name!r} is not configured. {known}")
+        return self.tenants[name]
+
     def access(self, tenant: str) -> Access:
         """What it takes to reach `tenant`.
 
         Raises:
-            KeyError: no such tenant; the message lists those that are configured.
+            UnknownTenant: as of `tenant`.
         """
-        if tenant not in self.tenants:
-            known = ", ".join(sorted(self.tenants)) or NO_TENANT
-            raise KeyError(f"Tenant {tenant!r} is not configured; configured: {known}")
-        found = self.tenants[tenant]
+        found = self.tenant(tenant)
         return Access(
             tenant=tenant,
             tenant_id=found.tenant_id,

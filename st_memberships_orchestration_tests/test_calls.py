@@ -103,21 +103,28 @@ def test_a_plan_s_name_gives_no_command_to_the_terminal(
     assert "⟨U+001B⟩" in text
 
 
-def test_a_day_that_is_none_is_told_and_nothing_noted(
-    location: Location, sandbox: RunningSandbox
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"until": "31.12."}, "Invalid isoformat string: '31.12.'"),
+        ({"tenant": "amce"}, "'amce' is not configured. Configured: acme, bravo."),
+    ],
+)
+def test_what_cannot_be_is_told_and_nothing_noted(
+    location: Location, sandbox: RunningSandbox, wrong: dict[str, str], words: str
 ) -> None:
     location.use(sandbox)
     config = {"tenant": "acme", "noted_by": "Sam", "customer_id": 7, "outcome": "SNOOZED"}
     job = defs().resolve_job_def("record_call")
     run = job.execute_in_process(
         instance=location.instance,
-        run_config={"ops": {"note_call": {"config": config | {"until": "31.12."}}}},
+        run_config={"ops": {"note_call": {"config": config | wrong}}},
         raise_on_error=False,
     )
     (failure,) = [event for event in run.all_events if event.is_step_failure]
     error = failure.step_failure_data.error
     assert error is not None
-    assert "Failure: Invalid isoformat string: '31.12.'" in error.message
+    assert f"Failure: {words}" in error.message
     assert location.lake.find(CALLS) is None
 
 

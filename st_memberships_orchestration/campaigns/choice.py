@@ -67,11 +67,9 @@ def book_of(lake: Lake, settings: Settings, tenant: str) -> Book:
     """A tenant's records as of its own today.
 
     Raises:
-        ValueError: it is not configured.
+        UnknownTenant: it is not configured.
     """
-    if tenant not in settings.tenants:
-        raise ValueError(f"{tenant!r} is not configured")
-    zone = settings.tenants[tenant].zone
+    zone = settings.tenant(tenant).zone
     today = datetime.now(zone).date()
     return Book.of(lake, tenant, today=today, zone=zone, earliest=settings.earliest_date)
 

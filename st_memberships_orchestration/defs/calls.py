@@ -56,6 +56,7 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         if not config.customer_id:
             raise dg.Failure("Say who was called: customer_id.", allow_retries=False)
         try:
+            settings.tenant(config.tenant)
             until = date.fromisoformat(config.until) if config.until else None
             call = Call(
                 config.customer_id,

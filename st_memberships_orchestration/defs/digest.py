@@ -23,7 +23,7 @@ from st_memberships_orchestration.lake.digests import Line, State, claim, note
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reporting.digest import Digest, make_digest
 from st_memberships_orchestration.reporting.queries import DIGEST_NEEDS, NEEDS
-from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant
+from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant, UnknownTenant
 
 JOB = "send_digest"
 OP = "send_digest_of_tenant"
@@ -153,9 +153,10 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
     ) -> None:
         """Show or send one message."""
         tenant = config.tenant
-        if tenant not in settings.tenants:
-            known = ", ".join(sorted(settings.tenants)) or NO_TENANT
-            raise dg.Failure(f"No tenant {tenant!r} is configured: {known}", allow_retries=False)
+        try:
+            settings.tenant(tenant)
+        except UnknownTenant as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
         # Not as a tag of the request: beside a tenant's sync of hours it would wait for its end.
         context.instance.add_run_tags(context.run_id, {"tenant": tenant})
         digest = compose(context.instance, lake, settings, check_keys, tenant)

@@ -13,7 +13,12 @@ from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, CallRefuse
 from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
-from st_memberships_orchestration.terminal.screen import console, program, read_settings
+from st_memberships_orchestration.terminal.screen import (
+    console,
+    program,
+    read_settings,
+    refuse_unknown,
+)
 
 TENANT = click.option("--tenant", required=True, help="Whose customers they are.")
 SHOWN = ("rank", "customer_id", "urgency", "money_at_stake", "what_to_say", "mended_by")
@@ -72,6 +77,5 @@ def called(
 
 
 def _lake(settings: Settings, tenant: str) -> Lake:
-    if tenant not in settings.tenants:
-        raise click.BadParameter(f"{tenant!r} is not configured", param_hint="--tenant")
+    refuse_unknown(settings, tenant)
     return Lake(settings.lake_uri, settings.forget_key.get_secret_value())

@@ -38,7 +38,12 @@ from st_memberships_orchestration.servicetitan.memberships.client import Members
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT
 from st_memberships_orchestration.terminal import calls, campaigns, digest, forget, writes
-from st_memberships_orchestration.terminal.screen import console, program, read_settings
+from st_memberships_orchestration.terminal.screen import (
+    console,
+    program,
+    read_settings,
+    refuse_unknown,
+)
 
 DATA = Path(".data")
 DEMO = DATA / "demo"
@@ -129,7 +134,10 @@ def demo(memberships: int, seed: int) -> None:
 @click.option("--port", default=3000, show_default=True, help="Port of the web UI.")
 def ui(port: int) -> None:
     """Run the Dagster web UI and daemon; beside a sandbox while no tenant is configured."""
-    if read_settings().tenants:
+    settings = read_settings()
+    if "ui_url" not in settings.model_fields_set:
+        os.environ["ST_UI_URL"] = f"http://localhost:{port}"  # what links in messages lead to
+    if settings.tenants:
         _refuse_beside_demo()
         _serve(port)
     else:
@@ -261,17 +269,13 @@ def doctor(tenants: tuple[str, ...]) -> None:
 
 
 def _chosen(tenants: tuple[str, ...]) -> list[str]:
-    configured = read_settings().tenants
-    if not configured:
+    settings = read_settings()
+    if not settings.tenants:
         raise click.ClickException(NO_TENANT)
     _refuse_beside_demo()
-    unknown = set(tenants) - set(configured)
-    if unknown:
-        raise click.ClickException(
-            f"Not configured: {', '.join(sorted(unknown))}. "
-            f"Configured: {', '.join(sorted(configured))}."
-        )
-    return sorted(tenants or configured)
+    for tenant in tenants:
+        refuse_unknown(settings, tenant)
+    return sorted(tenants or settings.tenants)
 
 
 def _join_demo() -> None:
@@ -523,8 +527,6 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
 def _serve(port: int, beside: str = "") -> None:
     """Run web server and daemon until one of them ends or the user stops us."""
     _set_dagster_home()
-    if "ui_url" not in read_settings().model_fields_set:
-        os.environ["ST_UI_URL"] = f"http://localhost:{port}"  # what links in alerts lead to
     location = ["-m", "st_memberships_orchestration.definitions"]
     if Path("workspace.yaml").exists():
         location = ["--workspace", "workspace.yaml"]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import click
 
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.terminal.screen import console, read_settings
+from st_memberships_orchestration.terminal.screen import console, read_settings, refuse_unknown
 
 
 def build_command(set_dagster_home: Callable[[], None]) -> click.Command:
@@ -23,8 +23,7 @@ def build_command(set_dagster_home: Callable[[], None]) -> click.Command:
         """
         settings = read_settings()
         set_dagster_home()
-        if tenant not in settings.tenants:
-            raise click.BadParameter(f"{tenant!r} is not configured", param_hint="--tenant")
+        refuse_unknown(settings, tenant)
         import dagster as dg
 
         from st_memberships_orchestration.defs.checks import build_checks

@@ -21,7 +21,7 @@ from st_memberships_orchestration.lake.forgetting import (
 )
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings, data_folder
-from st_memberships_orchestration.terminal.screen import console, read_settings
+from st_memberships_orchestration.terminal.screen import console, read_settings, refuse_unknown
 from st_memberships_orchestration.writing.ledger import Ledger
 
 Run = Callable[[str, str], Any]
@@ -79,8 +79,7 @@ def build_command(run: Run, set_dagster_home: Callable[[], None]) -> click.Comma
 
 
 def _check(settings: Settings, tenant: str) -> None:
-    if tenant not in settings.tenants:
-        raise click.BadParameter(f"{tenant!r} is not configured", param_hint="--tenant")
+    refuse_unknown(settings, tenant)
     if not settings.forget_key.get_secret_value():
         raise click.ClickException(
             "Set ST_FORGET_KEY first, and keep it: by it forgotten customers are known again "

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
 
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, UnknownTenant
 
 console = Console(emoji=False)  # no text of anybody's is made into pictures
 
@@ -25,6 +25,14 @@ def read_settings() -> Settings:
             for e in error.errors()
         )
         raise click.ClickException(f"The settings do not hold: {faults}") from error
+
+
+def refuse_unknown(settings: Settings, tenant: str) -> None:
+    """End with one message if `--tenant` names none that is configured."""
+    try:
+        settings.tenant(tenant)
+    except UnknownTenant as error:
+        raise click.BadParameter(str(error), param_hint="--tenant") from error
 
 
 def program() -> str:

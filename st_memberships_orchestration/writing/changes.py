@@ -16,7 +16,7 @@ from st_memberships_orchestration.lake.store import (
 )
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, UnknownTenant
 from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, Result, apply_plan
 from st_memberships_orchestration.writing.audit import bring_audit_up_to_date, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
@@ -67,8 +67,9 @@ def approval_now(plan: Plan, given: Approval) -> Approval:
     try:
         settings = Settings()
         account = settings.access(plan.tenant).account
-    except (KeyError, ValueError) as error:
-        said = error.args[0] if isinstance(error, KeyError) else "the settings do not hold any more"
+    except ValueError as error:
+        told = isinstance(error, UnknownTenant)
+        said = str(error) if told else "the settings do not hold any more"
         raise Locked(f"the settings were changed since the run began: {said}") from error
     if account != plan.account:
         raise Locked(f"the plan is for {plan.account}; tenant {plan.tenant} is {account} now")
