@@ -44,6 +44,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     Stalled,
     Throttled,
     Transient,
+    Unreadable,
     WrongAddress,
     error_for,
 )
@@ -60,6 +61,7 @@ from st_memberships_orchestration.servicetitan.memberships.models import (
 )
 from st_memberships_orchestration.servicetitan.records import ActiveRequestArg
 from st_memberships_orchestration_tests.machine import standing_still
+from st_memberships_orchestration_tests.raw_server import Bytes, Server, answer
 
 MEMBERSHIPS = next(feed for feed in FEEDS if feed.name == "memberships")
 EVENTS = next(feed for feed in FEEDS if feed.name == "recurring_service_events")
@@ -775,6 +777,29 @@ def test_an_error_says_what_it_is_that_answered() -> None:
     assert fields == "an answer that gives no reason, with the fields code, hint."
     assert said(json={"title": "Sku 4711 is not found"}) == "Sku 4711 is not found."
     assert said(content=b" ") == "an empty answer."
+    hostile = said(json={"title": "\x1b]0;x\x07 of \u202e\0", "traceId": "\x1b[31m"})
+    assert hostile == "⟨U+001B⟩]0;x⟨U+0007⟩ of ⟨U+202E⟩⟨U+0000⟩."
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/json"])
+def test_a_proxy_that_asks_to_sign_in_is_named(kind: str) -> None:
+    page = b"\n<!doctype html><title>Sign in to WiFi</title>"
+    grant = b'{"access_token": "any", "expires_in": 900}'
+    at: list[str] = []
+
+    def speak(path: str) -> Bytes:
+        is_page = at[0] in path
+        yield answer(page if is_page else grant, f"Content-Type: {kind if is_page else 'any'}")
+
+    server = Server(speak)
+    given = Access("acme", 1, "id", "secret", "key", server.url, server.url, 10_000)
+    for at[:] in (["token"], ["export"]):
+        with (
+            MembershipsClient.open(given, attempts=1) as client,
+            pytest.raises(Unreadable, match=r"titled 'Sign in to WiFi'.*a proxy that asks"),
+        ):
+            client.export_page(FEEDS[0], start=None)
+    server.close()
 
 
 def test_what_no_header_can_carry_is_refused_without_showing_it(

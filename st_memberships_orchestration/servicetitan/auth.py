@@ -16,6 +16,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     TOKEN_PATH,
     Unreadable,
     error_for,
+    markup,
 )
 
 RENEW_BEFORE_EXPIRY = 60.0
@@ -178,7 +179,7 @@ class ClientCredentials(httpx.Auth):
             return _header_text(grant["access_token"]), _seconds(grant["expires_in"])
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise Unreadable(
-                "the token endpoint's answer holds no token.",
+                markup(response.content, response) or "the answer holds no token.",
                 tenant=self._access.tenant,
                 method="POST",
                 path=TOKEN_PATH,

@@ -48,6 +48,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     connection_lost,
     described,
     error_for,
+    markup,
 )
 from st_memberships_orchestration.servicetitan.exports import ExportFeed
 from st_memberships_orchestration.servicetitan.listing import Listing, ListPage
@@ -400,7 +401,8 @@ class ServiceTitanClient:
         try:
             return decode(body, response.headers)
         except NotAPage as error:
-            raise Unreadable(str(error), status=response.status_code, **where) from error
+            said = markup(body, response) or str(error)
+            raise Unreadable(said, status=response.status_code, **where) from error
 
     def _write(self, method: str, path: str, change: Change, model: type[R]) -> R:
         """Send a change once.

@@ -32,10 +32,12 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.servicetitan.limits import LOCATION
 
 TOKEN_PATH = "/connect/token"
 EXCERPT = 300
+HEAD = 20_000
 LONGEST_MESSAGE = 2_000
 LONGEST_TRACE_ID = 200
 PRIVATE = re.compile(
@@ -83,12 +85,12 @@ class ServiceTitanError(Exception):
         trace_id: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        self.message = _storable(message)
+        self.message = _shown(message)
         self.tenant = tenant
         self.method = method
         self.path = path
         self.status = status
-        self.trace_id = trace_id and _storable(trace_id, LONGEST_TRACE_ID)
+        self.trace_id = trace_id and _shown(trace_id, LONGEST_TRACE_ID)
         if remedy is not None:
             self.remedy = remedy
         super().__init__(self.message)
@@ -190,7 +192,10 @@ class ConnectionLost(Transient):
 class Unreadable(Transient):
     """The answer is not what the API's document promises."""
 
-    remedy = "Nothing of this page was stored; run again later."
+    remedy = (
+        "Nothing of this page was stored; run again later. If it is a page of HTML, something on "
+        "the way answers in ServiceTitan's place, such as a proxy that asks to sign in."
+    )
 
 
 class Stalled(ServiceTitanError):
@@ -211,9 +216,9 @@ class OutcomeUnknown(ServiceTitanError):
     remedy = "Do not send it again: read the record first and see whether the change is there."
 
 
-def _storable(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """What an answer says, as any database takes it: what fails to be noted would hide the rest."""
-    return text[:longest].replace("\0", "\ufffd").encode(errors="replace").decode()
+def _shown(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """What an answer says, as any database takes it, and no terminal as a command."""
+    return visible(text[:longest])
 
 
 def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
@@ -334,6 +339,14 @@ def _message(body: dict[str, Any]) -> str:
     return f"{title.rstrip('.')}{f' ({details[:EXCERPT]})' if details else ''}."
 
 
+def markup(content: bytes, response: httpx.Response) -> str:
+    """What an answer is like whose `content` begins as HTML does; nothing for any other."""
+    if not content.lstrip().startswith(b"<"):
+        return ""
+    text = _without_secrets(content[:HEAD].decode(errors="replace"), response.request)
+    return _no_json(PRIVATE.sub("***", text), len(content), response.headers)
+
+
 def _described(text: str, body: dict[str, Any], response: httpx.Response) -> str:
     """What an answer is like that gives no reason: it may hold anything, so it is not quoted."""
     if not text.strip():
@@ -341,9 +354,13 @@ def _described(text: str, body: dict[str, Any], response: httpx.Response) -> str
     if body:
         names = ", ".join(body)
         return f"an answer that gives no reason, with the fields {names[:EXCERPT]}."
-    kind = re.match(r"[\w.+-]{1,40}/[\w.+-]{1,40}", response.headers.get("content-type", ""))
+    return _no_json(text, len(response.content), response.headers)
+
+
+def _no_json(text: str, size: int, headers: httpx.Headers) -> str:
+    kind = re.match(r"[\w.+-]{1,40}/[\w.+-]{1,40}", headers.get("content-type", ""))
     facts = [kind[0]] if kind else []
-    facts.append(f"{len(response.content):,} bytes")
+    facts.append(f"{size:,} bytes")
     if title := re.search(r"<title[^<>]*>\s*([^<]{1,100})", text, re.IGNORECASE):
         facts.append(f"titled {' '.join(title[1].split())!r}")
     return f"an answer that is not JSON ({', '.join(facts)})."
