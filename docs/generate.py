@@ -541,6 +541,12 @@ WRONG: list[tuple[dict[str, str], str]] = [
         ONE_TENANT | {"ST_TENANTS__ACME__CLIENT_SECRET": "'x'"},
         "The same: write it without.",
     ),
+    (ONE_TENANT | {"ST_WRITE_CAP_PER_DAYS": "5"}, "Write the name that is meant."),
+    (
+        ONE_TENANT | {"ST_ALERT_URLS": "#ops"},
+        "Use [apprise](https://github.com/caronc/apprise) addresses.",
+    ),
+    (ONE_TENANT | {"ST_UI_URL": "dagster:3000"}, "Write it with `https://` or `http://`."),
     ({"ST_TENANTS": "acme"}, "Remove it: tenants are set by `ST_TENANTS__<NAME>__…` variables."),
 ]
 """Settings that do not hold, and what to do about each."""

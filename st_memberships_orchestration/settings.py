@@ -2,11 +2,13 @@
 
 import codecs
 import getpass
+import json
 import os
 import re
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
+from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from st_memberships_orchestration.servicetitan.auth import Access
 
@@ -38,6 +41,9 @@ ADDRESSES = {
 """Environment -> API and token address (reference sections 1 and 2)."""
 
 CAPS_PER_KIND = {"sell_memberships": 50}
+
+OF_TENANTS = "ST_TENANTS__"
+AS_JSON = ("ST_TENANTS", "ST_WRITE_CAP_PER_KIND", "__BUSINESS_UNITS", "__USERS")
 
 NO_TENANT = (
     "No tenant is configured: set ST_TENANTS__<NAME>__TENANT_ID, __CLIENT_ID, __CLIENT_SECRET and "
@@ -182,8 +188,8 @@ def _printable(secret: SecretStr) -> SecretStr:
 Secret = Annotated[SecretStr, BeforeValidator(_stripped), AfterValidator(_printable)]
 
 
-def _known_timezone(name: str) -> str:
-    if name not in _timezones():
+def _known_timezone(name: object) -> object:
+    if not isinstance(name, str) or name not in _timezones():
         raise _wrong(f"{name!r} is no time zone; use a name such as America/Chicago")
     return name
 
@@ -232,6 +238,61 @@ def _site(url: str) -> str:
             "it must be https:// and a host, such as https://go.servicetitan.com, and nothing else"
         )
     return url.rstrip("/")
+
+
+def _page_address(url: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+        raise _wrong("it must be an address such as https://dagster.example.com")
+    return url
+
+
+def _channels(urls: SecretStr) -> SecretStr:
+    """Addresses of apprise, which itself takes commas between them, too."""
+    found = re.split(r"[\s,]+(?=[\w+-]+://)|\s+", urls.get_secret_value().strip(" ,\t\r\n"))
+    for place, url in enumerate(filter(None, found), start=1):
+        if not re.match(r"[a-zA-Z][\w+-]*://[^\s/]", url):
+            raise _wrong(f"number {place} of its addresses does not begin as slack://… would")
+    return SecretStr(" ".join(found))
+
+
+Channels = Annotated[SecretStr, AfterValidator(_channels)]
+
+
+def _written() -> dict[str, str]:
+    """All that stands in the environment, or else in `.env`, under a name like one of ours."""
+    lines = dotenv_values(ENV_FILE, encoding=_encoding(ENV_FILE)) if ENV_FILE.is_file() else {}
+    every = [*lines.items(), *os.environ.items()]
+    return {name.upper(): value or "" for name, value in every if name.upper().startswith("ST_")}
+
+
+def _check_names() -> None:
+    """Refuse names that are nearly one of ours: what was meant by them would not be done."""
+    known = [f"ST_{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(_written()):
+        if name.startswith(OF_TENANTS):
+            _check_name_of_tenant(name)
+        elif name not in known and (meant := get_close_matches(name, known, n=1, cutoff=0.8)):
+            raise _wrong(f"{name} is no setting; {meant[0]} may be meant")
+
+
+def _is_json(value: str) -> bool:
+    try:
+        json.loads(value or "{}")
+    except ValueError:
+        return False
+    return True
+
+
+def _check_name_of_tenant(name: str) -> None:
+    tenant, _, field = name.removeprefix(OF_TENANTS).partition("__")
+    field, _, member = field.partition("__")
+    known = [name.upper() for name in Tenant.model_fields]
+    if field not in known or (member and field not in ("BUSINESS_UNITS", "USERS")):
+        meant = get_close_matches(field, known, n=1) or [", ".join(known)]
+        raise _wrong(
+            f"{name} is no setting of a tenant {tenant.lower()!r}; {meant[0]} may be meant, and a "
+            "tenant's name holds no two underscores together"
+        )
 
 
 def _encoding(path: Path) -> str:
@@ -311,7 +372,7 @@ class Tenant(BaseModel):
     digest_at: Annotated[time | None, BeforeValidator(_time_of_day)] = Field(
         default=time(7), description="When the morning message is sent, on its own clock; or off."
     )
-    digest_urls: SecretStr = Field(
+    digest_urls: Channels = Field(
         default=SecretStr(""),
         description="Whom the morning message goes to: apprise addresses, such as mailto://…; "
         "without any, to ST_ALERT_URLS.",
@@ -396,11 +457,11 @@ class Settings(BaseSettings):
         default=Path(".data/inbox"), description="Files of changes; plans go to outbox beside it."
     )
 
-    alert_urls: SecretStr = Field(
+    alert_urls: Channels = Field(
         default=SecretStr(""),
         description="Whom to tell what goes wrong: apprise addresses, separated by spaces.",
     )
-    ui_url: str = Field(
+    ui_url: Annotated[str, AfterValidator(_page_address)] = Field(
         default="http://localhost:3000",
         description="Where people open Dagster: for links, and the one name beside localhost to "
         "which its web server answers.",
@@ -430,12 +491,19 @@ class Settings(BaseSettings):
     )
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(_env_file_encoding=_encoding(ENV_FILE), **values)
+        try:
+            super().__init__(_env_file_encoding=_encoding(ENV_FILE), **values)
+        except SettingsError as error:  # it names no variable
+            written = {n: v for n, v in _written().items() if n.endswith(AS_JSON)}
+            if names := [name for name, value in written.items() if not _is_json(value)]:
+                raise SettingsError(f"{' and '.join(names)} must be JSON") from error
+            raise
 
     @model_validator(mode="before")
     @classmethod
     def _filled_in(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Leave out tenants of which no credential is given: `.env.example`, copied as it is."""
+        _check_names()
         tenants = values.get("tenants")
         if isinstance(tenants, dict):
             given = {n: t for n, t in tenants.items() if not isinstance(t, dict) or _is_given(t)}

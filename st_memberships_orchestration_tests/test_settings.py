@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.sandbox.process import RunningSandbox
@@ -243,6 +244,13 @@ def account(name: str) -> dict[str, dict[str, str]]:
         ("AUTH_URL", f"https://{'a' * 64}"),
         ("REQUESTS_PER_SECOND", "9" * 20),
         ("KEEP_RUNS_DAYS", "9" * 12),
+        ("UI_URL", "javascript:alert(1)"),
+        ("UI_URL", "dagster.example.com:3000"),
+        ("UI_URL", "https://user:hunter2@a"),
+        ("ALERT_URLS", "hunter2"),
+        ("ALERT_URLS", '"json://hunter2"'),
+        ("TENANTS__ACME__DIGEST_URLS", "json://a hunter2"),
+        ("TENANTS__ACME__TIMEZONE__X", "hunter2"),
     ],
 )
 def test_what_was_written_is_what_is_set_or_it_is_refused(
@@ -253,10 +261,57 @@ def test_what_was_written_is_what_is_set_or_it_is_refused(
     assert Settings().tenants
     monkeypatch.setenv(f"ST_{name}", value)
     with pytest.raises(
-        ValidationError, match=r"must be|should be|no key has|no lake|leave them"
+        ValidationError,
+        match=r"must be|should be|no key has|no lake|leave them|not begin|no setting",
     ) as refused:
         Settings()
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("LAKEURI", "ST_LAKE_URI may be meant"),
+        ("write_cap_per_days", "ST_WRITE_CAP_PER_DAY may be meant"),
+        ("TENANTS__ACME__TIMEZON", "TIMEZONE may be meant"),
+        ("TENANTS__ACME__APPKEY", "APP_KEY may be meant"),
+        ("TENANTS__A__B__TENANT_ID", "no two underscores together"),
+        ("TENANTS__BRAVO__X", "no setting of a tenant 'bravo'"),
+    ],
+)
+def test_a_name_that_is_nearly_a_setting_is_not_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    (folder / ".env").write_text(f"{BLOCK}ST_ELSEWHERE=1\n")
+    assert Settings().tenants, "others may call their own by our letters"
+    with (folder / ".env").open("a") as file:
+        file.write(f"ST_{name}=hush\n")
+    with pytest.raises(ValidationError, match=said) as refused:
+        Settings()
+    assert "hush" not in str(refused.value)
+    (folder / ".env").write_text(BLOCK)
+    monkeypatch.setenv(f"ST_{name}", "hush")
+    with pytest.raises(ValidationError, match=said):
+        Settings()
+
+
+def test_what_should_be_json_is_named(folder: Path) -> None:
+    lines = "ST_TENANTS__ACME__BUSINESS_UNITS={12: Plumbing}\nST_TENANTS__ACME__USERS={}\n"
+    (folder / ".env").write_text(f"{BLOCK}{lines}")
+    with pytest.raises(SettingsError, match=r"^ST_TENANTS__ACME__BUSINESS_UNITS must be JSON"):
+        Settings()
+
+
+def test_addresses_may_have_commas_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "ST_ALERT_URLS", " json://a, mailto://u:p@b?to=c@d,e@f,json://g\n slack://h,"
+    )
+    assert Settings().alert_addresses == [
+        "json://a",
+        "mailto://u:p@b?to=c@d,e@f",
+        "json://g",
+        "slack://h",
+    ]
 
 
 def test_the_line_end_of_a_file_of_secrets_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
