@@ -94,25 +94,33 @@ def rebuild_versions(
         connection.register("versions", versions)
         rows = connection.sql(
             f"""
-            select * exclude (position, can_be, impossible_before, began),
-                max(began) over life as {VALID_FROM},
-                case when lead(began) over life is not null
-                    then greatest(lead(began) over life, max(began) over life) end as {VALID_TO}
-            from (
+            with numbered as materialized (
+                select *, row_number() over () as position, "{modified}" <= loaded_at as can_be,
+                    least("{modified}", loaded_at) as began
+                from versions
+            ), several as (
+                select id from numbered group by id having count(*) > 1
+            ), kept as (
                 from (
-                    select *, "{modified}" <= loaded_at as can_be,
-                        least("{modified}", loaded_at) as began,
-                        count(*) filter (not can_be) over (
-                            partition by id order by loaded_at, position rows unbounded preceding
-                        ) as impossible_before
-                    from (select *, row_number() over () as position from versions)
+                    select *, count(*) filter (not can_be) over (
+                        partition by id order by loaded_at, position rows unbounded preceding
+                    ) as impossible_before
+                    from numbered where id in (from several)
                 )
                 qualify row_number() over (
                     partition by id, impossible_before, "{modified}_text"
                     order by loaded_at desc, position desc
                 ) = 1
             )
-            window life as (partition by id order by {place})
+            select * exclude (position, can_be, began, impossible_before)
+            from (
+                select *, max(began) over life as {VALID_FROM},
+                    case when lead(began) over life is not null
+                        then greatest(lead(began) over life, max(began) over life) end as {VALID_TO}
+                from kept window life as (partition by id order by {place})
+                union all  -- most records have one version
+                select *, 0, began, null from numbered where id not in (from several)
+            )
             order by id, {VALID_FROM}, {place}
             """
         )
