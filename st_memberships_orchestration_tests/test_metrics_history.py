@@ -1,6 +1,7 @@
 """Who was a member when: the history of statuses from records as they landed, on paper."""
 
 from datetime import UTC, date, datetime, time, timedelta
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -488,6 +489,27 @@ def test_days_are_the_contractors_own(lives: Any, zone: str) -> None:
         1: ["Active 2026-04-01 00:00 unchanged"],
         2: [active, "Canceled 2026-04-05 00:00 cancellation_date"],
         3: [active, "Expired 2026-04-05 00:00 to"],
+    }
+
+
+def test_a_day_begins_at_the_first_of_two_midnights_by_the_clock_that_counts_days(
+    lives: Any,
+) -> None:
+    # At 01:00 the clocks of Havana went back to midnight. DuckDB does not know this zone at all, as
+    # its rules can be of another year than Python's, by which months and days are counted.
+    with files("tzdata").joinpath("zoneinfo/America/Havana").open("rb") as rules:
+        own = ZoneInfo.from_file(rules, key="Contractor/Own")
+    found = lives(
+        [
+            member(1, "Canceled", from_="2025-11-02"),
+            member(2, "Expired", from_="2025-01-01", to="2025-11-01"),
+        ],
+        [change(1, 1, "Active", "Canceled", "2025-11-02T04:30:00Z")],  # 00:30 for the first time
+        own,
+    )
+    assert found == {
+        1: ["Active 2025-11-02 00:00 before_first_change", "Canceled 2025-11-02 00:30 change"],
+        2: ["Active 2025-01-01 00:00 before_inferred_change", "Expired 2025-11-02 00:00 to"],
     }
 
 

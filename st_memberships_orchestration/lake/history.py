@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby, product
 from math import prod
 from operator import attrgetter
@@ -292,7 +292,8 @@ def rebuild_membership_status(
     )
     with duckdb_over(memberships=memberships, changes=changes, versions=versions) as connection:
         connection.sql("set timezone = 'UTC'")
-        connection.sql(f"create macro midnight(day) as timezone('{zone.key}', day::timestamp)")
+        connection.register("midnights", _midnights(zone, earliest, memberships, versions))
+        connection.sql(MIDNIGHT)
         connection.sql(f"create macro earliest() as date '{earliest}'")
         # A later day cannot tell when something happened that the records show already.
         connection.sql(f"create macro newest() as timestamptz '{newest.isoformat()}'")
@@ -311,6 +312,26 @@ def rebuild_membership_status(
         origin=origin,
         seen=seen(tables),
     )
+
+
+def _midnights(zone: ZoneInfo, earliest: date, *records: pa.Table) -> pa.Table:
+    """When each day that a record names, and the day after it, begins on the contractor's clock.
+
+    By Python's rules of time zones, as all that is counted by days: DuckDB brings its own, which
+    can be of another year. Of two midnights the first.
+    """
+    columns = [
+        table[name]
+        for table in records
+        for name in ("from", "to", "cancellation_date")
+        if name in table.column_names
+    ]
+    named = {day for column in columns for day in pc.unique(column).to_pylist() if day}
+    named |= {day + timedelta(days=1) for day in named if day < date.max}
+    days = sorted({earliest, *(day for day in named if day >= earliest)})
+    moments = [int(datetime.combine(day, time(), zone).timestamp()) for day in days]
+    began = pa.array(moments, pa.timestamp("s", "UTC")).cast(INSTANT)
+    return pa.table({"day": days, "began": began})
 
 
 def _newest(tables: Mapping[str, DeltaTable | None], tenant: str) -> datetime | None:
@@ -342,6 +363,10 @@ IN_ORDER = f"""
     select *, count(*) over (partition by membership_id, created_on, digits) as tied,
         row_number() over (partition by membership_id order by created_on, digits, id) as place
     from (select *, {BEYOND_MICROSECONDS} as digits from changes)
+"""
+
+MIDNIGHT = """
+    create macro midnight(of_day) as (select began from midnights where midnights.day = of_day)
 """
 
 PASSED = """
