@@ -56,7 +56,13 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         membership(9, **upfront, from_="2026-01-01", to="2026-12-31", membership_type_id=9),
         membership(10, **annual, next_bill="2028-02-29"),  # two years ahead: at most the whole
         membership(11, **upfront, from_="2025-03-20", to="2026-03-20"),  # ends today: used up
-        membership(12, **upfront),  # no last day
+        membership(12, **upfront),  # no last day: the duration tells it
+        membership(16, **{**upfront, "duration": None}),  # nor does one
+        membership(17, **{**upfront, "duration": 0}),
+        membership(18, **{**upfront, "duration": 2_147_483_647}),
+        membership(19, **upfront, from_="2025-03-01"),  # over by its duration: used up
+        membership(20, **{**upfront, "duration": 7}, from_="2025-08-31"),  # over on 31 March
+        membership(21, **annual, duration=24, from_="2024-06-10"),  # no next bill, no last day
         membership(13, **annual, next_bill="2226-04-01"),  # cannot be: no period is known
         membership(15, **{**upfront, "duration": 24}, from_="2025-03-22", to="2027-03-21"),
         membership(14, **upfront, from_="0021-01-01", to="2026-12-31"),  # nor can its first day
@@ -82,6 +88,9 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         8: (D(365), 365, D(365), None, "not_begun, no_visits"),
         9: (None, 286, None, None, "price_unknown, no_visits"),
         10: (D(365), 366, D(365), None, "not_begun"),
+        12: (D(365), 255, D(255), None, "end_inferred"),  # 1 December to 30 November
+        20: (D(100), 10, D("4.72"), None, "end_inferred"),  # 21 to 30 March, of 212 days
+        21: (None, 81, None, None, "price_unknown, end_inferred"),
         14: (D(365), 286, None, None, "period_unknown, no_visits"),
         15: (
             D("99.995"),
@@ -95,6 +104,8 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
     assert period[3] == (date(2025, 12, 1), date(2026, 11, 30), "bill")
     assert period[5] == (date(2026, 1, 15), date(2026, 4, 14), "bill")
     assert period[1] == (date(2025, 4, 1), date(2026, 3, 31), "term")
+    assert period[12] == (date(2025, 12, 1), date(2026, 11, 30), "term")
+    assert period[21] == (date(2025, 6, 10), date(2026, 6, 9), "bill")
     shares = by_id(rows, "membership_id", "unearned_share_by_time", "unearned_share_by_visits")
     assert shares[1] == (pytest.approx(11 / 365), pytest.approx(2 / 3))
     assert shares[10][0] == 1.0

@@ -60,6 +60,7 @@ def test_the_membership_summary_counts_last_statuses_and_ours_every_step() -> No
         membership(7, **term, renewed_by_id=8),
         membership(8, from_="2026-03-15"),  # 43 days late
         membership(9, membership_type_id=2),
+        membership(10, membership_type_id=3),  # which nobody knows
     )
     status = history(
         m1="Active 2026-01-05, Suspended 2026-02-03, Canceled 2026-02-20",
@@ -71,6 +72,7 @@ def test_the_membership_summary_counts_last_statuses_and_ours_every_step() -> No
         m7="Active 2026-01-05, Expired 2026-02-01 01:00",
         m8="Active 2026-03-15",
         m9="Active 2026-01-05",
+        m10="Active 2026-01-05",
     )
     rows = membership_summary(members, status, TYPES, **CLOCK)
     assert (rows["difference"] == rows[list(REASONS)].sum(axis=1)).all()
@@ -94,7 +96,7 @@ def test_the_membership_summary_counts_last_statuses_and_ours_every_step() -> No
         "active_at_end": (3, 3, None),
     }
     shown = {key: value for key, value in plain(rows, "membership_type_id", "is_type_active")}
-    assert shown == {1: True, 2: False}
+    assert shown == {1: True, 2: False, 3: None}
     ends = rows[rows["movement"] == "active_at_end"].groupby("month")["ours"].sum()
     ours = members_monthly(members, status, **CLOCK).groupby("month")["active_end"].sum()
     assert ends.tolist() == ours.tolist()

@@ -8,6 +8,7 @@ import pandas as pd
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
+    Frame,
     attach,
     flags,
     month_of,
@@ -33,6 +34,8 @@ from st_memberships_orchestration.metrics.workload import RUNNING, on_day
 CENT = 10_000
 FOUR_DECIMALS = CENT // 100
 """Millionths: a cent, and what a price is known to."""
+LONGEST = 12 * 100
+"""Months; a longer duration tells no last day."""
 
 
 def prepaid_unearned(
@@ -49,14 +52,16 @@ def prepaid_unearned(
     One row per Active or Suspended membership whose present payment covers more than a month and
     is not used up. `period_basis` says which payment: `term`, paid upfront (OneTime) for the whole
     term; `bill`, the last bill, which is inferred to cover the months up to the next scheduled
-    bill date, or, if there is none, the last months of the term. `paid` is its price (see
+    bill date, or, if there is none, the last months of the term. Where a term has no last day, its
+    first day and its duration tell it, which `end_inferred` flags. `paid` is its price (see
     `membership_prices`, `price_basis`), in the account's currency: whether it was paid is not in
     this API.
 
     `unearned_by_time` is `paid` times the share of the period's days after today, rounded half up
     to a cent. `unearned_by_visits`, only for a term, is `paid` times the share of the entitled
     visits that are unused (`visit_entitlements`), as ServiceTitan's deferred revenue goes by
-    visits; null without visits. The two are two methods: never add them up.
+    visits; null without visits, or where the end is inferred. The two are two methods: never add
+    them up.
 
     Example: 365.00 were paid upfront for 1 January to 31 December, with 2 visits. On 31 March one
     visit is used: 275 of 365 days are left, so 275.00 are unearned by time, 182.50 by visits.
@@ -97,12 +102,17 @@ def prepaid_unearned(
     upfront = rows["billing_frequency"] == ONE_TIME
     ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
     running = rows["status"].isin(RUNNING) & ~rows["is_deleted"]
-    next_bill = rows["next_scheduled_bill_date"].fillna(rows["to"] + pd.Timedelta(days=1))
-    rows["period_to"] = rows["to"].where(upfront, next_bill - pd.Timedelta(days=1))
+    one_day = pd.Timedelta(days=1)
+    over = rows["to"] + one_day
+    rows["after"] = over.fillna(_after_duration(rows))
+    next_bill = rows["next_scheduled_bill_date"]
+    rows["after"] = rows["after"].where(upfront | next_bill.isna(), next_bill)
+    rows["end_inferred"] = rows["to"].isna() & (upfront | next_bill.isna())
+    rows["period_to"] = rows["after"] - one_day
     rows = rows[ahead & running & (rows["period_to"] > now)].reset_index(drop=True)
 
     upfront = rows["billing_frequency"] == ONE_TIME
-    after = rows["period_to"] + pd.Timedelta(days=1)
+    after = rows["after"]
     months = month_of(after) - rows["months_per_bill"].fillna(0)
     billed_on = pd.Series(on_day(after, months.to_numpy(np.int64)), rows.index)
     rows["period_from"] = rows["from"].where(upfront, billed_on)
@@ -126,9 +136,19 @@ def prepaid_unearned(
         price_unknown=rows["paid"].isna(),
         period_unknown=rows["period_from"].isna(),
         not_begun=rows["period_from"] > now,
-        no_visits=upfront & ~(rows["entitled"] > 0).fillna(False),
+        end_inferred=rows["end_inferred"],
+        no_visits=upfront & ~rows["end_inferred"] & ~(rows["entitled"] > 0).fillna(False),
     )
     return PREPAID_UNEARNED.frame(rows)
+
+
+def _after_duration(rows: Frame) -> Column:
+    """The day on which the duration is over; null without one that is a term."""
+    lasts = rows["duration"].between(1, LONGEST).fillna(False) & rows["from"].notna()
+    begins = rows.loc[lasts, "from"]
+    months = month_of(begins) + rows["duration"][lasts]
+    days = on_day(begins, months.to_numpy(np.int64))
+    return pd.Series(days, begins.index).reindex(rows.index)
 
 
 def _part(amount: Column, part: Column, whole: Column) -> Column:

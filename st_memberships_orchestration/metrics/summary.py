@@ -10,6 +10,7 @@ from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
     Frame,
+    among,
     attach,
     flags,
     month_number,
@@ -127,7 +128,8 @@ def membership_summary(
     rows["reasons"] = flags(**{reason: rows[reason] != 0 for reason in REASONS})
     types = pick(membership_types, "id", "is_deleted")
     rows = attach(rows, types, "membership_type_id", hidden="is_deleted")
-    rows["is_type_active"] = ~rows["hidden"]
+    is_known = among(rows["membership_type_id"], types["id"])
+    rows["is_type_active"] = (~rows["hidden"]).astype("boolean").where(is_known)
     rows["is_complete"] = rows["month"] < month_number(today)
     rows["month"] = month_start(rows["month"])
     return MEMBERSHIP_SUMMARY.frame(rows)
@@ -216,7 +218,10 @@ MEMBERSHIP_SUMMARY = Table(
         "month": MONTH,
         "is_complete": IS_COMPLETE,
         "membership_type_id": (ID, "Membership type: a line of the report."),
-        "is_type_active": (TRUTH, "Whether the type is active; the report hides others."),
+        "is_type_active": (
+            TRUTH,
+            "Whether the type is active; the report hides others. Null: unknown.",
+        ),
         "movement": (TEXT, "Column of the report, such as new_sales or active_at_end."),
         "summary": (COUNT, "Memberships as the report counts: each once, by its last status."),
         "ours": (COUNT, "Steps as members_monthly counts: every one."),

@@ -371,8 +371,8 @@ SECTIONS: Mapping[str, str] = {
     "summary": f"""
         with counted as (
             select month, movement, sum(ours)::bigint as ours,
-                coalesce(sum(summary) filter (is_type_active), 0)::bigint as summary,
-                -coalesce(sum(summary) filter (not is_type_active), 0)::bigint as hidden,
+                coalesce(sum(summary) filter (is_type_active is not false), 0)::bigint as summary,
+                -coalesce(sum(summary) filter (is_type_active is false), 0)::bigint as hidden,
                 {", ".join(f"sum({name})::bigint as {name}" for name in list(DIFFERENCES)[1:])}
             from membership_summary
             where month = (select max(month) from membership_summary where is_complete)
