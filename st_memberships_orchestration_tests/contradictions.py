@@ -136,7 +136,7 @@ class Account:
             "duration_billing": [
                 {
                     "id": number,
-                    "duration": self._one_of((None, 12, 7)),
+                    "duration": self._one_of((None, 12, 7, 0)),
                     "billing_frequency": self._one_of(FREQUENCIES),
                     **{price: self._one_of(AMOUNTS) for price in option},
                 }
@@ -168,7 +168,7 @@ class Account:
         }
 
     def _membership(self, id: int) -> Record:
-        begins, duration = self._day(none=0.1), self._one_of((None, 12, 7))
+        begins, duration = self._day(none=0.1), self._one_of((None, 12, 7, 0))
         ends = self._day(none=0.6)
         if begins and duration and self._happens(0.8):
             ends = begins + timedelta(days=self._one_of((364, 365, 200, 30, -3, 1900)))

@@ -40,6 +40,7 @@ NAMES = ("acme", "bravo", "coral", "delta", "ember", "fjord", "grove", "haven", 
 MOMENTS = (("2026-09-20T12:00:00Z", 48), ("2026-02-10T03:00:00Z", 34), ("2025-12-20T23:30:00Z", 72))
 KEYS = {
     "members_monthly": ("month", "membership_type_id", "business_unit_id"),
+    "members_daily": ("day",),
     "recurring_revenue_monthly": ("month", "membership_type_id", "business_unit_id"),
     "membership_prices": ("membership_id",),
     "renewals": ("membership_id",),

@@ -10,7 +10,9 @@ create macro plausible_end(day) as if(day >= date '1980-01-01', day, null);
 -- Ticks of 100 ns, as the exports write them: the seventh digit is in the text alone.
 create macro ticks(moment, text) as epoch_us(moment) * 10
     + coalesce(substr(rpad(regexp_extract(text, '\.(\d+)', 1), 7, '0'), 7, 1), '0')::bigint;
-create macro midnight(day) as epoch_us(day::timestamptz) * 10;
+-- Of two midnights the first: just after the day before is over.
+create macro midnight(day) as
+    epoch_us((day::timestamp - interval 1 microsecond)::timestamptz) * 10 + 10;
 create macro known(t) as if(t >= midnight(date '1980-01-01'), t, null);
 create macro day_of(t) as make_timestamptz(t // 10)::date;
 create macro millionths(amount) as (amount::decimal(38, 6) * 1000000)::hugeint;
@@ -353,7 +355,7 @@ create macro prices_at(asked) as table
     )
     select what, member, of_type, frequency, every, bill, upfront,
         halved_up(bill, every) as monthly, as_price(billing) * 12 // every as annual_by_list,
-        halved_up(upfront, duration) as amortised,
+        if(duration > 0, halved_up(upfront, duration), null) as amortised,
         case when bill is not null and has_template then 'billing_template'
             when bill is not null then 'type_billing_price'
             when upfront is not null and duration > 0 then
@@ -362,7 +364,7 @@ create macro prices_at(asked) as table
         -- A price that nobody knows rests on nothing.
         terms_backdated or case basis when 'none' then false
             when 'billing_template' then template_backdated else list_backdated end as is_backdated,
-        coalesce(bill * 12 // every, halved_up(upfront * 12, duration)) as annual, flagged([
+        coalesce(bill * 12 // every, if(duration > 0, halved_up(upfront * 12, duration), null)) as annual, flagged([
             if(every is null and not is_upfront, 'frequency_unknown', null),
             if(every is not null and template is not null and not has_template,
                 'template_missing', null),
@@ -477,6 +479,70 @@ create temp table recurring_revenue_monthly as
         1 - ratio(members_unpriced, members_recurring) as covered_share,
         ratio(members_by_template, members_recurring) as template_share
     from summed;
+
+-- THE LAST DAYS
+
+create temp table days as
+    select d::date as day, midnight(d::date + 1) as boundary
+    from range((select greatest(min(day_of(since)), today() - 61) from began)::timestamp,
+        today() + 1, interval 1 day) as r(d);
+-- Members at the end of each, and of the day before the first.
+create temp table day_ends as
+    with evenings as (
+        from days union all select min(day) - 1, midnight(min(day)) from days
+    )
+    select day as what, member, boundary from evenings
+    join steps s on s.status = 'Active' and s.tick < boundary
+        and coalesce(s.until >= boundary, true);
+
+create temp table members_daily as
+    with ends as (
+        select what as day, member, coalesce(monthly, 0) as mrr
+        from day_ends left join prices_at('day_ends') using (what, member)
+    ), both_ends as (
+        select coalesce(b.day, a.day + 1) as day, coalesce(a.member, b.member) as member,
+            a.mrr as before, b.mrr as after
+        from ends a full join ends b on a.member = b.member and b.day = a.day + 1
+    ), turns as (  -- who came is called by the first entry, who left by the last exit
+        select member, day,
+            arg_min(kind, step) filter (kind in ('new', 'renewed', 'resumed', 'won_back')) as entry,
+            arg_max(kind, step) filter (kind not in ('new', 'renewed', 'resumed', 'won_back',
+                'cancelled_from_suspension', 'expired_from_suspension')) as exit
+        from movements where kind is not null group by all
+    ), money as (
+        select day, count(before) as active_start, count(after) as active_end,
+            sum(before) as mrr_start, sum(after) as mrr_end,
+            sum(after) filter (before is null and entry = 'new') as new_mrr,
+            sum(after) filter (before is null and entry = 'renewed') as renewed_mrr,
+            sum(after) filter (before is null and entry in ('resumed', 'won_back'))
+                as reactivated_mrr,
+            sum(after - before) filter (after > before) as expansion_mrr,
+            sum(before - after) filter (after < before) as contraction_mrr,
+            sum(before) filter (after is null and exit in ('cancelled', 'expired')) as churned_mrr,
+            sum(before) filter (after is null and exit = 'suspended') as suspended_mrr,
+            sum(before) filter (after is null and exit = 'deleted') as deleted_mrr,
+            sum(before) filter (after is null and exit = 'other_exit') as other_exit_mrr,
+            sum(before) filter (after is null and exit = 'ended_by_renewal')
+                as ended_by_renewal_mrr
+        from both_ends left join turns using (member, day) group by day
+    ), counted as (
+        select v.day, count(*) filter (kind = 'new') as new,
+            count(*) filter (kind = 'renewed') as renewed,
+            count(*) filter (kind in ('resumed', 'won_back')) as reactivated,
+            count(*) filter (kind = 'ended_by_renewal') as ended_by_renewal,
+            count(*) filter (kind = 'cancelled') as cancelled,
+            count(*) filter (kind = 'expired') as expired,
+            count(*) filter (kind = 'suspended') as suspended,
+            count(*) filter (kind = 'deleted') as deleted,
+            count(*) filter (kind = 'other_exit') as other_exit,
+            count(*) filter (kind = 'cancelled_from_suspension') as cancelled_from_suspension,
+            count(*) filter (kind = 'expired_from_suspension') as expired_from_suspension,
+            count(*) filter (s.is_inferred) as inferred_moves
+        from movements v join steps s using (member, step) where kind is not null group by all
+    )
+    select day, day < today() as is_complete, active_end - active_start as net_growth,
+        m.* exclude day, c.* exclude day
+    from days left join money m using (day) left join counted c using (day);
 
 -- RENEWALS
 
@@ -976,7 +1042,7 @@ create temp table membership_summary as
         coalesce(sum(summary), 0) - coalesce(sum(ours), 0) as difference,
         sum(intermediate_step) as intermediate_step, sum(went_on_as_renewal) as went_on_as_renewal,
         sum(was_no_member) as was_no_member, sum(named_otherwise) as named_otherwise,
-        is_over(month) as is_complete, coalesce(any_value(active), true) as is_type_active,
+        is_over(month) as is_complete, any_value(active) as is_type_active,
         flagged([
             if(sum(counted.intermediate_step) <> 0, 'intermediate_step', null),
             if(sum(counted.went_on_as_renewal) <> 0, 'went_on_as_renewal', null),
@@ -1298,13 +1364,18 @@ create temp table visit_entitlements as
 create temp table prepaid_unearned as
     with paid as (
         select m.*, p.every, p.basis, p.frequency = 'OneTime' as upfront,
-            if(p.frequency = 'OneTime', p.upfront, p.bill) as price,
-            coalesce(plausible(next_scheduled_bill_date), plausible_end("to") + 1) as next_bill
+            case when p.basis = 'none' then null when p.frequency = 'OneTime' then p.upfront
+                else p.bill end as price,
+            plausible_end("to") is null and (p.frequency = 'OneTime'
+                or plausible(next_scheduled_bill_date) is null) as is_end_inferred,
+            coalesce(plausible_end("to") + 1, if(duration between 1 and 1200,
+                (plausible("from") + to_months(duration))::date, null)) as over_on,
+            coalesce(plausible(next_scheduled_bill_date), over_on) as next_bill
         from members m join priced p on p.member = m.id and p.month is null
         where standing in ('Active', 'Suspended') and (p.frequency = 'OneTime' or every > 1)
     ), periods as (
         select *, if(upfront, plausible("from"), (next_bill - to_months(every))::date) as begins_on,
-            if(upfront, plausible_end("to"), next_bill - 1) as ends_on
+            if(upfront, over_on, next_bill) - 1 as ends_on
         from paid
     ), measured as (
         select *, ends_on - begins_on + 1 as days, least(ends_on - today(), days) as days_left
@@ -1322,7 +1393,9 @@ create temp table prepaid_unearned as
             if(price is null, 'price_unknown', null),
             if(begins_on is null, 'period_unknown', null),
             if(begins_on > today(), 'not_begun', null),
-            if(upfront and coalesce(entitled, 0) = 0, 'no_visits', null)]) as flags
+            if(is_end_inferred, 'end_inferred', null),
+            if(upfront and not is_end_inferred and coalesce(entitled, 0) = 0, 'no_visits', null)
+        ]) as flags
     from measured m left join types t on t.id = m.membership_type_id
     left join visit_entitlements e on e.membership_id = m.id and e.period_basis = 'term';
 
