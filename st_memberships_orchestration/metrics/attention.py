@@ -88,12 +88,13 @@ def attention(
     than `suspended_days`; `visit_open_after_end`: a visit is still open though due after its
     membership ended; `visit_long_owed`: a visit is owed for more than `owed_days`;
     `service_missing`: an Active membership lacks recurring services that its type includes;
-    `date_implausible`: a day of a membership, a service or a visit lies before `earliest` or more
-    than 20 years ahead; `status_contradicts_dates`: it is Active more than a day after its last
-    day, runs after its cancellation day, is Canceled or Expired before that day or Expired without
-    one, ends before it begins, or is not active and yet not Deleted; `status_contradicts_history`:
-    its recorded changes end in another status than today's; `renewal_link_broken`: its successor is
-    not known, or does not begin later. `detail` says which.
+    `date_implausible`: a day of a membership, a service or a visit lies before `earliest`, or more
+    than 20 years ahead, where only a last day or a cancellation may lie;
+    `status_contradicts_dates`: it is Active more than a day after its last day, runs after its
+    cancellation day, is Canceled or Expired before that day or Expired without one, ends before it
+    begins, or is not active and yet not Deleted; `status_contradicts_history`: its recorded changes
+    end in another status than today's; `renewal_link_broken`: its successor is not known, or does
+    not begin later. `detail` says which.
 
     `since` is the day on which an expired term or an ended membership ended, and on which the bill
     or visit was due or the suspension began.

@@ -106,11 +106,11 @@ def call_list(
     One row per customer. `reasons`, the most urgent first, are: `bill_cannot_be_charged`: an
     Active membership without any way of paying whose next bill is due within `bill_within_days`, or
     was due; `ending_soon`: an Active membership that ends within `ending_within_days` and has no
-    successor; `expired_not_renewed`, `no_payment_method` and `suspended_long`, as in `attention`;
-    `visit_owed`: a visit owed for more than `owed_days`; `plan_switch`: an Active membership of a
-    plan that is no longer sold. Nobody is called about the end of a membership who has renewed it,
-    or bought anew: another Active one for the same location, which begins at most 90 days before
-    that end, and later than this one, and ends later.
+    successor; `expired_not_renewed`, `no_payment_method` (where the bill is not due yet) and
+    `suspended_long`, as in `attention`; `visit_owed`: a visit owed for more than `owed_days`;
+    `plan_switch`: an Active membership of a plan that is no longer sold. Nobody is called about the
+    end of a membership who has renewed it, or bought anew: another Active one for the same
+    location, which begins at most 90 days before that end, and later than this one, and ends later.
 
     `urgency` is 1, today (a bill that cannot be charged, an end within 7 days), 2, this week (an
     end later than that, or at most 30 days ago; an owed visit), or 3, when there is time. `rank`

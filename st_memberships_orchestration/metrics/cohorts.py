@@ -52,7 +52,8 @@ def cohort_retention(
     the chain of a first sale and its renewals: it is kept at the end of a month if any of its
     memberships is Active then. So a renewal keeps the member, and someone who comes back counts
     again. Type is the one first sold. A sale is dated by the creation of the membership, or its
-    first day if that is earlier, as with imported ones. Deleted memberships are left out.
+    first day if that is earlier, as with imported ones. Deleted memberships are left out. A renewal
+    of several goes on with the oldest of them: two memberships that became one are one then.
 
     Source: `current/memberships`, `history/membership_status`; reference section 9.1. Known gaps:
     one who bought anew without a renewal link counts as lost and as sold again; a membership sold
