@@ -45,7 +45,7 @@ from st_memberships_orchestration.sandbox.members import (
     month_start,
     next_bills,
 )
-from st_memberships_orchestration.sandbox.records import encode, modified_at
+from st_memberships_orchestration.sandbox.records import SEARCHABLE, encode, modified_at
 from st_memberships_orchestration.sandbox.unkind import spoil
 from st_memberships_orchestration.sandbox.visits import (
     NO_MEMBER,
@@ -57,7 +57,6 @@ from st_memberships_orchestration.sandbox.visits import (
 )
 from st_memberships_orchestration.sandbox.vocabulary import (
     DURATIONS,
-    FEEDS,
     FREQUENCIES,
     MONTHS,
     OUTREACH,
@@ -122,8 +121,7 @@ def build_feeds(book: Book, memberships: int) -> dict[str, Feed]:
         "recurring_service_types": book.recurring_service_types(),
     }
     feeds = {
-        name: _feed(book, name, tables.get(name), records.get(name, []))
-        for name in (*FEEDS, "custom_fields")
+        name: _feed(book, name, tables.get(name), records.get(name, [])) for name in SEARCHABLE
     }
     if not book.unkind:
         return feeds

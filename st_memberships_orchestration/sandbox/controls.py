@@ -13,9 +13,9 @@ from st_memberships_orchestration.sandbox.clock import moment_text, parse_span
 from st_memberships_orchestration.sandbox.drift import Bend
 from st_memberships_orchestration.sandbox.feeds import Feed
 from st_memberships_orchestration.sandbox.problems import json_response
+from st_memberships_orchestration.sandbox.records import FEEDS
 from st_memberships_orchestration.sandbox.state import Sandbox
 from st_memberships_orchestration.sandbox.tenants import Tenant
-from st_memberships_orchestration.sandbox.vocabulary import FEEDS
 from st_memberships_orchestration.sandbox.wire import loads
 
 Endpoint = Callable[[Request], Awaitable[Response]]

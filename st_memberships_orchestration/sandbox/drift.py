@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from st_memberships_orchestration.sandbox.vocabulary import FEEDS
+from st_memberships_orchestration.sandbox.records import FEEDS
 from st_memberships_orchestration.sandbox.wire import dumps, loads
 
 Record = dict[str, Any]

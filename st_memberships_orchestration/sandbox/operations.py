@@ -9,17 +9,12 @@ from starlette.responses import Response
 from st_memberships_orchestration.sandbox import reads, writes
 from st_memberships_orchestration.sandbox.calls import Call
 from st_memberships_orchestration.sandbox.exports import export
+from st_memberships_orchestration.sandbox.records import FEEDS
 
 Handler = Callable[[Call], Response]
 
 OPERATIONS: dict[tuple[str, str], Handler] = {
-    ("GET", "export/invoice-templates"): partial(export, "invoice_templates"),
-    ("GET", "export/membership-status-changes"): partial(export, "membership_status_changes"),
-    ("GET", "export/membership-types"): partial(export, "membership_types"),
-    ("GET", "export/memberships"): partial(export, "memberships"),
-    ("GET", "export/recurring-service-events"): partial(export, "recurring_service_events"),
-    ("GET", "export/recurring-service-types"): partial(export, "recurring_service_types"),
-    ("GET", "export/recurring-services"): partial(export, "recurring_services"),
+    **{("GET", f"export/{name.replace('_', '-')}"): partial(export, name) for name in FEEDS},
     ("GET", "invoice-templates"): reads.list_invoice_templates,
     ("POST", "invoice-templates"): writes.create_invoice_template,
     ("GET", "invoice-templates/{id}"): reads.get_invoice_template,

@@ -1,4 +1,4 @@
-"""Which fields of a record can be searched, and the integers that stand for their values."""
+"""The feeds, the fields by which records can be searched, and the integers that stand for them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -74,6 +74,8 @@ SEARCHABLE: dict[str, dict[str, Encoder]] = {
         "to": day,
     },
 }
+FEEDS = tuple(name for name in SEARCHABLE if name != "custom_fields")
+"""What is exported: of custom fields there is only a list."""
 
 
 def encode(feed: str, records: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -31,13 +31,3 @@ MONTHS_BETWEEN_BILLS = {
     "BiAnnual": 6,
     "Annual": 12,
 }
-
-FEEDS = (
-    "invoice_templates",
-    "membership_status_changes",
-    "membership_types",
-    "memberships",
-    "recurring_service_events",
-    "recurring_service_types",
-    "recurring_services",
-)
