@@ -352,8 +352,8 @@ class Tenant(BaseModel):
     client_id: Secret = Field(description="Client ID of the app for this tenant.")
     client_secret: Secret = Field(description="Secret of that client ID.")
     app_key: Secret = Field(description="Key of the app; the same for all its tenants.")
-    timezone: Annotated[str, BeforeValidator(_known_timezone)] = Field(
-        default="America/New_York", description="The contractor's own day."
+    timezone: Annotated[ZoneInfo, BeforeValidator(_known_timezone)] = Field(
+        default=ZoneInfo("America/New_York"), description="The contractor's own day."
     )
     display_name: str = Field(
         default="", max_length=80, description="How people call it, in report and digest."
@@ -377,11 +377,6 @@ class Tenant(BaseModel):
         description="Whom the morning message goes to: apprise addresses, such as mailto://…; "
         "without any, to ST_ALERT_URLS.",
     )
-
-    @property
-    def zone(self) -> ZoneInfo:
-        """The contractor's time zone."""
-        return ZoneInfo(self.timezone)
 
     @property
     def digest_addresses(self) -> list[str]:

@@ -107,7 +107,7 @@ def test_the_message_says_what_the_tables_hold_and_comes_once(
     assert message["title"] == shown["title"]
     assert message["message"] in shown["message"]
     text = message["message"]
-    day = datetime.now(Settings().tenants["acme"].zone).date() - timedelta(days=1)
+    day = datetime.now(Settings().tenants["acme"].timezone).date() - timedelta(days=1)
     ((members, mrr),) = sql(
         desk.lake,
         "select sum(active_end), (select sum(mrr_end) from derived.recurring_revenue_monthly "
@@ -313,7 +313,7 @@ def test_a_message_is_due_from_its_own_hour_on(
     begin, end = (datetime.fromisoformat(f"{text}+00:00") for text in (first, last))
     quarter = timedelta(minutes=15)
     about = tenant(**settings)
-    day = begin.astimezone(about.zone).date()
+    day = begin.astimezone(about.timezone).date()
     times = [begin + n * quarter for n in range(-4, 60)]
     assert [at for at in times if due_day(about, at) == day] == [
         begin + n * quarter for n in range((end - begin) // quarter + 1)

@@ -69,7 +69,7 @@ def book_of(lake: Lake, settings: Settings, tenant: str) -> Book:
     Raises:
         UnknownTenant: it is not configured.
     """
-    zone = settings.tenant(tenant).zone
+    zone = settings.tenant(tenant).timezone
     today = datetime.now(zone).date()
     return Book.of(lake, tenant, today=today, zone=zone, earliest=settings.earliest_date)
 

@@ -124,7 +124,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
         requested = 0
         for tenant in tenants:
             last = last_run(context.instance, "derive", {"dagster/partition": tenant})
-            if last is None or is_due(last, now, settings.tenants[tenant].zone):
+            if last is None or is_due(last, now, settings.tenants[tenant].timezone):
                 requested += 1
                 yield tenant_request(tenant, run_key=f"{tenant} {now.isoformat()}")
         if not requested:

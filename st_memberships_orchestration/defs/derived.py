@@ -122,7 +122,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
 
 
 def _clock(settings: Settings, tenant: str, as_of: str | None = None) -> dict[str, Any]:
-    zone = settings.tenants[tenant].zone
+    zone = settings.tenants[tenant].timezone
     return {
         "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
         "zone": zone,

@@ -252,8 +252,8 @@ def due_day(tenant: Tenant, now: datetime) -> date | None:
     """
     if tenant.digest_at is None:
         return None
-    today = now.astimezone(tenant.zone).date()
-    hour = datetime.combine(today, tenant.digest_at, tenant.zone).astimezone(UTC)
+    today = now.astimezone(tenant.timezone).date()
+    hour = datetime.combine(today, tenant.digest_at, tenant.timezone).astimezone(UTC)
     return today if hour <= now < hour + CAUGHT_UP_WITHIN else None
 
 

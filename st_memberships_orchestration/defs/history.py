@@ -84,7 +84,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
         rebuild_membership_status(
             lake,
             tenant=tenant,
-            zone=settings.tenants[tenant].zone,
+            zone=settings.tenants[tenant].timezone,
             earliest=settings.earliest_date,
             full=config.full,
         )

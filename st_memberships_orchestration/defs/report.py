@@ -94,7 +94,7 @@ def facts_of(
     tenant: str,
 ) -> Provenance:
     """What is known of a tenant besides its figures, now."""
-    zone = settings.tenants[tenant].zone
+    zone = settings.tenants[tenant].timezone
     return Provenance(
         account=_account(settings, tenant),
         as_of=_days(instance, tenant),
