@@ -28,6 +28,7 @@ from st_memberships_orchestration.reading.reader import FeedReader, Reading, Win
 from st_memberships_orchestration.servicetitan.columns import columns_of, table_schema
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError, Transient
 from st_memberships_orchestration.servicetitan.exports import ExportFeed, read_ahead
+from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 T = TypeVar("T")
@@ -131,7 +132,8 @@ def build_source(feed: ExportFeed) -> dg.AssetSpec:
     return dg.AssetSpec(
         key=_key("servicetitan", feed),
         description=(
-            f"ServiceTitan's export of {feed.title}: `GET /memberships/v2/tenant/…/{feed.path}`. "
+            f"ServiceTitan's export of {feed.title}: "
+            f"`GET /{MembershipsClient.module}/tenant/…/{feed.path}`. "
             "Shows the newest state of each record, some 15 minutes after it changed."
         ),
         group_name="servicetitan",
