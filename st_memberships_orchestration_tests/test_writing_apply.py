@@ -28,6 +28,7 @@ from st_memberships_orchestration.writing.audit import audit_rows, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.memberships import UpdateMemberships
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, look_again, settle
 from st_memberships_orchestration.writing.plans import Plan, make_plan
@@ -108,6 +109,12 @@ def run(plan: Plan, client: MembershipsClient, ledger: Ledger, **options: Any) -
 
 def statuses(results: list[Result]) -> list[str]:
     return [result.status for result in results]
+
+
+def found_by(ledger: Ledger, result: Result) -> str | None:
+    entry = ledger.entry(result.key)
+    assert entry
+    return entry.found_by
 
 
 def writes(sandbox: RunningSandbox) -> list[dict[str, Any]]:
@@ -224,6 +231,9 @@ def test_a_record_that_changed_since_the_plan_is_stopped(
     results = run(plan, client, ledger)
     assert statuses(results) == [Status.STOPPED, Status.NO_OP, Status.STOPPED, Status.SUCCEEDED]
     assert results[0].detail == "the record changed since the plan (memo)"
+    before, after = next(cells[3:5] for cells in result_lines(results) if cells[0] == "2")
+    assert json.loads(after)["memo"] == "ours"
+    assert json.loads(before)["memo"] == plan.changes[1].before["memo"]
     assert len(ledger.entries(tenant="acme")) == 1
 
 
@@ -272,7 +282,7 @@ def test_a_lost_answer_is_looked_for_and_never_sent_again_blindly(
     results = run(plan, client, ledger, workers=1)
     if phase == "after":
         assert statuses(results) == [Status.SUCCEEDED] * 2
-        assert results[0].found_by == "reconciliation"
+        assert found_by(ledger, results[0]) == "reconciliation"
         assert len(writes(written)) == before + 2
         return
     assert statuses(results) == [Status.UNKNOWN, Status.SUCCEEDED]
@@ -412,7 +422,7 @@ def test_a_field_that_did_not_take_is_reported(
         order(written, "sell_memberships", "reset", "after")
     (result,) = run(plan_of(client, "sell_memberships", [sale]), client, ledger)
     assert result.status == Status.NOT_APPLIED
-    assert result.found_by == ("reconciliation" if answer_is_lost else "receipt")
+    assert found_by(ledger, result) == ("reconciliation" if answer_is_lost else "receipt")
     assert "location_id" in result.detail
     assert next(iter(result_lines([result])))[2] == Status.NOT_APPLIED
 
@@ -524,7 +534,7 @@ def test_what_was_compared_too_long_ago_is_compared_again_before_it_is_sent(
     before = len(writes(written))
     waited = [0.0]
 
-    class Slow(type(KINDS["update_memberships"])):  # type: ignore[misc]
+    class Slow(UpdateMemberships):
         def send(self, client: Any, target: Any, change: Any) -> Any:
             if not waited[0] and target == rows[0]["id"]:  # as if the ceiling kept it waiting
                 waited[0] = 6.0
@@ -710,7 +720,8 @@ def test_a_request_that_goes_on_after_its_connection_broke_is_waited_for(
     while result.status == Status.UNKNOWN and time.monotonic() < deadline:
         time.sleep(0.2)
         (result,) = run(plan, client, ledger)
-    assert (result.status, result.found_by) == (Status.SUCCEEDED, "reconciliation")
+    assert result.status == Status.SUCCEEDED
+    assert found_by(ledger, result) == "reconciliation"
     assert len(writes(written)) == before + 1
 
 

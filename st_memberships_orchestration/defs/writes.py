@@ -577,7 +577,8 @@ class _Heard:
         say = self._log.info if result.is_good else self._log.error
         if self._total <= LOGGED_RESULTS or not result.is_good:
             detail = visible(result.detail)
-            say("line %s: %s %s %s", result.line, result.target, result.status, detail)
+            line = result.planned.line
+            say("line %s: %s %s %s", line, result.target, result.status, detail)
         elif self._count % LOGGED_RESULTS == 0:
             say("%s of %s", self._count, self._total)
 

@@ -144,21 +144,21 @@ class Result:
     """What became of one planned change.
 
     Attributes:
+        key: of the change in the ledger.
+        target: id of the record, also of one that was made.
         status: a status of the ledger; `no_op` or `stopped`: nothing was sent; `not_read_back`: it
             succeeded, by its receipt alone.
+        after: what the record had when it was last read; empty if it was not.
         sent: whether this run sent it.
     """
 
-    line: int
+    planned: PlannedChange
+    key: str
     target: int | None
     status: Status
-    detail: str = ""
-    key: str = ""
-    before: Plain = field(default_factory=dict)
+    detail: str
     after: Plain = field(default_factory=dict)
-    result: dict[str, int] = field(default_factory=dict)
     trace_id: str | None = None
-    found_by: str | None = None
     sent: bool = False
 
     @property
@@ -235,7 +235,7 @@ def apply_plan(
     )
     results: dict[int, Result] = {}
     for result in run.all():
-        results[result.line] = result
+        results[result.planned.line] = result
         heard(result)
     return [results[line] for line in sorted(results)]
 
@@ -547,7 +547,7 @@ class _Run:
             differ = self.kind.moved(planned.before, now, made)
             if differ and self._is_so(planned, now):
                 said = "it became so since the plan, not by this plan"
-                return Result(planned.line, planned.target, Status.NO_OP, said, after=now)
+                return self._unsent(planned, Status.NO_OP, said, after=now)
             if differ:
                 fields = ", ".join(n for n in differ if n != MODIFIED) or "other fields"
                 return self._stopped(planned, f"the record changed since the plan ({fields})")
@@ -824,19 +824,21 @@ class _Run:
             status = Status.NOT_READ_BACK
             detail = f"ServiceTitan says that it is done, but it does not show yet; {again}"
         return Result(
-            line=planned.line,
+            planned=planned,
+            key=entry.key,
             target=self.kind.id_of(entry),
             status=status,
             detail=detail,
-            key=entry.key,
-            before=entry.before,
             after=entry.after,
-            result=entry.result,
             trace_id=entry.trace_id,
-            found_by=entry.found_by,
             sent=entry.key in self.sent,
         )
 
     def _stopped(self, planned: PlannedChange, why: str) -> Result:
+        return self._unsent(planned, Status.STOPPED, why)
+
+    def _unsent(
+        self, planned: PlannedChange, status: Status, why: str, *, after: Plain | None = None
+    ) -> Result:
         key = self.keys[planned.line]
-        return Result(planned.line, planned.target, Status.STOPPED, why, key=key)
+        return Result(planned, key, planned.target, status, why, after or {})

@@ -101,21 +101,10 @@ def unsent_rows(
                 "outcome": outcome,
                 "detail": left.why,
             }
-    planned = {change.line: change for change in plan.changes}
     for result in results:
         if result.status in (Status.STOPPED, Status.NO_OP):
-            change = planned[result.line]
-            yield common | {
-                "key": result.key,
-                "line": result.line,
-                "record_id": result.target,
-                "outcome": result.status,
-                "detail": result.detail,
-                "change": change.change,
-                "before": change.before,
-                "after": result.after,
-                "money": change.money,
-            }
+            place = {"record_id": result.target, "outcome": result.status}
+            yield common | vars(result.planned) | vars(result) | place
 
 
 def bring_audit_up_to_date(

@@ -75,15 +75,15 @@ def result_lines(results: Sequence[Result]) -> Iterator[tuple[str, str, str, str
 
     Values are as they came: whoever shows them escapes them (`escaping`).
     """
-    for result in sorted(results, key=lambda one: (one.is_good, one.line)):
+    for result in sorted(results, key=lambda one: (one.is_good, one.planned.line)):
         remark = result.detail
         if result.trace_id and result.trace_id not in remark:
             remark += f" (trace id {result.trace_id})"
         yield (
-            str(result.line),
+            str(result.planned.line),
             str(result.target or "new"),
             str(result.status),
-            shown({name: result.before.get(name) for name in result.after}),
+            shown({name: result.planned.before.get(name) for name in result.after}),
             shown(result.after),
             remark,
         )
