@@ -844,7 +844,7 @@ class Hostile:
         self.dice = random.Random(seed)
         self.lock = threading.RLock()
         self.accounts: dict[int, Account] = {}
-        self.lags: dict[str, float | tuple[float, float]] = {}
+        self.lags: dict[str, float | tuple[float, ...]] = {}
         """By door, with `*`: how many seconds behind it reads; two numbers: of several copies."""
         self.skew: float = 0
         """How far ServiceTitan's clock is ahead of ours, in what it stamps."""

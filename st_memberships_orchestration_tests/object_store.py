@@ -16,7 +16,7 @@ def serve(port: int) -> None:
     One request at a time: S3 decides a conditional put in one step, and moto's own server, with a
     thread for each request, does not.
     """
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 
     run_simple("127.0.0.1", port, DomainDispatcherApplication(create_backend_app))

@@ -58,7 +58,7 @@ def receiver(port: int = 0) -> Iterator[tuple[str, list[Message]]]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

@@ -84,6 +84,7 @@ def test_a_quiet_tenant_is_looked_at_half_as_often(
     location.use(shared_sandbox)
     synced(location, shared_sandbox, "acme")
     cursor = look(location, 60 * hours).cursor
+    assert cursor
     due = datetime.fromisoformat(json.loads(cursor)["acme"])
     waits = due - datetime.now(UTC) - timedelta(hours=hours)
     assert timedelta(minutes=minutes - 1) < waits <= timedelta(minutes=minutes)

@@ -91,7 +91,7 @@ def chat(limit: int) -> Iterator[tuple[str, list[str]]]:
             self.send_response(200 if len(text) <= limit else 400)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -43,7 +43,8 @@ def tick(location: Location, name: str, at: datetime) -> list[Any]:
     with dg.build_schedule_context(
         instance=location.instance, scheduled_execution_time=at
     ) as context:
-        return list(schedule(context, **resources))
+        wanted: Any = schedule(context, **resources)
+        return list(wanted)
 
 
 def at(hour: int, minute: int) -> datetime:
@@ -196,7 +197,7 @@ def changed(location: Location, tenant: str, feed: str = "memberships") -> None:
     now = datetime.now(UTC)
     rows = pa.table({"id": [now.microsecond], "modified_on": [now]})
     names = {"source": f"raw/{feed}", "target": f"current/{feed}"}
-    of_tenant = {"tenant": tenant, "modified": "modified_on"}
+    of_tenant: Any = {"tenant": tenant, "modified": "modified_on"}
     insert_versions(location.lake, names["source"], rows, loaded_at=now, **of_tenant)
     apply_versions(location.lake, **names, **of_tenant)
 

@@ -65,7 +65,7 @@ def test_all_hold_on_a_fresh_lake(reconciled: Reconciled) -> None:
     assert failing.keys() == {f"{feed.name}.is_fresh" for feed in FEEDS}, failing
     for metadata in failing.values():
         assert metadata["failing_rows"].value == 1
-        assert "bravo" in metadata["rows"].value, "which was never read"
+        assert "bravo" in str(metadata["rows"].value), "which was never read"
     assert len(found) >= 7 * 6 + 10 + 5
 
 
@@ -187,14 +187,14 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "prepaid_unearned.unearned_is_part_of_paid",
         "visit_entitlements.visits_used_are_entitled",
     }
-    many = found["invoice_templates.row_counts_are_plausible"].metadata["rows"].value
+    many = str(found["invoice_templates.row_counts_are_plausible"].metadata["rows"].value)
     assert f"{today()}" in many
     assert "2199" not in many, "a time after the loading is of the day of its loading"
     sound = {"recurring_service_types.ids_are_unique", "invoice_templates.quarantine_is_empty"}
     assert not failing & sound
     for name in failing:
-        assert found[name].metadata["failing_rows"].value > 0
-        assert "acme" in found[name].metadata["rows"].value
+        assert found[name].metadata["failing_rows"].value != 0
+        assert "acme" in str(found[name].metadata["rows"].value)
         assert found[name].metadata["what_to_do"].value
     severities = {found[name].severity for name in failing}
     assert severities == {dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN}
@@ -205,7 +205,7 @@ def test_a_tenant_that_cannot_be_asked_is_shown_as_not_compared(synced: Location
     found = synced.reconcile("memberships.counts_match", "memberships.ids_are_unique")
     check = found["memberships.counts_match"]
     assert not check.passed
-    assert "not compared" in check.metadata["rows"].value
+    assert "not compared" in str(check.metadata["rows"].value)
     assert found["memberships.ids_are_unique"].passed
 
 
@@ -218,7 +218,7 @@ def test_a_tenant_whose_last_sync_is_long_ago_is_stale(
     synced.monkeypatch.setattr(checks, "FRESH_WITHIN", timedelta(0))
     check = synced.reconcile(fresh)[fresh]
     assert not check.passed
-    assert f"{today()}" in check.metadata["rows"].value
+    assert f"{today()}" in str(check.metadata["rows"].value)
 
 
 def test_an_empty_lake_and_an_older_table_fail_nothing_but_freshness(
@@ -233,7 +233,7 @@ def test_an_empty_lake_and_an_older_table_fail_nothing_but_freshness(
     assert "derived/recurring_revenue_monthly was not derived yet by this release" in said
     failing = {name for name, check in found.items() if not check.passed}
     assert failing == {f"{feed.name}.is_fresh" for feed in FEEDS}
-    assert "bravo" in found["memberships.is_fresh"].metadata["rows"].value
+    assert "bravo" in str(found["memberships.is_fresh"].metadata["rows"].value)
 
 
 def test_rows_of_which_some_have_no_id_are_shown_with_whole_ids() -> None:

@@ -222,7 +222,7 @@ def call_every_operation(client: MembershipsClient) -> None:
         )
     )
     client.update_membership(membership.id, models.MembershipUpdate(memo="seen", to=None))
-    line = {"sku_id": 5, "quantity": 1, "unit_price": Decimal("19.95"), "is_add_on": False}
+    line: Any = {"sku_id": 5, "quantity": 1, "unit_price": Decimal("19.95"), "is_add_on": False}
     client.create_invoice_template(models.InvoiceTemplateCreate(items=[line]))
     client.update_invoice_template(template_id, models.InvoiceTemplateUpdate(active=True))
     client.update_recurring_service(service.id, models.RecurringServiceUpdate(memo="seen"))
@@ -488,7 +488,7 @@ def writes(client: MembershipsClient) -> dict[str, Callable[[], object]]:
         duration_billing_id=option.id,
         recurring_service_action=RecurringServiceAction.ALL,
     )
-    line = {"sku_id": 5, "quantity": 1, "unit_price": Decimal("19.95"), "is_add_on": False}
+    line: Any = {"sku_id": 5, "quantity": 1, "unit_price": Decimal("19.95"), "is_add_on": False}
     job = models.EventJob(job_id=4711)
     return {
         "memberships/sale": lambda: client.sell_membership(sale),

@@ -32,7 +32,7 @@ from st_memberships_orchestration_tests.test_client import access
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def failed(sandbox: RunningSandbox, **changes: object) -> list[str]:
+def failed(sandbox: RunningSandbox, **changes: Any) -> list[str]:
     with MembershipsClient.open(access(sandbox, **changes)) as client:
         return [finding.check for finding in examine(client, FEEDS) if not finding.passed]
 
@@ -146,7 +146,7 @@ def https(folder: Path) -> Iterator[tuple[str, Path]]:
             self.send_response(503)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -55,7 +55,8 @@ class House:
         }
         of_one = Counter(record["customerId"] for record in feeds["memberships"].values())
         shown = sorted(feeds["memberships"])[:5]  # in previews, which Dagster keeps
-        customer = max((feeds["memberships"][id]["customerId"] for id in shown), key=of_one.get)
+        customers = [feeds["memberships"][id]["customerId"] for id in shown]
+        customer = max(customers, key=lambda id: of_one[id])
         memberships = {
             id for id, record in feeds["memberships"].items() if record["customerId"] == customer
         }

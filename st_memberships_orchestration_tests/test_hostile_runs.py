@@ -76,7 +76,7 @@ def _another_ledger(machine: Machine) -> None:
     assert machine.run(f"{PROGRAM} accept-ledger acme").code == 0
 
 
-CHANGES: dict[str, tuple[Callable[[Machine], None], str]] = {
+CHANGES: dict[str, tuple[Callable[[Machine], object], str]] = {
     "writes switched off": (lambda one: set_(one, WRITES="off"), "ST_WRITES is 'off'"),
     "a smaller cap per run": (
         lambda one: set_(one, WRITE_CAP_PER_RUN="3"),

@@ -249,7 +249,7 @@ def test_visits_are_laid_by_their_date_and_a_change_rewrites_one_file(
 ) -> None:
     monkeypatch.setattr(maintenance_module, "CURRENT_FILE_BYTES", 100_000)
     name = "current/recurring_service_events"
-    common = {"tenant": "acme", "modified": "modified_on"}
+    common: Any = {"tenant": "acme", "modified": "modified_on"}
 
     def visits(ids: range, second: int) -> pa.Table:
         days = [date(2026, 1, 1) + timedelta(days=id % 365) for id in ids]

@@ -34,13 +34,13 @@ TYPES = frame(
 YEAR = {"duration": 12, "from_": "2025-04-01"}
 
 
-def calls(*members: dict[str, Any], **frames: pd.DataFrame) -> pd.DataFrame:
+def calls(*members: dict[str, Any], **others: pd.DataFrame) -> pd.DataFrame:
     given: dict[str, Any] = {name: frame() for name in INPUTS} | {
         "memberships": frame(*members),
         "membership_status": active(*members),
         "membership_types": TYPES,
         "invoice_templates": frame(template(101, "25"), template(102, "100")),
-        **frames,
+        **others,
     }
     outcomes = given.pop("call_outcomes", None)
     frames: dict[str, Any] = {**given, "today": TODAY, "zone": ZONE}

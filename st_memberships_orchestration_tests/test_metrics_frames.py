@@ -90,7 +90,7 @@ def active(*rows: dict[str, Any]) -> pd.DataFrame:
     return history(**{f"m{row['id']}": f"{row['status']} {row['from']} 00:00" for row in rows})
 
 
-def option(duration: int | None, frequency: str, price: float | None, sale: float = 0) -> Any:
+def option(duration: int | None, frequency: str, price: float | str | None, sale: float = 0) -> Any:
     return {
         "duration": duration,
         "billing_frequency": frequency,
@@ -189,13 +189,13 @@ def test_sums_beyond_eighteen_digits_are_the_most_that_money_holds() -> None:
     assert sums.to_pylist() == [most, -most, most, None]
 
 
-def plain(rows: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
+def plain(rows: Any, *columns: str) -> list[tuple[Any, ...]]:
     """Values of some columns as Python values, None for null."""
     lists = [pa.array(rows[column], from_pandas=True).to_pylist() for column in columns]
     return list(zip(*lists, strict=True))
 
 
-def by_id(rows: pd.DataFrame, id: str, *columns: str) -> dict[Any, Any]:
+def by_id(rows: Any, id: str, *columns: str) -> dict[Any, Any]:
     """Values of some columns by an id; a single column's value alone."""
     return {
         key: values[0] if len(columns) == 1 else tuple(values)
@@ -203,7 +203,7 @@ def by_id(rows: pd.DataFrame, id: str, *columns: str) -> dict[Any, Any]:
     }
 
 
-def compute(table: Table, frames: dict[str, Any]) -> pd.DataFrame:
+def compute(table: Table, frames: dict[str, Any]) -> Any:
     """A table with the derived tables that it needs, from frames by name."""
     needed = {
         name: frames[name] if name in frames else compute(DERIVED[name], frames)
@@ -213,7 +213,7 @@ def compute(table: Table, frames: dict[str, Any]) -> pd.DataFrame:
     return table.of(**needed)
 
 
-def all_tables(frames: dict[str, Any]) -> dict[str, pd.DataFrame]:
+def all_tables(frames: dict[str, Any]) -> dict[str, Any]:
     """Every derived table by its name."""
     found: dict[str, pd.DataFrame] = {}
     for table in TABLES:

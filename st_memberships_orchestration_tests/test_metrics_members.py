@@ -150,8 +150,8 @@ def test_rates_and_tenure(monthly: pd.DataFrame) -> None:
 
 def test_a_membership_counts_in_the_contractors_month() -> None:
     tokyo = members_monthly(
-        MEMBERS[MEMBERS["id"] == 7],
-        STATUS[STATUS["membership_id"] == 7],
+        MEMBERS.query("id == 7"),
+        STATUS.query("membership_id == 7"),
         today=TODAY,
         zone=ZoneInfo("Asia/Tokyo"),
     )

@@ -56,7 +56,7 @@ def generate(seed: int) -> dict[str, pa.Table]:
     status = rng.choice(STATUSES, len(member), p=[0.3, 0.2, 0.25, 0.2, 0.05])
     status[first] = rng.choice(STATUSES[:2], COUNT, p=[0.95, 0.05])
     begun = (valid_from <= DAY) | np.isin(np.arange(len(member)), first)
-    now = pd.Series(np.where(begun, status, None)).groupby(member).last().to_numpy(str)
+    now = pd.Series(np.where(begun, status, np.array(None))).groupby(member).last().to_numpy(str)
     utc = pa.timestamp("us", tz="UTC")
     history = pd.DataFrame({"member": member, "valid_from": valid_from})
     valid_to = history.groupby("member")["valid_from"].shift(-1)

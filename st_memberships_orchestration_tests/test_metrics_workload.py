@@ -39,7 +39,8 @@ def tables(
     """Forecast and entitlements."""
     known = frame(*(members or [membership(1)]))
     status = active(*(members or [membership(1)]))
-    made, on = frame(*services), {"today": today}
+    made = frame(*services)
+    on: Any = {"today": today}
     listed = visits(frame(*events), made, known, status, zone=ZONE, **on)
     ahead = visit_forecast(made, TYPES, known, listed, **on, months_ahead=months_ahead)
     return ahead, visit_entitlements(made, known, listed, **on)
@@ -258,7 +259,7 @@ def snake(name: str) -> str:
     return re.sub("([A-Z])", r"_\1", name).lower()
 
 
-def walked(sandbox: RunningSandbox) -> dict[str, pd.DataFrame]:
+def walked(sandbox: RunningSandbox) -> dict[str, Any]:
     """What the exports show now, read without any of the project's own code."""
     reader = PlainReader(sandbox)
     frames = {}
@@ -314,7 +315,7 @@ def test_the_forecast_is_what_the_sandbox_plans_later() -> None:
         listed = visits(events, services, people, frame(), today=now, zone=ZONE)
         return visit_forecast(services, kinds, people, listed, today=now, months_ahead=months)
 
-    def counts(services: pd.DataFrame, events: pd.DataFrame, months: int) -> dict[Any, int]:
+    def counts(services: pd.DataFrame, events: Any, months: int) -> dict[Any, int]:
         month_end = pd.offsets.MonthEnd
         last = pd.Timestamp(now) + month_end(0) + month_end(months)
         due = pd.to_datetime(events["date"])

@@ -139,7 +139,7 @@ def places(record: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def written(record: Mapping[str, Any], place: tuple[str, ...], text: str) -> str:
     """The record's JSON, with `text` in that place."""
     copy = deepcopy(dict(record))
-    inner = copy
+    inner: Any = copy
     for step in place[:-1]:
         inner = inner[int(step)] if isinstance(inner, list) else inner[step]
     last = place[-1]
@@ -177,7 +177,8 @@ def is_held(value: Any, row: Mapping[str, Any], column: str) -> bool:
     if f"{column}_text" in row:
         return row[f"{column}_text"] == value and cell == moment(value)
     if isinstance(cell, date):
-        return re.fullmatch(rf"{cell}([Tt ]00(:00(:00([.,]0+)?)?)?([Zz]|[+-]00(:?00)?)?)?", value)
+        midnight = r"([Tt ]00(:00(:00([.,]0+)?)?)?([Zz]|[+-]00(:?00)?)?)?"
+        return bool(re.fullmatch(f"{cell}{midnight}", value))
     if cell is None and isinstance(value, str):
         return value.startswith("0001-01-01T00:00:00")
     return is_same(value, cell)

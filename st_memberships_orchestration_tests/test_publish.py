@@ -206,7 +206,8 @@ def test_readers_see_all_or_nothing_while_publishers_compete(lake: Lake, url: st
     def read() -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             while not done.is_set():
-                seen.update(connection.execute("select count(*) from derived.prices").fetchone())
+                counted = connection.execute("select count(*) from derived.prices")
+                seen.update(*counted)
 
     reader = threading.Thread(target=read)
     reader.start()

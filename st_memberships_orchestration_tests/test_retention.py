@@ -1,7 +1,9 @@
 """Dagster's old runs go, and nothing that the UI, health or alerts rest on goes with them."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -17,7 +19,7 @@ FEED = ("membership_types",)
 
 
 @pytest.fixture
-def kept_on_disk(location: Location, tmp_path: Path) -> Location:
+def kept_on_disk(location: Location, tmp_path: Path) -> Iterator[Location]:
     """The location with an instance as users have it: SQLite files and compute logs."""
     home = tmp_path / "home"
     home.mkdir()
@@ -27,7 +29,7 @@ def kept_on_disk(location: Location, tmp_path: Path) -> Location:
         yield location
 
 
-def prune(location: Location, *, days: float) -> dict[str, int]:
+def prune(location: Location, *, days: float) -> dict[str, Any]:
     """Run `prune_runs` so many days from now."""
     with time_machine.travel(datetime.now(UTC) + timedelta(days=days), tick=True):
         run = (

@@ -19,6 +19,7 @@ from st_memberships_orchestration.servicetitan.memberships.client import Members
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.terminal.screen import console
+from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import load_plan
@@ -202,9 +203,9 @@ def test_the_audit_tells_of_every_line_what_became_of_it(
     ledger.finish(
         entry.key,
         entry.claim,
-        "needs_review",
+        Status.NEEDS_REVIEW,
         now=datetime.now(UTC),
-        expected=["succeeded"],
+        expected=[Status.SUCCEEDED],
         detail="late",
     )
     # What is open on a record stops every other plan on it.
