@@ -71,69 +71,9 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     """The schedules, for the tenants that are configured."""
     tenants = sorted(settings.tenants)
 
-    @dg.schedule(
-        job=jobs.sync,
-        cron_schedule="*/15 * * * *",
-        default_status=RUNNING,
-        description=(
-            "Syncs each tenant: today's window, and with it whatever earlier windows lack. Skips a "
-            "tenant whose last sync still runs or began in the last ten minutes, and every other "
-            "time one without changes for two hours. A sync that failed is tried again the next "
-            "time; one that fails again and again, after longer and longer pauses. At the full "
-            "hour it also goes on with backfills that did not get through."
-        ),
-    )
-    def sync_every_15_minutes(
-        context: dg.ScheduleEvaluationContext, lake: dg.ResourceParam[Lake]
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        now = context.scheduled_execution_time
-        journal = newest_lines(lake, environment=settings.environment)
-        busy = busy_tenants(context.instance, tenants)
-        skipped: list[str] = [] if tenants else [NO_TENANT]
-        requested = 0
-        for tenant in tenants:
-            lines = journal.get(tenant, [])
-            last = last_run(context.instance, "sync", {"tenant": tenant})
-            waits = why_not_now(context.instance, last, lines, now)
-            if waits:
-                skipped.append(f"{tenant}: {waits}")
-            else:
-                requested += 1
-                yield sync_request(tenant, now.astimezone(UTC).date(), run_key=now.isoformat())
-            if now.minute == 0 and tenant not in busy:
-                for request in backfill_requests(tenant, lines, settings, run_key=now.isoformat()):
-                    requested += 1
-                    yield request
-        if skipped and not requested:
-            yield dg.SkipReason(" ".join(skipped))
-
-    @dg.schedule(
-        job=jobs.derive,
-        cron_schedule="10 * * * *",
-        default_status=RUNNING,
-        description=(
-            "Derives each tenant's tables once its own day has begun, for what is overdue or ends "
-            "soon changes with the day, not only with the data. Looks every hour; skips tenants "
-            "whose tables are of their today already."
-        ),
-    )
-    def derive_daily(
-        context: dg.ScheduleEvaluationContext,
-    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-        now = context.scheduled_execution_time
-        requested = 0
-        for tenant in tenants:
-            last = last_run(context.instance, "derive", {"dagster/partition": tenant})
-            if last is None or is_due(last, now, settings.tenants[tenant].timezone):
-                requested += 1
-                yield tenant_request(tenant, run_key=f"{tenant} {now.isoformat()}")
-        if not requested:
-            said = "Each tenant's tables are of its own today." if tenants else NO_TENANT
-            yield dg.SkipReason(said)
-
     return [
-        sync_every_15_minutes,
-        derive_daily,
+        _sync_every_15_minutes(settings, tenants),
+        _derive_daily(settings, tenants),
         dg.ScheduleDefinition(
             name="health_every_15_minutes",
             job=jobs.assess_health,
@@ -172,9 +112,80 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     ]
 
 
+def _sync_every_15_minutes(settings: Settings, tenants: Sequence[str]) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        job=jobs.sync,
+        cron_schedule="*/15 * * * *",
+        default_status=RUNNING,
+        description=(
+            "Syncs each tenant: today's window, and with it whatever earlier windows lack. Skips a "
+            "tenant whose last sync still runs or began in the last ten minutes, and every other "
+            "time one without changes for two hours. A sync that failed is tried again the next "
+            "time; one that fails again and again, after longer and longer pauses. At the full "
+            "hour it also goes on with backfills that did not get through."
+        ),
+    )
+    def sync_every_15_minutes(
+        context: dg.ScheduleEvaluationContext, lake: dg.ResourceParam[Lake]
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now = context.scheduled_execution_time
+        journal = newest_lines(lake, environment=settings.environment)
+        busy = busy_tenants(context.instance, tenants)
+        skipped: list[str] = [] if tenants else [NO_TENANT]
+        requested = 0
+        for tenant in tenants:
+            lines = journal.get(tenant, [])
+            last = last_run(context.instance, "sync", {"tenant": tenant})
+            waits = why_not_now(context.instance, last, lines, now)
+            if waits:
+                skipped.append(f"{tenant}: {waits}")
+            else:
+                requested += 1
+                yield sync_request(tenant, now.astimezone(UTC).date(), run_key=now.isoformat())
+            if now.minute == 0 and tenant not in busy:
+                for request in backfill_requests(tenant, lines, settings, run_key=now.isoformat()):
+                    requested += 1
+                    yield request
+        if skipped and not requested:
+            yield dg.SkipReason(" ".join(skipped))
+
+    return sync_every_15_minutes
+
+
+def _derive_daily(settings: Settings, tenants: Sequence[str]) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        job=jobs.derive,
+        cron_schedule="10 * * * *",
+        default_status=RUNNING,
+        description=(
+            "Derives each tenant's tables once its own day has begun, for what is overdue or ends "
+            "soon changes with the day, not only with the data. Looks every hour; skips tenants "
+            "whose tables are of their today already."
+        ),
+    )
+    def derive_daily(
+        context: dg.ScheduleEvaluationContext,
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now = context.scheduled_execution_time
+        requested = 0
+        for tenant in tenants:
+            last = last_run(context.instance, "derive", {"dagster/partition": tenant})
+            if last is None or is_due(last, now, settings.tenants[tenant].timezone):
+                requested += 1
+                yield tenant_request(tenant, run_key=f"{tenant} {now.isoformat()}")
+        if not requested:
+            said = "Each tenant's tables are of its own today." if tenants else NO_TENANT
+            yield dg.SkipReason(said)
+
+    return derive_daily
+
+
 def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
     """The sensors that start runs."""
+    return [_changes_brought_by_sync(settings), _feed_activity(settings), _checks_after_derive()]
 
+
+def _feed_activity(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         job=jobs.sync,
         minimum_interval_seconds=60,
@@ -228,7 +239,7 @@ def build_sensors(settings: Settings) -> list[dg.SensorDefinition]:
             said = f"Nothing new; looked at: {', '.join(due) or 'nobody, for nobody is due'}."
             yield dg.SkipReason(said if settings.tenants else NO_TENANT)
 
-    return [_changes_brought_by_sync(settings), feed_activity, _checks_after_derive()]
+    return feed_activity
 
 
 def _checks_after_derive() -> dg.SensorDefinition:

@@ -184,34 +184,17 @@ def derive(
         then = sources_then(lake, stored, tenant, sources)
         if then is not None and made(then) == last:
             part = _part(lake, table, tenant, then, sources)
-    if part is None:
-        frames = {
-            arg: _held(_at(lake, source, tenant, sources[source])) for arg, source in needed.items()
-        }
-    else:
-        frames = part.frames
+    frames = part.frames if part else _whole(lake, tenant, needed, sources)
     wanted = inspect.signature(table.of).parameters
-    given = {arg: value for arg, value in clock.items() if arg in wanted}
-    given |= options
-    sums: list[pa.Table] = []
-    if table.adds_up:
-        replaced = []
-        if part and kept:
-            added = added_by(table.metric(**part.then, **given), len(kept))
-            replaced = list(zip(kept, added, strict=True))
-        try:
-            frame, sums = computed(table.metric(**frames, **given), replaced)
-        except NoPart:
-            logger.exception("%s of %s is computed whole; please tell the project.", name, tenant)
-            return derive(lake, table, tenant, clock, options, full=True)
-    else:
-        frame = table.of(**frames, **given)
+    given = {arg: value for arg, value in clock.items() if arg in wanted} | dict(options)
+    try:
+        frame, sums = _computed(table, frames, given, part, kept)
+    except NoPart:
+        logger.exception("%s of %s is computed whole; please tell the project.", name, tenant)
+        return derive(lake, table, tenant, clock, options, full=True)
     rows, of = _rows(table, frame), part.of if part and table.key else None
     if table.ranked and stored and of:
-        others = scan(stored, tenant, [f'"{column}"' for column in rows.column_names]).read_all()
-        others = others.filter(pc.invert(any_in(others, of))).cast(rows.schema)
-        every = pa.concat_tables([others, rows]).to_pandas(types_mapper=pd.ArrowDtype)
-        rows, of = _rows(table, table.frame(table.ranked(every))), None
+        rows, of = _ranked(table, stored, tenant, rows, of), None
     frames.clear()
     pa.default_memory_pool().release_unused()  # the next table starts from little again
     replace_tenant(
@@ -227,6 +210,49 @@ def derive(
     if sums:
         keep_sums(lake, name, tenant, origin, sums)
     return rows
+
+
+def _whole(
+    lake: Lake,
+    tenant: str,
+    needed: Mapping[str, str],
+    sources: Mapping[str, DeltaTable | None],
+) -> dict[str, pd.DataFrame]:
+    """All that a table is computed from, by argument."""
+    return {
+        arg: _held(_at(lake, source, tenant, sources[source])) for arg, source in needed.items()
+    }
+
+
+def _computed(
+    table: Table,
+    frames: Mapping[str, pd.DataFrame],
+    given: Mapping[str, Any],
+    part: "_Part | None",
+    kept: Sequence[pa.Table] | None,
+) -> tuple[pd.DataFrame, list[pa.Table]]:
+    """The rows that follow from `frames`, and the sums to keep of a table that adds up.
+
+    Raises:
+        NoPart: the kept sums do not hold what the part added to them.
+    """
+    if not table.adds_up:
+        return table.of(**frames, **given), []
+    if not (part and kept):
+        return computed(table.metric(**frames, **given))
+    added = added_by(table.metric(**part.then, **given), len(kept))
+    return computed(table.metric(**frames, **given), list(zip(kept, added, strict=True)))
+
+
+def _ranked(
+    table: Table, stored: DeltaTable, tenant: str, rows: pa.Table, of: Mapping[str, pa.Array]
+) -> pa.Table:
+    """The rows that are stored, but for those `of` these ids, and the new ones, numbered anew."""
+    others = scan(stored, tenant, [f'"{column}"' for column in rows.column_names]).read_all()
+    others = others.filter(pc.invert(any_in(others, of))).cast(rows.schema)
+    every = pa.concat_tables([others, rows]).to_pandas(types_mapper=pd.ArrowDtype)
+    assert table.ranked
+    return _rows(table, table.frame(table.ranked(every)))
 
 
 ADDED_UP = {table.name for table in TABLES if table.adds_up}

@@ -4,7 +4,7 @@ One step does both for all feeds at once; it may also be asked for only some of 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -79,35 +79,11 @@ def build_assets(
             )
             return reader.read(window)
 
-        def brought(feed: ExportFeed) -> Iterator[_Brought | _Failed]:
-            try:
-                yield from bring(feed)
-            except Exception as error:  # of no tenant: the tables do not tell what they hold
-                yield from (_Failed(feed, tenant, error) for tenant in tenants)
-
-        def bring(feed: ExportFeed) -> Iterator[_Brought | _Failed]:
-            through = tenants
-            raw, current = _key("raw", feed), _key("current", feed)
-            if raw in context.selected_asset_keys:
-                readings, failed = _of_each(tenants, feed, read)
-                yield from failed
-                through = [*readings]
-                if through:
-                    yield _Brought(raw, through, _raw_metadata(lake, feed, readings, window))
-            if current in context.selected_asset_keys:
-                started = time.monotonic()
-                applied, failed = _of_each(tenants, feed, partial(_apply, lake))
-                yield from failed
-                # What landed before an error is applied, but the window is not through.
-                through = [tenant for tenant in through if tenant in applied]
-                if applied:
-                    metadata = _current_metadata(lake, feed, applied, started)
-                    yield _Brought(current, through, metadata)
-
+        work = _Work(lake, tenants, context.selected_asset_keys, window, read)
         failed: list[_Failed] = []
         # A long one that is begun last is read alone at the end.
         feeds = sorted(FEEDS, key=lambda feed: not feed.is_long)
-        for result in read_ahead(*map(brought, feeds), threads=FEEDS_AT_ONCE):
+        for result in read_ahead(*map(work.bring, feeds), threads=FEEDS_AT_ONCE):
             if isinstance(result, _Failed):
                 context.log.error("%s of %s: %s", result.feed.name, result.tenant, result.error)
                 failed.append(result)
@@ -217,6 +193,51 @@ class _Failed:
     feed: ExportFeed
     tenant: str
     error: Exception
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run does of each feed.
+
+    Attributes:
+        tenants: whose feeds.
+        selected: tables that are asked for.
+        window: what is read.
+        read: reads a feed of a tenant into `raw/`.
+    """
+
+    lake: Lake
+    tenants: list[str]
+    selected: Collection[dg.AssetKey]
+    window: Window
+    read: Callable[[ExportFeed, str], Reading]
+
+    def bring(self, feed: ExportFeed) -> Iterator[_Brought | _Failed]:
+        """What came of a feed's tables, and whose failed."""
+        try:
+            yield from self._tables(feed)
+        except Exception as error:  # of no tenant: the tables do not tell what they hold
+            yield from (_Failed(feed, tenant, error) for tenant in self.tenants)
+
+    def _tables(self, feed: ExportFeed) -> Iterator[_Brought | _Failed]:
+        through = self.tenants
+        raw, current = _key("raw", feed), _key("current", feed)
+        if raw in self.selected:
+            readings, failed = _of_each(self.tenants, feed, self.read)
+            yield from failed
+            through = [*readings]
+            if through:
+                metadata = _raw_metadata(self.lake, feed, readings, self.window)
+                yield _Brought(raw, through, metadata)
+        if current in self.selected:
+            started = time.monotonic()
+            applied, failed = _of_each(self.tenants, feed, partial(_apply, self.lake))
+            yield from failed
+            # What landed before an error is applied, but the window is not through.
+            through = [tenant for tenant in through if tenant in applied]
+            if applied:
+                metadata = _current_metadata(self.lake, feed, applied, started)
+                yield _Brought(current, through, metadata)
 
 
 def _of_each(

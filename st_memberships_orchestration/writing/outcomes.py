@@ -303,15 +303,7 @@ def settle(
         ServiceTitanError: a read failed.
     """
     patience = patience or Patience()
-    entry = ledger.entry(key)
-    if entry is None:
-        raise KeyError(f"no single entry of the ledger begins {key!r}")
-    if not entry.is_open:
-        raise KeyError(f"{key[:12]} is not open: it is {entry.status}. {entry.detail}")
-    if entry.account not in (OF_ANY_ACCOUNT, client.account.id):
-        raise ValueError(
-            f"it is about the account {entry.account}; tenant {entry.tenant} is {client.account}"
-        )
+    entry = _open_entry(ledger, key, client.account)
     kind = KINDS[entry.kind]
     makes = bool(happened) and kind.makes and not entry.result
     if makes != (record is not None):
@@ -322,14 +314,7 @@ def settle(
     if happened is None:
         return entry
     if entry.status not in OPEN:
-        if happened and entry.is_open:
-            facts = {"detail": f"settled by {who}", "verified": True, "expected": (entry.status,)}
-            ledger.finish(entry.key, entry.claim, entry.status, now=clock(), **facts)
-        if record not in (None, kind.made(entry.result)) and entry.status in DONE:
-            raise ValueError(f"it made record {kind.made(entry.result)}, which is noted now")
-        if happened == (entry.status in DONE):
-            return ledger.entries(key=entry.key)[0]
-        raise ValueError(f"ServiceTitan shows otherwise: {entry.status}, {entry.detail}")
+        return _as_it_shows(ledger, kind, entry, happened, record, who, clock)
     if not happened and (left := patience.lag - clock.waited(entry.seen)) > timedelta(0):
         raise ValueError(
             f"it may still be under way: say so after {clock() + left:%Y-%m-%d %H:%M:%S} UTC"
@@ -347,6 +332,40 @@ def settle(
     if settled is None:
         raise KeyError(f"{entry.key[:12]} is not {entry.status} any more: look again")
     return settled
+
+
+def _open_entry(ledger: Ledger, key: str, account: Account) -> Entry:
+    entry = ledger.entry(key)
+    if entry is None:
+        raise KeyError(f"no single entry of the ledger begins {key!r}")
+    if not entry.is_open:
+        raise KeyError(f"{key[:12]} is not open: it is {entry.status}. {entry.detail}")
+    if entry.account not in (OF_ANY_ACCOUNT, account.id):
+        raise ValueError(
+            f"it is about the account {entry.account}; tenant {entry.tenant} is {account}"
+        )
+    return entry
+
+
+def _as_it_shows(
+    ledger: Ledger,
+    kind: Kind,
+    entry: Entry,
+    happened: bool,
+    record: int | None,
+    who: str,
+    clock: Clock,
+) -> Entry:
+    """What looking has told, if the person says the same."""
+    done = entry.status in DONE
+    if happened and entry.is_open:
+        facts = {"detail": f"settled by {who}", "verified": True, "expected": (entry.status,)}
+        ledger.finish(entry.key, entry.claim, entry.status, now=clock(), **facts)
+    if done and record not in (None, kind.made(entry.result)):
+        raise ValueError(f"it made record {kind.made(entry.result)}, which is noted now")
+    if happened != done:
+        raise ValueError(f"ServiceTitan shows otherwise: {entry.status}, {entry.detail}")
+    return ledger.entries(key=entry.key)[0]
 
 
 def _refuse_other(
