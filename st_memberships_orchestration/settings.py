@@ -135,10 +135,10 @@ def _lake_address(uri: str) -> str:
             "s3://bucket/folder, gs://… or abfss://…"
         )
     whole = uri if "://" in uri else str(Path(uri).resolve())
-    if found := UNREADABLE.search(whole):
+    if unreadable := UNREADABLE.search(whole):
         raise _wrong(
             f"no lake can lie in {whole!r}, for Delta's library cannot read folders with "
-            f"{found[0]!r} in their names; use another ST_LAKE_URI"
+            f"{unreadable[0]!r} in their names; use another ST_LAKE_URI"
         )
     return uri
 
@@ -232,8 +232,8 @@ def _currency(code: str) -> str:
 
 def _site(url: str) -> str:
     """An address of which nothing but scheme, host and port is said, so that a path can follow."""
-    found = re.fullmatch(r"(https?)://([a-zA-Z0-9.-]+)(:\d{1,5})?/?", url)
-    if not found or (found[1] == "http" and not _is_here(found[2])):
+    match = re.fullmatch(r"(https?)://([a-zA-Z0-9.-]+)(:\d{1,5})?/?", url)
+    if not match or (match[1] == "http" and not _is_here(match[2])):
         raise _wrong(
             "it must be https:// and a host, such as https://go.servicetitan.com, and nothing else"
         )
@@ -332,8 +332,8 @@ def data_folder() -> Path:
     if home := os.environ.get("DAGSTER_HOME"):
         new = Path(os.path.expanduser(home)).absolute()
         places += [new, *new.parents[:2]]
-    found = (place / ".data" for place in places if (place / ".data").is_dir())
-    return next(found, new / ".data")
+    folders = (place / ".data" for place in places if (place / ".data").is_dir())
+    return next(folders, new / ".data")
 
 
 def placed(path: str) -> str:
@@ -581,13 +581,13 @@ class Settings(BaseSettings):
         Raises:
             UnknownTenant: as of `tenant`.
         """
-        found = self.tenant(tenant)
+        configured = self.tenant(tenant)
         return Access(
             tenant=tenant,
-            tenant_id=found.tenant_id,
-            client_id=found.client_id.get_secret_value(),
-            client_secret=found.client_secret.get_secret_value(),
-            app_key=found.app_key.get_secret_value(),
+            tenant_id=configured.tenant_id,
+            client_id=configured.client_id.get_secret_value(),
+            client_secret=configured.client_secret.get_secret_value(),
+            app_key=configured.app_key.get_secret_value(),
             api_url=self.api_url,
             auth_url=self.auth_url,
             requests_per_second=self.requests_per_second,

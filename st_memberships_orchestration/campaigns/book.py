@@ -83,5 +83,5 @@ def with_cells(records: Frame, column: str, cells: Mapping[int, Any]) -> Frame:
     """Records with other values in a column, by their ids."""
     kind = records[column].dtype.pyarrow_dtype
     pairs = zip(records["id"], pa.array(records[column]).to_pylist(), strict=True)
-    values = pa.array([cells.get(id, there) for id, there in pairs], kind)
+    values = pa.array([cells.get(id, value) for id, value in pairs], kind)
     return records.assign(**{column: pd.Series(values, records.index, pd.ArrowDtype(kind))})

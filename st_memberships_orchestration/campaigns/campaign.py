@@ -124,9 +124,9 @@ def _planned(
 def _moved(book: Book, plan: Plan) -> set[int]:
     """Records that are otherwise now than the rows took them to be."""
     records = pick(book.read(_place(plan).replace(" ", "_")), "id", MODIFIED)
-    known = dict(zip(records["id"], records[MODIFIED], strict=True))
-    now = {change.target: pd.Timestamp(change.before[MODIFIED]) for change in plan.changes}
-    return {id for id, moment in now.items() if id is not None and known.get(id) != moment}
+    modified = dict(zip(records["id"], records[MODIFIED], strict=True))
+    planned = {change.target: pd.Timestamp(change.before[MODIFIED]) for change in plan.changes}
+    return {id for id, moment in planned.items() if id is not None and modified.get(id) != moment}
 
 
 def _place(plan: Plan) -> str:

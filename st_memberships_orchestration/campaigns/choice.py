@@ -109,8 +109,8 @@ def _members_like(book: Book, types: Sequence[str], units: Sequence[int]) -> lis
         wanted += named
     names = ("id", "status", "is_deleted", "membership_type_id", "business_unit_id")
     members = pick(book.read("memberships"), *names)
-    found = members["status"].isin(RUNNING) & ~members["is_deleted"]
+    meant = members["status"].isin(RUNNING) & ~members["is_deleted"]
     for column, ids in (("membership_type_id", wanted), ("business_unit_id", units)):
         if ids:
-            found &= members[column].isin(ids)
-    return [*map(int, members["id"][found])]
+            meant &= members[column].isin(ids)
+    return [*map(int, members["id"][meant])]

@@ -110,9 +110,9 @@ def forecast(book: Book, plan: Plan) -> list[Line]:
     effect, ids = EFFECTS[plan.kind], targets_of(plan)
     changed = effect.changed(book, plan)
     views = [book, changed, effect.part(book, ids), effect.part(changed, ids)]
-    found = [effect.numbers(view) for view in views]
-    keys = dict.fromkeys(key for numbers in found for key in numbers)
-    return [Line(*key, *(numbers.get(key, Decimal(0)) for numbers in found)) for key in keys]
+    numbered = [effect.numbers(view) for view in views]
+    keys = dict.fromkeys(key for numbers in numbered for key in numbers)
+    return [Line(*key, *(numbers.get(key, Decimal(0)) for numbers in numbered)) for key in keys]
 
 
 def targets_of(plan: Plan) -> frozenset[int]:
@@ -149,13 +149,13 @@ def bills_ahead(book: Book) -> Numbers:
     }
     rows = pick(book.compute(billing_due, windows=windows), "due_in", "bills", "amount")
     sums = rows.groupby("due_in")[["bills", "amount"]].sum()
-    found: Numbers = {}
+    ahead: Numbers = {}
     for due_in, period in {"overdue": None, **periods}.items():
         bills, amount = map(int, sums.loc[due_in]) if due_in in sums.index else (0, 0)
         overdue = "" if period else " overdue"
-        found["bills" + overdue, period] = Decimal(bills)
-        found["billed" + overdue, period] = Decimal(amount) / MILLION
-    return found
+        ahead["bills" + overdue, period] = Decimal(bills)
+        ahead["billed" + overdue, period] = Decimal(amount) / MILLION
+    return ahead
 
 
 def visits_by_week(book: Book) -> Numbers:

@@ -39,8 +39,8 @@ class PriceRule:
 
     def __post_init__(self) -> None:
         """Raise ValueError if it is no rule."""
-        found = RULE.fullmatch(self.text.strip())
-        if not found or not Decimal(found["more"] or found["price"]):
+        parts = RULE.fullmatch(self.text.strip())
+        if not parts or not Decimal(parts["more"] or parts["price"]):
             raise ValueError(
                 f"{self.text!r} is no rule for a price rise; it is +5%, +2.00 or 'to 29.00'"
             )
@@ -54,14 +54,14 @@ class PriceRule:
 
     def price(self, now: Decimal) -> Decimal:
         """The new price."""
-        found = RULE.fullmatch(self.text.strip())
-        assert found
-        if found["price"]:
-            then = Decimal(found["price"])
-        elif found["percent"]:
-            then = now * (100 + Decimal(found["more"])) / 100
+        parts = RULE.fullmatch(self.text.strip())
+        assert parts
+        if parts["price"]:
+            then = Decimal(parts["price"])
+        elif parts["percent"]:
+            then = now * (100 + Decimal(parts["more"])) / 100
         else:
-            then = now + Decimal(found["more"])
+            then = now + Decimal(parts["more"])
         if not self.round_to:
             return then.quantize(CENT, ROUND_HALF_UP)
         end = Decimal(self.round_to.replace("whole", "0"))
@@ -199,14 +199,14 @@ def _templates(book: Book, ids: Collection[int]) -> dict[int, dict[str, Any]]:
 
 def _others(book: Book) -> dict[int, list[str]]:
     """What else takes its lines from a template: what new members pay, and what visits bill."""
-    found: dict[int, list[str]] = {}
+    users: dict[int, list[str]] = {}
     for feed, columns in NAMING_TEMPLATES.items():
         word = feed.replace("_", " ").removesuffix("s")
         for column in columns:
             rows = pick(book.read(feed), "id", "is_deleted", column)
             for row in rows[~rows["is_deleted"] & rows[column].notna()].itertuples(index=False):
-                found.setdefault(row[2], []).append(f"{word} {row[0]}")
-    return found
+                users.setdefault(row[2], []).append(f"{word} {row[0]}")
+    return users
 
 
 NAMING_TEMPLATES = {

@@ -67,17 +67,17 @@ class VisitDates:
         rows: list[ExactRow] = []
         left: list[LeftOut] = []
         for id in ids:
-            there = tried[0][id]
+            unmoved = tried[0][id]
             ways = {
-                weeks: found[id]
-                for weeks, found in tried.items()
-                if id in found and not found[id].in_peak and found[id].listed == there.listed
+                weeks: way
+                for weeks, schedules in tried.items()
+                if (way := schedules.get(id)) and not way.in_peak and way.listed == unmoved.listed
             }
             if starts.isna()[id] or not ways:
                 why = f"no move of up to {self.most_weeks} weeks keeps all visits, none in {names}"
                 left.append(LeftOut("recurring services", id, why))
                 continue
-            load.subtract(there.weeks)
+            load.subtract(unmoved.weeks)
             weeks = min(ways, key=lambda weeks: max(load[week] for week in ways[weeks].weeks))
             load.update(ways[weeks].weeks)
             start = (starts[id] + timedelta(weeks=weeks)).date().isoformat()
@@ -99,12 +99,12 @@ class VisitDates:
         now = month_number(book.today)
         if self.months:
             years = [(int(month[:4]), int(month[5:])) for month in self.months]
-            found = {(year - 1970) * 12 + month - 1 for year, month in years}
-            if not found <= {*range(now, now + MONTHS_AHEAD + 1)}:
+            peak = {(year - 1970) * 12 + month - 1 for year, month in years}
+            if not peak <= {*range(now, now + MONTHS_AHEAD + 1)}:
                 raise ValueError(
                     f"of {', '.join(self.months)} not all are among the next 12 months"
                 )
-            return found
+            return peak
         return {*visits["month"][visits["month"] > now].mode()[:1]}
 
 
@@ -124,7 +124,7 @@ def _tried(
     visits = open_visits(moved(of_services(book, ids), dict.fromkeys(ids, days)), LISTED_AHEAD)
     visits["in_peak"] = visits["month"].isin(peak)
     by_service = visits.groupby("recurring_service_id")
-    found = by_service.agg(
+    services = by_service.agg(
         weeks=("week", list), in_peak=("in_peak", "any"), listed=("listed", "sum")
     )
-    return {int(row[0]): _Tried(*row[1:]) for row in found.itertuples()}
+    return {int(row[0]): _Tried(*row[1:]) for row in services.itertuples()}

@@ -174,9 +174,9 @@ def _after_runs(
                 # A run that failed before it knew its tenant is over with any of its job.
                 concerned = (tenant == "" or whose in ("", tenant)) and job in jobs
                 if concerned and key not in causes:
-                    left = [j for j in jobs if j != job] if causes else []
-                    if left:
-                        known[key] = (known[key][0], left)
+                    others = [j for j in jobs if j != job] if causes else []
+                    if others:
+                        known[key] = (known[key][0], others)
                     else:
                         del known[key]
             for key, (problem, jobs) in causes.items():
@@ -228,7 +228,7 @@ def _of_checks(
     asked = [key for key in keys if key.name not in TOLD_BY_HEALTH]
     failing = contradicted_checks(instance, asked, settings.tenants)
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(failing))
-    found = []
+    problems = []
     for key, tenants in failing.items():
         record = latest[key]
         result = record.evaluation
@@ -236,7 +236,7 @@ def _of_checks(
         assert isinstance(result, dg.AssetCheckEvaluation)
         is_error = result.severity == dg.AssetCheckSeverity.ERROR
         for tenant, rows in tenants.items():
-            found.append(
+            problems.append(
                 Problem(
                     key=f"check {table} {key.name} {tenant}",
                     what=f"the check {key.name} of {table} does not hold",
@@ -250,7 +250,7 @@ def _of_checks(
                     severity="failure" if is_error else "warning",
                 )
             )
-    return found
+    return problems
 
 
 # Health and writes
@@ -260,10 +260,10 @@ def _of_health(lake: Lake, settings: Settings, now: datetime) -> list[Problem]:
     table = lake.find(TABLE)
     rows = table.to_pyarrow_table().to_pylist() if table else []
     link = f"{settings.ui_url.rstrip('/')}/assets/{TABLE}"
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     if rows and now - rows[0]["assessed_at"] > HEALTH_TOO_OLD:
         # What it said last is not over: it stays among the problems below.
-        found["health is old"] = Problem(
+        problems["health is old"] = Problem(
             key="health is old",
             what="nobody looks after the tenants' health any more",
             tenant="",
@@ -282,7 +282,7 @@ def _of_health(lake: Lake, settings: Settings, now: datetime) -> list[Problem]:
                 key = f"health {issue.code} {row['tenant']} {place}"
                 feeds.setdefault(key, []).append(row["feed"])
                 what = "is not read any more" if issue.code == "stale" else "has broken records"
-                found[key] = Problem(
+                problems[key] = Problem(
                     key=key,
                     what=f"{', '.join(feeds[key])} {what}",
                     tenant=row["tenant"],
@@ -291,7 +291,7 @@ def _of_health(lake: Lake, settings: Settings, now: datetime) -> list[Problem]:
                     remedy=issue.remedy,
                     link=link,
                 )
-    return list(found.values())
+    return list(problems.values())
 
 
 def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
@@ -340,7 +340,7 @@ def _of_disks(instance: dg.DagsterInstance, settings: Settings, now: datetime) -
     if "://" not in settings.lake_uri:
         places |= {"The lake": settings.lake_uri}
     places |= {"The folder of reports": settings.report_dir}
-    found: dict[int, Problem] = {}
+    problems: dict[int, Problem] = {}
     for holds, place in places.items():
         folder = next(
             p for p in (Path(place).absolute(), *Path(place).absolute().parents) if p.exists()
@@ -349,7 +349,7 @@ def _of_disks(instance: dg.DagsterInstance, settings: Settings, now: datetime) -
         free, total = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
         said = nearly_full(free, total, disk.f_favail, disk.f_files)
         if said:
-            found.setdefault(
+            problems.setdefault(
                 folder.stat().st_dev,
                 Problem(
                     key=f"disk {holds}",
@@ -362,7 +362,7 @@ def _of_disks(instance: dg.DagsterInstance, settings: Settings, now: datetime) -
                     severity="warning",
                 ),
             )
-    return list(found.values())
+    return list(problems.values())
 
 
 def nearly_full(free: int, total: int, free_files: int, files: int) -> str:

@@ -202,29 +202,29 @@ def _feed_activity(settings: Settings) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake]
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = datetime.now(UTC)
-        known = json.loads(context.cursor or "{}")
+        looks = json.loads(context.cursor or "{}")
         journal = newest_lines(lake, environment=settings.environment)
         first: list[str] = []
         due: dict[str, dict[str, str]] = {}
-        for tenant in sorted(settings.tenants, key=lambda tenant: known.get(tenant, "")):
+        for tenant in sorted(settings.tenants, key=lambda tenant: looks.get(tenant, "")):
             tokens = live_tokens(journal.get(tenant, []))
             last = last_run(context.instance, "sync", {"tenant": tenant})
             if last is None:
                 first.append(tenant)
             elif (
-                known.get(tenant, "") <= now.isoformat()
+                looks.get(tenant, "") <= now.isoformat()
                 and len(tokens) == len(FEEDS)
                 and last.dagster_run.status == dg.DagsterRunStatus.SUCCESS
                 and last.create_timestamp <= now - LOOK_EVERY
             ):
                 due[tenant] = tokens
-        found = look_at({tenant: (settings.access(tenant), due[tenant]) for tenant in due})
+        news_of = look_at({tenant: (settings.access(tenant), due[tenant]) for tenant in due})
         for tenant in first:
             yield sync_request(tenant, now.date(), run_key="first")
         requested = len(first)
-        next_looks = {tenant: known[tenant] for tenant in settings.tenants if tenant in known}
+        next_looks = {tenant: looks[tenant] for tenant in settings.tenants if tenant in looks}
         for tenant in due:
-            news = found.get(tenant)
+            news = news_of.get(tenant)
             calm = is_quiet(journal[tenant], now) or not isinstance(news, bool)
             next_looks[tenant] = (now + (LOOK_AT_QUIET_EVERY if calm else LOOK_EVERY)).isoformat()
             if isinstance(news, Exception):
@@ -348,14 +348,14 @@ def asked_for(cursor: str | None) -> dict[str, Asked]:
 
 def newest_batches(lake: Lake, tenants: Sequence[str]) -> dict[str, dict[str, int]]:
     """Tenant -> feed -> the newest batch that `current/` holds of it; of tenants with any."""
-    found: dict[str, dict[str, int]] = {}
+    batches: dict[str, dict[str, int]] = {}
     for feed in FEEDS:
         if table := lake.find(f"current/{feed.name}"):
             for tenant in tenants:
                 batch = newest_batch(table, tenant)
                 if batch is not None:
-                    found.setdefault(tenant, {})[feed.name] = batch
-    return found
+                    batches.setdefault(tenant, {})[feed.name] = batch
+    return batches
 
 
 def _has_begun(instance: dg.DagsterInstance, last: Asked) -> bool | None:
@@ -488,8 +488,8 @@ def last_run(
     instance: dg.DagsterInstance, job: str, tags: Mapping[str, str]
 ) -> dg.RunRecord | None:
     """The newest run of a job with these tags, whatever became of it."""
-    found = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags), limit=1)
-    return found[0] if found else None
+    records = instance.get_run_records(dg.RunsFilter(job_name=job, tags=tags), limit=1)
+    return records[0] if records else None
 
 
 def waiting_run(instance: dg.DagsterInstance, job: str, tenant: str) -> str | None:

@@ -103,11 +103,11 @@ def _lake_checks(
             if assertion.name in names
         }
         stale = _stale(context.instance, key, tenants)
-        there = set(lake.names())
-        with connect(lake, set().union(*selected.values()) & there) as connection:
+        written = set(lake.names())
+        with connect(lake, set().union(*selected.values()) & written) as connection:
             for assertion, tables in selected.items():
                 rows = pd.DataFrame()
-                if older := sorted(name for name in tables & there if _is_older(lake, name)):
+                if older := sorted(name for name in tables & written if _is_older(lake, name)):
                     yield dg.AssetCheckResult(
                         asset_key=key,
                         check_name=assertion.name,
@@ -116,10 +116,10 @@ def _lake_checks(
                         "this release. The job derive does that after the next sync.",
                     )
                     continue
-                if tables <= there:
-                    found = connection.sql(assertion.query).to_arrow_table()
+                if tables <= written:
+                    failing = connection.sql(assertion.query).to_arrow_table()
                     # With pandas' own types, a null would make floats of ids.
-                    rows = found.to_pandas(types_mapper=pd.ArrowDtype)
+                    rows = failing.to_pandas(types_mapper=pd.ArrowDtype)
                 rows = pd.concat([stale, rows]) if len(stale) else rows
                 yield _result(key, assertion.name, rows, assertion.severity, assertion.remedy)
 
@@ -150,7 +150,7 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
         lake: dg.ResourceParam[Lake],
     ) -> Iterator[dg.AssetCheckResult]:
         selected = {check.name for check in context.selected_asset_check_keys}
-        found: dict[str, list[Mismatch]] = {name: [] for name in names if name in selected}
+        by_claim: dict[str, list[Mismatch]] = {name: [] for name in names if name in selected}
         environment = servicetitan.environment
         for tenant in tenants:
             through = settled_through(lake, feed, tenant=tenant, environment=environment)
@@ -158,15 +158,15 @@ def _api_checks(feed: ExportFeed, tenants: list[str]) -> dg.AssetChecksDefinitio
                 continue
             try:
                 against = Comparison(servicetitan.client(tenant), lake, feed, tenant, through)
-                if "counts_match" in found:
-                    found["counts_match"] += against.counts()
-                if "sample_matches" in found:
-                    found["sample_matches"] += against.sample(seed=context.run.run_id)
+                if "counts_match" in by_claim:
+                    by_claim["counts_match"] += against.counts()
+                if "sample_matches" in by_claim:
+                    by_claim["sample_matches"] += against.sample(seed=context.run.run_id)
             except ServiceTitanError as error:
                 # One tenant's trouble is shown and holds nobody else back.
-                for mismatches in found.values():
+                for mismatches in by_claim.values():
                     mismatches.append(Mismatch(tenant, None, NOT_COMPARED, str(error), ""))
-        for name, mismatches in found.items():
+        for name, mismatches in by_claim.items():
             rows = pd.DataFrame([m.__dict__ for m in mismatches], dtype=object)
             _, remedy = COMPARED[name]
             stale = _stale(context.instance, key, tenants)
@@ -218,10 +218,10 @@ def _last_sync(
     """When a sync of today's or yesterday's window was last through with a table."""
     days = [now.date(), now.date() - timedelta(days=1)]
     windows = [partition_key(tenant, day) for day in days]
-    found = instance.fetch_materializations(
+    events = instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=windows), limit=1
     )
-    return datetime.fromtimestamp(found.records[0].timestamp, UTC) if found.records else None
+    return datetime.fromtimestamp(events.records[0].timestamp, UTC) if events.records else None
 
 
 def _spec(name: str, key: dg.AssetKey, holds: str, remedy: str) -> dg.AssetCheckSpec:

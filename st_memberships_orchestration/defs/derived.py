@@ -419,7 +419,7 @@ def _named(records: pd.DataFrame) -> pa.Array:
 
 def _arguments(table: Table) -> tuple[dict[str, str], dict[str, inspect.Parameter]]:
     """Argument -> table to read, and the arguments that are settings."""
-    derived = {known.name for known in TABLES}
+    derived = {each.name for each in TABLES}
     needed: dict[str, str] = {}
     options: dict[str, inspect.Parameter] = {}
     for arg, parameter in inspect.signature(table.of).parameters.items():
@@ -476,8 +476,8 @@ def _frame(
     rows = pa.schema(f for f in schema_of(source) if not _is_spare(f.name)).empty_table()
     if table is not None:
         # One that no sync of this release has opened yet may lack a column: it is null then.
-        there = {field.name for field in table.schema().fields}
-        names = [f'"{name}"' for name in rows.column_names if name in there]
+        held = {field.name for field in table.schema().fields}
+        names = [f'"{name}"' for name in rows.column_names if name in held]
         stored = (
             scan(table, tenant, names).read_all()
             if of is None

@@ -116,9 +116,9 @@ def send(
             state = State.SENT if is_sent else State.FAILED
             line = Line(digest.day, channel, services[channel], state, datetime.now(UTC))
             note(lake, digest.tenant, [line])
-            said = "could not be reached" if not is_sent else "sent"
-            said += " with the report" if has_file else ""
-            deliveries.append(Delivery(services[channel], said, failed=not is_sent))
+            outcome = "could not be reached" if not is_sent else "sent"
+            outcome += " with the report" if has_file else ""
+            deliveries.append(Delivery(services[channel], outcome, failed=not is_sent))
     return deliveries
 
 

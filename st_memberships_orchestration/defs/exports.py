@@ -271,9 +271,9 @@ def _failure(failed: list[_Failed]) -> dg.Failure:
     stopped: dict[str, list[_Failed]] = {}
     for each in failed:
         stopped.setdefault(f"{each.tenant}: {each.error}", []).append(each)
-    said = [f"{', '.join(_feeds(of_one))} of {text}" for text, of_one in stopped.items()]
+    lines = [f"{', '.join(_feeds(of_one))} of {text}" for text, of_one in stopped.items()]
     return failure_of(
-        "\n".join(said),
+        "\n".join(lines),
         [failed_with(each.error, step=each.feed.name, tenant=each.tenant) for each in failed],
         allow_retries=any(
             isinstance(each.error, Transient) or not isinstance(each.error, ServiceTitanError)

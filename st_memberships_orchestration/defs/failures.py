@@ -126,12 +126,12 @@ def servicetitan_failures() -> Iterator[None]:
 def failures_of(instance: dg.DagsterInstance, run_id: str) -> list[Failed]:
     """What the steps of a failed run failed with, or else what ended the run."""
     records = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-    found = [
+    failures = [
         failed
         for record in records
         for failed in _of_step(record.event_log_entry.get_dagster_event())
     ]
-    return found or [_of_run(instance, run_id)]
+    return failures or [_of_run(instance, run_id)]
 
 
 def unwritten_feeds(instance: dg.DagsterInstance, tenant: str) -> dict[str, Failed]:
@@ -145,13 +145,13 @@ def unwritten_feeds(instance: dg.DagsterInstance, tenant: str) -> dict[str, Fail
         dg.RunsFilter(job_name="sync", statuses=ENDED),  # launched by hand, without that tag
         dg.RunsFilter(job_name="__ASSET_JOB", statuses=ENDED),  # tables that were materialized
     ]
-    found = {
+    newest = {
         record.dagster_run.run_id: record
         for chosen in filters
         for record in instance.get_run_records(chosen, limit=RUNS_LOOKED_AT)
     }
     last: dict[str, Failed | None] = {}
-    for record in sorted(found.values(), key=attrgetter("storage_id"), reverse=True):
+    for record in sorted(newest.values(), key=attrgetter("storage_id"), reverse=True):
         run = record.dagster_run
         for feed in _written(instance, run.run_id, tenant):
             last.setdefault(feed, None)
@@ -213,8 +213,8 @@ def _of_step(event: dg.DagsterEvent) -> list[Failed]:
 
 def storage_remedy(message: str) -> str | None:
     """What to do about an error of disk, folder or object storage; None if it is no such error."""
-    known = (remedy for pattern, remedy in STORAGE if re.search(pattern, message))
-    return next(known, None)
+    remedies = (remedy for pattern, remedy in STORAGE if re.search(pattern, message))
+    return next(remedies, None)
 
 
 def _of_run(instance: dg.DagsterInstance, run_id: str) -> Failed:

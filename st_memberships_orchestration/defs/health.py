@@ -70,8 +70,8 @@ def with_freshness(
     """The assets, each with the policy of its group."""
 
     def policy(spec: dg.AssetSpec) -> dg.AssetSpec:
-        known = FRESHNESS.get(spec.group_name or "")
-        return dg.apply_freshness_policy(spec, known) if known else spec
+        policy_of_layer = FRESHNESS.get(spec.group_name or "")
+        return dg.apply_freshness_policy(spec, policy_of_layer) if policy_of_layer else spec
 
     return list(dg.map_asset_specs(policy, assets))
 
@@ -133,7 +133,7 @@ def measure(
     journal = newest_lines(lake, environment=settings.environment)
     contradicted = contradicted_checks(instance, check_keys, settings.tenants)
     broken = missing(lake, {feed.name: feed.modified for feed in FEEDS}, unseen=True)
-    found = []
+    rows = []
     for tenant in sorted(settings.tenants):
         lines = journal.get(tenant, [])
         failures, failed_at = _last_failures(instance, tenant)
@@ -145,7 +145,7 @@ def measure(
             failed = failures.get(feed.name, failures.get(None))
             if failed_at and last_success and last_success > failed_at:
                 failed = None
-            found.append(
+            rows.append(
                 FeedHealth(
                     tenant=tenant,
                     feed=feed.name,
@@ -168,7 +168,7 @@ def measure(
                     quarantined=broken.get(feed.name, {}).get(tenant, 0),
                 )
             )
-    return found
+    return rows
 
 
 TOLD_BY_HEALTH = ("quarantine_is_empty", "is_fresh")
@@ -186,14 +186,14 @@ def contradicted_checks(
     where the result is of an earlier release, which did not count them.
     """
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    found = {}
+    contradicted = {}
     for key, record in sorted(latest.items()):
         result = record.evaluation
         if isinstance(result, dg.AssetCheckEvaluation) and not result.passed:
             rows = verdict_of(result).contradicting
             if concerned := {tenant: rows[tenant] for tenant in sorted(tenants) if tenant in rows}:
-                found[key] = concerned
-    return found
+                contradicted[key] = concerned
+    return contradicted
 
 
 def _successes(
@@ -209,7 +209,7 @@ def _successes(
         ),
         limit=RUNS_BACK,
     ).records
-    found = []
+    successes = []
     for record in records:
         event = record.asset_materialization
         at = datetime.fromtimestamp(record.timestamp, UTC)
@@ -221,8 +221,8 @@ def _successes(
                 for name in ("rows_read", "requests", "throttled")
                 if name in event.metadata
             }
-            found.append((at, numbers))
-    return found
+            successes.append((at, numbers))
+    return successes
 
 
 def _live_line(lines: Sequence[Progress], feed: str) -> Progress | None:
@@ -239,13 +239,13 @@ def _last_failures(
 ) -> tuple[dict[str | None, Failed], datetime | None]:
     """Feed -> what the tenant's newest ended sync failed with, and when; nothing if it did not."""
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
-    found = instance.get_run_records(
+    records = instance.get_run_records(
         dg.RunsFilter(job_name="sync", tags={"tenant": tenant}, statuses=ended), limit=1
     )
-    if not found or found[0].dagster_run.status != dg.DagsterRunStatus.FAILURE:
+    if not records or records[0].dagster_run.status != dg.DagsterRunStatus.FAILURE:
         return {}, None
-    failures = failures_of(instance, found[0].dagster_run.run_id)
-    at = datetime.fromtimestamp(found[0].end_time or found[0].update_timestamp.timestamp(), UTC)
+    failures = failures_of(instance, records[0].dagster_run.run_id)
+    at = datetime.fromtimestamp(records[0].end_time or records[0].update_timestamp.timestamp(), UTC)
     return {failure.step: failure for failure in failures}, at
 
 

@@ -140,10 +140,10 @@ def _numbers(table: DeltaTable, of: Table, tenant: str) -> dict[str, Any]:
     if not of.numbers or not _has(table, of):
         return {}
     columns = [f"{expression} as {name}" for name, expression in of.numbers.items()]
-    (found,) = scan(table, tenant, columns).read_all().to_pylist()
+    (numbers,) = scan(table, tenant, columns).read_all().to_pylist()
     return {
         name: float(round(value, 2)) if isinstance(value, Decimal) else value
-        for name, value in found.items()
+        for name, value in numbers.items()
         if value is not None
     }
 

@@ -81,9 +81,9 @@ def _of_each_type(
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
         client = servicetitan.client(tenant)
-        known = lake.rows("current/membership_types", tenant=tenant, columns=["id"])
+        types = lake.rows("current/membership_types", tenant=tenant, columns=["id"])
         tables: list[pa.Table] = [schema.empty_table()]
-        for id in known["id"].to_pylist() if known.num_rows else []:
+        for id in types["id"].to_pylist() if types.num_rows else []:
             with servicetitan_failures():
                 try:
                     rows = records_table(fetch(client, id), model)

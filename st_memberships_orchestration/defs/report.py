@@ -117,14 +117,14 @@ def tables_of(
 
 
 def _account(settings: Settings, tenant: str) -> Account:
-    found = settings.tenants[tenant]
+    configured = settings.tenants[tenant]
     return Account(
         tenant,
-        name=found.display_name,
-        currency=found.currency,
+        name=configured.display_name,
+        currency=configured.currency,
         site=settings.servicetitan_url,
-        business_units=found.business_units,
-        users=found.users,
+        business_units=configured.business_units,
+        users=configured.users,
     )
 
 
@@ -148,13 +148,13 @@ def _days(instance: dg.DagsterInstance, tenant: str) -> dict[str, date]:
     """The day for which each derived table was last computed."""
     days = {}
     for table in TABLES:
-        found = instance.fetch_materializations(
+        events = instance.fetch_materializations(
             dg.AssetRecordsFilter(
                 asset_key=dg.AssetKey(["derived", table.name]), asset_partitions=[tenant]
             ),
             limit=1,
         ).records
-        materialization = found[0].asset_materialization if found else None
+        materialization = events[0].asset_materialization if events else None
         if materialization and "as_of" in materialization.metadata:
             days[table.name] = date.fromisoformat(str(materialization.metadata["as_of"].value))
     return days
@@ -164,14 +164,14 @@ def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Fe
     rows = lake.rows("health/tenants", tenant=tenant).to_pylist()
     health = {row["feed"]: {name: row[name] for name in STATUS} for row in rows}
     aside = missing(lake, {feed.name: feed.modified for feed in FEEDS})
-    found = []
+    feeds = []
     for feed in FEEDS:
         lines = load_progress(lake, tenant, environment=environment, feed=feed.name)
         through = next((line.read_through for line in lines if line.is_live), None)
         read_through = through.astimezone(zone) if through else None
         count = aside.get(feed.name, {}).get(tenant, 0)
-        found.append(Feed(feed.title, read_through, **health.get(feed.name, {}), missing=count))
-    return found
+        feeds.append(Feed(feed.title, read_through, **health.get(feed.name, {}), missing=count))
+    return feeds
 
 
 def _checks(

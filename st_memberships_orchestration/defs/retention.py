@@ -57,7 +57,7 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
         """Delete what is old and no longer needed, and say how much that was."""
         now = datetime.now(UTC)
         deleted = kept = 0
-        known = _looked_until(context.instance, context.run)
+        looked_until = _looked_until(context.instance, context.run)
         until: dict[str, str] = {}
         for statuses, days in (
             (WENT_WELL, settings.keep_runs_days),
@@ -66,7 +66,7 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
             before = now - timedelta(days=days)
             tag = f"{LOOKED_UNTIL}/{statuses[0].value.lower()}"
             until[tag] = before.isoformat()
-            reduced = known.get(tag)
+            reduced = looked_until.get(tag)
             after = None if now.weekday() == WHOLE_LOOK else reduced
             old = _old_runs(context.instance, statuses, after, before, context.run)
             for start in range(0, len(old), AT_ONCE):
@@ -118,9 +118,9 @@ def _looked_until(instance: dg.DagsterInstance, this: dg.DagsterRun) -> dict[str
     filters = dg.RunsFilter(job_name=JOB, statuses=[dg.DagsterRunStatus.SUCCESS])
     for record in instance.get_run_records(filters, limit=AT_ONCE):
         tags = record.dagster_run.tags
-        found = {name: text for name, text in tags.items() if name.startswith(LOOKED_UNTIL)}
-        if found and _is_ours(record.dagster_run, this):
-            return {name: datetime.fromisoformat(text) for name, text in found.items()}
+        marks = {name: text for name, text in tags.items() if name.startswith(LOOKED_UNTIL)}
+        if marks and _is_ours(record.dagster_run, this):
+            return {name: datetime.fromisoformat(text) for name, text in marks.items()}
     return {}
 
 
@@ -135,18 +135,18 @@ def _old_runs(
     # The second before is looked at again: storages leave out either end.
     after = after and after - timedelta(seconds=1)
     filters = dg.RunsFilter(statuses=statuses, updated_after=after, updated_before=before)
-    found: list[tuple[str, datetime]] = []
+    old: list[tuple[str, datetime]] = []
     cursor = None
     while records := instance.get_run_records(
         filters, limit=AT_ONCE, cursor=cursor, ascending=True
     ):
-        found += [
+        old += [
             (record.dagster_run.run_id, record.update_timestamp)
             for record in records
             if _is_ours(record.dagster_run, this)
         ]
         cursor = records[-1].dagster_run.run_id
-    return found
+    return old
 
 
 def needed_runs(
@@ -155,14 +155,14 @@ def needed_runs(
     """Of some runs those that the UI's partitions, freshness, health or alerts still rest on."""
     needed: set[str] = set()
     storage = _storage(instance)
-    for key, there in _made_by(storage, runs).items():
+    for key, makers in _made_by(storage, runs).items():
         newest = instance.get_latest_materialization_event(key)
         needed |= {newest.run_id} if newest else set()
         ids = (
             storage.get_latest_storage_id_by_partition(
-                key, DagsterEventType.ASSET_MATERIALIZATION, there
+                key, DagsterEventType.ASSET_MATERIALIZATION, makers
             )
-            if there
+            if makers
             else {}
         )
         if ids:

@@ -63,8 +63,8 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     ) -> Iterator[dg.MaterializeResult]:
         tenant = context.partition_key
         client = servicetitan.client(tenant)
-        known = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
-        seen = {(row["feed"], row["id"]) for row in known.to_pylist()}
+        before = lake.rows(TABLE, tenant=tenant, columns=SCHEMA.names)
+        seen = {(row["feed"], row["id"]) for row in before.to_pylist()}
         gone: list[dict[str, object]] = []
         refused: dict[str, str] = {}
         for feed in FEEDS:
@@ -87,8 +87,8 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
                 continue
             new = [id for id in ids if id not in proven]
             gone += [{"feed": feed.name, "id": id, "asked_at": now} for id in new]
-        found = pa.Table.from_pylist(gone, schema=SCHEMA)
-        rows = pa.concat_tables([known, found]) if known.num_columns else found
+        vanished = pa.Table.from_pylist(gone, schema=SCHEMA)
+        rows = pa.concat_tables([before, vanished]) if before.num_columns else vanished
         replace_tenant(lake, TABLE, rows, tenant=tenant)
         yield brought_up_to_date(context, lake, TABLE, newly_found=len(gone))
         if refused:

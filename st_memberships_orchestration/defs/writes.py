@@ -299,8 +299,8 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
             account = done.account.id if done.account else ""
             tenant = tenant_of_account(writes.settings, account, done.tenant)
             back = reversal(done, servicetitan.client(tenant), writes.ledger)
-            left = [(str(one.line), str(one.target or "new"), one.why) for one in back.left]
-            context.add_output_metadata({"not_undone": table_of(LEFT_HEADINGS, cut(left))})
+            skipped = [(str(one.line), str(one.target or "new"), one.why) for one in back.left]
+            context.add_output_metadata({"not_undone": table_of(LEFT_HEADINGS, cut(skipped))})
             if back.kind is None or not back.rows:
                 why = "; ".join(dict.fromkeys(one.why for one in back.left)) or "nothing was done"
                 raise ValueError(f"there is nothing that can be undone: {why}")

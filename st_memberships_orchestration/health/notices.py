@@ -123,24 +123,24 @@ def tell(problems: Sequence[Problem], told: Told, urls: Sequence[str], *, now: d
     def after(channel: str, url: str) -> tuple[Mapping[str, str], Unreached | None]:
         silent = [_of_channel(name, one) for name, one in unreached.items() if name != channel]
         current = [*problems, *silent]
-        known = told.said.get(channel, {})
-        new = [problem for problem in current if problem.key not in known]
+        told_before = told.said.get(channel, {})
+        new = [problem for problem in current if problem.key not in told_before]
         titles = {problem.key: problem.title for problem in current}
-        over = [title for key, title in known.items() if key not in titles]
+        over = [title for key, title in told_before.items() if key not in titles]
         before = unreached.get(channel)
         if not (new or over) or (before and now < before.again_at):
-            return known, before
+            return told_before, before
         if _send(url, new, over):
             return titles, None
         tries = before.tries + 1 if before else 1
         pause = min(FIRST_RETRY * 2 ** min(tries - 1, 10), LONGEST_RETRY)
         since = before.since if before else now
-        return known, Unreached(service_of(url), since, tries, now + pause)
+        return told_before, Unreached(service_of(url), since, tries, now + pause)
 
     with ThreadPoolExecutor(len(channels) or 1) as pool:
         results = [*pool.map(after, channels, channels.values())]
     return Told(
-        {name: known for name, (known, _) in zip(channels, results, strict=True)},
+        {name: titles for name, (titles, _) in zip(channels, results, strict=True)},
         {name: failed for name, (_, failed) in zip(channels, results, strict=True) if failed},
     )
 

@@ -104,8 +104,8 @@ SCHEMA = pa.schema(
 
 def issues_of(facts: FeedHealth) -> list[Issue]:
     """What is not as it should be, worst first; none if the feed is healthy."""
-    found = [issue for rule in _RULES for issue in rule(facts)]
-    return sorted(found, key=lambda issue: STATES.index(issue.state))
+    issues = [issue for rule in _RULES for issue in rule(facts)]
+    return sorted(issues, key=lambda issue: STATES.index(issue.state))
 
 
 def row_of(facts: FeedHealth) -> dict[str, Any]:

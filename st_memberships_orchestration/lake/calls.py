@@ -78,13 +78,13 @@ def note(lake: Lake, tenant: str, call: Call) -> None:
     if Forgotten(lake, tenant).among("customer", [call.customer_id]):
         raise CallRefused("This customer was forgotten: nothing is noted of one.")
     of_customer = f"customer_id = {call.customer_id}"
-    found = lake.rows("derived/call_list", tenant=tenant, where=of_customer).to_pylist()
-    if not found:
+    rows = lake.rows("derived/call_list", tenant=tenant, where=of_customer).to_pylist()
+    if not rows:
         earlier = lake.rows(CALLS, tenant=tenant, where=of_customer).to_pylist()
-        found = sorted(earlier, key=lambda row: row["noted_at"])
-    if not found:
+        rows = sorted(earlier, key=lambda row: row["noted_at"])
+    if not rows:
         raise CallRefused(f"Customer {call.customer_id} of {tenant} is not on the call list.")
-    line = {"tenant": tenant, "call_id": uuid4().hex, **asdict(call), "about": found[-1]["about"]}
+    line = {"tenant": tenant, "call_id": uuid4().hex, **asdict(call), "about": rows[-1]["about"]}
     _append(lake, pa.Table.from_pylist([line], SCHEMA))
 
 

@@ -76,10 +76,10 @@ def changed_rows(
     same = " and ".join(f'a."{column}" is not distinct from b."{column}"' for column in key)
     with duckdb_over(a=parts[0], b=parts[1]) as connection:
         connection.sql("set timezone = 'UTC'")
-        found = connection.sql(
+        pairs = connection.sql(
             f"select a, b from a full join b on {same} where a is distinct from b"
         ).to_arrow_table()
-    sides = [pa.Table.from_struct_array(found[side].drop_null()) for side in ("a", "b")]
+    sides = [pa.Table.from_struct_array(pairs[side].drop_null()) for side in ("a", "b")]
     return pa.concat_tables(sides).cast(schema)
 
 

@@ -108,20 +108,20 @@ class Forgotten:
             WrongKey: customers were forgotten, and the key is not the one of then.
         """
         rows = self.lake.rows(TABLE, tenant=self.tenant).to_pylist()
-        found: dict[str, set[str]] = {}
+        digests: dict[str, set[str]] = {}
         for row in rows:
-            found.setdefault(row["kind"], set()).add(row["digest"])
-        if found and self.digest(*KEY_OF) not in found.get(KEY_OF[0], ()):
+            digests.setdefault(row["kind"], set()).add(row["digest"])
+        if digests and self.digest(*KEY_OF) not in digests.get(KEY_OF[0], ()):
             raise WrongKey(
                 f"Customers of {self.tenant} were forgotten, and ST_FORGET_KEY is not the key of "
                 "then. Set it again: without it nobody can tell whom not to read."
             )
-        return found
+        return digests
 
     def digest(self, kind: str, id: int) -> str:
         """The keyed hash of an id."""
-        said = f"{self.tenant}/{kind}/{id}".encode()
-        return hmac.digest(self.lake.forget_key.encode(), said, "sha256").hex()[:32]
+        text = f"{self.tenant}/{kind}/{id}".encode()
+        return hmac.digest(self.lake.forget_key.encode(), text, "sha256").hex()[:32]
 
     def counts(self) -> dict[str, int]:
         """Kind -> how many were forgotten."""
@@ -129,8 +129,8 @@ class Forgotten:
 
     def among(self, kind: str, ids: Iterable[int]) -> list[int]:
         """Of some ids those that were forgotten."""
-        known = self.digests.get(kind)
-        return [id for id in ids if self.digest(kind, id) in known] if known else []
+        digests = self.digests.get(kind)
+        return [id for id in ids if self.digest(kind, id) in digests] if digests else []
 
     def without(self, name: str, rows: pa.Table, *, now: datetime) -> pa.Table:
         """`rows` of a feed, but for those of forgotten customers; what is new of them is noted.
@@ -194,8 +194,8 @@ class Forgotten:
             alone = rows.filter(rows["membership_id"].is_null())
             ids = self.among("location", pc.unique(alone["location_id"].drop_null()).to_pylist())
             if ids:
-                there = pc.is_in(rows["location_id"], pa.array(ids, pa.int64()))
-                gone = pc.or_(gone, pc.and_(there, rows["membership_id"].is_null()))
+                located = pc.is_in(rows["location_id"], pa.array(ids, pa.int64()))
+                gone = pc.or_(gone, pc.and_(located, rows["membership_id"].is_null()))
         return gone
 
 
@@ -206,17 +206,17 @@ def _append(lake: Lake, rows: pa.Table) -> None:
 
 def _columns(name: str, columns: Sequence[str]) -> dict[str, str]:
     """Columns of a feed's table that name a record -> its kind."""
-    found = {column: kind for column, kind in KINDS.items() if column in columns}
+    naming = {column: kind for column, kind in KINDS.items() if column in columns}
     own = OWN_ID.get(name)
-    return found | ({"id": own} if own and "id" in columns else {})
+    return naming | ({"id": own} if own and "id" in columns else {})
 
 
 def _related(name: str, rows: pa.Table) -> dict[str, set[int]]:
     """Kind -> ids that rows of a customer hold of the customer's own things."""
-    found = {kind: _ids(rows, column) for column, kind in _columns(name, rows.column_names).items()}
+    ids = {kind: _ids(rows, column) for column, kind in _columns(name, rows.column_names).items()}
     if "location_id" in rows.column_names:
-        found["location"] = _ids(rows, "location_id")
-    return found
+        ids["location"] = _ids(rows, "location_id")
+    return ids
 
 
 def _ids(rows: pa.Table, *columns: str) -> set[int]:
@@ -288,10 +288,10 @@ def remove(forgotten: Forgotten) -> Iterator[tuple[str, int]]:
         elif layer in LAYERS:
             yield name, _delete(forgotten, table, _conditions(forgotten, table, short, columns))
         elif name == "reference/vanished_records":
-            known = scan(table, tenant, ["feed", "id"]).read_all().to_pylist()
+            records = scan(table, tenant, ["feed", "id"]).read_all().to_pylist()
             gone = [
                 f"(feed = {literal(row['feed'])} and id = {row['id']})"
-                for row in known
+                for row in records
                 if forgotten.among(OWN_ID.get(row["feed"], ""), [row["id"]])
             ]
             yield name, _delete(forgotten, table, gone)
@@ -301,18 +301,18 @@ def _conditions(
     forgotten: Forgotten, table: DeltaTable, short: str, columns: Sequence[str]
 ) -> list[str]:
     """SQL for a table's rows that name something forgotten."""
-    found = []
+    conditions = []
     for column, kind in _columns(short, columns).items():
         distinct = [f'distinct "{column}"']
-        there = scan(table, forgotten.tenant, distinct, f'"{column}" is not null').read_all()
-        if ids := forgotten.among(kind, there[column].to_pylist()):
-            found.append(f'"{column}" in ({_listed(ids)})')
+        named = scan(table, forgotten.tenant, distinct, f'"{column}" is not null').read_all()
+        if ids := forgotten.among(kind, named[column].to_pylist()):
+            conditions.append(f'"{column}" in ({_listed(ids)})')
     if {"location_id", "membership_id"} <= {*columns} and short == "recurring_services":
         alone = "membership_id is null and location_id is not null"
-        there = scan(table, forgotten.tenant, ["distinct location_id"], alone).read_all()
-        if ids := forgotten.among("location", there["location_id"].to_pylist()):
-            found.append(f"(membership_id is null and location_id in ({_listed(ids)}))")
-    return found
+        named = scan(table, forgotten.tenant, ["distinct location_id"], alone).read_all()
+        if ids := forgotten.among("location", named["location_id"].to_pylist()):
+            conditions.append(f"(membership_id is null and location_id in ({_listed(ids)}))")
+    return conditions
 
 
 def _delete(forgotten: Forgotten, table: DeltaTable, conditions: Sequence[str]) -> int:

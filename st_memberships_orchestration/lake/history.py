@@ -145,7 +145,7 @@ def _ids_of_changed(
 
     `whose` is the column that says so in tables that have it.
     """
-    found: list[pa.ChunkedArray] = []
+    parts: list[pa.ChunkedArray] = []
     for name, after in now.items():
         before = then[name]
         if after is None or before is None:
@@ -158,9 +158,9 @@ def _ids_of_changed(
             return None
         if rows is None:
             return None
-        found.append(rows[whose if whose in columns else "id"])
+        parts.append(rows[whose if whose in columns else "id"])
     ids = pc.unique(
-        pa.chunked_array([chunk for part in found for chunk in part.chunks], pa.int64())
+        pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.int64())
     )
     return None if len(ids) > MOST_TOUCHED else ids.drop_null()
 
@@ -336,7 +336,7 @@ def _midnights(zone: ZoneInfo, earliest: date, *records: pa.Table) -> pa.Table:
 
 def _newest(tables: Mapping[str, DeltaTable | None], tenant: str) -> datetime | None:
     """The last moment of which memberships and their changes tell; None without memberships."""
-    found: list[datetime | None] = []
+    moments: list[datetime | None] = []
     for name, happened in (
         ("current/memberships", "modified_on"),
         ("current/membership_status_changes", "created_on"),
@@ -344,8 +344,8 @@ def _newest(tables: Mapping[str, DeltaTable | None], tenant: str) -> datetime | 
         table = tables[name]
         if table is not None:
             newest = f"max(least({happened}, loaded_at)) as newest"
-            found += scan(table, tenant, [newest]).read_all()["newest"].to_pylist()
-    return max((moment for moment in found if moment), default=None)
+            moments += scan(table, tenant, [newest]).read_all()["newest"].to_pylist()
+    return max((moment for moment in moments if moment), default=None)
 
 
 def _code() -> str:
@@ -487,7 +487,7 @@ _Best: TypeAlias = dict[str | None, tuple[int, tuple[_Step, ...]]]
 
 def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """New places for the changes of memberships that have several of one instant."""
-    found = connection.sql(
+    steps_in_order = connection.sql(
         """
         select o.membership_id, place, tied, o.id, old_status, new_status, m.status
         from in_order o left join memberships m on m.id = o.membership_id
@@ -496,7 +496,7 @@ def _chained(connection: duckdb.DuckDBPyConnection) -> pa.Table:
         """
     ).fetchall()
     moved: dict[int, int] = {}
-    for _, steps in groupby(map(_Step._make, found), key=attrgetter("membership_id")):
+    for _, steps in groupby(map(_Step._make, steps_in_order), key=attrgetter("membership_id")):
         moved |= {step.id: place for place, step in enumerate(_chain(list(steps)), start=1)}
     columns = [pa.array(list(column), pa.int64()) for column in (moved.keys(), moved.values())]
     return pa.table(columns, names=["id", "place"])
@@ -538,7 +538,7 @@ def _lengthened(best: _Best, tied: list[_Step]) -> _Best:
 
 
 def _alike(tied: list[_Step]) -> dict[tuple[str, str], list[_Step]]:
-    found: dict[tuple[str, str], list[_Step]] = {}
+    alike: dict[tuple[str, str], list[_Step]] = {}
     for step in tied:
-        found.setdefault((step.old_status, step.new_status), []).append(step)
-    return found
+        alike.setdefault((step.old_status, step.new_status), []).append(step)
+    return alike

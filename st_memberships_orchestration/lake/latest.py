@@ -205,20 +205,20 @@ class _Overlap:
 def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Overlap:
     ids = unseen.read_all()["id"].to_numpy()
     span = f"id between {ids.min()} and {ids.max()}" if len(ids) else "false"
-    there = scan(table, tenant, ["id"], span).read_all()["id"].to_numpy()
-    return _Overlap(there[np.isin(there, ids)], repeated(ids))
+    stored = scan(table, tenant, ["id"], span).read_all()["id"].to_numpy()
+    return _Overlap(stored[np.isin(stored, ids)], repeated(ids))
 
 
 def _batches(versions: pa.RecordBatchReader, met: _Overlap) -> dict[int, bool]:
     """The batches of versions -> whether all of their rows are simply new."""
-    found: dict[int, bool] = {}
+    is_new: dict[int, bool] = {}
     for rows in versions:
         batches = rows["batch"].to_numpy()
-        found |= dict.fromkeys(np.setdiff1d(batches, [*found]).tolist(), True)
+        is_new |= dict.fromkeys(np.setdiff1d(batches, [*is_new]).tolist(), True)
         if met.any():
             held = np.unique(batches[met.among(rows["id"].to_numpy())])
-            found |= dict.fromkeys(held.tolist(), False)
-    return found
+            is_new |= dict.fromkeys(held.tolist(), False)
+    return is_new
 
 
 @dataclass
@@ -241,8 +241,8 @@ class _Surpassed:
         """Whether each row is none of them."""
         keep = np.ones(rows.num_rows, bool)
         suspects = np.flatnonzero(pc.is_in(rows["id"], self.ids).to_numpy())
-        found = rows.select(self.columns).take(pa.array(suspects)).to_pylist()
-        keep[suspects] = [tuple(row.values()) not in self.versions for row in found]
+        rows_of_suspects = rows.select(self.columns).take(pa.array(suspects)).to_pylist()
+        keep[suspects] = [tuple(row.values()) not in self.versions for row in rows_of_suspects]
         return pa.array(keep)
 
 
@@ -274,8 +274,8 @@ def _adoptable(
     Each holds one batch, as its commit wrote it.
     """
     files = pa.table(versions.get_add_actions(flatten=True))
-    there = pa.schema(table.schema())
-    if any(f.name != "batch" and f not in there for f in pa.schema(versions.schema())):
+    schema = pa.schema(table.schema())
+    if any(f.name != "batch" and f not in schema for f in pa.schema(versions.schema())):
         return []  # restored from a release that had other columns
     files = files.filter(pc.equal(files["partition.tenant"], tenant))
     if "max.batch" not in files.column_names or files["max.batch"].null_count:
@@ -353,8 +353,8 @@ def _newer(table: DeltaTable, rows: pa.Table, tenant: str, modified: str) -> pa.
     late = keys["id"].filter(pc.less_equal(keys[modified], _newest(table, tenant, modified)))
     span = pc.min_max(late).as_py()
     within = f"id between {span['min']} and {span['max']}" if len(late) else "false"
-    there = with_ids(scan(table, tenant, keys.column_names, within), late)
-    return rows.take(_decide(keys, there, modified))
+    stored = with_ids(scan(table, tenant, keys.column_names, within), late)
+    return rows.take(_decide(keys, stored, modified))
 
 
 def _newest(table: DeltaTable, tenant: str, modified: str) -> datetime:

@@ -110,11 +110,11 @@ def newest_lines(lake: Lake, *, environment: str, where: str = "true") -> dict[s
     table = lake.find(TABLE)
     if table is None:
         return {}
-    found: dict[str, list[Progress]] = {}
+    newest: dict[str, list[Progress]] = {}
     lines = _newest(table, f"environment = {literal(environment)} and {where}")
     for line in lines.to_pylist():
-        found.setdefault(line.pop("tenant"), []).append(Progress(**line))
-    return found
+        newest.setdefault(line.pop("tenant"), []).append(Progress(**line))
+    return newest
 
 
 @retry_conflicts
@@ -133,8 +133,8 @@ def forget_superseded(lake: Lake, *, before: datetime) -> None:
 def _newest(table: DeltaTable, where: str) -> pa.Table:
     """The newest line of each reading; an earlier release's table lacks columns that came later."""
     reading = "environment, tenant, feed, window_start, window_end"
-    there = {field.name for field in table.schema().fields}
-    columns = (name if name in there else f"null as {name}" for name in SCHEMA.names)
+    stored = {field.name for field in table.schema().fields}
+    columns = (name if name in stored else f"null as {name}" for name in SCHEMA.names)
     query = (
         f"select {', '.join(columns)} from (select *, row_number() over "
         f"(partition by {reading} order by saved_at desc) as place from journal "
@@ -146,9 +146,9 @@ def _newest(table: DeltaTable, where: str) -> pa.Table:
 
 def unfinished_windows(lines: Sequence[Progress]) -> dict[tuple[date, date], list[str]]:
     """First and last day of each window that was begun and not read to its end -> its feeds."""
-    found = defaultdict(list)
+    feeds = defaultdict(list)
     for line in lines:
         if line.window_start and line.window_end and not line.complete:
             last = line.window_end - timedelta(days=1)
-            found[line.window_start.date(), last.date()].append(line.feed)
-    return dict(found)
+            feeds[line.window_start.date(), last.date()].append(line.feed)
+    return dict(feeds)

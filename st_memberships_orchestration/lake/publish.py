@@ -142,7 +142,7 @@ def postgres_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
         return sa.TIMESTAMP(timezone=kind.tz is not None)
     if pa.types.is_nested(kind):
         return JSONB()
-    known = {
+    types = {
         pa.string(): sa.Text(),
         pa.int64(): sa.BigInteger(),
         pa.int32(): sa.Integer(),
@@ -150,9 +150,9 @@ def postgres_type(kind: pa.DataType) -> sa.types.TypeEngine[Any]:
         pa.bool_(): sa.Boolean(),
         pa.date32(): sa.Date(),
     }
-    if kind not in known:
+    if kind not in types:
         raise PublishError(f"There is no PostgreSQL type for columns of {kind}.")
-    return known[kind]
+    return types[kind]
 
 
 def _create(connection: sa.Connection, table: sa.Table) -> None:
@@ -162,19 +162,19 @@ def _create(connection: sa.Connection, table: sa.Table) -> None:
         connection.execute(sa.schema.CreateSchema(str(table.schema), if_not_exists=True))
         table.create(connection)
         return
-    found = {column["name"]: column for column in inspector.get_columns(table.name, table.schema)}
+    columns = {column["name"]: column for column in inspector.get_columns(table.name, table.schema)}
     for column in table.columns:
-        known = found.get(column.name)
-        if known is None:
+        old = columns.get(column.name)
+        if old is None:
             added = CreateColumn(column).compile(dialect=connection.dialect)
             connection.execute(sa.DDL(f"alter table {_quoted(table)} add column {added}"))
-        elif _type_of(connection, known["type"]) != _type_of(connection, column.type):
+        elif _type_of(connection, old["type"]) != _type_of(connection, column.type):
             raise PublishError(
-                f"The column {column} is {_type_of(connection, known['type'])} in PostgreSQL, and "
+                f"The column {column} is {_type_of(connection, old['type'])} in PostgreSQL, and "
                 f"the lake needs {_type_of(connection, column.type)}. Drop the table {table} there "
                 "with the views on it; the next run makes it anew."
             )
-        if known is None or known.get("comment") != column.comment:
+        if old is None or old.get("comment") != column.comment:
             connection.execute(SetColumnComment(column))
     connection.execute(SetTableComment(table))
 

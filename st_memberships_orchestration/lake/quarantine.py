@@ -83,8 +83,8 @@ def missing(
         feeds: name of each feed -> column of its modification time.
         unseen: count only those that nobody has looked at yet.
     """
-    there = set(lake.names())
-    kept = [name for name in feeds if {f"quarantine/{name}", f"raw/{name}"} <= there]
+    tables = set(lake.names())
+    kept = [name for name in feeds if {f"quarantine/{name}", f"raw/{name}"} <= tables]
     if not kept:
         return {}
     counted = "select tenant, count(distinct coalesce(id::varchar, record)) from ({}) group by 1"
@@ -131,8 +131,8 @@ def quarantine(
     table = lake.open(name, SCHEMA)
     ids = [str(record["id"]) for record in records if record["id"] is not None]
     where = f"id is null or id in ({', '.join(ids) or 'null'})" if len(ids) <= FEW else "true"
-    known = set(scan(table, tenant, ["record"], where).read_all()["record"].to_pylist())
-    fresh = {record["record"]: record for record in records if record["record"] not in known}
+    kept = set(scan(table, tenant, ["record"], where).read_all()["record"].to_pylist())
+    fresh = {record["record"]: record for record in records if record["record"] not in kept}
     lines = [{"tenant": tenant, "read_at": read_at, **record} for record in fresh.values()]
     if lines:
         rows = pa.Table.from_pylist(lines, schema=SCHEMA)

@@ -51,8 +51,8 @@ def select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRe
     if kinds == [duckdb.StatementType.MULTI]:  # a pivot, or what holds one: only a query can be in
         connection.extract_statements(f"from (\n{sql.strip().rstrip(';')}\n)")
     elif kinds != [duckdb.StatementType.SELECT]:
-        found = ", ".join(kind.name.lower() for kind in kinds) or "nothing"
-        raise ValueError(f"Give one query (select, from, describe, …); this is: {found}.")
+        given = ", ".join(kind.name.lower() for kind in kinds) or "nothing"
+        raise ValueError(f"Give one query (select, from, describe, …); this is: {given}.")
     return connection.sql(sql)
 
 

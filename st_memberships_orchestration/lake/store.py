@@ -176,15 +176,15 @@ class Lake:
             filesystem = files_of(self)
         except TableNotFoundError:  # a folder that is not there yet
             return []
-        found: list[str] = []
+        names: list[str] = []
         for layer in LAYERS:
             selector = pafs.FileSelector(layer, allow_not_found=True)
-            found += [
+            names += [
                 f"{layer}/{entry.base_name}"
                 for entry in filesystem.get_file_info(selector)
                 if entry.type == pafs.FileType.Directory
             ]
-        return sorted(found)
+        return sorted(names)
 
     def rows(
         self,
@@ -223,26 +223,26 @@ def _configuration(schema: pa.Schema) -> dict[str, str | None]:
     if "id" not in schema.names:
         return LOG
     sought = {"id", "batch", "is_deleted"}
-    found = [f.name for f in schema if f.name in sought or pa.types.is_temporal(f.type)]
-    return LOG | {"delta.dataSkippingStatsColumns": ",".join(found)}
+    indexed = [f.name for f in schema if f.name in sought or pa.types.is_temporal(f.type)]
+    return LOG | {"delta.dataSkippingStatsColumns": ",".join(indexed)}
 
 
 def _carry_over(name: str, table: DeltaTable, schema: pa.Schema) -> bool:
     """Take a step towards the columns, types and comments of `schema`; False if all are there."""
-    there, asked = pa.schema(table.schema()), pa.schema(DeltaSchema.from_arrow(schema))
+    stored, asked = pa.schema(table.schema()), pa.schema(DeltaSchema.from_arrow(schema))
     try:
-        unified = pa.unify_schemas([asked, there], promote_options="permissive")
+        unified = pa.unify_schemas([asked, stored], promote_options="permissive")
     except pa.ArrowTypeError as error:
         raise TypeError(
             f"The table {name} was made by another release, and its columns do not fit: {error} "
             "Move its folder away: the next run makes it anew."
         ) from None  # what a run failed with is told by its first cause
-    carried = pa.schema([unified.field(column) for column in there.names])
-    wanted = pa.schema([*carried, *(field for field in unified if field.name not in there.names)])
-    if wanted.equals(there, check_metadata=True):
+    carried = pa.schema([unified.field(column) for column in stored.names])
+    wanted = pa.schema([*carried, *(field for field in unified if field.name not in stored.names)])
+    if wanted.equals(stored, check_metadata=True):
         return False
     logger.info("%s is carried over to the columns and comments of this release.", name)
-    if carried.equals(there):
+    if carried.equals(stored):
         # In one commit that neither adds rows nor removes any, for nobody is such a tenant.
         nobody = [("tenant", "in", list[str]())]
         table.create_write_transaction([], "overwrite", wanted, ["tenant"], nobody)
@@ -260,17 +260,17 @@ def _carry_over(name: str, table: DeltaTable, schema: pa.Schema) -> bool:
 
 def fitting(table: DeltaTable, rows: Rows) -> Rows:
     """`rows` with the types and comments of the table: Delta takes no others."""
-    known = {field.name: field for field in pa.schema(table.schema())}
-    return rows.cast(pa.schema([known.get(field.name, field) for field in rows.schema]))
+    fields = {field.name: field for field in pa.schema(table.schema())}
+    return rows.cast(pa.schema([fields.get(field.name, field) for field in rows.schema]))
 
 
 def counts(table: DeltaTable) -> Counter[str]:
     """Number of rows by tenant, from the statistics of the table's files."""
     files = pa.table(table.get_add_actions(flatten=True))
-    found: Counter[str] = Counter()
+    counted: Counter[str] = Counter()
     for tenant, rows in zip(files["partition.tenant"], files["num_records"], strict=True):
-        found[tenant.as_py()] += rows.as_py()
-    return found
+        counted[tenant.as_py()] += rows.as_py()
+    return counted
 
 
 def scan(
@@ -296,11 +296,11 @@ def scan(
         f"select {', '.join(columns)} from scanned where tenant = {literal(tenant)} and ({where}) "
         f"{by} limit {'all' if limit is None else limit}"
     )
-    found = QueryBuilder().register("scanned", table).execute(query)
-    stream = pa.RecordBatchReader.from_stream(found)
-    known = {field.name: field for field in pa.schema(table.schema())}
+    result = QueryBuilder().register("scanned", table).execute(query)
+    stream = pa.RecordBatchReader.from_stream(result)
+    fields = {field.name: field for field in pa.schema(table.schema())}
     # The engine hands out string views, on which Arrow's own functions do not work (pyarrow 26).
-    return stream.cast(pa.schema([known.get(field.name, field) for field in stream.schema]))
+    return stream.cast(pa.schema([fields.get(field.name, field) for field in stream.schema]))
 
 
 @contextmanager
@@ -432,11 +432,11 @@ def adopt(
 
 def _statistics(file: Mapping[str, Any], columns: Sequence[str]) -> str:
     """Number of rows and ranges of a file, in the words of Delta's log."""
-    known = {
+    ends = {
         word: {c: file[f"{name}.{c}"] for c in columns if file.get(f"{name}.{c}") is not None}
         for word, name in (("minValues", "min"), ("maxValues", "max"), ("nullCount", "null_count"))
     }
-    return json.dumps({"numRecords": file["num_records"], **known}, default=_moment)
+    return json.dumps({"numRecords": file["num_records"], **ends}, default=_moment)
 
 
 def _moment(value: date) -> str:
@@ -560,8 +560,8 @@ def _differing(
         conditions[-1] += f' or "{key}" is null'  # null is sorted after all ids
     places = range(len(conditions))
     if of is not None and key is not None and key in of:
-        known = np.searchsorted(ends, of[key].to_numpy())
-        places = np.unique([*known, *(len(ends) for other in of if other != key)]).astype(int)
+        touched = np.searchsorted(ends, of[key].to_numpy())
+        places = np.unique([*touched, *(len(ends) for other in of if other != key)]).astype(int)
     sought = " or ".join(f"({conditions[place]})" for place in places) or "false"
     names = rows.column_names
     stored = scan(table, tenant, [f'"{name}"' for name in names], sought).read_all()
@@ -658,15 +658,15 @@ def ranges(rows: pa.Table, *, times: bool = False) -> dict[str, Any]:
 
     Of `times` Delta cuts off what comes after the milliseconds, so theirs are to be asked for.
     """
-    found: dict[str, Any] = {"num_records": rows.num_rows}
+    statistics: dict[str, Any] = {"num_records": rows.num_rows}
     for name in rows.column_names:
         kind = rows.schema.field(name).type
         is_time = times and pa.types.is_timestamp(kind)
         if pa.types.is_integer(kind) or pa.types.is_date(kind) or is_time:
             ends = pc.min_max(rows[name]).as_py()
-            found |= {f"min.{name}": ends["min"], f"max.{name}": ends["max"]}
-            found[f"null_count.{name}"] = rows[name].null_count
-    return found
+            statistics |= {f"min.{name}": ends["min"], f"max.{name}": ends["max"]}
+            statistics[f"null_count.{name}"] = rows[name].null_count
+    return statistics
 
 
 def any_in(rows: pa.Table | pa.RecordBatch, ids: Mapping[str, pa.Array]) -> pa.ChunkedArray:
@@ -772,12 +772,12 @@ def upsert(
         CommitFailedError: another writer changed the tenant's rows meanwhile; try again.
     """
     table = lake.open(name, pa.schema([TENANT, *schema]))
-    found = with_tenant(rows(), tenant)
-    if not found.num_rows:
+    new = with_tenant(rows(), tenant)
+    if not new.num_rows:
         return
     same = " and ".join(f"t.{column} = s.{column}" for column in ("tenant", *key))
     merger = table.merge(
-        fitting(table, found),
+        fitting(table, new),
         predicate=f"t.tenant = {literal(tenant)} and {same}",
         source_alias="s",
         target_alias="t",

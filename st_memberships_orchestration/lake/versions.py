@@ -112,8 +112,8 @@ def batches_in(table: DeltaTable, tenant: str, batches: Collection[int]) -> set[
     if not older:
         return sought
     where = f"batch in ({', '.join(map(str, older))})"
-    found = scan(table, tenant, ["distinct batch"], where).read_all()["batch"].to_pylist()
-    return {*found, *(sought & {newest})}
+    held = scan(table, tenant, ["distinct batch"], where).read_all()["batch"].to_pylist()
+    return {*held, *(sought & {newest})}
 
 
 def with_is_deleted(rows: pa.Table) -> pa.Table:
@@ -133,15 +133,15 @@ def _new(
     span = pc.min_max(rows[modified]).as_py()
     in_span = f'"{modified}" between {literal(span["min"])} and {literal(span["max"])}'
     within = f'{in_span} or "{modified}" > {literal(now)}'
-    known = scan(table, tenant, ["id", f'"{modified}"'], within).read_all()
-    untimed = known["id"].filter(pc.greater(known[modified], pa.scalar(now, LOADED_AT.type)))
+    keyed = scan(table, tenant, ["id", f'"{modified}"'], within).read_all()
+    untimed = keyed["id"].filter(pc.greater(keyed[modified], pa.scalar(now, LOADED_AT.type)))
     keys = _keys(rows, modified)
-    met = np.isin(keys, np.concatenate([repeated(keys), _keys(known, modified)]))
+    met = np.isin(keys, np.concatenate([repeated(keys), _keys(keyed, modified)]))
     if not met.any():
         return rows, np.zeros(rows.num_rows, np.int64)
     positions = np.flatnonzero(met)
-    there = with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
-    changed = _changes(rows.take(positions), there, untimed, modified)
+    stored = with_ids(scan(table, tenant, where=within), rows["id"].take(positions))
+    changed = _changes(rows.take(positions), stored, untimed, modified)
     place = np.full(rows.num_rows, -1)
     place[~met] = 0
     place[positions[changed["position"]]] = changed["place"]

@@ -364,12 +364,12 @@ def _implausible_days(
     today: date,
 ) -> list[Frame]:
     """Days that cannot be, as `records` state them; `rows` are of the same records."""
-    days, known = (
+    days, plausible = (
         pick(each, *names) for each in (records, with_plausible_days(records, earliest, today))
     )
     findings = []
     for name, (words, job) in names.items():
-        wrong = days[name].notna() & known[name].isna() & ~rows["is_deleted"]
+        wrong = days[name].notna() & plausible[name].isna() & ~rows["is_deleted"]
         stated = words + " cannot be: " + days[name].dt.strftime("%Y-%m-%d")
         findings.append(
             _finding(

@@ -96,10 +96,10 @@ def billing_due(
         "none",
     )
     bills = _bills(rows, today, max(windows), month_end_stays)
-    left = (bills["due_on"] - pd.Timestamp(today)).dt.days
+    days_left = (bills["due_on"] - pd.Timestamp(today)).dt.days
     edges = [-1, *windows]
     names = ["overdue", *(f"{low + 1}-{high}" for low, high in zip(edges, windows, strict=False))]
-    bills["due_in"] = np.array(names, dtype=object)[np.searchsorted(edges, left)]
+    bills["due_in"] = np.array(names, dtype=object)[np.searchsorted(edges, days_left)]
     bills["unpriced_bills"] = bills["bill_amount"].isna()
     bills = bills.assign(
         memberships=~bills.duplicated(["id", *BILLING_DUE.grain]),

@@ -255,8 +255,8 @@ def _followed(ids: Column, members: Frame) -> Column:
     facts = ["customer_id", "membership_id", "location_id", "from", "to"]
     mine = members.loc[among(members["membership_id"], ids), facts]
     both = mine.merge(members.loc[members["is_active"], facts], "inner", "customer_id")
-    there, other = both["location_id_x"], both["location_id_y"]
-    same_place = there.isna() | other.isna() | (there == other).fillna(False)
+    place, other = both["location_id_x"], both["location_id_y"]
+    same_place = place.isna() | other.isna() | (place == other).fillna(False)
     lately = both["from_y"] >= both["to_x"] - pd.Timedelta(days=BOUGHT_ANEW)
     later = lately & (both["from_y"] > both["from_x"]) & ~(both["to_y"] <= both["to_x"])
     return both.loc[same_place & later & both["customer_id"].notna(), "membership_id_x"]
@@ -328,15 +328,15 @@ def _unanswered(calls: Frame, outcomes: Frame, today: date, zone: ZoneInfo) -> F
         about_then="about",
     )
     now: Any = pd.Timestamp(today)
-    said = calls["last_outcome"]
+    outcome = calls["last_outcome"]
     is_new = [
         pd.isna(then) or not set(about.split(", ")) <= set(then.split(", "))
         for about, then in zip(calls["about"], calls["about_then"], strict=True)
     ]
     hidden = (
-        ((said == "called") & (calls["last_outcome_on"] >= now))
-        | ((said == "snoozed") & (calls["until"] > now))
-        | (said.isin(("declined", "done")) & ~np.array(is_new, dtype=bool))
+        ((outcome == "called") & (calls["last_outcome_on"] >= now))
+        | ((outcome == "snoozed") & (calls["until"] > now))
+        | (outcome.isin(("declined", "done")) & ~np.array(is_new, dtype=bool))
     )
     return calls[~hidden.fillna(False).astype(bool)]
 

@@ -55,17 +55,17 @@ def shared(function: Callable[Given, Frame]) -> Callable[Given, Frame]:
     Metrics begin alike, and are handed the same frames one after the other. Nobody changes in place
     what such a function was given, nor what it returned.
     """
-    known: dict[object, Frame] = {}
+    held: dict[object, Frame] = {}
 
     @wraps(function)
     def remembered(*args: Given.args, **kwargs: Given.kwargs) -> Frame:
         frames: list[Frame] = []
         key = _identity((args, *sorted(kwargs.items())), frames)
-        if key not in known:
-            known[key] = function(*args, **kwargs)
+        if key not in held:
+            held[key] = function(*args, **kwargs)
             for frame in frames:
-                weakref.finalize(frame, known.pop, key, None).atexit = False
-        return known[key]
+                weakref.finalize(frame, held.pop, key, None).atexit = False
+        return held[key]
 
     return remembered
 

@@ -260,8 +260,8 @@ def _notes(rows: Frame, changes: Frame) -> Column:
     notes = notes[notes["new_status"] == "Canceled"].sort_values("id")
     notes = notes.drop_duplicates(["membership_id", "created_on"], keep="last")
     notes = notes.rename(columns={"created_on": "at"})[["membership_id", "at", "note"]]
-    found = rows.merge(notes.assign(is_recorded=True), "left", on=["membership_id", "at"])
-    return found["note"].fillna("").where(found["is_recorded"].eq(True), NOT_RECORDED)
+    noted = rows.merge(notes.assign(is_recorded=True), "left", on=["membership_id", "at"])
+    return noted["note"].fillna("").where(noted["is_recorded"].eq(True), NOT_RECORDED)
 
 
 def _tidied(notes: Column) -> Column:

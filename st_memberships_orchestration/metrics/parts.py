@@ -80,13 +80,13 @@ def touched(
         key: of the derived table.
     """
     known: dict[str, pa.Array] = {}
-    found = [
+    named = [
         (what, changed[source][name])
         for source in changed
         for name, what in links_of(source, key).items()
     ]
-    while new := _added(known, found):
-        found = []
+    while new := _added(known, named):
+        named = []
         for source, table in rows.items():
             links = links_of(source, key)
             naming = {**links, **NAMES.get(source, {})}
@@ -95,7 +95,7 @@ def touched(
             ]
             if masks:
                 met = table.filter(reduce(pc.or_, masks))
-                found += [(what, met[name]) for name, what in links.items()]
+                named += [(what, met[name]) for name, what in links.items()]
     return known
 
 

@@ -89,10 +89,10 @@ def renewals(
     names = ("monthly_value", "price_basis")
     rows = attach(rows, prices, "id", *names, id="membership_id").reset_index(drop=True)
     rows["membership_id"], rows["term_end"] = rows["id"], rows["to"]
-    left = (rows["to"] - pd.Timestamp(today)).dt.days
-    rows["days_left"] = left.astype("Int64")
+    days_left = (rows["to"] - pd.Timestamp(today)).dt.days
+    rows["days_left"] = days_left.astype("Int64")
     rows["bucket"] = np.select(
-        [left.isna(), left < 0, left <= 30, left <= 60, left <= 90],
+        [days_left.isna(), days_left < 0, days_left <= 30, days_left <= 60, days_left <= 90],
         ["unknown", "expired", "0-30", "31-60", "61-90"],
         "later",
     )

@@ -59,16 +59,16 @@ class Comparison:
         # Customers who were forgotten here may still be there.
         own = OWN_ID.get(self.feed.name, "")
         forgotten = Forgotten(self.lake, self.tenant).counts().get(own, 0)
-        there = listed.total()
-        if there - changed.total() - forgotten <= count["n"] <= there + late:
+        shown = listed.total()
+        if shown - changed.total() - forgotten <= count["n"] <= shown + late:
             return []
-        return [Mismatch(self.tenant, None, "records", f"{there:,}", f"{count['n']:,}")]
+        return [Mismatch(self.tenant, None, "records", f"{shown:,}", f"{count['n']:,}")]
 
     def sample(self, seed: str) -> list[Mismatch]:
         """The fields, and the records, in which a sample chosen by `seed` differs."""
         key = self.feed.key
-        known = sorted({row[key] for row in self._held([key])})
-        chosen = random.Random(seed).sample(known, min(SAMPLED, len(known)))
+        keys = sorted({row[key] for row in self._held([key])})
+        chosen = random.Random(seed).sample(keys, min(SAMPLED, len(keys)))
         if not chosen:
             return []
         held = self._held(["*"], f"{key} in ({', '.join(map(str, chosen))})")
@@ -102,8 +102,8 @@ class Comparison:
                 if answer[column] == row[column]:
                     continue
                 if answer[column] is not None or column not in self.feed.only_listed:
-                    said = str(answer[column]), str(row[column])
-                    yield Mismatch(self.tenant, row["id"], column, *said)
+                    both = str(answer[column]), str(row[column])
+                    yield Mismatch(self.tenant, row["id"], column, *both)
         for id in held:
             yield Mismatch(self.tenant, id, "record", "not there", "there")
 

@@ -45,8 +45,8 @@ class Journal:
         if table is None or newest_batch(table, self._tenant) is None:
             return []
         saved = {line.batch for line in lines if line.batch is not None}
-        there = batches_in(table, self._tenant, saved)
-        return [line for line in lines if line.batch is None or line.batch in there]
+        batches = batches_in(table, self._tenant, saved)
+        return [line for line in lines if line.batch is None or line.batch in batches]
 
     def line(
         self,

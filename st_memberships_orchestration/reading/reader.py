@@ -130,10 +130,10 @@ class Reading:
         share = read / whole
         if whole.days < 2 or not 0 < share < 1:
             return ""
-        left = self.seconds * (1 - share) / share
+        seconds_left = self.seconds * (1 - share) / share
         return (
             f"; window {read.days + 1} of {whole.days}, {self.rows / self.seconds:,.0f} rows/s, "
-            f"{left:.0f} s left"
+            f"{seconds_left:.0f} s left"
         )
 
 
@@ -188,9 +188,9 @@ class FeedReader:
         return self._read_live(last, start=last.token)
 
     def _read_live(self, last: Progress, *, start: str | None) -> Reading:
-        known = last.read_through if start else None
+        since = last.read_through if start else None
         through = self._clock() - VISIBILITY_LAG
-        begun = replace(last, from_beginning=True, complete=False, read_through=known)
+        begun = replace(last, from_beginning=True, complete=False, read_through=since)
         chain = Chain(
             start=start,
             instead=None,
@@ -200,7 +200,7 @@ class FeedReader:
             last=last,
         )
         reading = self._read_chains([chain])
-        return replace(reading, read_from=known, read_through=through)
+        return replace(reading, read_from=since, read_through=through)
 
     def _read_past(self, window: Window, lines: list[Progress]) -> Reading:
         reading = self._read_chains(self._past_chains(window, lines))
@@ -208,19 +208,19 @@ class FeedReader:
 
     def _past_chains(self, window: Window, lines: list[Progress]) -> list[Chain]:
         """One for the window, or for each slice of a long one; of a reading that died, its rest."""
-        known = {(line.window_start, line.window_end): line for line in lines}
+        lines_of = {(line.window_start, line.window_end): line for line in lines}
         slices = _slices(window)
-        found = {part: known.get((part.start, part.end)) for part in slices}
-        begun = {line.begun_at for line in found.values() if line and not line.complete}
+        line_of = {part: lines_of.get((part.start, part.end)) for part in slices}
+        begun = {line.begun_at for line in line_of.values() if line and not line.complete}
         if begun:
             return [
                 self._past_chain(part, line, max(filter(None, begun), default=None))
-                for part, line in found.items()
+                for part, line in line_of.items()
                 if not (line and line.complete and line.begun_at in begun)
             ]
         now = self._clock()
         if window.end - window.start <= LONG or self._is_one_page(window):
-            return [self._past_chain(window, known.get((window.start, window.end)), now)]
+            return [self._past_chain(window, lines_of.get((window.start, window.end)), now)]
         chains = [self._past_chain(part, None, now) for part in slices]
         # What belongs to the reading is written down first: a killed one goes on with all of it.
         self._journal.announce([chain.begun for chain in chains])

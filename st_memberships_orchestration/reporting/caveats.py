@@ -26,34 +26,34 @@ def caveats(row: Row, facts: Provenance) -> list[Caveat]:
         row: its headline figures.
         facts: what is known besides.
     """
-    found = []
+    told = []
     days = sorted(set(facts.as_of.values()))
     if len(days) > 1:
-        found.append(
+        told.append(
             Caveat(
                 f"The tables are of different days, {formats.day(days[0])} to "
                 f"{formats.day(days[-1])}: run the job derive."
             )
         )
     if days and days[-1] != facts.made_at.date():
-        found.append(Caveat(f"The numbers are of {formats.day(days[-1])}, not of today."))
+        told.append(Caveat(f"The numbers are of {formats.day(days[-1])}, not of today."))
     late = [feed for feed in facts.feeds if is_late(feed, facts.made_at)]
     if late:
         names = ", ".join(feed.title for feed in late)
-        found.append(Caveat(f"Not read to today: {names}. Run the job sync.", "Data freshness"))
+        told.append(Caveat(f"Not read to today: {names}. Run the job sync.", "Data freshness"))
     missing = {feed.title: feed.missing for feed in facts.feeds if feed.missing}
     if missing:
         text = (
             f"Records that these numbers do not count as they are now: {sum(missing.values()):,} "
             f"({'; '.join(missing)}). ServiceTitan sent them in a form that cannot be understood."
         )
-        found.append(Caveat(text, "Data freshness"))
+        told.append(Caveat(text, "Data freshness"))
     if row["unpriced"]:
-        found.append(Caveat(f"MRR and ARR are {certainty(row)}."))
+        told.append(Caveat(f"MRR and ARR are {certainty(row)}."))
     failing = sum(not check.passed for check in facts.checks)
     if failing:
-        found.append(Caveat(f"Checks of the data that do not pass: {failing}.", "Checks"))
-    return found
+        told.append(Caveat(f"Checks of the data that do not pass: {failing}.", "Checks"))
+    return told
 
 
 def is_late(feed: Feed, now: datetime) -> bool:

@@ -217,13 +217,13 @@ def _points(rows: list[Row], series: Mapping[str, str], shown: Callable[[Any], s
 
 
 def _point(month: date, series: str, value: Any, shown: Callable[[Any], str]) -> Row:
-    said = f"{formats.month(month)}, {series}: {shown(value)}"
+    text = f"{formats.month(month)}, {series}: {shown(value)}"
     return {
         "month": month.isoformat(),
         "label": formats.month(month),
         "series": series,
         "value": float(value),
-        "said": said,
+        "said": text,
     }
 
 

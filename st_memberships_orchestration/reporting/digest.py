@@ -67,7 +67,7 @@ def make_digest(tables: Mapping[str, pa.Table], facts: Provenance, *, link: str)
         link: where its report is shown.
     """
     account, day = facts.account, facts.made_at.date()
-    found = figures(
+    figures_of = figures(
         tables,
         tenant=facts.tenant,
         tenants=[facts.tenant],
@@ -75,11 +75,11 @@ def make_digest(tables: Mapping[str, pa.Table], facts: Provenance, *, link: str)
         users=account.users,
         queries=DIGEST,
     )
-    headline = found["headlines"][0]
-    calls = found["calls"]
+    headline = figures_of["headlines"][0]
+    calls = figures_of["calls"]
     parts = [
         _now(headline, account),
-        _yesterday(found, facts, day - timedelta(days=1)),
+        _yesterday(figures_of, facts, day - timedelta(days=1)),
         _calls(calls, facts),
         _faults(headline, facts),
         f"The whole report: {link}",
@@ -156,8 +156,8 @@ def _change(amount: Decimal, currency: str) -> str:
 
 def _calls(calls: Sequence[Row], facts: Provenance) -> str:
     if not calls:
-        known = "call_list" in facts.as_of
-        return f"Whom to call: {'nobody' if known else 'not computed yet'}."
+        is_computed = "call_list" in facts.as_of
+        return f"Whom to call: {'nobody' if is_computed else 'not computed yet'}."
     title = "Whom to call first"
     more = len(calls) - CALLS_SHOWN
     shown = [_call(row, facts.account) for row in calls[:CALLS_SHOWN]]

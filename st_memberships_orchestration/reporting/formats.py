@@ -124,8 +124,8 @@ def moment(value: datetime | None) -> str:
 
 def phrase(word: str) -> str:
     """A code word of the tables as a phrase."""
-    known = {**REASONS, **STAKES, **BUCKETS}
-    return known.get(word, word.replace("_", " "))
+    phrases = {**REASONS, **STAKES, **BUCKETS}
+    return phrases.get(word, word.replace("_", " "))
 
 
 _SOURCES = re.compile(

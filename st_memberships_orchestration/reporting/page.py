@@ -53,24 +53,24 @@ def make_report(
         facts: what is known besides.
         tenants: all tenants; the page sums them up if there is more than one.
     """
-    found = figures(
+    numbers = figures(
         tables,
         tenant=facts.tenant,
         tenants=tenants,
         business_units=facts.account.business_units,
         users=facts.account.users,
     )
-    headline = next(row for row in found["headlines"] if row["tenant"] == facts.tenant)
-    drawn = charts.draw(found)
+    headline = next(row for row in numbers["headlines"] if row["tenant"] == facts.tenant)
+    drawn = charts.draw(numbers)
     html = _template().render(
         facts=facts,
-        figures=found,
+        figures=numbers,
         headline=headline,
         tiles=_tiles(headline, facts.account.currency),
         caveats=caveats(headline, facts),
         charts=drawn,
         failing=[check for check in facts.checks if not check.passed],
-        total=_total(found["headlines"]) if len(tenants) > 1 else None,
+        total=_total(numbers["headlines"]) if len(tenants) > 1 else None,
         light=charts.LIGHT,
         dark=charts.DARK,
         tables=TABLES,
@@ -92,9 +92,9 @@ def make_report(
         },
     )
     lists = {
-        name: table.csv_of(found[table.figures], facts.tenant)
+        name: table.csv_of(numbers[table.figures], facts.tenant)
         for name, table in TABLES.items()
-        if table.is_list and found[table.figures]
+        if table.is_list and numbers[table.figures]
     }
     return Report(html, drawn, headline, lists)
 
@@ -188,8 +188,8 @@ def _tone(change: Any, good: int = 1) -> str:
 
 def _total(rows: list[Row]) -> Row:
     def total(name: str) -> Any:
-        known = [row[name] for row in rows if row[name] is not None]
-        return sum(known) if known else None
+        values = [row[name] for row in rows if row[name] is not None]
+        return sum(values) if values else None
 
     names = ("members", "members_before", "growth", "mrr", "arr", "owed", "findings")
     return {name: total(name) for name in names}

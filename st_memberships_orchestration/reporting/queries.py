@@ -523,8 +523,8 @@ def figures(
     """
     named = {"named_business_units": business_units or {}, "named_users": users or {}}
     with duckdb.connect() as connection:
-        for name, known in named.items():
-            ids, names = pa.array(known, pa.int64()), pa.array(known.values(), pa.string())
+        for name, names_of in named.items():
+            ids, names = pa.array(names_of, pa.int64()), pa.array(names_of.values(), pa.string())
             connection.register(name, pa.table({"id": ids, "name": names}))
         connection.register("all_tenants", pa.table({"tenant": pa.array(tenants, pa.string())}))
         connection.register("this", pa.table({"tenant": pa.array([tenant], pa.string())}))
@@ -539,6 +539,6 @@ def figures(
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: str) -> list[Row]:
-    found = connection.execute(query)
-    names = [column[0] for column in found.description or ()]
-    return [dict(zip(names, values, strict=True)) for values in found.fetchall()]
+    result = connection.execute(query)
+    names = [column[0] for column in result.description or ()]
+    return [dict(zip(names, values, strict=True)) for values in result.fetchall()]

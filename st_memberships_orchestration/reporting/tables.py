@@ -152,8 +152,8 @@ class PageTable:
             }
             for c in self.columns
         ]
-        said = {"columns": columns, "head": self.headings, "first": 1 if self.job else 0}
-        text = json.dumps({**said, "rows": self.lines(rows, tenant)}, separators=(",", ":"))
+        layout = {"columns": columns, "head": self.headings, "first": 1 if self.job else 0}
+        text = json.dumps({**layout, "rows": self.lines(rows, tenant)}, separators=(",", ":"))
         return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
 
 
@@ -192,14 +192,14 @@ def _word(value: Any, column: Column) -> str:
 
 def cell(row: Row, column: Column, site: str) -> Markup:
     """A value as a cell of the page; what it sorts by stands beside it if that is another."""
-    said, sorts = text_of(row, column), plain(row, column)
-    text: Any = escape(said)
+    shown, sorts = text_of(row, column), plain(row, column)
+    text: Any = escape(shown)
     if column.kind in PLACES and row[column.key] is not None:
         address = f"{site}/{PLACES[column.kind].format(int(row[column.key]))}"
-        text = Markup('<a href="{}">{}</a>').format(address, said)
+        text = Markup('<a href="{}">{}</a>').format(address, shown)
     if column.kind == "code" and row[column.key]:
-        text = Markup("<code>{}</code>").format(said)
-    order = Markup(' data-order="{}"').format(sorts) if str(sorts) != said else ""
+        text = Markup("<code>{}</code>").format(shown)
+    order = Markup(' data-order="{}"').format(sorts) if str(sorts) != shown else ""
     return Markup('<td class="{}" data-label="{}"{}>{}</td>').format(
         column.style, column.heading, order, text
     )

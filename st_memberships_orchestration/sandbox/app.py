@@ -107,10 +107,10 @@ class Gateway:
     def _operate(
         self, request: Request, tenant: Tenant | None, path: str, body: bytes, fault: Fault | None
     ) -> Response:
-        found = find_operation(request.method, path)
-        if found is None:
+        match = find_operation(request.method, path)
+        if match is None:
             return no_such_operation()
-        operation, key = found
+        operation, key = match
         tenant = self._authorised(request, tenant)
         tenant.admit(self._sandbox.manners.rate_limit)
         call = Call(

@@ -54,9 +54,9 @@ class Choices:
 
     def texts(self, rows: np.ndarray) -> list[str]:
         """The JSON texts of the given rows."""
-        known = [json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in self.labels]
+        labels = [json.dumps(v, ensure_ascii=False, separators=(",", ":")) for v in self.labels]
         codes = self.codes[rows].tolist()
-        return ["null" if code == NULL else known[code] for code in codes]
+        return ["null" if code == NULL else labels[code] for code in codes]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Moments:
     def texts(self, rows: np.ndarray) -> list[str]:
         """The JSON texts of the given rows."""
         ticks = self.ticks[rows]
-        known = np.where(ticks == NULL, 0, ticks)
-        micros = np.datetime_as_string((known // 10).astype("datetime64[us]"), unit="us").tolist()
+        moments = np.where(ticks == NULL, 0, ticks)
+        micros = np.datetime_as_string((moments // 10).astype("datetime64[us]"), unit="us").tolist()
         texts = [
             f'"{text}{digit}Z"' if digit else f'"{text.rstrip("0").rstrip(".")}Z"'
-            for text, digit in zip(micros, (known % 10).tolist(), strict=True)
+            for text, digit in zip(micros, (moments % 10).tolist(), strict=True)
         ]
         for row in np.flatnonzero(ticks == NULL).tolist():
             texts[row] = "null"
@@ -88,8 +88,8 @@ class Days:
     def texts(self, rows: np.ndarray) -> list[str]:
         """The JSON texts of the given rows."""
         distinct, places = np.unique(self.days[rows], return_inverse=True)
-        known = ["null" if day == NULL else f'"{day_text(day)}"' for day in distinct.tolist()]
-        return [known[place] for place in places.tolist()]
+        written = ["null" if day == NULL else f'"{day_text(day)}"' for day in distinct.tolist()]
+        return [written[place] for place in places.tolist()]
 
 
 @dataclass(frozen=True)

@@ -155,8 +155,8 @@ def _feed(book: Book, name: str, table: Table | None, records: list[dict[str, An
         ):
             rows[place[source]] = row
     feed = Feed(name)
-    found = {field: values[order] for field, values in index.items()}
-    feed.load(rows, ids[order], modified[order], committed[order], found)
+    ordered = {field: values[order] for field, values in index.items()}
+    feed.load(rows, ids[order], modified[order], committed[order], ordered)
     return feed
 
 

@@ -102,7 +102,7 @@ class Feed:
     def put(self, record: dict[str, Any], now: int) -> None:
         """Append a new version of a record, or a new record."""
         row, modified = dumps(record), modified_at(record)
-        found = {field: read(record[field]) for field, read in SEARCHABLE[self.name].items()}
+        fields = {field: read(record[field]) for field, read in SEARCHABLE[self.name].items()}
         self.remove(record["id"])
         self._places[record["id"]] = len(self.rows)
         self._newest_id = max(self._newest_id, record["id"])
@@ -111,7 +111,7 @@ class Feed:
         self.ids.append(record["id"])
         self.modified.append(modified)
         self.committed.append(max(now, self.committed[-1]) if self.committed else now)
-        for field, value in found.items():
+        for field, value in fields.items():
             self._index[field].append(value)
 
     def remove(self, key: int) -> None:

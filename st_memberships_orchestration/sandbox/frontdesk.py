@@ -250,7 +250,7 @@ class FrontDesk:
 
     def replace_items(self, template: Record, items: list[Record]) -> None:
         """Give a template these items; those without an id are new."""
-        known = {item["id"]: item for item in template["items"]}
+        old = {item["id"]: item for item in template["items"]}
         base = self._book.first_ids["template_items"] + 1_000 * template["id"]
         blank = {
             "id": None,
@@ -265,12 +265,12 @@ class FrontDesk:
             "cost": None,
             "hours": None,
         }
-        taken = set(known)
+        taken = set(old)
         template["items"] = []
         for n, item in enumerate(items):
             key = item.get("id") or _unused(base + n, taken)
             taken.add(key)
-            template["items"].append({**blank, **known.get(key, {}), **item, "id": key})
+            template["items"].append({**blank, **old.get(key, {}), **item, "id": key})
         total = sum((i["quantity"] * i["unitPrice"] for i in template["items"]), Decimal(0))
         template["total"] = total.quantize(Decimal("0.01"))
 

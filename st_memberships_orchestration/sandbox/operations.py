@@ -47,8 +47,8 @@ _PATTERNS = [
 
 def find_operation(method: str, path: str) -> tuple[Handler, str] | None:
     """What answers a request, and the id in its path; None if the gateway knows no such thing."""
-    for known, pattern, handler in _PATTERNS:
+    for own, pattern, handler in _PATTERNS:
         match = pattern.fullmatch(path)
-        if match is not None and known == method:
+        if match is not None and own == method:
             return handler, match.groupdict().get("id", "0")
     return None

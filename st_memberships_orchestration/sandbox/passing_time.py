@@ -117,16 +117,16 @@ class PassingTime:
             yield partial(self._renew, key)
 
     def _visit_news(self, rng: np.random.Generator, today: int) -> Iterator[Deed]:
-        status, left = self._events.column("status"), self._events.column("date") - today
+        status, days_left = self._events.column("status"), self._events.column("date") - today
         open_ = (self._events.column("active") == 1) & (status < OUTREACH.index("Won"))
         untried = open_ & (status == OUTREACH.index("NotAttempted"))
-        overdue = open_ & (left < 0) & (left > -60)
+        overdue = open_ & (days_left < 0) & (days_left > -60)
         for mask, chance, outcome in (
-            (open_ & (left >= 0) & (left <= 21), _BOOKS, "Won"),
+            (open_ & (days_left >= 0) & (days_left <= 21), _BOOKS, "Won"),
             (overdue, _REBOOKS, "Won"),
             (overdue, _DISMISSES, "Dismissed"),
-            (untried & (left >= 0) & (left <= 30), _CALLS, "Contacted"),
-            (untried & (left >= 0) & (left <= 30), _CALLS / 2, "Unreachable"),
+            (untried & (days_left >= 0) & (days_left <= 30), _CALLS, "Contacted"),
+            (untried & (days_left >= 0) & (days_left <= 30), _CALLS / 2, "Unreachable"),
         ):
             for key in self._drawn(rng, self._events, mask, chance):
                 yield partial(self._visit, key, outcome)

@@ -91,8 +91,8 @@ def list_events(call: Call) -> Response:
     location = query.integer("locationId")
     if location is not None:
         services = call.tenant.feeds["recurring_services"]
-        there = services.keys(services.column("locationId") == location)
-        mask &= _among(feed, "locationRecurringServiceId", there)
+        located = services.keys(services.column("locationId") == location)
+        mask &= _among(feed, "locationRecurringServiceId", located)
     return _page(call, feed, mask, _without_active)
 
 

@@ -217,13 +217,13 @@ class _Past:
         folds = list(_folds(self._book.now - HORIZON_DAYS * DAY, self._book.now, self._zone))
         steady = [self._lives[m["id"]] for m in self._of("Active") if self._is_settled(m)]
         for fold in folds:
-            there = [
+            lives = [
                 life
                 for life in steady
                 if life[0]["membershipId"] not in self._taken
                 and parse_moment(life[-1]["createdOn"]) < fold - DAY
             ]
-            for life in self._some(f"fold {fold}", there, 0.02):
+            for life in self._some(f"fold {fold}", lives, 0.02):
                 member = self._members[life[0]["membershipId"]]
                 self._record(member, "Active", "Suspended", fold - 15 * MINUTE, "Paused at night")
                 self._record(member, "Suspended", "Active", fold + 15 * MINUTE, None)
@@ -490,11 +490,11 @@ class Mischief:
                 yield partial(deed, key)
         members = self._feeds["memberships"]
         active = members.column("status") == _ACTIVE
-        left = np.where(members.column("to") == NULL, 0, members.column("to")) - today
+        days_left = np.where(members.column("to") == NULL, 0, members.column("to")) - today
         alone = (members.column("to") != NULL) & (members.column("renewedById") == NULL)
         for mask, chance in (
-            (alone & active & (left > 0) & (left < 60), 0.01),
-            (alone & ~active & (left > -60) & (left < -20), 0.006),
+            (alone & active & (days_left > 0) & (days_left < 60), 0.01),
+            (alone & ~active & (days_left > -60) & (days_left < -20), 0.006),
         ):
             for key in self._drawn(rng, members, mask, chance):
                 yield partial(self._renew, key)

@@ -106,7 +106,7 @@ def _services(book: Book, rng: np.random.Generator, members: Members) -> Service
     ended = np.isin(members.status[owner], (CANCELED, DELETED)) & with_plan
     created = np.where(with_plan, created, created + 5 * MINUTE)
     created = np.minimum(created, book.now - 1)
-    left = np.maximum(members.modified[owner] + SECOND, created)
+    touched = np.maximum(members.modified[owner] + SECOND, created)
     return Services(
         owner=owner,
         member=np.where(with_plan, owner, NO_MEMBER),
@@ -118,7 +118,9 @@ def _services(book: Book, rng: np.random.Generator, members: Members) -> Service
         anchor=_first_visits(rng, terms[:, 0], start),
         active=~ended,
         visited=np.zeros(count, dtype=bool),
-        modified=_bulk(book, rng, np.where(ended, np.minimum(left, book.now - 1), created), 0.25),
+        modified=_bulk(
+            book, rng, np.where(ended, np.minimum(touched, book.now - 1), created), 0.25
+        ),
     )
 
 
@@ -139,18 +141,18 @@ def _first_visits(rng: np.random.Generator, visit: np.ndarray, start: np.ndarray
 
 def _events(book: Book, rng: np.random.Generator, members: Members, services: Services) -> Events:
     cancelled = members.cancelled[services.owner]
-    left = (services.member != NO_MEMBER) & (cancelled != NULL)
-    ahead = np.where(left, np.where(left, cancelled, 0) // DAY, book.today) + DAYS_AHEAD
+    cancels = (services.member != NO_MEMBER) & (cancelled != NULL)
+    ahead = np.where(cancels, np.where(cancels, cancelled, 0) // DAY, book.today) + DAYS_AHEAD
     last = np.where(services.end == NULL, ahead, np.minimum(services.end, ahead))
     service, date = _dates(services, last)
 
     count = len(service)
-    known = services.created[service] + 2 * SECOND + nth_of(service) * 15_625
+    planned = services.created[service] + 2 * SECOND + nth_of(service) * 15_625
     nightly = (date - DAYS_AHEAD) * DAY + 5 * HOUR + 25 * MINUTE + rng.integers(0, MINUTE, count)
-    created = np.minimum(np.maximum(known, nightly), book.now - 1)
+    created = np.minimum(np.maximum(planned, nightly), book.now - 1)
 
     status = _outcomes(rng, date - book.today)
-    stopped = np.where(left, cancelled, np.iinfo(np.int64).max)[service]
+    stopped = np.where(cancels, cancelled, np.iinfo(np.int64).max)[service]
     deleted = (members.status[services.owner] == DELETED) & (services.member != NO_MEMBER)
     dropped = (date * DAY > stopped) | deleted[service]
     status = np.where(dropped, NOT_ATTEMPTED, status)

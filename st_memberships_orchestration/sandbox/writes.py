@@ -136,8 +136,8 @@ def sell_membership(call: Call) -> Response:
     _check_unit(call, body)
     if body["saleTaskId"] <= 0:
         raise _refused("saleTaskId", "The sale task does not exist.")
-    known = _locations_of(call, body["customerId"])
-    location = body.get("locationId") or known[0]
+    locations = _locations_of(call, body["customerId"])
+    location = body.get("locationId") or locations[0]
     sale = Sale(
         customer=body["customerId"],
         unit=body["businessUnitId"],
@@ -146,7 +146,7 @@ def sell_membership(call: Call) -> Response:
         locations={
             "None": [],
             "Single": [body.get("recurringLocationId") or location],
-            "All": known,
+            "All": locations,
         }[body["recurringServiceAction"]],
         starts=call.now // DAY,
     )
@@ -270,15 +270,15 @@ def _locations_of(call: Call, customer: int) -> list[int]:
         Problem: 400, the customer has none, so it is not known.
     """
     feed = call.tenant.feeds["memberships"]
-    found: dict[int, None] = {}
+    locations: dict[int, None] = {}
     for key in feed.keys(feed.column("customerId") == customer):
         record = feed.get(key) or {}
         for field in ("recurringLocationId", "locationId"):
             if record.get(field):
-                found[record[field]] = None
-    if not found:
+                locations[record[field]] = None
+    if not locations:
         raise _refused("customerId", "The customer does not exist.")
-    return list(found)
+    return list(locations)
 
 
 def _settle_payment(body: dict[str, Any]) -> None:

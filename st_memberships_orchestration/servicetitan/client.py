@@ -359,12 +359,12 @@ class ServiceTitanClient:
         try:
             return model.model_validate(row)
         except ValidationError as error:
-            found = row.get("id") if isinstance(row, dict) else None
+            id = row.get("id") if isinstance(row, dict) else None
             faults = "; ".join(
                 f"{'.'.join(map(str, e['loc'])) or 'record'}: {e['msg']}" for e in error.errors()
             )
             raise ContractBroken(
-                f"record {found}: {faults}.", tenant=self._tenant, method=method, path=path
+                f"record {id}: {faults}.", tenant=self._tenant, method=method, path=path
             ) from error
 
     def _read(
@@ -413,14 +413,14 @@ class ServiceTitanClient:
             ServiceTitanError: it was answered with an error, which is no proof of anything.
         """
         where: dict[str, Any] = {"tenant": self._tenant, "method": method, "path": path}
-        left = False
+        was_sent = False
 
         def trace(event: str, info: Mapping[str, Any]) -> None:
-            nonlocal left
+            nonlocal was_sent
             is_ours = event.endswith("send_request_headers.started")
             if is_ours and info["request"].method != b"CONNECT":  # that opens a proxy's tunnel
                 self._last_check()
-                left = True
+                was_sent = True
 
         request = self._http.build_request(
             method,
@@ -436,7 +436,7 @@ class ServiceTitanClient:
         except ServiceTitanError as error:  # of the token endpoint, or it got no turn
             raise NotSent(error.message, **where) from error
         except httpx.RequestError as error:
-            if left or not _was_never_sent(error, request):
+            if was_sent or not _was_never_sent(error, request):
                 raise OutcomeUnknown(described(error), **where) from error
             raise NotSent(described(error), **where) from error
         if not response.is_success:
@@ -463,9 +463,9 @@ class ServiceTitanClient:
     def _compare_clocks(self, response: httpx.Response) -> None:
         # No date, or none that can be understood, or one that no calendar holds in UTC.
         with suppress(KeyError, ValueError, TypeError, OverflowError):
-            said = parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
+            theirs = parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
             was_wrong = self.clock_is_wrong
-            self.clock_ahead = datetime.now(UTC) - said
+            self.clock_ahead = datetime.now(UTC) - theirs
             if self.clock_is_wrong and not was_wrong:
                 logger.warning("This machine's clock differs: %s", clock_remedy(self.clock_ahead))
 

@@ -136,12 +136,12 @@ def records_schema(model: type[Record]) -> pa.Schema:
 
 def records_table(records: Iterable[Record], model: type[Record]) -> pa.Table:
     """Records that were read one by one as columns. For small tables: lists, not exports."""
-    rows, known = [], by_wire(columns_of(model))
+    rows, by_name = [], by_wire(columns_of(model))
     for record in records:
         fields = record.model_dump(by_alias=True)
-        found = list(unusual(fields, known))
-        extra = {name: json_text(fields[name]) for name in outside(found)}
-        rows.append(row_of(record, model) | beside(extra, found))
+        odd = list(unusual(fields, by_name))
+        extra = {name: json_text(fields[name]) for name in outside(odd)}
+        rows.append(row_of(record, model) | beside(extra, odd))
     return pa.Table.from_pylist(rows, schema=records_schema(model))
 
 

@@ -371,8 +371,8 @@ def _field_errors(body: dict[str, Any]) -> dict[str, list[str]]:
     if not isinstance(errors, dict):
         return {}
     return {
-        str(field): [str(item) for item in (said if isinstance(said, list) else [said])]
-        for field, said in errors.items()
+        str(field): [str(item) for item in (messages if isinstance(messages, list) else [messages])]
+        for field, messages in errors.items()
     }
 
 
@@ -395,10 +395,10 @@ def _asked_wait(response: httpx.Response, message: str = "") -> float | None:
         now = _date(response.headers.get("date", "")) or datetime.now(UTC)
         seconds = (until - now).total_seconds()
         return seconds if seconds > 0 else None
-    if found := re.search(r"(?<![0-9])([0-9]+(?:\.[0-9]+)?)\s*sec", message):
-        return float(found[1])
-    if found := re.search(r"\b([0-9]+):([0-5][0-9]):([0-5][0-9])\b", message):
-        hours, minutes, seconds = map(int, found.groups())
+    if match := re.search(r"(?<![0-9])([0-9]+(?:\.[0-9]+)?)\s*sec", message):
+        return float(match[1])
+    if match := re.search(r"\b([0-9]+):([0-5][0-9]):([0-5][0-9])\b", message):
+        hours, minutes, seconds = map(int, match.groups())
         return float(hours * 3600 + minutes * 60 + seconds)
     return None
 

@@ -66,10 +66,10 @@ def _hurry(stream: Any) -> None:
     read = stream.read
 
     def read_in_time(size: int, timeout: float | None = None) -> bytes:
-        left = _request.ends - time.monotonic()
-        if left <= 0:
+        seconds = _request.ends - time.monotonic()
+        if seconds <= 0:
             raise httpcore.ReadTimeout(f"the answer was not complete after {LONGEST_ANSWER:.0f} s")
-        return read(size, left if timeout is None else min(timeout, left))
+        return read(size, seconds if timeout is None else min(timeout, seconds))
 
     stream.read = read_in_time
 
@@ -106,14 +106,14 @@ class _Bounded(httpx.SyncByteStream):
         self._is_cut = is_cut
 
     def __iter__(self) -> Iterator[bytes]:
-        left = self._most
+        allowed = self._most
         for piece in self._unpacked():
-            if len(piece) > left:
+            if len(piece) > allowed:
                 if not self._is_cut:
                     raise httpx.DecodingError(f"the answer is larger than {self._most:,} bytes")
-                yield piece[:left]
+                yield piece[:allowed]
                 return
-            left -= len(piece)
+            allowed -= len(piece)
             yield piece
 
     def close(self) -> None:

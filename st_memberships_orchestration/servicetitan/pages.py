@@ -156,10 +156,10 @@ def _regular(rows: pa.StructArray, columns: Iterable[Column]) -> pa.StructArray:
 
 def _decode_records(body: bytes, model: type[Record]) -> DecodedPage:
     envelope, sent = _opened(body)
-    known = by_wire(columns_of(model))
+    by_name = by_wire(columns_of(model))
     for record in sent:
         if isinstance(record.fields, dict):
-            record.found = list(unusual(record.fields, known))
+            record.found = list(unusual(record.fields, by_name))
     # Where only fields are unknown, Arrow still reads the others: new ones come in all records.
     plain = [n for n, r in enumerate(sent) if not r.fault and _is_plain(r.found)]
     try:
@@ -304,11 +304,11 @@ class _Reader:
         return self._text[self._at : self._at + 1] == sign
 
     def _sees(self, sign: str) -> bool:
-        there = self.stands_before(sign)
-        if there:
+        sees = self.stands_before(sign)
+        if sees:
             self._at += 1
             self._skip()
-        return there
+        return sees
 
     def _expect(self, sign: str) -> None:
         if not self._sees(sign):
@@ -424,8 +424,8 @@ def _is_regular(values: pa.Array, column: Column) -> bool:
         present = values.drop_null()
         return all(_is_regular(present.field(m.wire), m) for m in column.members)
     if column.choices:
-        known = pc.is_in(values, pa.array(column.choices), skip_nulls=True)
-        return _all(pc.or_kleene(known, pc.is_null(values)))
+        is_choice = pc.is_in(values, pa.array(column.choices), skip_nulls=True)
+        return _all(pc.or_kleene(is_choice, pc.is_null(values)))
     if column.type == INSTANT:
         return column.nullable or not pc.any(_unset(values)).as_py()
     if pa.types.is_date(column.type):
@@ -456,10 +456,10 @@ def _typed(rows: pa.StructArray, columns: Iterable[Column]) -> pa.Table:
 
 def _converted(values: pa.Array, column: Column) -> pa.Array:
     if column.type == INSTANT:
-        known = _without_unset(values)
+        texts = _without_unset(values)
         # Nanoseconds first: Arrow reads 7 digits into no coarser unit. Then cut, never rounded;
         # before 1970 that would be towards the later microsecond.
-        moments = known.cast(pa.timestamp("ns", tz="UTC"))
+        moments = texts.cast(pa.timestamp("ns", tz="UTC"))
         if pc.any(pc.less(moments, EPOCH)).as_py():
             raise _LookCloser
         return moments.cast(INSTANT, safe=False)

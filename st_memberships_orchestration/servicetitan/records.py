@@ -225,10 +225,10 @@ class _Open:
     def __get_pydantic_core_schema__(
         self, source: type[Choice], handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        known = set(source)
+        words = set(source)
 
         def kept(word: object) -> object:
-            if not isinstance(word, str) or word in known or not is_text(word):
+            if not isinstance(word, str) or word in words or not is_text(word):
                 return word
             member = str.__new__(source, word)
             member._name_ = member._value_ = word

@@ -42,8 +42,8 @@ def call_list(tenant: str, limit: int) -> None:
         cells[3] = f"{cells[3]:,.2f}" if cells[3] != "" else ""
         table.add_row(*(Text(visible(str(cell))) for cell in cells))
     console.print(table)
-    left = max(rows.num_rows - limit, 0)
-    console.print(f"{rows.num_rows:,} to call{f', {left:,} not shown' if left else ''}.")
+    hidden = max(rows.num_rows - limit, 0)
+    console.print(f"{rows.num_rows:,} to call{f', {hidden:,} not shown' if hidden else ''}.")
 
 
 @click.command()

@@ -224,12 +224,12 @@ def query(sql: str, as_csv: bool) -> None:
     lake = Lake(read_settings().lake_uri)
     with connect(lake) as connection:
         try:
-            found = select(connection, sql)
+            result = select(connection, sql)
             if as_csv:
-                click.echo(_csv(found.to_arrow_table()), nl=False)
+                click.echo(_csv(result.to_arrow_table()), nl=False)
             else:
                 with redirect_stdout(io.StringIO()) as screen:
-                    found.show(max_width=console.width)
+                    result.show(max_width=console.width)
                 click.echo(visible_drawing(screen.getvalue()), nl=False)
         except ValueError as error:
             raise click.ClickException(str(error)) from error
@@ -282,11 +282,11 @@ def _join_demo() -> None:
     """Work with the demo's sandbox where nothing else is configured and it is running (`ui`)."""
     if not RUNNING.exists() or read_settings().tenants:
         return
-    there = json.loads(RUNNING.read_text())
+    demo = json.loads(RUNNING.read_text())
     # It was killed: nothing answers there, or the number is another user's process by now.
     with suppress(ProcessLookupError, PermissionError):
-        os.kill(there["pid"], 0)
-        os.environ.update(there["env"])
+        os.kill(demo["pid"], 0)
+        os.environ.update(demo["env"])
         os.environ[JOINED] = "1"
 
 
@@ -448,7 +448,7 @@ def _landed(run: Any) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 def _show_headlines() -> None:
     """The numbers that stand first in the reports, from the tables that those are made from."""
     with connect(Lake(read_settings().lake_uri)) as connection:
-        found = connection.sql(
+        result = connection.sql(
             """
             select tenant, sum(active_end)::bigint as members,
                 (select sum(mrr_end)::decimal(18, 2) from derived.recurring_revenue_monthly r
@@ -463,9 +463,9 @@ def _show_headlines() -> None:
             """
         )
         table = Table()
-        for number, name in enumerate(found.columns):
+        for number, name in enumerate(result.columns):
             table.add_column(name.replace("_", " "), justify="right" if number else "left")
-        for tenant, *numbers in found.fetchall():
+        for tenant, *numbers in result.fetchall():
             table.add_row(tenant, *(f"{number:,}" for number in numbers))
     console.print(table)
 

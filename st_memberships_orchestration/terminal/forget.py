@@ -66,9 +66,9 @@ def build_command(run: Run, set_dagster_home: Callable[[], None]) -> click.Comma
         _forget_runs(forgotten)
         for name in lake.names():
             clean(lake, name)
-        left = [*traces(forgotten), *_places(settings, forgotten)]
-        if left:
-            listed = "\n  ".join(left)
+        remaining = [*traces(forgotten), *_places(settings, forgotten)]
+        if remaining:
+            listed = "\n  ".join(remaining)
             raise click.ClickException(
                 f"Something of them is left in:\n  {listed}\nStop what runs beside, and repeat."
             )

@@ -155,8 +155,10 @@ def undo(plan_or_hash: str) -> None:
         tenant = tenant_of_account(settings, done.account.id if done.account else "", done.tenant)
         with MembershipsClient.open(settings.access(tenant)) as client:
             back = reversal(done, client, ledger)
-        for left in back.left:
-            console.print(f"line {left.line}, record {left.target}: {escape(visible(left.why))}")
+        for skipped in back.left:
+            console.print(
+                f"line {skipped.line}, record {skipped.target}: {escape(visible(skipped.why))}"
+            )
         if back.kind is None or not back.rows:
             raise click.ClickException("There is nothing that can be undone.")
         kind, source = KINDS[back.kind], f"undo of {done.hash[:12]}"
@@ -173,10 +175,10 @@ def settle_(entry: str, outcome: str | None, record: int | None) -> None:
     If looking does not tell, say what you found out: happened, or did-not-happen.
     """
     with work() as (settings, ledger):
-        found = ledger.entry(entry)
-        if found is None:
+        noted = ledger.entry(entry)
+        if noted is None:
             raise KeyError(f"no single entry of the ledger begins {entry!r}")
-        tenant = tenant_of_account(settings, found.account, found.tenant)
+        tenant = tenant_of_account(settings, noted.account, noted.tenant)
         with MembershipsClient.open(settings.access(tenant)) as client:
             settled = settle(
                 client,

@@ -249,12 +249,12 @@ def _check_place(plan: Plan, client: MembershipsClient, ledger: Ledger, approval
             "so it cannot be applied any more (undoing it goes on working). Plan its rows again: "
             f"they came from {plan.source}"
         )
-    there, here = plan.account, client.account
-    if (there.id, there.address) != (here.id, here.address):
+    planned, given = plan.account, client.account
+    if (planned.id, planned.address) != (given.id, given.address):
         raise Locked(f"the plan is for {plan.account}; tenant {plan.tenant} is {client.account}")
     if plan.ledger is not None:
-        known, number = plan.ledger
-        if known != ledger.id:
+        ledger_id, number = plan.ledger
+        if ledger_id != ledger.id:
             raise Locked(
                 "the plan was made with another write ledger (ST_LEDGER_URL), which alone knows "
                 "what was sent; use that one, or plan again"
@@ -324,8 +324,8 @@ class _Run:
             self.approval.check(self.plan, self.age)
             self.check_caps(to_send)
         except Locked as lock:
-            said = "".join(f"\nStill open: {entry.said}" for entry in open_)
-            raise type(lock)(f"{lock}{said}") from lock
+            listed = "".join(f"\nStill open: {entry.said}" for entry in open_)
+            raise type(lock)(f"{lock}{listed}") from lock
 
     def check_caps(self, to_send: Sequence[PlannedChange]) -> None:
         caps, plan = self.approval.caps, self.plan
@@ -395,7 +395,7 @@ class _Run:
             return to_send, []
         explained = self.ledger.made(self.kind, self.client.account)
         new = [record for record in lately if record.id not in explained]
-        left: list[PlannedChange] = []
+        remaining: list[PlannedChange] = []
         stopped: list[Result] = []
         for planned in to_send:
             like = [record.id for record in new if self.kind.is_as(planned.wanted, record)]
@@ -406,8 +406,8 @@ class _Run:
                 )
                 stopped.append(self._stopped(planned, said))
             else:
-                left.append(planned)
-        return left, stopped
+                remaining.append(planned)
+        return remaining, stopped
 
     def _waves(self, to_send: Sequence[PlannedChange]) -> list[list[PlannedChange]]:
         """Of each record one change in a wave: the next one waits until it was seen."""
@@ -522,11 +522,11 @@ class _Run:
                     results.append(self._stopped(planned, why))
                     continue
                 change = changes[planned.line]
-                found = self._drawn_again(planned, change, record, lookups, made)
-                if isinstance(found, Result):
-                    results.append(found)
+                drawn = self._drawn_again(planned, change, record, lookups, made)
+                if isinstance(drawn, Result):
+                    results.append(drawn)
                 else:
-                    ready.append((planned, found))
+                    ready.append((planned, drawn))
         except ServiceTitanError as error:
             if isinstance(error, HOPELESS):
                 self.barred = str(error)
@@ -687,8 +687,8 @@ class _Run:
                 said = {"detail": str(error), "answer": str(error), "trace_id": error.trace_id}
                 return Status.UNKNOWN, said
         id = receipt.get("id") if planned.target else self.kind.made(receipt)
-        known = self.kind.there_before(before)
-        if not id or id < 0 or id in known or planned.target not in (None, id):
+        older = self.kind.there_before(before)
+        if not id or id < 0 or id in older or planned.target not in (None, id):
             said = f"its receipt names record {id}, which it cannot be"
             return Status.UNKNOWN, {"detail": said, "answer": said}
         return Status.SUCCEEDED, {"result": receipt, "found_by": "receipt", "detail": ""}
@@ -813,8 +813,8 @@ class _Run:
     def _result(self, planned: PlannedChange) -> Result:
         entry = self._entry(planned)
         status, detail = entry.status, entry.detail
-        left = self.patience.lag - self.clock.waited(entry.seen)
-        again = f"run again after {self.clock() + left:%Y-%m-%d %H:%M:%S} UTC"
+        time_left = self.patience.lag - self.clock.waited(entry.seen)
+        again = f"run again after {self.clock() + time_left:%Y-%m-%d %H:%M:%S} UTC"
         if entry.key in self.lost:
             status, detail = Status.NEEDS_REVIEW, f"{self.lost[entry.key]}: {entry.status} {detail}"
         elif status == Status.SENDING:

@@ -94,12 +94,12 @@ def unsent_rows(
         "verified": False,
     }
     for outcome, lines in ((Status.NO_OP, plan.no_ops), ("refused", plan.refused)):
-        for left in lines:
+        for skipped in lines:
             yield common | {
-                "line": left.line,
-                "record_id": left.target,
+                "line": skipped.line,
+                "record_id": skipped.target,
                 "outcome": outcome,
-                "detail": left.why,
+                "detail": skipped.why,
             }
     for result in results:
         if result.status in (Status.STOPPED, Status.NO_OP):

@@ -103,8 +103,8 @@ def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
         return named.pop()
     if not named and len(settings.tenants) == 1:
         return next(iter(settings.tenants))
-    found = ", ".join(sorted(named)) or "none"
-    said = f"a plan is for one tenant, the rows name {found}; name it (--tenant, or `tenant`)"
+    given = ", ".join(sorted(named)) or "none"
+    said = f"a plan is for one tenant, the rows name {given}; name it (--tenant, or `tenant`)"
     raise BadRows([Fault(1, said)])
 
 
@@ -183,13 +183,13 @@ def apply_audited(
         Locked: nothing was sent.
         ValueError: likewise; `who` or another text does not go into the ledger.
     """
-    known: list[Result] = []
+    results: list[Result] = []
     remembered: list[str] = []
     clock = clock or Clock()
     check_ledger(lake, ledger, client.account)
 
     def hear(result: Result) -> None:
-        known.append(result)
+        results.append(result)
         heard(result)
 
     def remember() -> None:
@@ -215,10 +215,10 @@ def apply_audited(
         )
     finally:
         unsent: list[dict[str, Any]] = []
-        if known:
-            unsent += unsent_rows(plan, known, who=who, run_id=run_id, now=clock())
+        if results:
+            unsent += unsent_rows(plan, results, who=who, run_id=run_id, now=clock())
         bring_audit_up_to_date(lake, ledger, plan.environment, plan.tenant, unsent, plan=plan.hash)
-        if any(result.sent for result in known):
+        if any(result.sent for result in results):
             remember()
 
 
@@ -230,13 +230,13 @@ def check_ledger(lake: Lake, ledger: Ledger, account: Account) -> None:
     """
     for row in _remembered(lake, account):
         if row["ledger"] != ledger.id:
-            found = "another write ledger has noted the changes to"
+            why = "another write ledger has noted the changes to"
         elif row["number"] > ledger.number:
-            found = "the write ledger was put back to an earlier state than the one that noted for"
+            why = "the write ledger was put back to an earlier state than the one that noted for"
         else:
             continue
         raise Locked(
-            f"{found} {account}, until {row['noted_at']:%Y-%m-%d %H:%M} UTC. Set ST_LEDGER_URL to "
+            f"{why} {account}, until {row['noted_at']:%Y-%m-%d %H:%M} UTC. Set ST_LEDGER_URL to "
             "the one that knows them. If it is lost, what it noted is in derived/write_audit; once "
             "you have seen in ServiceTitan what became of it: st-memberships accept-ledger "
             f"{row['tenant']}"

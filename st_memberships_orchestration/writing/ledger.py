@@ -260,17 +260,17 @@ class Ledger:
             **dict.fromkeys(("target", "after", "result", "answer"), None),
             **{"detail": "forgotten", "trail": "[]", "record": ""},
         }
-        found = [row for row in self._rows(sa.select(_entries)) if mentions(_text(row))]
-        if unresolved := [row.key[:12] for row in found if row.status in OPEN]:
+        entries = [row for row in self._rows(sa.select(_entries)) if mentions(_text(row))]
+        if unresolved := [row.key[:12] for row in entries if row.status in OPEN]:
             raise ValueError(f"settle these first, nobody knows what became of them: {unresolved}")
         plans = [row.hash for row in self._rows(sa.select(_plans)) if mentions(_text(row))]
         with self._writing() as connection:
-            for row in found:
+            for row in entries:
                 one = _entries.update().where(_entries.c.key == row.key)
                 connection.execute(one.values(**blank))
             for hash in plans:
                 connection.execute(_plans.delete().where(_plans.c.hash == hash))
-        return len(found) + len(plans)
+        return len(entries) + len(plans)
 
     # Plans
 
@@ -315,10 +315,10 @@ class Ledger:
         if len(hash) < SHORTEST_HASH:
             raise KeyError(f"Name a plan by at least {SHORTEST_HASH} characters of its hash.")
         query = sa.select(_plans.c.plan).where(_plans.c.hash.startswith(hash, autoescape=True))
-        found = [row.plan for row in self._rows(query)]
-        if len(found) != 1:
-            raise KeyError(f"{len(found)} plans in the ledger have a hash that begins {hash!r}")
-        return Plan.from_json(found[0])
+        plans = [row.plan for row in self._rows(query)]
+        if len(plans) != 1:
+            raise KeyError(f"{len(plans)} plans in the ledger have a hash that begins {hash!r}")
+        return Plan.from_json(plans[0])
 
     # Claims
 
@@ -361,17 +361,17 @@ class Ledger:
             ).scalar_one()
             self._refuse_held(connection, intent, since, since if planned is None else planned)
             query = sa.select(_entries).where(_entries.c.key == intent.key)
-            there = connection.execute(query.with_for_update()).first()
-            if there is None and seen is not None:
+            row = connection.execute(query.with_for_update()).first()
+            if row is None and seen is not None:
                 return None
-            if there is not None and (there.status not in FREE or there.claim != seen):
+            if row is not None and (row.status not in FREE or row.claim != seen):
                 return None
             values = _row_of(intent) | {
                 "status": Status.SENDING,
                 "detail": "",
                 "found_by": None,
                 "verified": False,
-                "attempts": there.attempts + 1 if there else 1,
+                "attempts": row.attempts + 1 if row else 1,
                 "claim": claim,
                 "claimed_at": now.isoformat(),
                 "updated_at": now.isoformat(),
@@ -379,11 +379,11 @@ class Ledger:
                 "result": None,
                 "answer": None,
                 "trace_id": None,
-                "trail": json.dumps([*json.loads(there.trail if there else "[]"), step]),
+                "trail": json.dumps([*json.loads(row.trail if row else "[]"), step]),
                 "number": number,
                 "seen": json.dumps({clock.machine: clock.ticks()}),
             }
-            if there is None:
+            if row is None:
                 connection.execute(sa.insert(_entries).values(**values))
             else:
                 update = sa.update(_entries).where(_entries.c.key == intent.key)
@@ -526,20 +526,20 @@ class Ledger:
         assert plan.account is not None
         kind = plan.of_kind()
         names = {c.line: kind.record_name(c.target, c.change) for c in plan.changes}
-        there: dict[str, list[Entry]] = {}
+        open_entries: dict[str, list[Entry]] = {}
         for entry in self._of_records(plan.account, list(names.values())):
-            there.setdefault(entry.record, []).append(entry)
+            open_entries.setdefault(entry.record, []).append(entry)
         changes: list[PlannedChange] = []
         refused = list(plan.refused)
         for change in plan.changes:
             content = change.content_hash(plan.occasion)
-            why = _in_the_way(plan, there.get(names[change.line], ()), content)
+            why = _in_the_way(plan, open_entries.get(names[change.line], ()), content)
             if why is None:
                 changes.append(change)
             else:
                 refused.append(Skipped(change.line, change.target, why))
-        known = (self.id, self.number)
-        return replace(plan, changes=tuple(changes), refused=tuple(refused), ledger=known)
+        place = (self.id, self.number)
+        return replace(plan, changes=tuple(changes), refused=tuple(refused), ledger=place)
 
     def open_entries(self, account: Account, records: Sequence[str]) -> list[Entry]:
         """What is open on these records, whichever plan asked for it."""
@@ -718,10 +718,10 @@ class Ledger:
         facts: Mapping[str, Any],
     ) -> Entry | None:
         query = sa.select(_entries).where(_entries.c.key == key)
-        there = connection.execute(query.with_for_update()).one()
-        if there.claim != claim or there.status not in expected or (unseen and there.verified):
+        row = connection.execute(query.with_for_update()).one()
+        if row.claim != claim or row.status not in expected or (unseen and row.verified):
             return None
-        if there.status in DONE and status in FREE:
+        if row.status in DONE and status in FREE:
             raise ValueError(f"{key[:12]} has happened, and cannot be {status}")
         step = {"at": now.isoformat(), "status": status}
         step |= {n: facts[n] for n in ("detail", "trace_id", "found_by") if facts.get(n)}
@@ -732,12 +732,12 @@ class Ledger:
             },
             "status": status,
             "updated_at": now.isoformat(),
-            "trail": json.dumps([*json.loads(there.trail), step]),
+            "trail": json.dumps([*json.loads(row.trail), step]),
         }
         update = sa.update(_entries).where(_entries.c.key == key).values(**values)
         noted = connection.execute(update.returning(_entries)).one()
-        if status in FREE and there.status not in FREE:
-            self._refund(connection, there)
+        if status in FREE and row.status not in FREE:
+            self._refund(connection, row)
         return _entry(noted)
 
     def _refund(self, connection: sa.Connection, there: sa.Row[Any]) -> None:
@@ -768,8 +768,8 @@ def _create_or_upgrade(connection: sa.Connection) -> None:
 
 def _version_of(connection: sa.Connection) -> str | None:
     """Version of the tables; None if an earlier release made them, which noted none."""
-    there = sa.inspect(connection).has_table(_version.name)
-    return connection.scalar(sa.select(_version.c.version_num)) if there else None
+    is_noted = sa.inspect(connection).has_table(_version.name)
+    return connection.scalar(sa.select(_version.c.version_num)) if is_noted else None
 
 
 def _row_of(intent: Intent) -> dict[str, Any]:

@@ -315,9 +315,9 @@ def settle(
         return entry
     if entry.status not in OPEN:
         return _as_it_shows(ledger, kind, entry, happened, record, who, clock)
-    if not happened and (left := patience.lag - clock.waited(entry.seen)) > timedelta(0):
+    if not happened and (time_left := patience.lag - clock.waited(entry.seen)) > timedelta(0):
         raise ValueError(
-            f"it may still be under way: say so after {clock() + left:%Y-%m-%d %H:%M:%S} UTC"
+            f"it may still be under way: say so after {clock() + time_left:%Y-%m-%d %H:%M:%S} UTC"
         )
     facts: dict[str, Any] = {"detail": f"settled by {who}", "found_by": "person"}
     if happened:

@@ -132,12 +132,12 @@ class Plan:
     def hash(self) -> str:
         """What an approval names."""
         place = [self.tenant, self.environment]
-        said: list[list[Any]] = []
+        contents: list[list[Any]] = []
         for one in self.changes:
-            told = [one.target, one.change, one.wanted, one.before]
-            told += [one.money] if self.format > WITHOUT_MONEY else []
-            told += [one.warnings] if self.format > WITHOUT_ACCOUNT else []
-            said.append(told)
+            content = [one.target, one.change, one.wanted, one.before]
+            content += [one.money] if self.format > WITHOUT_MONEY else []
+            content += [one.warnings] if self.format > WITHOUT_ACCOUNT else []
+            contents.append(content)
         if self.format > WITHOUT_ACCOUNT:
             place.append(str(self.account))
         return digest(
@@ -147,7 +147,7 @@ class Plan:
                 self.kind,
                 self.occasion,
                 sorted(self.confirmed),
-                sorted(map(digest, said)),
+                sorted(map(digest, contents)),
             ]
         )
 
@@ -191,8 +191,8 @@ class Plan:
                 "one has made it; apply it with that one, or plan again"
             )
         lines = [change.line for change in plan.changes]
-        known = plan.account is None or plan.format > WITHOUT_ACCOUNT
-        if written != plan.hash or not known or len({*lines}) != len(lines):
+        is_whole = plan.account is None or plan.format > WITHOUT_ACCOUNT
+        if written != plan.hash or not is_whole or len({*lines}) != len(lines):
             raise ValueError("the plan was edited after it was made; make it anew from its rows")
         return plan
 
@@ -347,19 +347,19 @@ def _understood(
         except ValueError as error:
             faults.append(Fault(row.line, str(error)))
             continue
-        said: list[str] = []
+        wrong: list[str] = []
         owner = values.pop("tenant", tenant)
         if owner != tenant:
-            said.append(f"is for tenant {owner!r}; this plan is for {tenant!r}")
+            wrong.append(f"is for tenant {owner!r}; this plan is for {tenant!r}")
         target: int | None = None
         if kind.target:
             target, fault = _whole(values.pop(kind.target, None))
-            said += [f"{kind.target}: {fault}"] if fault else []
-        said += _faults_of(kind, values)
+            wrong += [f"{kind.target}: {fault}"] if fault else []
+        wrong += _faults_of(kind, values)
         if target is not None and first.setdefault(target, row.line) != row.line:
-            said.append(f"{kind.target} {target} is in line {first[target]} already")
-        faults += [Fault(row.line, text) for text in said]
-        if not said:
+            wrong.append(f"{kind.target} {target} is in line {first[target]} already")
+        faults += [Fault(row.line, text) for text in wrong]
+        if not wrong:
             asked.append((row.line, target, values))
     if not rows:
         faults.append(Fault(1, "there are no rows"))
@@ -406,8 +406,8 @@ def _read_all(
     unreadable: dict[int, str] = {}
     with ThreadPoolExecutor(READERS) as pool:
         parts = pool.map(lambda part: kind.read_apart(client, part), chunks(ids, CHUNK))
-        for found, broken in parts:
-            records |= found
+        for readable, broken in parts:
+            records |= readable
             unreadable |= broken
     return records, unreadable
 

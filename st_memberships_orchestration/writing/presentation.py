@@ -40,8 +40,8 @@ def plan_lines(plan: Plan) -> Iterator[tuple[str, ...]]:
             yield (str(planned.line), record, name, *texts, *first)
             first = ("", "")
     for what, rows in (("no change", plan.no_ops), ("refused", plan.refused)):
-        for left in rows:
-            yield (str(left.line), str(left.target or "new"), "", "", what, "", left.why)
+        for skipped in rows:
+            yield (str(skipped.line), str(skipped.target or "new"), "", "", what, "", skipped.why)
 
 
 def complaint(error: Exception) -> str:
@@ -110,8 +110,8 @@ NEXT_STEPS = {
 
 def what_next(results: Iterable[Result]) -> str:
     """What to do about changes that are not done, one line for each state that there is."""
-    there = {result.status for result in results if not result.is_good}
-    return "\n".join(f"{status}: {said}." for status, said in NEXT_STEPS.items() if status in there)
+    open_ = {result.status for result in results if not result.is_good}
+    return "\n".join(f"{status}: {said}." for status, said in NEXT_STEPS.items() if status in open_)
 
 
 def cut(lines: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -179,10 +179,10 @@ def _lines_that_differ(now: Any, then: Any) -> tuple[Any, Any]:
         return now, then
     if not any(isinstance(item, dict) for item in [*now, *then]):
         return now, then
-    there = {line.get("id"): line for line in now}
+    lines = {line.get("id"): line for line in now}
     changed: list[Plain] = []
     for line in then:
-        old = there.get(line.get("id"), {})
+        old = lines.get(line.get("id"), {})
         fields = {
             n: v
             for n, v in line.items()
@@ -190,6 +190,6 @@ def _lines_that_differ(now: Any, then: Any) -> tuple[Any, Any]:
         }
         if not old or set(fields) - {"id", "sku_id"}:
             changed.append(fields)
-    ids = {line.get("id") for line in changed} | (set(there) - {line.get("id") for line in then})
+    ids = {line.get("id") for line in changed} | (set(lines) - {line.get("id") for line in then})
     names = {name for line in changed for name in line} or {"id", "sku_id", "unit_price"}
-    return [{n: there[i].get(n) for n in names} for i in ids if i in there], changed
+    return [{n: lines[i].get(n) for n in names} for i in ids if i in lines], changed

@@ -113,14 +113,14 @@ def read_rows(path: Path) -> list[Row]:
         OSError: there is no such file.
     """
     try:
-        there = path.resolve(strict=True)  # a link is known by what it leads to
+        file = path.resolve(strict=True)  # a link is known by what it leads to
     except RuntimeError as error:
         raise BadRows([Fault(1, f"{path.name} is a link that leads back to itself")]) from error
-    if not there.is_file():
+    if not file.is_file():
         raise BadRows([Fault(1, f"{path.name} is no file")])
-    if there.stat().st_size > MOST_BYTES:
+    if file.stat().st_size > MOST_BYTES:
         raise BadRows([Fault(1, f"{path.name} is larger than {MOST_BYTES:,} bytes: divide it")])
-    return rows_of(there.name, there.read_bytes())
+    return rows_of(file.name, file.read_bytes())
 
 
 def rows_of(name: str, content: bytes) -> list[Row]:
@@ -235,7 +235,7 @@ def named(
     """
     by_letters = {_letters(written): name for written, name in names.items()}
     faults: dict[str, Fault] = {}
-    found: list[Row] = []
+    renamed: list[Row] = []
     for row in rows:
         values: dict[str, Any] = {}
         written_as: dict[str, str] = {}
@@ -257,8 +257,8 @@ def named(
                 faults.setdefault(said, Fault(row.line, said))
             values[name] = value
             written_as[name] = written
-        found.append(replace(row, values=values))
-    return found, list(faults.values())
+        renamed.append(replace(row, values=values))
+    return renamed, list(faults.values())
 
 
 def _letters(name: str) -> str:
@@ -293,7 +293,7 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
     Raises:
         ValueError: a cell is not what can be meant, or probably is not.
     """
-    said: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for column, value in row.values.items():
         name = str(column).strip()
         form = form_of(change, name)
@@ -302,17 +302,17 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
         if _is_empty(value) or name.startswith("_"):
             continue
         if value == "null":
-            said[name] = None
+            values[name] = None
         elif value == EMPTY:
-            said[name] = ""
+            values[name] = ""
         else:
             if isinstance(value, str) and form.name == "array":
                 value = _json_cell(name, value)
             try:
-                said[name] = _as_meant(name, value, form)
+                values[name] = _as_meant(name, value, form)
             except RecursionError as error:
                 raise ValueError(f"{name}: it is nested too deeply") from error
-    return said
+    return values
 
 
 @dataclass(frozen=True)
@@ -423,8 +423,8 @@ def _examined(name: str, value: Any, form: str) -> Any:
 def _refuse_doubled(columns: Sequence[str]) -> None:
     names = [name.strip() for name in columns]
     if doubled := {name for name in names if names.count(name) > 1}:
-        said = ", ".join(sorted(doubled))
-        raise BadRows([Fault(1, f"column twice: {said}; which one is meant, cannot be told")])
+        listed = ", ".join(sorted(doubled))
+        raise BadRows([Fault(1, f"column twice: {listed}; which one is meant, cannot be told")])
 
 
 def _json_cell(name: str, text: str) -> Any:

@@ -38,7 +38,7 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
         raise ValueError(f"the plan is for {plan.account}; this is {client.account}")
     kind = plan.of_kind()
     entries = ledger.entries(plan=plan.hash)
-    left = [
+    skipped = [
         Skipped(e.line, e.target, e.said if e.is_open else f"is {e.status}: nothing to undo")
         for e in entries
         if e.status not in DONE
@@ -46,7 +46,9 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
     done = [entry for entry in entries if entry.status in DONE]
     if not kind.undone_by:
         said = f"can be undone only by {kind.reverse}"
-        return Reversal(None, [], left + [Skipped(e.line, kind.made(e.result), said) for e in done])
+        return Reversal(
+            None, [], skipped + [Skipped(e.line, kind.made(e.result), said) for e in done]
+        )
     rows: list[Row] = []
     for part in chunks(done, CHUNK):
         ids = {entry.key: kind.id_of(entry) for entry in part}
@@ -56,27 +58,27 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
             record = records.get(id or 0)
             if id is None or record is None:
                 why = broken.get(id or 0, "the record is not there any more")
-                left.append(Skipped(entry.line, id, why))
+                skipped.append(Skipped(entry.line, id, why))
                 continue
             if entry.wanted and not entry.after:
-                left.append(Skipped(entry.line, id, "it was never read back"))
+                skipped.append(Skipped(entry.line, id, "it was never read back"))
                 continue
             now = state(record, entry.after)
             if not all(
                 same(now[name], after) or same(after, now[name])
                 for name, after in entry.after.items()
             ):
-                left.append(Skipped(entry.line, id, "somebody changed it since"))
+                skipped.append(Skipped(entry.line, id, "somebody changed it since"))
                 continue
             values, cannot = kind.undoing(entry, record)
-            left += [Skipped(entry.line, id, said) for said in cannot]
+            skipped += [Skipped(entry.line, id, said) for said in cannot]
             back = KINDS[kind.undone_by]
             try:
                 if values:
                     back.change.model_validate(back.completed(values, record))
             except ValueError as error:
-                left.append(Skipped(entry.line, id, f"what it was cannot be set: {error}"))
+                skipped.append(Skipped(entry.line, id, f"what it was cannot be set: {error}"))
                 continue
             if values:
                 rows.append(ExactRow(entry.line, {back.target: id, **values}))
-    return Reversal(kind.undone_by, rows, sorted(left, key=lambda one: one.line))
+    return Reversal(kind.undone_by, rows, sorted(skipped, key=lambda one: one.line))

@@ -97,13 +97,13 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def _same_lines(wanted: list[Plain], found: list[Plain]) -> bool:
-    left = list(found)
+    unmatched = list(found)
     for line in sorted(wanted, key=lambda line: line.get("id") is None):
-        match = next((other for other in left if _is_line(line, other)), None)
+        match = next((other for other in unmatched if _is_line(line, other)), None)
         if match is None:
             return False
-        left = [other for other in left if other is not match]
-    return not left
+        unmatched = [other for other in unmatched if other is not match]
+    return not unmatched
 
 
 def _is_line(wanted: Plain, found: Plain) -> bool:

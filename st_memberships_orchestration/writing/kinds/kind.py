@@ -318,10 +318,10 @@ class Creation(Kind[C, R]):
         same = [r for r in others.unresolved if r.record == sought.record and r.key != sought.key]
         if same:  # in ledgers of earlier releases: now one is open at a time
             return Evidence(Seen.UNCLEAR, f"new records for {len(same) + 1} requests: {ids(new)}")
-        found = sorted(r.id for r in new if self.is_as(sought.wanted, r))
-        if not found:  # ServiceTitan may have altered what was asked, or left some of it out
+        alike = sorted(r.id for r in new if self.is_as(sought.wanted, r))
+        if not alike:  # ServiceTitan may have altered what was asked, or left some of it out
             return Evidence(Seen.UNCLEAR, f"new records, but not as asked: {ids(new)}")
-        return Evidence(Seen.THERE, f"record {found[0]} is it", {self.receipt: found[0]})
+        return Evidence(Seen.THERE, f"record {alike[0]} is it", {self.receipt: alike[0]})
 
 
 def ids(records: Iterable[Any]) -> str:

@@ -94,8 +94,8 @@ def held_by(
     held: dict[int, list[models.Membership]] = {customer: [] for customer in customers}
     if customers:
         listed = client.list_memberships(customer_ids=customers, active=ActiveRequestArg.ANY)
-        for there in listed:
-            held.setdefault(there.customer_id, []).append(there)
+        for membership in listed:
+            held.setdefault(membership.customer_id, []).append(membership)
     return held
 
 
@@ -116,7 +116,7 @@ def read_apart(
     broken: dict[int, str] = {}
     middle = len(ids) // 2
     for part in (ids[:middle], ids[middle:]):
-        found, wrong = read_apart(read, part)
-        records |= found
+        records_of_part, wrong = read_apart(read, part)
+        records |= records_of_part
         broken |= wrong
     return records, broken

@@ -172,10 +172,10 @@ class SellMemberships(Creation[MembershipSale, Membership]):
         proposal.money = option.sale_price
         proposal.warnings.append(_offer(lookups.type_names.get(type_id, str(type_id)), option))
         held = lookups.held(sale.customer_id)
-        proposal.before = {BASELINE: sorted(there.id for there in held)}
-        for there in held:
-            if there.id not in lookups.ours and _is_held(sale, type_id, there):
-                said = f"the customer has membership {there.id} of this type, {there.status}"
+        proposal.before = {BASELINE: sorted(other.id for other in held)}
+        for other in held:
+            if other.id not in lookups.ours and _is_held(sale, type_id, other):
+                said = f"the customer has membership {other.id} of this type, {other.status}"
                 if not proposal.occasion:
                     raise Refused(f"{said}; a sale beside it needs an occasion of its own")
                 proposal.warnings.append(said)
@@ -200,16 +200,16 @@ class SellMemberships(Creation[MembershipSale, Membership]):
         customers = Lookups(client)
         customers.read_customers(one.wanted["customer_id"] for one in sought)
         ours = explained()
-        found: dict[str, list[Membership] | None] = {}
+        appeared: dict[str, list[Membership] | None] = {}
         for one in sought:
             try:
                 held = customers.held(one.wanted["customer_id"])
             except Refused:
-                found[one.key] = None
+                appeared[one.key] = None
             else:
-                known = {*one.before[BASELINE]}
-                found[one.key] = [m for m in held if m.id not in known and m.id not in ours]
-        return found
+                before = {*one.before[BASELINE]}
+                appeared[one.key] = [m for m in held if m.id not in before and m.id not in ours]
+        return appeared
 
     @override
     def may_be(self, wanted: Plain, record: Membership) -> bool:
@@ -218,8 +218,8 @@ class SellMemberships(Creation[MembershipSale, Membership]):
     @override
     def is_as(self, wanted: Plain, record: Membership) -> bool:
         names = ("customer_id", "business_unit_id", "membership_type_id", "duration")
-        there = plain(record)
-        return all(wanted.get(n) == there[n] for n in (*names, "billing_frequency"))
+        values = plain(record)
+        return all(wanted.get(n) == values[n] for n in (*names, "billing_frequency"))
 
 
 def _offer(name: str, option: DurationBillingItem) -> str:

@@ -49,13 +49,13 @@ class UpdateInvoiceTemplates(Kind[InvoiceTemplateUpdate, InvoiceTemplate]):
 
     @override
     def read(self, client: MembershipsClient, ids: Sequence[int]) -> dict[int, InvoiceTemplate]:
-        found = by_id(client.list_invoice_templates(ids=ids) if ids else ())
-        for id in set(ids) - set(found):  # the list may keep to those in use
+        records = by_id(client.list_invoice_templates(ids=ids) if ids else ())
+        for id in set(ids) - set(records):  # the list may keep to those in use
             try:
-                found[id] = client.get_invoice_template(id)
+                records[id] = client.get_invoice_template(id)
             except RecordNotFound:
                 continue
-        return found
+        return records
 
     @override
     def send(
@@ -173,15 +173,15 @@ class CreateInvoiceTemplates(Creation[InvoiceTemplateCreate, InvoiceTemplate]):
         self, client: MembershipsClient, now: datetime
     ) -> tuple[Plain, Sequence[Any]]:
         """Where the feed ends now, the ids that it shows again from there on, and its last day."""
-        found: list[_Shown] | None = []
+        newer: list[_Shown] | None = []
         token = ""
         for days in (1, 30, None):
             start = None if days is None else (now - timedelta(days=days)).isoformat()
-            found, token = self._read_on(client, start)
-            if found != []:  # else our clock may be ahead, and the token of a time to come
+            newer, token = self._read_on(client, start)
+            if newer != []:  # else our clock may be ahead, and the token of a time to come
                 break
         repeated, _ = self._read_on(client, token)
-        return {BASELINE: token, "ids": sorted(shown.id for shown in repeated or ())}, found or ()
+        return {BASELINE: token, "ids": sorted(shown.id for shown in repeated or ())}, newer or ()
 
     @override
     def appeared(
@@ -204,19 +204,19 @@ class CreateInvoiceTemplates(Creation[InvoiceTemplateCreate, InvoiceTemplate]):
                 shown[token] = None
         ours = explained()
         new = {
-            token: None if there is None else [one for one in there if one.id not in ours]
-            for token, there in shown.items()
+            token: None if new_ones is None else [one for one in new_ones if one.id not in ours]
+            for token, new_ones in shown.items()
         }
-        found: dict[str, list[_Shown] | None] = {}
+        appeared: dict[str, list[_Shown] | None] = {}
         for one in sought:
-            there = new[one.before[BASELINE]]
-            known, skus = {*self.there_before(one.before)}, {*_skus(one.wanted["items"])}
-            found[one.key] = (
+            new_ones = new[one.before[BASELINE]]
+            before, skus = {*self.there_before(one.before)}, {*_skus(one.wanted["items"])}
+            appeared[one.key] = (
                 None
-                if there is None
-                else [n for n in there if n.id not in known and skus.issuperset(_skus(n.items))]
+                if new_ones is None
+                else [n for n in new_ones if n.id not in before and skus.issuperset(_skus(n.items))]
             )
-        return found
+        return appeared
 
     @override
     def may_be(self, wanted: Plain, record: InvoiceTemplate) -> bool:
@@ -235,14 +235,14 @@ class CreateInvoiceTemplates(Creation[InvoiceTemplateCreate, InvoiceTemplate]):
 
         None, if one of them cannot be read.
         """
-        found: dict[int, _Shown] = {}
+        templates: dict[int, _Shown] = {}
         broken, token = False, start or ""
         for page in client.export(self._feed, start=start, include_recent_changes=True):
             ids, items = (page.rows[name].to_pylist() for name in ("id", "items"))
-            found |= {id: _Shown(id, lines or []) for id, lines in zip(ids, items, strict=True)}
+            templates |= {id: _Shown(id, lines or []) for id, lines in zip(ids, items, strict=True)}
             broken = broken or bool(page.broken)
             token = page.continue_from
-        return None if broken else list(found.values()), token
+        return None if broken else list(templates.values()), token
 
 
 @dataclass(frozen=True)
@@ -261,10 +261,10 @@ def _skus(lines: Iterable[Any]) -> list[int]:
 def _lines_back(was: Any, record: InvoiceTemplate) -> tuple[list[Plain], int]:
     """Lines that bring a template's lines back, and how many of them get a new id."""
     keep = ("id", "sku_id", "quantity", "unit_price", "is_add_on", "description", "cost", "hours")
-    there = {line.id for line in record.items}
+    ids = {line.id for line in record.items}
     lines = [{name: line[name] for name in keep} for line in was]
-    gone = [line for line in lines if line["id"] not in there]
-    added = there - {line["id"] for line in was}
+    gone = [line for line in lines if line["id"] not in ids]
+    added = ids - {line["id"] for line in was}
     for line in gone:
         del line["id"]
     return [*lines, *({"id": id, "remove": True} for id in added)], len(gone)

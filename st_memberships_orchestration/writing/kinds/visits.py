@@ -51,10 +51,10 @@ class MarkEventsComplete(_Visit):
         lookups: Lookups,
         confirmed: Sequence[str],
     ) -> None:
-        there = proposal.record.job_id
-        if there is not None and there != proposal.wanted["job_id"]:
+        job = proposal.record.job_id
+        if job is not None and job != proposal.wanted["job_id"]:
             # A second job would copy the items a second time (reference section 7).
-            raise Refused(f"the visit is already attached to job {there}; mark it incomplete first")
+            raise Refused(f"the visit is already attached to job {job}; mark it incomplete first")
 
 
 class MarkEventsIncomplete(_Visit):
@@ -80,6 +80,6 @@ class MarkEventsIncomplete(_Visit):
         lookups: Lookups,
         confirmed: Sequence[str],
     ) -> None:
-        there, named = proposal.record.job_id, proposal.change.job_id
-        if there is not None and there != named:
-            raise Refused(f"the visit is attached to job {there}, not to job {named}")
+        job, named = proposal.record.job_id, proposal.change.job_id
+        if job is not None and job != named:
+            raise Refused(f"the visit is attached to job {job}, not to job {named}")

@@ -28,8 +28,8 @@ def upgrade() -> None:
     """Add what is missing, and fill it from what is there."""
     connection = op.get_bind()
     look = sa.inspect(connection)
-    known = {column["name"] for column in look.get_columns("st_write_entries")}
-    missing = [column for column in ADDED if column.name not in known]
+    columns = {column["name"] for column in look.get_columns("st_write_entries")}
+    missing = [column for column in ADDED if column.name not in columns]
     for column in missing:
         op.add_column("st_write_entries", column)
     for name in ("plan", "record", "updated_at"):
