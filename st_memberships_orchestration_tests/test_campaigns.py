@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from st_memberships_orchestration.campaigns.book import Book
-from st_memberships_orchestration.campaigns.campaign import left_lines
+from st_memberships_orchestration.campaigns.campaign import left_out_lines
 from st_memberships_orchestration.campaigns.forecast import forecast
 from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
@@ -185,7 +185,7 @@ def test_who_is_left_out_of_a_price_rise_and_why() -> None:
     def asked(rise: PriceRise) -> tuple[dict[int, list[Any]], dict[str, str]]:
         proposal = rise.propose(book, chosen)
         rows = {row.values["id"]: row.values["items"] for row in proposal.rows}
-        return rows, {ids.split()[1]: why for _, ids, why in left_lines(proposal.left)}
+        return rows, {ids.split()[1]: why for _, ids, why in left_out_lines(proposal.left_out)}
 
     rows, left = asked(PriceRise(PriceRule("to 39.00")))
     assert rows == {10: [{"id": 101, "unit_price": D("39.00")}]}
@@ -259,7 +259,7 @@ def test_visits_are_moved_out_of_the_peak_by_hand() -> None:
         5: "2025-06-29",  # 3 weeks earlier, as later ones would be after its end
     }
     why = "no move of up to 4 weeks keeps all visits, none in 2026-07"
-    assert [(one.id, one.why) for one in proposal.left] == [(3, why), (8, why)]
+    assert [(one.id, one.why) for one in proposal.left_out] == [(3, why), (8, why)]
     assert proposal.said == "3 of 5 schedules are moved out of 2026-07."
     plan = plan_of(move.kind, {id: {"from": start} for id, start in starts.items()})
     found = numbers(book, plan)
@@ -365,7 +365,7 @@ def test_what_is_set_of_whom() -> None:
     def asked(**words: str) -> tuple[list[Any], list[Any]]:
         proposal = MembershipChange(**words).propose(book, [1, 2, 3, 4, 5, 6])
         gone = {4: "Expired", 5: "deleted", 6: "not in the tables"}
-        left = [(one.id, one.why) for one in proposal.left]
+        left = [(one.id, one.why) for one in proposal.left_out]
         assert left[-3:] == [*gone.items()]
         return [row.values for row in proposal.rows], left[:-3]
 

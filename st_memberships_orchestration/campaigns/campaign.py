@@ -26,7 +26,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A record of which nothing is changed, though it or its member is chosen."""
+    """A record that is not changed, although it or its member is chosen."""
 
     what: str
     id: int | None
@@ -36,8 +36,8 @@ class LeftOut:
 class NothingToChange(ValueError):
     """Nobody is chosen, or all who are have been left out; the message says why."""
 
-    def __init__(self, left: Sequence[LeftOut]) -> None:
-        reasons = [f"{which}: {why}" for _, which, why in left_lines(left)]
+    def __init__(self, left_out: Sequence[LeftOut]) -> None:
+        reasons = [f"{which}: {why}" for _, which, why in left_out_lines(left_out)]
         super().__init__("\n".join(["Nothing is to be changed.", *reasons]))
 
 
@@ -46,7 +46,7 @@ class Proposal:
     """Rows of a plan, who is left out of it, and what else is to be said."""
 
     rows: Sequence[Row]
-    left: Sequence[LeftOut]
+    left_out: Sequence[LeftOut]
     said: str = ""
 
 
@@ -76,7 +76,7 @@ class Prepared:
 
     plan: Plan
     lines: Sequence[Line]
-    left: Sequence[LeftOut]
+    left_out: Sequence[LeftOut]
     said: str
 
 
@@ -98,26 +98,27 @@ def prepare(
         NothingToChange: nobody is chosen, or nothing is left to change.
     """
     proposal = campaign.propose(book, chosen)
-    rows, left = list(proposal.rows), list(proposal.left)
-    plan = _planned(rows, left, plan_of)
+    rows, left_out = list(proposal.rows), list(proposal.left_out)
+    plan = _planned(rows, left_out, plan_of)
     if moved := _moved(book, plan):
         place = _place(plan)
-        left += [
+        left_out += [
             LeftOut(place, id, "changed since the last sync: sync first") for id in sorted(moved)
         ]
         rows = [row for row in rows if row.values["id"] not in moved]
-        plan = _planned(rows, left, plan_of)
-    left += [LeftOut(_place(plan), one.target, one.why) for one in (*plan.no_ops, *plan.refused)]
+        plan = _planned(rows, left_out, plan_of)
+    skipped = (*plan.no_ops, *plan.refused)
+    left_out += [LeftOut(_place(plan), one.target, one.why) for one in skipped]
     if not plan.changes:
-        raise NothingToChange(left)
-    return Prepared(plan, forecast(book, plan), left, proposal.said)
+        raise NothingToChange(left_out)
+    return Prepared(plan, forecast(book, plan), left_out, proposal.said)
 
 
 def _planned(
-    rows: Sequence[Row], left: Sequence[LeftOut], plan_of: Callable[[Sequence[Row]], Plan]
+    rows: Sequence[Row], left_out: Sequence[LeftOut], plan_of: Callable[[Sequence[Row]], Plan]
 ) -> Plan:
     if not rows:
-        raise NothingToChange(left)
+        raise NothingToChange(left_out)
     return plan_of(rows)
 
 
@@ -137,7 +138,7 @@ def _place(plan: Plan) -> str:
 
 
 FORECAST_HEADINGS = ("", "before", "after", "change")
-LEFT_HEADINGS = ("", "left out", "why")
+LEFT_OUT_HEADINGS = ("", "left out", "why")
 
 
 def forecast_lines(lines: Sequence[Line]) -> list[tuple[str, ...]]:
@@ -161,10 +162,10 @@ def unmoved(lines: Sequence[Line]) -> list[str]:
     return [name for name in dict.fromkeys(line.measure for line in lines) if name not in moving]
 
 
-def left_lines(left: Sequence[LeftOut]) -> list[tuple[str, str, str]]:
-    """Cells of `LEFT_HEADINGS`: how many are left out for one reason, which, and why."""
+def left_out_lines(left_out: Sequence[LeftOut]) -> list[tuple[str, str, str]]:
+    """Cells of `LEFT_OUT_HEADINGS`: how many are left out for one reason, which, and why."""
     reasons: defaultdict[tuple[str, str], list[int | None]] = defaultdict(list)
-    for one in left:
+    for one in left_out:
         reasons[one.what, one.why].append(one.id)
     return [
         (f"{len(ids):,}", f"{what} {some([*map(str, ids)])}", why)

@@ -61,14 +61,14 @@ class MembershipChange:
         records = pick(book.read("memberships"), *names).to_dict("records")
         members: dict[int, dict[str, Any]] = {record["id"]: record for record in records}
         rows: list[ExactRow] = []
-        left: list[LeftOut] = []
+        left_out: list[LeftOut] = []
         for id in chosen:
             values, why = self._values(members.get(id))
             if why:
-                left.append(LeftOut("memberships", id, why))
+                left_out.append(LeftOut("memberships", id, why))
             else:
                 rows.append(ExactRow(len(rows) + 1, {"id": id, **values}))
-        return Proposal(rows, left)
+        return Proposal(rows, left_out)
 
     @property
     def _asked(self) -> dict[str, str]:

@@ -111,11 +111,11 @@ class PriceRise:
             billed[template].add(id)
         members = {member.id: member for member in rows.itertuples(index=False)}
         templates, others = _templates(book, billed), _others(book)
-        left: list[LeftOut] = []
+        left_out: list[LeftOut] = []
         raised: dict[int, list[int]] = {}
         for id in chosen:
             if why := _not_billed(members.get(id), templates):
-                left.append(LeftOut(MEMBERS, id, why))
+                left_out.append(LeftOut(MEMBERS, id, why))
             else:
                 raised.setdefault(int(members[id].billing_template_id), []).append(id)
         asked: list[ExactRow] = []
@@ -130,8 +130,8 @@ class PriceRise:
             if lines:
                 asked.append(ExactRow(len(asked) + 1, {"id": template, "items": lines}))
             else:
-                left += [LeftOut(MEMBERS, id, f"its template {why}") for id in ids]
-        return Proposal(asked, left, _range(asked, templates))
+                left_out += [LeftOut(MEMBERS, id, f"its template {why}") for id in ids]
+        return Proposal(asked, left_out, _range(asked, templates))
 
     def _lines(self, template: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         """The lines with their new prices; or none, and why."""

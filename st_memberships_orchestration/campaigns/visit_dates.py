@@ -65,7 +65,7 @@ class VisitDates:
         tried = {weeks: _tried(book, ids, weeks, peak) for weeks in self._shifts}
         load = Counter(visits["week"])
         rows: list[ExactRow] = []
-        left: list[LeftOut] = []
+        left_out: list[LeftOut] = []
         for id in ids:
             unmoved = tried[0][id]
             ways = {
@@ -75,7 +75,7 @@ class VisitDates:
             }
             if starts.isna()[id] or not ways:
                 why = f"no move of up to {self.most_weeks} weeks keeps all visits, none in {names}"
-                left.append(LeftOut("recurring services", id, why))
+                left_out.append(LeftOut("recurring services", id, why))
                 continue
             load.subtract(unmoved.weeks)
             weeks = min(ways, key=lambda weeks: max(load[week] for week in ways[weeks].weeks))
@@ -83,7 +83,7 @@ class VisitDates:
             start = (starts[id] + timedelta(weeks=weeks)).date().isoformat()
             rows.append(ExactRow(len(rows) + 1, {"id": id, "from": start}))
         said = f"{len(rows):,} of {len(ids):,} schedules are moved out of {names}."
-        return Proposal(rows, left, said)
+        return Proposal(rows, left_out, said)
 
     @property
     def _shifts(self) -> list[int]:

@@ -147,13 +147,13 @@ def assertions_of(feed: ExportFeed) -> list[Assertion]:
     return assertions
 
 
-def _fields(table: str, found: str) -> str:
-    """SQL that counts the records by the fields that `found` lists of each."""
+def _fields(table: str, wrong: str) -> str:
+    """SQL that counts the records by the fields that `wrong` lists of each."""
     # A table that no run of this release has opened yet has no flags.
     rows = f"select * from {table} union all by name select null::varchar as flags where false"
     return (
         "select tenant, field, count(*) as records, any_value(id) as example from "
-        f"(select tenant, id, unnest({found}) as field from ({rows})) group by tenant, field"
+        f"(select tenant, id, unnest({wrong}) as field from ({rows})) group by tenant, field"
     )
 
 

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from st_memberships_orchestration.campaigns.campaign import (
     FORECAST_HEADINGS,
-    LEFT_HEADINGS,
+    LEFT_OUT_HEADINGS,
     Campaign,
     Prepared,
     forecast_lines,
-    left_lines,
+    left_out_lines,
     prepare,
     unmoved,
 )
@@ -211,7 +211,7 @@ def _metadata(ready: Prepared) -> dict[str, Any]:
     )
     return {
         "forecast": dg.MetadataValue.md(said),
-        "left_out": table_of(LEFT_HEADINGS, cut(left_lines(ready.left))),
+        "left_out": table_of(LEFT_OUT_HEADINGS, cut(left_out_lines(ready.left_out))),
     }
 
 

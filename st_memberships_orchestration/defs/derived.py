@@ -72,7 +72,7 @@ HISTORY = {
     "invoice_template_versions": "history/invoice_templates",
     "call_outcomes": CALLS,
 }
-"""Arguments whose table is not called as they are; they may have a default."""
+"""Arguments whose table has another name than they have; they may have a default."""
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -337,7 +337,7 @@ _Fixed: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...] | None
 
 
 def _fixed(of: Mapping[str, pa.Array] | None) -> _Fixed:
-    """Ids as what can be looked up."""
+    """Ids in a form that can be a key of `_frames`."""
     if of is None:
         return None
     return tuple((name, tuple(sorted(ids.to_pylist()))) for name, ids in of.items())

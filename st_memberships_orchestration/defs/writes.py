@@ -74,7 +74,7 @@ from st_memberships_orchestration.writing.undo import reversal
 AUDIT_KEY = dg.AssetKey(AUDIT_TABLE.split("/"))
 APPLIED = ("plan", "job", "tenant", "applied by", "at", "succeeded")
 PLANS_SHOWN = 20
-LEFT_HEADINGS = ("line", "record", "why not")
+NOT_UNDONE_HEADINGS = ("line", "record", "why not")
 
 LOGGED_RESULTS = 500
 """Runs with more results log only those that went wrong, and every so many-th."""
@@ -300,7 +300,7 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
             tenant = tenant_of_account(writes.settings, account, done.tenant)
             back = reversal(done, servicetitan.client(tenant), writes.ledger)
             skipped = [(str(one.line), str(one.target or "new"), one.why) for one in back.left]
-            context.add_output_metadata({"not_undone": table_of(LEFT_HEADINGS, cut(skipped))})
+            context.add_output_metadata({"not_undone": table_of(NOT_UNDONE_HEADINGS, cut(skipped))})
             if back.kind is None or not back.rows:
                 why = "; ".join(dict.fromkeys(one.why for one in back.left)) or "nothing was done"
                 raise ValueError(f"there is nothing that can be undone: {why}")

@@ -21,10 +21,10 @@ from st_memberships_orchestration.lake.store import (
 )
 
 MOST_ROWS = 400_000
-"""A difference is looked for among so many rows at most: the whole is read as fast as more."""
+"""A difference is looked for among at most so many rows; with more, the whole is read as fast."""
 
 NAMED = 20
-"""Ids up to which they are named one by one in a condition, by which files are left out."""
+"""Up to so many ids are named in the condition, so that files without them are not read."""
 
 
 def changed_rows(

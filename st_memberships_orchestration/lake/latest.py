@@ -135,7 +135,7 @@ def _work(versions: DeltaTable, table: DeltaTable, tenant: str, modified: str) -
     met = _ids_met(scan(versions, tenant, ["id"], where), table, tenant)
     are_new = _batches(scan(versions, tenant, ["id", "batch"], where), met)
     fit = _adoptable(versions, table, tenant, seen)
-    only_here = len(met.repeated) and not len(met.there)
+    only_here = len(met.repeated) and not len(met.stored)
     surpassed = None
     if only_here and {file["max.batch"] for file in fit} >= {*are_new}:
         surpassed = _surpassed(versions, tenant, where, met, modified)
@@ -188,18 +188,18 @@ class _Overlap:
     """Ids that are met more than once: rows of all others are simply new.
 
     Attributes:
-        there: ids that the table holds.
+        stored: ids that the table holds.
         repeated: ids that several rows to apply have.
     """
 
-    there: np.ndarray
+    stored: np.ndarray
     repeated: np.ndarray
 
     def any(self) -> bool:
-        return bool(len(self.there) or len(self.repeated))
+        return bool(len(self.stored) or len(self.repeated))
 
     def among(self, ids: np.ndarray) -> np.ndarray:
-        return np.isin(ids, self.there) | np.isin(ids, self.repeated)
+        return np.isin(ids, self.stored) | np.isin(ids, self.repeated)
 
 
 def _ids_met(unseen: pa.RecordBatchReader, table: DeltaTable, tenant: str) -> _Overlap:
@@ -334,8 +334,8 @@ def _upsert(
     new = rows.filter(~is_met)
     changes = _newer(table, rows.filter(is_met), tenant, modified)
     ids = changes["id"].to_numpy()
-    replaced = int(np.isin(ids, met.there).sum())
-    met.there = np.union1d(met.there, ids)
+    replaced = int(np.isin(ids, met.stored).sum())
+    met.stored = np.union1d(met.stored, ids)
     if not replaced:
         append(table, pa.concat_tables([new, changes]), transaction=last)
     elif changes.num_rows <= FEW:
@@ -370,19 +370,19 @@ def _newest(table: DeltaTable, tenant: str, modified: str) -> datetime:
     return min(newest, datetime.max.replace(tzinfo=UTC) - cut) + cut
 
 
-def _decide(keys: pa.Table, there: pa.Table, modified: str) -> pa.ChunkedArray:
+def _decide(keys: pa.Table, stored: pa.Table, modified: str) -> pa.ChunkedArray:
     """Position of each id's newest row, where it is newer than what is there."""
     # Texts of one microsecond compare as numbers once the zone is off: "36.15" < "36.1576344".
     keys = keys.append_column("position", pa.array(range(keys.num_rows), pa.int64()))
-    there = there.append_column("position", pa.repeat(pa.scalar(-1, pa.int64()), there.num_rows))
-    with duckdb_over(keys=keys, there=there) as connection:
+    stored = stored.append_column("position", pa.repeat(pa.scalar(-1, pa.int64()), stored.num_rows))
+    with duckdb_over(keys=keys, stored=stored) as connection:
         decided = connection.sql(
             f"""
             with seen as (
                 select *, "{modified}" <= loaded_at as can_be, count(*) filter (not can_be) over (
                     partition by id order by loaded_at, position rows unbounded preceding
                 ) as impossible_before
-                from (from keys union all from there)
+                from (from keys union all from stored)
             )
             select arg_max(position, (
                 impossible_before, can_be, "{modified}", rtrim("{modified}_text", 'Z'), loaded_at,

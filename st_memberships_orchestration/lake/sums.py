@@ -1,8 +1,8 @@
-"""What a derived table's rows were laid out from, beside its files; what adds up goes on from it.
+"""The sums that a derived table's rows were laid out from, kept beside its files.
 
 One file per table and tenant, which Delta does not know: a folder that begins with `_` is none of
-its own. It holds for the rows that it was written with, and where it is gone, cut short, or is of
-others, all is computed anew.
+its own. It counts only for the rows that it was written with. Where it is gone, cut short, or of
+other rows, all is computed anew.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from st_memberships_orchestration.lake.store import BLOCK, Lake, files_of
 
 FOLDER = "_sums"
 OF = b"of"
-"""Each of the tables says of what rows it is, and how many tables and rows there are: the stream of
-a writer that was killed can end where another one would."""
+"""Metadata in which each of the tables says which rows it is of, and how many tables and rows there
+are: the stream of a writer that was killed can end where a whole one would."""
 
 
 def keep_sums(lake: Lake, name: str, tenant: str, origin: int, sums: Sequence[pa.Table]) -> None:

@@ -155,7 +155,7 @@ def _keys(rows: pa.Table, modified: str) -> np.ndarray:
 
 
 def _changes(
-    rows: pa.Table, there: pa.Table, untimed: pa.ChunkedArray, modified: str
+    rows: pa.Table, stored: pa.Table, untimed: pa.ChunkedArray, modified: str
 ) -> dict[str, np.ndarray]:
     """Positions of the rows that say another thing than the one before, with that id and time.
 
@@ -164,20 +164,20 @@ def _changes(
     time in the future: whatever time they show, it comes after that.
     """
     content = [f'"{f.name}"' for f in rows.schema if not pa.types.is_timestamp(f.type)]
-    rows, there = (
+    rows, stored = (
         part.append_column(
             "time", pc.if_else(pc.is_in(part["id"], untimed), None, part[f"{modified}_text"])
         )
-        for part in (rows, there)
+        for part in (rows, stored)
     )
     numbered = rows.append_column("position", pa.array(range(rows.num_rows), pa.int64()))
-    with duckdb_over(numbered=numbered, there=there) as connection:
+    with duckdb_over(numbered=numbered, stored=stored) as connection:
         return connection.sql(
             f"""
             with shown as (
                 select id, time, row({", ".join(content)}) as content, position from numbered
                 union all
-                select id, time, row({", ".join(content)}), -1 from there
+                select id, time, row({", ".join(content)}), -1 from stored
                 qualify row_number() over (partition by id, time order by batch desc) = 1
             ), changed as (
                 from shown

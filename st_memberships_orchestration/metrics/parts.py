@@ -45,8 +45,8 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "memberships": {"billing_template_id": TEMPLATE},
     "membership_versions": {"billing_template_id": TEMPLATE},
 }
-"""Columns that name what a row depends on, and which does not depend on the row: two memberships
-that are billed from one template have nothing to do with each other."""
+"""Columns that name what a row depends on, where that does not depend on the row in turn: two
+memberships that are billed from one template have nothing to do with each other."""
 
 KEYS = {
     "membership_id": MEMBERSHIP,
@@ -56,7 +56,7 @@ KEYS = {
     "invoice_template_id": TEMPLATE,
     "location_id": LOCATION,
 }
-"""Columns of derived tables by which their rows can be independent (`Table.key`), and what of."""
+"""Columns of derived tables that can be their `Table.key`, and what each of them names."""
 
 
 def links_of(source: str, key: tuple[str, ...]) -> Mapping[str, str]:
@@ -75,7 +75,8 @@ def touched(
     """All records that hang together with changed ones.
 
     Args:
-        changed: by source, rows that are another than before or are gone, as they were and are.
+        changed: by source, the rows that differ from before or are gone, as they were and as they
+            are.
         rows: by source, all rows as they are, with `LINKS` and `NAMES`.
         key: of the derived table.
     """
@@ -99,12 +100,12 @@ def touched(
     return known
 
 
-def _added(known: dict[str, pa.Array], found: list[tuple[str, pa.ChunkedArray]]) -> Ids:
-    """What is not known yet of the ids found. It is from then on."""
+def _added(known: dict[str, pa.Array], named: list[tuple[str, pa.ChunkedArray]]) -> Ids:
+    """Of the ids that are named those that are not known yet; from then on they are."""
     new: dict[str, pa.Array] = {}
-    for what in {what for what, _ in found}:
+    for what in {what for what, _ in named}:
         ids = pc.unique(
-            pa.chunked_array([c for w, ids in found if w == what for c in ids.chunks], pa.int64())
+            pa.chunked_array([c for w, ids in named if w == what for c in ids.chunks], pa.int64())
         )
         ids = ids.drop_null()
         if what in known:

@@ -19,15 +19,16 @@ from st_memberships_orchestration.metrics.frames import Column, Frame, working
 Given = ParamSpec("Given")
 
 Summing: TypeAlias = Generator[pa.Table, Frame, pd.DataFrame]
-"""A metric under way. What it yields sums of, it does not look at any more."""
+"""A metric under way: it yields the sums of its own records, is sent those of the whole account,
+and returns the rows that follow from these alone."""
 
 RECORDS = "records"
-"""How many rows stand behind sums. Where there are none, there are no sums; before it stands what
-they are sums by."""
+"""Column with the number of rows behind sums; sums of no row are left out. The columns before it
+say what they are sums by."""
 
 
 class NoPart(Exception):
-    """Sums were to be taken from others in which they are not."""
+    """The sums of a part were to be taken out of those of the whole, which does not have them."""
 
 
 def counted(rows: Frame, by: Sequence[str], *measures: str) -> pa.Table:

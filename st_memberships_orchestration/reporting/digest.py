@@ -67,7 +67,7 @@ def make_digest(tables: Mapping[str, pa.Table], facts: Provenance, *, link: str)
         link: where its report is shown.
     """
     account, day = facts.account, facts.made_at.date()
-    figures_of = figures(
+    numbers = figures(
         tables,
         tenant=facts.tenant,
         tenants=[facts.tenant],
@@ -75,11 +75,11 @@ def make_digest(tables: Mapping[str, pa.Table], facts: Provenance, *, link: str)
         users=account.users,
         queries=DIGEST,
     )
-    headline = figures_of["headlines"][0]
-    calls = figures_of["calls"]
+    headline = numbers["headlines"][0]
+    calls = numbers["calls"]
     parts = [
         _now(headline, account),
-        _yesterday(figures_of, facts, day - timedelta(days=1)),
+        _yesterday(numbers, facts, day - timedelta(days=1)),
         _calls(calls, facts),
         _faults(headline, facts),
         f"The whole report: {link}",
@@ -106,14 +106,14 @@ def _now(headline: Row, account: Account) -> str:
     return f"Members: {formats.count(headline['members'])}\nMRR: {mrr}"
 
 
-def _yesterday(found: Mapping[str, list[Row]], facts: Provenance, day: date) -> str:
+def _yesterday(numbers: Mapping[str, list[Row]], facts: Provenance, day: date) -> str:
     title = f"Yesterday, {day:%A} {formats.day(day)}"
-    row = next((row for row in found["days"] if row["day"] == day), None)
+    row = next((row for row in numbers["days"] if row["day"] == day), None)
     if row is None or not row["is_complete"]:  # it was not over when that was derived
         return f"{title}\nNot computed yet."
     lines = [title, _members_of(row), _mrr_of(row, facts.account.currency)]
-    visits = next((row for row in found["visit_days"] if row["day"] == day), None)
-    if not (found["visit_days"] or "visits" in facts.as_of):
+    visits = next((row for row in numbers["visit_days"] if row["day"] == day), None)
+    if not (numbers["visit_days"] or "visits" in facts.as_of):
         lines.append("Visits: not computed yet.")
     elif visits is None:
         lines.append("Visits: none was due.")

@@ -166,17 +166,17 @@ class Unusual:
 
 
 def unusual(
-    record: Mapping[str, Any], known: Mapping[str, Column], path: tuple[str, ...] = ()
+    record: Mapping[str, Any], fields: Mapping[str, Column], path: tuple[str, ...] = ()
 ) -> Iterator[Unusual]:
     """What the columns do not say of a record.
 
     Args:
         record: its fields by their names on the wire; such as break its contract are passed over.
-        known: its columns by the same names.
+        fields: its columns by the same names.
         path: the fields that lead to it, if it is nested.
     """
     for name, value in record.items():
-        column = known.get(name)
+        column = fields.get(name)
         if column is None:
             yield Unusual(UNKNOWN, (*path, name))
             continue
@@ -200,9 +200,9 @@ def _kind(value: Any, column: Column) -> str | None:
     return None
 
 
-def outside(found: Iterable[Unusual]) -> dict[str, None]:
+def outside(odd: Iterable[Unusual]) -> dict[str, None]:
     """Names on the wire of the fields that the columns cannot hold, each once."""
-    return {each.path[0]: None for each in found if each.kind != NEW_WORD}
+    return {each.path[0]: None for each in odd if each.kind != NEW_WORD}
 
 
 def row_of(record: Record, model: type[Record]) -> dict[str, Any]:
@@ -212,10 +212,10 @@ def row_of(record: Record, model: type[Record]) -> dict[str, Any]:
     return dict(zip(names, map(_held, fields.values()), strict=True))
 
 
-def beside(extra: Mapping[str, str], found: Iterable[Unusual]) -> dict[str, str | None]:
+def beside(extra: Mapping[str, str], odd: Iterable[Unusual]) -> dict[str, str | None]:
     """The cells `extra` and `flags`; of `extra` each field's JSON is given."""
     members = ", ".join(f"{json_text(name)}: {text}" for name, text in extra.items())
-    flags = ", ".join(dict.fromkeys(map(str, found)))
+    flags = ", ".join(dict.fromkeys(map(str, odd)))
     return {"extra": f"{{{members}}}" if extra else None, "flags": flags or None}
 
 

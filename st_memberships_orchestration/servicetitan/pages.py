@@ -247,8 +247,8 @@ class _Sent:
     found: Sequence[Unusual] = ()
 
 
-def _is_plain(found: Iterable[Unusual]) -> bool:
-    return all(each.kind == UNKNOWN for each in found)
+def _is_plain(odd: Iterable[Unusual]) -> bool:
+    return all(each.kind == UNKNOWN for each in odd)
 
 
 class _Reader:

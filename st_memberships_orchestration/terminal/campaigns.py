@@ -11,11 +11,11 @@ from rich.text import Text
 
 from st_memberships_orchestration.campaigns.campaign import (
     FORECAST_HEADINGS,
-    LEFT_HEADINGS,
+    LEFT_OUT_HEADINGS,
     Campaign,
     Prepared,
     forecast_lines,
-    left_lines,
+    left_out_lines,
     prepare,
     unmoved,
 )
@@ -165,8 +165,8 @@ def _run(
 
 
 def _show_forecast(ready: Prepared) -> None:
-    if ready.left:
-        show(LEFT_HEADINGS, left_lines(ready.left))
+    if ready.left_out:
+        show(LEFT_OUT_HEADINGS, left_out_lines(ready.left_out))
     _table(FORECAST_HEADINGS, forecast_lines(ready.lines))
     still = unmoved(ready.lines)
     if ready.said:

@@ -785,10 +785,10 @@ def _entry(row: sa.Row[Any]) -> Entry:
     return Entry(**{**values, **texts, **times})
 
 
-def _in_the_way(plan: Plan, there: Sequence[Entry], content: str) -> str | None:
+def _in_the_way(plan: Plan, entries: Sequence[Entry], content: str) -> str | None:
     """Why a change must not be planned, by what stands on its record; None if nothing does."""
     kind = plan.of_kind()
-    for entry in there:
+    for entry in entries:
         if entry.is_open:
             return f"in the way: {entry.said}"
         if entry.content_hash != content:

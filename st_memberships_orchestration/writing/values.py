@@ -71,18 +71,18 @@ def state(record: Record, fields: Iterable[str]) -> Plain:
     return {name: whole[name] for name in fields}
 
 
-def same(wanted: Any, found: Any, before: Any = None) -> bool:
-    """Whether `found` is what was `wanted`.
+def same(wanted: Any, now: Any, before: Any = None) -> bool:
+    """Whether what there is `now` is what was `wanted`.
 
     The order of lists does not count; of the lines of a template only what was asked for does.
     """
     if isinstance(wanted, dict) and COPY_OF in wanted:
-        return found not in (None, before, wanted[COPY_OF])
-    if isinstance(wanted, list) and isinstance(found, list):
-        if any(isinstance(item, dict) for item in [*wanted, *found]):
-            return _same_lines(wanted, found)
-        return sorted(map(text_of, wanted)) == sorted(map(text_of, found))
-    return text_of(wanted) == text_of(found)
+        return now not in (None, before, wanted[COPY_OF])
+    if isinstance(wanted, list) and isinstance(now, list):
+        if any(isinstance(item, dict) for item in [*wanted, *now]):
+            return _same_lines(wanted, now)
+        return sorted(map(text_of, wanted)) == sorted(map(text_of, now))
+    return text_of(wanted) == text_of(now)
 
 
 def text_of(value: Any) -> str:
@@ -96,8 +96,8 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def _same_lines(wanted: list[Plain], found: list[Plain]) -> bool:
-    unmatched = list(found)
+def _same_lines(wanted: list[Plain], now: list[Plain]) -> bool:
+    unmatched = list(now)
     for line in sorted(wanted, key=lambda line: line.get("id") is None):
         match = next((other for other in unmatched if _is_line(line, other)), None)
         if match is None:
@@ -106,9 +106,9 @@ def _same_lines(wanted: list[Plain], found: list[Plain]) -> bool:
     return not unmatched
 
 
-def _is_line(wanted: Plain, found: Plain) -> bool:
+def _is_line(wanted: Plain, now: Plain) -> bool:
     asked = {name: then for name, then in wanted.items() if name != "id" or then is not None}
-    return text_of(asked) == text_of({name: found.get(name) for name in asked})
+    return text_of(asked) == text_of({name: now.get(name) for name in asked})
 
 
 def _named(model: BaseModel, names: Any) -> Plain:
