@@ -154,35 +154,41 @@ def _after_runs(
     """
     ended = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     records = instance.get_run_records(dg.RunsFilter(statuses=ended, updated_after=since))
-    known = dict(failing)
+    failing = dict(failing)
     for record in sorted(records, key=lambda r: r.end_time or 0):
-        run = record.dagster_run
-        job = _job(run)
+        run, job = record.dagster_run, _job(record.dagster_run)
+        failed = run.status == dg.DagsterRunStatus.FAILURE
+        if failed and run.tags.get("dagster/will_retry") == "true":
+            continue
         for tenant in _tenants(run, settings):
-            causes: dict[str, tuple[dict[str, Any], list[str]]] = {}
-            if run.status == dg.DagsterRunStatus.FAILURE:
-                if run.tags.get("dagster/will_retry") == "true":
-                    continue
-                at = datetime.fromtimestamp(record.end_time or 0, UTC)
-                for failed in failures_of(instance, run.run_id):
-                    if tenant and failed.tenant not in ("", tenant):
-                        continue
-                    problem = _of_run(settings, run, job, tenant or failed.tenant, failed, at)
-                    causes[problem["key"]] = (problem, [job])
-            for key, (_, jobs) in list(known.items()):
-                whose = known[key][0]["tenant"]
+            causes = _causes(instance, settings, record, tenant) if failed else {}
+            for key, (problem, jobs) in list(failing.items()):
                 # A run that failed before it knew its tenant is over with any of its job.
-                concerned = (tenant == "" or whose in ("", tenant)) and job in jobs
+                concerned = (tenant == "" or problem["tenant"] in ("", tenant)) and job in jobs
                 if concerned and key not in causes:
-                    others = [j for j in jobs if j != job] if causes else []
-                    if others:
-                        known[key] = (known[key][0], others)
+                    others = [other for other in jobs if other != job]
+                    if causes and others:
+                        failing[key] = (problem, others)
                     else:
-                        del known[key]
-            for key, (problem, jobs) in causes.items():
-                first, before = known.get(key, (problem, []))
-                known[key] = (first, sorted({*before, *jobs}))
-    return known
+                        del failing[key]
+            for key, problem in causes.items():
+                first, jobs = failing.get(key, (problem, []))
+                failing[key] = (first, sorted({*jobs, job}))
+    return failing
+
+
+def _causes(
+    instance: dg.DagsterInstance, settings: Settings, record: dg.RunRecord, tenant: str
+) -> dict[str, dict[str, Any]]:
+    """Key -> problem: what stopped a run, as far as it is about the tenant."""
+    run = record.dagster_run
+    at = datetime.fromtimestamp(record.end_time or 0, UTC)
+    problems = [
+        _of_run(settings, run, _job(run), tenant or failed.tenant, failed, at)
+        for failed in failures_of(instance, run.run_id)
+        if not tenant or failed.tenant in ("", tenant)
+    ]
+    return {problem["key"]: problem for problem in problems}
 
 
 def _tenants(run: dg.DagsterRun, settings: Settings) -> list[str]:
