@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 import pandas as pd
 
 from st_memberships_orchestration.campaigns.book import Book
-from st_memberships_orchestration.campaigns.forecast import Line, forecast
+from st_memberships_orchestration.campaigns.forecast import ForecastLine, forecast
 from st_memberships_orchestration.metrics.frames import pick
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import MODIFIED
@@ -42,7 +42,7 @@ class NothingToChange(ValueError):
 
 
 @dataclass(frozen=True)
-class Proposal:
+class Draft:
     """Rows of a plan, who is left out of it, and what else is to be said."""
 
     rows: Sequence[Row]
@@ -65,7 +65,7 @@ class Campaign(Protocol):
         """What is asked, for people."""
         ...
 
-    def propose(self, book: Book, chosen: Sequence[int]) -> Proposal:
+    def propose(self, book: Book, chosen: Sequence[int]) -> Draft:
         """Rows for those who are chosen, and who is left out."""
         ...
 
@@ -75,7 +75,7 @@ class Prepared:
     """A campaign that can be approved: its plan, what it would do, and who is left out of it."""
 
     plan: Plan
-    lines: Sequence[Line]
+    lines: Sequence[ForecastLine]
     left_out: Sequence[LeftOut]
     said: str
 
@@ -97,8 +97,8 @@ def prepare(
     Raises:
         NothingToChange: nobody is chosen, or nothing is left to change.
     """
-    proposal = campaign.propose(book, chosen)
-    rows, left_out = list(proposal.rows), list(proposal.left_out)
+    draft = campaign.propose(book, chosen)
+    rows, left_out = list(draft.rows), list(draft.left_out)
     plan = _planned(rows, left_out, plan_of)
     if moved := _moved(book, plan):
         place = _place(plan)
@@ -111,7 +111,7 @@ def prepare(
     left_out += [LeftOut(_place(plan), one.target, one.why) for one in skipped]
     if not plan.changes:
         raise NothingToChange(left_out)
-    return Prepared(plan, forecast(book, plan), left_out, proposal.said)
+    return Prepared(plan, forecast(book, plan), left_out, draft.said)
 
 
 def _planned(
@@ -141,7 +141,7 @@ FORECAST_HEADINGS = ("", "before", "after", "change")
 LEFT_OUT_HEADINGS = ("", "left out", "why")
 
 
-def forecast_lines(lines: Sequence[Line]) -> list[tuple[str, ...]]:
+def forecast_lines(lines: Sequence[ForecastLine]) -> list[tuple[str, ...]]:
     """Cells of `FORECAST_HEADINGS`: of each measure that changes at all, every number."""
     still = unmoved(lines)
     return [
@@ -156,7 +156,7 @@ def forecast_lines(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     ]
 
 
-def unmoved(lines: Sequence[Line]) -> list[str]:
+def unmoved(lines: Sequence[ForecastLine]) -> list[str]:
     """Measures that do not change."""
     moving = {line.measure for line in lines if line.after != line.before}
     return [name for name in dict.fromkeys(line.measure for line in lines) if name not in moving]

@@ -59,7 +59,7 @@ Numbers: TypeAlias = dict[tuple[str, date | None], Decimal]
 
 
 @dataclass(frozen=True)
-class Line:
+class ForecastLine:
     """One number, with and without the plan: of the account, and of the plan's own records."""
 
     measure: str
@@ -105,14 +105,16 @@ class Effect:
         return {key: value for measure in self.measures for key, value in measure(book).items()}
 
 
-def forecast(book: Book, plan: Plan) -> list[Line]:
+def forecast(book: Book, plan: Plan) -> list[ForecastLine]:
     """The numbers with and without a plan, each computed by the same functions."""
     effect, ids = EFFECTS[plan.kind], targets_of(plan)
     changed = effect.changed(book, plan)
     views = [book, changed, effect.part(book, ids), effect.part(changed, ids)]
     numbered = [effect.numbers(view) for view in views]
     keys = dict.fromkeys(key for numbers in numbered for key in numbers)
-    return [Line(*key, *(numbers.get(key, Decimal(0)) for numbers in numbered)) for key in keys]
+    return [
+        ForecastLine(*key, *(numbers.get(key, Decimal(0)) for numbers in numbered)) for key in keys
+    ]
 
 
 def targets_of(plan: Plan) -> frozenset[int]:
@@ -332,13 +334,13 @@ EFFECTS: Mapping[str, Effect] = {
 # Kept with the plan
 
 
-def keep_forecast(lake: Lake, plan: Plan, lines: Sequence[Line], now: datetime) -> None:
+def keep_forecast(lake: Lake, plan: Plan, lines: Sequence[ForecastLine], now: datetime) -> None:
     """Keep the forecast of a plan."""
     common = {"tenant": plan.tenant, "plan": plan.hash, "made_at": now}
     _append(lake, pa.Table.from_pylist([common | asdict(line) for line in lines], SCHEMA))
 
 
-def kept_forecast(lake: Lake, plan: Plan) -> list[Line]:
+def kept_forecast(lake: Lake, plan: Plan) -> list[ForecastLine]:
     """The newest forecast of a plan.
 
     Raises:
@@ -349,8 +351,8 @@ def kept_forecast(lake: Lake, plan: Plan) -> list[Line]:
     if not rows:
         raise ValueError(f"The plan {plan.hash[:12]} has no forecast: it is of no campaign.")
     newest = max(row["made_at"] for row in rows)
-    names = [field.name for field in fields(Line)]
-    return [Line(*(row[n] for n in names)) for row in rows if row["made_at"] == newest]
+    names = [field.name for field in fields(ForecastLine)]
+    return [ForecastLine(*(row[n] for n in names)) for row in rows if row["made_at"] == newest]
 
 
 def newest_forecasts(lake: Lake, tenants: Sequence[str], most: int) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from st_memberships_orchestration.campaigns.book import Book
-from st_memberships_orchestration.campaigns.campaign import LeftOut, Proposal
+from st_memberships_orchestration.campaigns.campaign import Draft, LeftOut
 from st_memberships_orchestration.campaigns.choice import RUNNING
 from st_memberships_orchestration.metrics.frames import pick
 from st_memberships_orchestration.writing.plans import ExactRow
@@ -55,7 +55,7 @@ class MembershipChange:
         """What is asked, for people."""
         return f"set {', '.join(f'{column} {word}' for column, word in self._asked.items())}"
 
-    def propose(self, book: Book, chosen: Sequence[int]) -> Proposal:
+    def propose(self, book: Book, chosen: Sequence[int]) -> Draft:
         """A row for each running membership that is chosen."""
         names = ("id", "status", "is_deleted", *DATES)
         records = pick(book.read("memberships"), *names).to_dict("records")
@@ -68,7 +68,7 @@ class MembershipChange:
                 left_out.append(LeftOut("memberships", id, why))
             else:
                 rows.append(ExactRow(len(rows) + 1, {"id": id, **values}))
-        return Proposal(rows, left_out)
+        return Draft(rows, left_out)
 
     @property
     def _asked(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from st_memberships_orchestration.campaigns.book import Book
-from st_memberships_orchestration.campaigns.campaign import LeftOut, Proposal, some
+from st_memberships_orchestration.campaigns.campaign import Draft, LeftOut, some
 from st_memberships_orchestration.campaigns.choice import RUNNING
 from st_memberships_orchestration.metrics.frames import pick
 from st_memberships_orchestration.metrics.revenue import ONE_TIME
@@ -101,7 +101,7 @@ class PriceRise:
         if self.line == ALL and not self.rule.is_share:
             raise ValueError("all lines of a template can be raised by a percentage only")
 
-    def propose(self, book: Book, chosen: Sequence[int]) -> Proposal:
+    def propose(self, book: Book, chosen: Sequence[int]) -> Draft:
         """A row for each template that bills chosen members, and who is left out."""
         names = ("id", "status", "is_deleted", "billing_frequency", "billing_template_id")
         rows = pick(book.read("memberships"), *names)
@@ -131,7 +131,7 @@ class PriceRise:
                 asked.append(ExactRow(len(asked) + 1, {"id": template, "items": lines}))
             else:
                 left_out += [LeftOut(MEMBERS, id, f"its template {why}") for id in ids]
-        return Proposal(asked, left_out, _range(asked, templates))
+        return Draft(asked, left_out, _range(asked, templates))
 
     def _lines(self, template: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         """The lines with their new prices; or none, and why."""

@@ -8,7 +8,7 @@ from decimal import Decimal
 from st_memberships_orchestration.campaigns.book import Book
 from st_memberships_orchestration.campaigns.forecast import (
     EFFECTS,
-    Line,
+    ForecastLine,
     kept_forecast,
     targets_of,
 )
@@ -22,7 +22,7 @@ RESULT_HEADINGS = ("", "before", "forecast", "now")
 
 
 @dataclass(frozen=True)
-class Result:
+class CampaignResult:
     """What came of a plan.
 
     Attributes:
@@ -34,7 +34,7 @@ class Result:
 
     outcomes: Counter[str]
     unread: int
-    lines: Sequence[tuple[Line, Decimal | None]]
+    lines: Sequence[tuple[ForecastLine, Decimal | None]]
 
     @property
     def said(self) -> str:
@@ -63,7 +63,7 @@ class Result:
         ]
 
 
-def result_of(lake: Lake, book: Book, plan: Plan) -> Result:
+def result_of(lake: Lake, book: Book, plan: Plan) -> CampaignResult:
     """What came of a plan against its forecast, as far as the tables know.
 
     Raises:
@@ -81,7 +81,7 @@ def result_of(lake: Lake, book: Book, plan: Plan) -> Result:
         if row["outcome"] == Status.SUCCEEDED
         and not (row["record_id"] in read and read[row["record_id"]] > row["sent_at"])
     ]
-    return Result(
+    return CampaignResult(
         Counter(row["outcome"] for row in audit),
         len(unread),
         [

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import ClassVar, NamedTuple
 
 from st_memberships_orchestration.campaigns.book import Book
-from st_memberships_orchestration.campaigns.campaign import LeftOut, Proposal
+from st_memberships_orchestration.campaigns.campaign import Draft, LeftOut
 from st_memberships_orchestration.campaigns.forecast import moved, of_services, open_visits
 from st_memberships_orchestration.metrics.frames import Frame, month_number, month_start, pick
 from st_memberships_orchestration.writing.plans import ExactRow
@@ -53,7 +53,7 @@ class VisitDates:
         months = ", ".join(self.months) or "the busiest month"
         return f"visits out of {months} by at most {self.most_weeks} weeks"
 
-    def propose(self, book: Book, chosen: Sequence[int]) -> Proposal:
+    def propose(self, book: Book, chosen: Sequence[int]) -> Draft:
         """A row for each schedule that comes in the peak and can be moved out of it."""
         visits = open_visits(book, MONTHS_AHEAD, booked=True)
         peak = self._peak(book, visits)
@@ -83,7 +83,7 @@ class VisitDates:
             start = (starts[id] + timedelta(weeks=weeks)).date().isoformat()
             rows.append(ExactRow(len(rows) + 1, {"id": id, "from": start}))
         said = f"{len(rows):,} of {len(ids):,} schedules are moved out of {names}."
-        return Proposal(rows, left_out, said)
+        return Draft(rows, left_out, said)
 
     @property
     def _shifts(self) -> list[int]:

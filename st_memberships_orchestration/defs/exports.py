@@ -79,11 +79,11 @@ def build_assets(
             )
             return reader.read(window)
 
-        work = _Work(lake, tenants, context.selected_asset_keys, window, read)
+        sync = _Sync(lake, tenants, context.selected_asset_keys, window, read)
         failed: list[_Failed] = []
         # A long one that is begun last is read alone at the end.
         feeds = sorted(FEEDS, key=lambda feed: not feed.is_long)
-        for result in read_ahead(*map(work.bring, feeds), threads=FEEDS_AT_ONCE):
+        for result in read_ahead(*map(sync.bring, feeds), threads=FEEDS_AT_ONCE):
             if isinstance(result, _Failed):
                 context.log.error("%s of %s: %s", result.feed.name, result.tenant, result.error)
                 failed.append(result)
@@ -196,7 +196,7 @@ class _Failed:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Sync:
     """What a run does of each feed.
 
     Attributes:

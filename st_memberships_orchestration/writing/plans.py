@@ -320,8 +320,9 @@ def draw(
         Refused: it must not be made.
     """
     wanted = kind.wanted(change)
-    proposal = Proposal(change, record, wanted, kind.before(record, wanted), occasion)
-    kind.examine(proposal, lookups, confirmed)
+    before = kind.before(record, wanted)
+    proposal = Proposal(change, record, wanted, before, occasion, confirmed)
+    kind.examine(proposal, lookups)
     return PlannedChange(
         line=line,
         target=target,

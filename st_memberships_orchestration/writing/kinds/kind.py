@@ -64,6 +64,7 @@ class Proposal(Generic[C, R]):
         wanted: what the record should have afterwards; a kind may add or correct.
         before: what it has now, to compare with later; a kind may add.
         occasion: why it is asked once more, if it is.
+        confirmed: what was explicitly confirmed.
         money: money that the change touches, in the account's currency; None if none.
         warnings: what a person should know before approving.
     """
@@ -73,6 +74,7 @@ class Proposal(Generic[C, R]):
     wanted: Plain
     before: Plain = field(default_factory=dict)
     occasion: str = ""
+    confirmed: Sequence[str] = ()
     money: Decimal | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -135,7 +137,7 @@ class Kind(ABC, Generic[C, R]):
         readable = {name.removesuffix("_") for name in self.record.model_fields}
         return {name: value for name, value in plain(change).items() if name in readable}
 
-    def examine(self, proposal: Proposal[C, R], lookups: Lookups, confirmed: Sequence[str]) -> None:
+    def examine(self, proposal: Proposal[C, R], lookups: Lookups) -> None:
         """Add what a person should know.
 
         Raises:

@@ -73,19 +73,14 @@ class UpdateMemberships(Kind[MembershipUpdate, Membership]):
         return values, cannot
 
     @override
-    def examine(
-        self,
-        proposal: Proposal[MembershipUpdate, Membership],
-        lookups: Lookups,
-        confirmed: Sequence[str],
-    ) -> None:
+    def examine(self, proposal: Proposal[MembershipUpdate, Membership], lookups: Lookups) -> None:
         change, record = proposal.change, proposal.record
         if change.status == MembershipStatus.DELETED:
             raise Refused("Deleted removes the membership for good; cancel with status Canceled")
         if record.status == MembershipStatus.DELETED:
             raise Refused("the membership is Deleted")
         if change.recurring_service_action == RecurringServiceAction.NONE:
-            _confirm_no_services(confirmed)
+            _confirm_no_services(proposal.confirmed)
         if change.billing_template_id is not None:
             self._examine_template(proposal, lookups.template(change.billing_template_id))
         if change.initial_deferred_revenue is not None:
@@ -150,12 +145,7 @@ class SellMemberships(Creation[MembershipSale, Membership]):
         lookups.read_customers(sale.customer_id for sale in changes)
 
     @override
-    def examine(
-        self,
-        proposal: Proposal[MembershipSale, Membership],
-        lookups: Lookups,
-        confirmed: Sequence[str],
-    ) -> None:
+    def examine(self, proposal: Proposal[MembershipSale, Membership], lookups: Lookups) -> None:
         sale = proposal.change
         if sale.duration_billing_id not in lookups.options:
             raise Refused(f"no membership type has the option {sale.duration_billing_id}")
@@ -163,7 +153,7 @@ class SellMemberships(Creation[MembershipSale, Membership]):
         if not option.active:
             raise Refused(f"the option {sale.duration_billing_id} is not on offer any more")
         if sale.recurring_service_action == RecurringServiceAction.NONE:
-            _confirm_no_services(confirmed)
+            _confirm_no_services(proposal.confirmed)
         proposal.wanted |= {
             "membership_type_id": type_id,
             "duration": option.duration,
@@ -172,10 +162,10 @@ class SellMemberships(Creation[MembershipSale, Membership]):
         proposal.money = option.sale_price
         proposal.warnings.append(_offer(lookups.type_names.get(type_id, str(type_id)), option))
         held = lookups.held(sale.customer_id)
-        proposal.before = {BASELINE: sorted(other.id for other in held)}
-        for other in held:
-            if other.id not in lookups.ours and _is_held(sale, type_id, other):
-                said = f"the customer has membership {other.id} of this type, {other.status}"
+        proposal.before = {BASELINE: sorted(there.id for there in held)}
+        for there in held:
+            if there.id not in lookups.ours and _is_held(sale, type_id, there):
+                said = f"the customer has membership {there.id} of this type, {there.status}"
                 if not proposal.occasion:
                     raise Refused(f"{said}; a sale beside it needs an occasion of its own")
                 proposal.warnings.append(said)

@@ -46,10 +46,7 @@ class UpdateRecurringServices(Kind[RecurringServiceUpdate, RecurringService]):
 
     @override
     def examine(
-        self,
-        proposal: Proposal[RecurringServiceUpdate, RecurringService],
-        lookups: Lookups,
-        confirmed: Sequence[str],
+        self, proposal: Proposal[RecurringServiceUpdate, RecurringService], lookups: Lookups
     ) -> None:
         change = proposal.change
         for name in ("invoice_template_id", "invoice_template_for_following_years_id"):

@@ -100,10 +100,7 @@ class UpdateInvoiceTemplates(Kind[InvoiceTemplateUpdate, InvoiceTemplate]):
 
     @override
     def examine(
-        self,
-        proposal: Proposal[InvoiceTemplateUpdate, InvoiceTemplate],
-        lookups: Lookups,
-        confirmed: Sequence[str],
+        self, proposal: Proposal[InvoiceTemplateUpdate, InvoiceTemplate], lookups: Lookups
     ) -> None:
         change, record = proposal.change, proposal.record
         if change.name is not None and not record.is_settings_template:
@@ -150,10 +147,7 @@ class CreateInvoiceTemplates(Creation[InvoiceTemplateCreate, InvoiceTemplate]):
 
     @override
     def examine(
-        self,
-        proposal: Proposal[InvoiceTemplateCreate, InvoiceTemplate],
-        lookups: Lookups,
-        confirmed: Sequence[str],
+        self, proposal: Proposal[InvoiceTemplateCreate, InvoiceTemplate], lookups: Lookups
     ) -> None:
         items = proposal.change.items
         if not items:

@@ -46,10 +46,7 @@ class MarkEventsComplete(_Visit):
 
     @override
     def examine(
-        self,
-        proposal: Proposal[EventJob, RecurringServiceEvent],
-        lookups: Lookups,
-        confirmed: Sequence[str],
+        self, proposal: Proposal[EventJob, RecurringServiceEvent], lookups: Lookups
     ) -> None:
         job = proposal.record.job_id
         if job is not None and job != proposal.wanted["job_id"]:
@@ -75,10 +72,7 @@ class MarkEventsIncomplete(_Visit):
 
     @override
     def examine(
-        self,
-        proposal: Proposal[EventJob, RecurringServiceEvent],
-        lookups: Lookups,
-        confirmed: Sequence[str],
+        self, proposal: Proposal[EventJob, RecurringServiceEvent], lookups: Lookups
     ) -> None:
         job, named = proposal.record.job_id, proposal.change.job_id
         if job is not None and job != named:
