@@ -32,8 +32,8 @@ from st_memberships_orchestration.defs.writes import (
     Work,
     Writes,
     failures,
+    job_of,
     op_name,
-    run_config,
     table_of,
 )
 from st_memberships_orchestration.escaping import markdown, markdown_table, visible
@@ -188,18 +188,8 @@ def _job(
     description = f"{title}, and forecasts what it does. Sends nothing."
     op = dg.op(name=op_name(name), description=description)(plan)
 
-    @dg.job(
-        name=name,
-        description=f"{description} The plan is applied by the job of its kind, with its hash.",
-        config=run_config(name, **prefilled),
-        tags={"dagster/max_retries": "0"},
-        executor_def=dg.in_process_executor,
-        resource_defs=resources,
-    )
-    def job() -> None:
-        op()
-
-    return job
+    description += " The plan is applied by the job of its kind, with its hash."
+    return job_of(name, op, description, resources, **prefilled)
 
 
 def _metadata(ready: Prepared) -> dict[str, Any]:
@@ -245,14 +235,5 @@ def _result_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
                 {"result": dg.MetadataValue.md(table), "outcomes": visible(came.said)}
             )
 
-    @dg.job(
-        name="campaign_result",
-        description=description,
-        config=run_config("campaign_result", plan=""),
-        executor_def=dg.in_process_executor,
-        resource_defs={name: resources[name] for name in ("lake", "writes")},
-    )
-    def job() -> None:
-        result()
-
-    return job
+    needed = {name: resources[name] for name in ("lake", "writes")}
+    return job_of("campaign_result", result, description, needed, plan="")

@@ -219,6 +219,19 @@ def run_config(kind: str, **config: Any) -> dict[str, Any]:
     return {"ops": {op_name(kind): {"config": config}}}
 
 
+def job_of(
+    name: str, op: dg.OpDefinition, description: str, resources: Mapping[str, Any], **config: Any
+) -> dg.JobDefinition:
+    """A job of one op; `config` is what the Launchpad shows people to fill in."""
+    return dg.GraphDefinition(name=name, node_defs=[op]).to_job(
+        description=description,
+        config=run_config(name, **config),
+        tags={"dagster/max_retries": "0"},  # nothing is sent again by itself
+        executor_def=dg.in_process_executor,
+        resource_defs=resources,
+    )
+
+
 def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
     columns = "; ".join(
         f"`{name}`{f' ({note})' if note else ''}" for name, note, _ in column_help(kind)
@@ -250,22 +263,12 @@ def _job(kind: Kind, resources: Mapping[str, Any]) -> dg.JobDefinition:
     description = f"{title}. Undone by: {kind.reverse}."
     op = dg.op(name=op_name(kind.name), description=description)(write)
 
-    @dg.job(
-        name=kind.name,
-        description=(
-            f"{description} Makes a plan and shows it, record by record; applies it when it is "
-            "given the plan's hash, `dry_run: false`, and ST_WRITES is `on`."
-        ),
-        # Prefills the Launchpad with what people fill in.
-        config=run_config(kind.name, file="", dry_run=True, approved_hash="", who=""),
-        tags={"dagster/max_retries": "0"},  # nothing is sent again by itself
-        executor_def=dg.in_process_executor,
-        resource_defs=resources,
+    description += (
+        " Makes a plan and shows it, record by record; applies it when it is given the plan's "
+        "hash, `dry_run: false`, and ST_WRITES is `on`."
     )
-    def job() -> None:
-        op()
-
-    return job
+    prefilled = {"file": "", "dry_run": True, "approved_hash": "", "who": ""}
+    return job_of(kind.name, op, description, resources, **prefilled)
 
 
 class UndoConfig(dg.Config):
@@ -307,18 +310,7 @@ def _undo_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
             work = Work(context, config, KINDS[back.kind], servicetitan, lake, writes)
             work.show(work.made(back.rows, tenant, f"undo of {done.hash[:12]}"))
 
-    @dg.job(
-        name="undo_changes",
-        description=description,
-        config=run_config("undo_changes", plan=""),
-        tags={"dagster/max_retries": "0"},
-        executor_def=dg.in_process_executor,
-        resource_defs=resources,
-    )
-    def job() -> None:
-        undo()
-
-    return job
+    return job_of("undo_changes", undo, description, resources, plan="")
 
 
 def _undoable(writes: Writes) -> dict[str, Any]:
