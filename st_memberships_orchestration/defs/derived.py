@@ -184,7 +184,8 @@ def derive(
         then = sources_then(lake, stored, tenant, sources)
         if then is not None and made(then) == last:
             part = _part(lake, table, tenant, then, sources)
-    frames = part.frames if part else _whole(lake, tenant, needed, sources)
+    at = {source: _at(lake, source, tenant, version) for source, version in sources.items()}
+    frames = part.frames if part else {arg: _held(at[source]) for arg, source in needed.items()}
     wanted = inspect.signature(table.of).parameters
     given = {arg: value for arg, value in clock.items() if arg in wanted} | dict(options)
     try:
@@ -210,18 +211,6 @@ def derive(
     if sums:
         keep_sums(lake, name, tenant, origin, sums)
     return rows
-
-
-def _whole(
-    lake: Lake,
-    tenant: str,
-    needed: Mapping[str, str],
-    sources: Mapping[str, DeltaTable | None],
-) -> dict[str, pd.DataFrame]:
-    """All that a table is computed from, by argument."""
-    return {
-        arg: _held(_at(lake, source, tenant, sources[source])) for arg, source in needed.items()
-    }
 
 
 def _computed(
@@ -336,10 +325,8 @@ def _part(
 _Fixed: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...] | None
 
 
-def _fixed(of: Mapping[str, pa.Array] | None) -> _Fixed:
+def _fixed(of: Mapping[str, pa.Array]) -> _Fixed:
     """Ids in a form that can be a key of `_frames`."""
-    if of is None:
-        return None
     return tuple((name, tuple(sorted(ids.to_pylist()))) for name, ids in of.items())
 
 

@@ -268,10 +268,10 @@ def _failure(failed: list[_Failed]) -> dg.Failure:
     """Each error once, with the tenants and feeds that it stopped."""
     # What is no error of ServiceTitan's first: tables that cannot be written make others stale.
     failed.sort(key=lambda each: isinstance(each.error, ServiceTitanError))
-    stopped: dict[str, list[_Failed]] = {}
+    feeds: dict[str, dict[str, None]] = {}
     for each in failed:
-        stopped.setdefault(f"{each.tenant}: {each.error}", []).append(each)
-    lines = [f"{', '.join(_feeds(of_one))} of {text}" for text, of_one in stopped.items()]
+        feeds.setdefault(f"{each.tenant}: {each.error}", {})[each.feed.name] = None
+    lines = [f"{', '.join(names)} of {text}" for text, names in feeds.items()]
     return failure_of(
         "\n".join(lines),
         [failed_with(each.error, step=each.feed.name, tenant=each.tenant) for each in failed],
@@ -280,10 +280,6 @@ def _failure(failed: list[_Failed]) -> dg.Failure:
             for each in failed
         ),
     )
-
-
-def _feeds(failed: list[_Failed]) -> list[str]:
-    return list(dict.fromkeys(each.feed.name for each in failed))
 
 
 def _record_part(context: dg.AssetExecutionContext, brought: _Brought) -> None:

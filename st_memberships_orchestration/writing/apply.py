@@ -348,19 +348,21 @@ class _Run:
                         f"{caps.sales_money}"
                     )
 
-    def _refuse_unapproved(self) -> None:
-        """Ask again what was asked when the run began: it may have waited, or stood still, since.
+    def _ask_again(self) -> None:
+        """Ask what was asked when the run began, and bar it if it may not send any more.
 
-        Raises:
-            Locked: nothing more may be sent.
+        It may have waited, or stood still, since.
         """
-        if not self.ledger.is_in_place:
-            raise Locked(MOVED)
-        self.approval = self.locks()
-        # Either clock may have stood still, or was set.
-        by_ticks = self.age + timedelta(seconds=self.clock.ticks() - self.begun)
-        by_wall = self.clock() - self.planned_at
-        self.approval.check(self.plan, max(by_ticks, by_wall))
+        try:
+            if not self.ledger.is_in_place:
+                raise Locked(MOVED)
+            self.approval = self.locks()
+            # Either clock may have stood still, or was set.
+            by_ticks = self.age + timedelta(seconds=self.clock.ticks() - self.begun)
+            by_wall = self.clock() - self.planned_at
+            self.approval.check(self.plan, max(by_ticks, by_wall))
+        except Locked as lock:
+            self.barred = self.barred or str(lock)
 
     @property
     def _budget(self) -> Budget:
@@ -586,10 +588,7 @@ class _Run:
         self, planned: PlannedChange, before: Plain, since: int, compared: float
     ) -> Result | None:
         """Claim, send, note; None if another process holds it."""
-        try:
-            self._refuse_unapproved()
-        except Locked as lock:
-            self.barred = self.barred or str(lock)
+        self._ask_again()
         if self.barred:
             return self._stopped(planned, self.barred)
         most = self.approval.caps.per_run
@@ -701,10 +700,7 @@ class _Run:
         A machine may sleep, or a process be frozen, at any moment before. Both clocks are asked,
         as either may have stood still, and the ledger, as another run may have taken it over.
         """
-        try:
-            self._refuse_unapproved()
-        except Locked as lock:
-            self.barred = self.barred or str(lock)
+        self._ask_again()
         if self.barred:
             raise _Withheld(self.barred)
         if not self.ledger.is_mine(key, claim):
