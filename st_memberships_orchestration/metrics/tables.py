@@ -45,6 +45,9 @@ class Table:
             (visits, services …) have nothing to do with it, unless `parts` says so. None: each row
             is of the whole account.
         ranked: what numbers all rows, where each is independent but for its number.
+        shown: columns of its preview, those that matter first.
+        first: the order of the preview's rows, in SQL.
+        numbers: what its page plots, by name, in SQL.
     """
 
     of: Callable[..., pd.DataFrame]
