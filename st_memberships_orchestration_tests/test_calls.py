@@ -42,6 +42,7 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
     code, text = terminal("call-list", "--limit", "2")
     assert code == 0, text
     assert "not shown" in text
+    assert "│ today │" in text
 
     code, text = terminal(
         "called", str(done), "--outcome", "done", "--note", "renewed", "--by", "Jo"
@@ -92,7 +93,8 @@ def test_a_plan_s_name_gives_no_command_to_the_terminal(
     location: Location, sandbox: RunningSandbox
 ) -> None:
     location.use(sandbox)
-    row = {"tenant": "acme", "rank": 1, "customer_id": 7, "what_to_say": "Gold \x1b[2J [red]ends"}
+    row = {"tenant": "acme", "rank": 1, "customer_id": 7, "urgency": 1, "mended_by": "Renew it."}
+    row["what_to_say"] = "Gold \x1b[2J [red]ends"
     append(
         location.lake.open("derived/call_list", schema_of("derived/call_list")),
         pa.Table.from_pylist([row], schema_of("derived/call_list")),

@@ -27,6 +27,9 @@ REASONS = {
     "no_service": "No recurring service in use",
     "no_future_visit": "No visit planned from today on",
 }
+URGENCIES = ("today", "this week", "when there is time")
+"""When to call, by `urgency` from 1."""
+
 PAYMENTS = {
     "automatic": "card or bank account",
     "by_hand": "paid by hand",

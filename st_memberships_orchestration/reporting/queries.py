@@ -10,6 +10,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from st_memberships_orchestration.reporting.formats import URGENCIES
+
 Row = dict[str, Any]
 
 MONTHS_SHOWN = 25
@@ -177,9 +179,9 @@ MENDING_JOBS = (
 """The jobs that `derived.attention` names; each has a list of its own, and its own CSV file."""
 
 SECTIONS: Mapping[str, str] = {
-    "calls": """
+    "calls": f"""
         select rank, customer_id, business_unit(business_unit_id) as business_unit, plan,
-            ['today', 'this week', 'when there is time'][urgency] as urgency,
+            {list(URGENCIES)}[urgency] as urgency,
             split_part(reasons, ', ', 1) as reason, money_at_stake as money, due_on, what_to_say,
             mended_by, location_id, coalesce(last_outcome, '') as last_outcome, last_outcome_on,
             coalesce(last_note, '') as last_note

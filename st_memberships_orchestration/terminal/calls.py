@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 
 import click
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, CallRefused, Outcome, note
 from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.reporting.formats import URGENCIES
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.terminal.screen import (
     console,
@@ -21,7 +22,6 @@ from st_memberships_orchestration.terminal.screen import (
 )
 
 TENANT = click.option("--tenant", required=True, help="Whose customers they are.")
-SHOWN = ("rank", "customer_id", "urgency", "money_at_stake", "what_to_say", "mended_by")
 
 
 @click.command("call-list")
@@ -36,11 +36,20 @@ def call_list(tenant: str, limit: int) -> None:
     if lake.find("derived/call_list") is None:
         raise click.ClickException("Not computed yet: the job `derive` does it after each sync.")
     rows = lake.rows("derived/call_list", tenant=tenant).sort_by("rank")
-    table = Table("", "customer", "urgency", "a year", "what to say", "mended by")
+    amount = Column("a year", justify="right")
+    table = Table(
+        "", "customer", "call", amount, "what to say, and → what mends it", show_lines=True
+    )
     for row in rows.slice(0, limit).to_pylist():
-        cells = ["" if row[name] is None else row[name] for name in SHOWN]
-        cells[3] = f"{cells[3]:,.2f}" if cells[3] != "" else ""
-        table.add_row(*(Text(visible(str(cell))) for cell in cells))
+        money = row["money_at_stake"]
+        cells = (
+            row["rank"],
+            row["customer_id"],
+            URGENCIES[row["urgency"] - 1],
+            "" if money is None else f"{money:,.2f}",
+        )
+        told = f"{visible(row['what_to_say'])}\n→ {visible(row['mended_by'])}"
+        table.add_row(*map(str, cells), Text(told))
     console.print(table)
     hidden = max(rows.num_rows - limit, 0)
     console.print(f"{rows.num_rows:,} to call{f', {hidden:,} not shown' if hidden else ''}.")
