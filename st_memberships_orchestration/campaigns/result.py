@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 
 from st_memberships_orchestration.campaigns.book import Book
@@ -16,6 +17,7 @@ from st_memberships_orchestration.lake.store import Lake, literal
 from st_memberships_orchestration.metrics.frames import pick
 from st_memberships_orchestration.writing.audit import AUDIT_TABLE
 from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan
 
 RESULT_HEADINGS = ("", "before", "forecast", "now")
@@ -28,12 +30,14 @@ class CampaignResult:
     Attributes:
         outcomes: how many of its lines came to what, as the audit has them; none: not applied yet.
         unread: changed records that the tables still hold as they were before.
+        shown_by: when ServiceTitan's exports show these at the latest.
         lines: the forecast of the plan's own records, each number with that of today; None where
             its month or week has begun: what of it was billed, or made, is not foreseen any more.
     """
 
     outcomes: Counter[str]
     unread: int
+    shown_by: datetime | None
     lines: Sequence[tuple[ForecastLine, Decimal | None]]
 
     @property
@@ -42,10 +46,13 @@ class CampaignResult:
         if not self.outcomes:
             return "The plan was not applied yet."
         tally = ", ".join(f"{number:,} {name}" for name, number in self.outcomes.most_common())
-        unread = (
-            f" {self.unread:,} changed records were not read since: sync." if self.unread else ""
-        )
-        return f"Of the lines of the plan: {tally}.{unread}"
+        said = f"Of the lines of the plan: {tally}."
+        if self.shown_by:
+            said += (
+                f" {self.unread:,} changed records were not read since: ServiceTitan's exports "
+                f"show all of them by {self.shown_by:%H:%M} UTC. Sync then, and ask again."
+            )
+        return said
 
     @property
     def cells(self) -> list[tuple[str, ...]]:
@@ -76,7 +83,7 @@ def result_of(lake: Lake, book: Book, plan: Plan) -> CampaignResult:
     records = pick(book.read(plan.of_kind().place.replace("-", "_")), "id", "loaded_at")
     read = dict(zip(records["id"], records["loaded_at"], strict=True))
     unread = [
-        row
+        row["sent_at"]
         for row in audit
         if row["outcome"] == Status.SUCCEEDED
         and not (row["record_id"] in read and read[row["record_id"]] > row["sent_at"])
@@ -84,6 +91,7 @@ def result_of(lake: Lake, book: Book, plan: Plan) -> CampaignResult:
     return CampaignResult(
         Counter(row["outcome"] for row in audit),
         len(unread),
+        max(unread) + Patience().visible if unread else None,
         [
             (line, now.get((line.measure, line.period)))
             if line.period is None or line.period > book.today

@@ -98,7 +98,8 @@ class BadRows(Exception):
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = sorted(faults, key=lambda fault: fault.line)
-        self.lines = [f"{len(self.faults)} faults, nothing was planned:"]
+        count = len(self.faults)
+        self.lines = [f"{count} fault{'s' * (count != 1)}, nothing was planned:"]
         self.lines += map(str, self.faults[:SHOWN_FAULTS])
         if (more := len(self.faults) - SHOWN_FAULTS) > 0:
             self.lines.append(f"and {more:,} more")
