@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from st_memberships_orchestration.defs.failures import storage_remedy
+from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings, data_folder
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
@@ -187,6 +189,26 @@ def test_a_damaged_table_is_named_with_what_to_do(folder: Path, content: str | N
     assert "the table current/memberships cannot be opened" in printed
     assert "Put its folder back" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("keep", [None, 500])
+def test_a_damaged_file_of_a_table_is_named_with_what_to_do(folder: Path, keep: int | None) -> None:
+    (folder / ".env").write_text(BLOCK)
+    lake = Lake(str(folder / ".data/lake"))
+    rows = pa.table({"tenant": ["acme"] * 900, "rank": range(900)})
+    append(lake.open("derived/call_list", rows.schema), rows)
+    (file,) = (folder / ".data/lake").rglob("*.parquet")
+    content = file.read_bytes()
+    file.unlink()
+    if keep is not None:
+        file.write_bytes(content[:keep])
+    for arguments in (["query", "from derived.call_list"], ["call-list", "--tenant", "acme"]):
+        status, printed = command(folder, *arguments)
+        said = " ".join(printed.split())
+        assert status == 1
+        assert "derived/call_list" in said or "derived__call_list" in said
+        assert said.count("Put its folder back") == 1
+        assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize(("home", "found"), [("a/home", "a/home"), ("", "")])

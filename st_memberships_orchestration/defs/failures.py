@@ -39,16 +39,17 @@ STORAGE = (
         "ST_LAKE_URI, ST_REPORT_DIR, ST_LEDGER_URL and DAGSTER_HOME, and as which user this runs.",
     ),
     (
-        r"the table \S+ cannot be opened",
-        "Its files are damaged, or a later release has written them. Put its folder back from a "
-        "backup. Without one delete the folder: the next sync reads raw/ and current/ anew, as far "
-        "as ServiceTitan still shows it, and derive makes the others (docs/operations.md).",
-    ),
-    (
         r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|NoSuchBucket"
         r"|AuthenticationFailed|403 Forbidden",
         "The object storage of ST_LAKE_URI lets us not in: look at its usual variables (keys, "
         "region, endpoint) and at the rights of that key on the bucket.",
+    ),
+    (
+        r"the table \S+ cannot be opened|Parquet error:|stream registered as '\w+' failed",
+        "Its files are damaged or gone, or a later release has written them. Put its folder back "
+        "from a backup. Without one delete the folder: the next sync reads raw/ and current/ anew, "
+        "as far as ServiceTitan still shows it, and derive makes the others; what lies in state/ "
+        "nobody else knows (docs/operations.md).",
     ),
 )
 """What storage says -> what to do about it; the libraries below raise it as text only."""

@@ -71,7 +71,9 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except OSError as error:
+        except click.ClickException:
+            raise
+        except Exception as error:  # each library has its own for what storage does
             from st_memberships_orchestration.defs.failures import storage_remedy
 
             remedy = storage_remedy(str(error))
@@ -234,6 +236,10 @@ def query(sql: str, as_csv: bool) -> None:
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         except duckdb.Error as error:
+            from st_memberships_orchestration.defs.failures import storage_remedy
+
+            if storage_remedy(str(error)):
+                raise
             tables = ", ".join(lake.names()) or "none yet: run `st-memberships sync`"
             raise click.ClickException(f"{error}\nTables of {lake.uri}: {tables}") from error
 
