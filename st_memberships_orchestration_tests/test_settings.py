@@ -211,6 +211,14 @@ def test_a_damaged_file_of_a_table_is_named_with_what_to_do(folder: Path, keep: 
         assert "Traceback" not in printed
 
 
+def test_a_history_that_has_not_begun_is_told(folder: Path) -> None:
+    (folder / ".env").write_text(f"{BLOCK}ST_HISTORY_START=2199-01-01\n")
+    status, printed = command(folder, "sync")
+    assert status == 1
+    assert "2199-01-01, a day that has not come" in printed
+    assert "Traceback" not in printed
+
+
 @pytest.mark.parametrize(("home", "found"), [("a/home", "a/home"), ("", "")])
 def test_a_home_of_dagsters_may_be_relative_or_blank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, found: str

@@ -315,6 +315,8 @@ def _today() -> date:
 
 def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = ()) -> None:
     """Run `sync` for the windows of each tenant, show what landed, and derive from what is new."""
+    if last < (start := read_settings().history_start):
+        raise click.ClickException(f"ST_HISTORY_START is {start}, a day that has not come.")
     from st_memberships_orchestration.defs.automation import (
         changed_feeds,
         jobs_after,
