@@ -34,6 +34,7 @@ TYPES = frame(
         option(12, "OneTime", 0, 365),
         option(7, "OneTime", 0, 100),
         option(7, "OneTime", 0, 99.995) | {"duration": 24},
+        option(5, "OneTime", 0, 33.333333),
     )
 )
 NO_TEMPLATES = frame()
@@ -62,6 +63,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         membership(18, **{**upfront, "duration": 2_147_483_647}),
         membership(19, **upfront, from_="2025-03-01"),  # over by its duration: used up
         membership(20, **{**upfront, "duration": 7}, from_="2025-08-31"),  # over on 31 March
+        membership(22, **{**upfront, "duration": 5}),  # over on 1 May
         membership(21, **annual, duration=24, from_="2024-06-10"),  # no next bill, no last day
         membership(13, **annual, next_bill="2226-04-01"),  # cannot be: no period is known
         membership(15, **{**upfront, "duration": 24}, from_="2025-03-22", to="2027-03-21"),
@@ -90,6 +92,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         10: (D(365), 366, D(365), None, "not_begun"),
         12: (D(365), 255, D(255), None, "end_inferred"),  # 1 December to 30 November
         20: (D(100), 10, D("4.72"), None, "end_inferred"),  # 21 to 30 March, of 212 days
+        22: (D("33.333333"), 41, D("9.05"), None, "end_inferred"),  # of 151 days
         21: (None, 81, None, None, "price_unknown, end_inferred"),
         14: (D(365), 286, None, None, "period_unknown, no_visits"),
         15: (

@@ -117,9 +117,10 @@ def prepaid_unearned(
     billed_on = pd.Series(on_day(after, months.to_numpy(np.int64)), rows.index)
     rows["period_from"] = rows["from"].where(upfront, billed_on)
     rows["period_basis"] = np.where(upfront, "term", "bill")
-    # The yearly price was rounded to a millionth; the whole one has four decimals at most.
-    years = 12 * FOUR_DECIMALS
-    whole = (rows["annual_value"] * rows["duration"] + years // 2) // years * FOUR_DECIMALS
+    # The yearly price was rounded to a millionth, which tells the whole one as exactly for terms of
+    # up to a year, and to four decimals for longer ones.
+    unit = np.where((rows["duration"] > 12).fillna(False), FOUR_DECIMALS, 1)
+    whole = (rows["annual_value"] * rows["duration"] + 6 * unit) // (12 * unit) * unit
     rows["paid"] = whole.where(upfront, rows["bill_amount"]).astype("Int64")
     days = (after - rows["period_from"]).dt.days.astype("Int64")
     left = (rows["period_to"] - now.to_datetime64()).dt.days.astype("Int64")
