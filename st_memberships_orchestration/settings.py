@@ -45,6 +45,9 @@ CAPS_PER_KIND = {"sell_memberships": 50}
 OF_TENANTS = "ST_TENANTS__"
 AS_JSON = ("ST_TENANTS", "ST_WRITE_CAP_PER_KIND", "__BUSINESS_UNITS", "__USERS")
 
+LONGEST_AGE = 1_000_000.0
+"""Hours; whoever sets more, or `inf`, wants plans that never end, and Python's time has an end."""
+
 NO_TENANT = (
     "No tenant is configured: set ST_TENANTS__<NAME>__TENANT_ID, __CLIENT_ID, __CLIENT_SECRET and "
     "__APP_KEY (see .env.example), or start a sandbox with `st-memberships sandbox`."
@@ -57,6 +60,8 @@ TENANT_NAME = re.compile(r"[^\W_](?!.*\.\.)[\w.-]{0,63}")
 UNREADABLE = re.compile(r"[\[\]^|\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
 LAKE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl")
+OTHER_SCHEMES = ("hdfs", "webhdfs", "lakefs", "oss", "obs", "cos", "tos", "azblob", "azdls")
+"""Storage that Delta's library knows as well; tried by nobody here."""
 
 
 class UnknownTenant(ValueError):
@@ -105,7 +110,7 @@ def path_of(path: str) -> str:
         raise _wrong("it is blank")
     if text[0] == text[-1] and text[0] in "\"'":
         raise _wrong(f"the quotation marks of {text} are taken for a part of it; leave them out")
-    if file := re.match(r"file://(localhost)?(?=/)", text, re.IGNORECASE):
+    if file := re.match(r"file:(//(localhost)?)?(?=/)", text, re.IGNORECASE):
         return unquote(text[file.end() :])
     if "://" in text:
         raise _wrong(f"it must be a folder or file of this machine, and {text} is not")
@@ -128,8 +133,9 @@ def _lake_address(uri: str) -> str:
         uri = os.path.expanduser(uri)
     if "://" not in uri or re.match("file://(localhost)?/", uri, re.IGNORECASE):
         uri = path_of(uri)
-    scheme = re.match(r"([a-zA-Z][\w+.-]+):(?=/)", uri)  # C:/ is a drive
-    if scheme and not re.match(rf"({'|'.join(LAKE_SCHEMES)})://[^/]", uri):
+    if scheme := re.match(r"([a-zA-Z][\w+.-]+):(?=/)", uri):  # C:/ is a drive
+        uri = scheme[0].lower() + uri[scheme.end() :]
+    if scheme and not re.match(rf"({'|'.join(LAKE_SCHEMES + OTHER_SCHEMES)})://[^/]", uri):
         raise _wrong(
             f"no lake can lie in {uri!r}: use a local folder, or an address such as "
             "s3://bucket/folder, gs://… or abfss://…"
@@ -151,6 +157,8 @@ def _postgresql(url: object) -> object:
 def _ledger(url: object) -> object:
     """The database of the ledger: SQLite in a file, or PostgreSQL; nothing else was tried."""
     url = _postgresql(url)
+    if isinstance(url, str):
+        url = re.sub(r"^sqlite\+pysqlite:", "sqlite:", url)  # the same, by its full name
     text = url.get_secret_value() if isinstance(url, SecretStr) else url
     named = isinstance(text, str) and re.match(r"(sqlite:///(?!:memory:)\S|postgresql[:+])", text)
     if not named:
@@ -203,25 +211,6 @@ def _time_of_day(text: object) -> object:
     if not re.fullmatch("([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
         raise _wrong(f"{text!r} is no time of day; use one such as 07:00, or off")
     return text.rjust(5, "0")
-
-
-def _plain_number(value: object) -> object:
-    """Refuse what pydantic would take for a number: true for 1, 1_000, 1e3."""
-    text = value.strip() if isinstance(value, str) else ""
-    if isinstance(value, bool) or (text and not re.fullmatch(r"-?\d+(\.\d+)?", text, re.ASCII)):
-        raise _wrong("it must be a number, written in digits alone, such as 500")
-    return value
-
-
-def _plain_day(value: object) -> object:
-    """Refuse what pydantic would take for seconds since 1970."""
-    if isinstance(value, str) and not re.match(r"\s*\d{4}-", value, re.ASCII):
-        raise _wrong("it must be a day, written such as 2024-01-31")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_plain_number)]
-Day = Annotated[date, BeforeValidator(_plain_day)]
 
 
 def _currency(code: str) -> str:
@@ -348,7 +337,7 @@ class Tenant(BaseModel):
     # What is wrong is said without the value, which may be a secret in the wrong place.
     model_config = ConfigDict(hide_input_in_errors=True)
 
-    tenant_id: Whole = Field(gt=0, description="The account's number in ServiceTitan.")
+    tenant_id: int = Field(gt=0, description="The account's number in ServiceTitan.")
     client_id: Secret = Field(description="Client ID of the app for this tenant.")
     client_secret: Secret = Field(description="Secret of that client ID.")
     app_key: Secret = Field(description="Key of the app; the same for all its tenants.")
@@ -404,16 +393,15 @@ class Settings(BaseSettings):
     )
     api_url: str = Field(default="", description="Overrides the API's address.")
     auth_url: str = Field(default="", description="Overrides the token endpoint's address.")
-    requests_per_second: Whole = Field(
+    requests_per_second: Annotated[int, AfterValidator(lambda rate: min(rate, 10_000))] = Field(
         default=30,
         gt=0,
-        le=10_000,
         description="Ceiling per tenant, all processes of a machine together; the vendor's is 60.",
     )
-    history_start: Day = Field(
+    history_start: date = Field(
         default=date(2024, 1, 1), description="First daily window; it also holds everything older."
     )
-    earliest_date: Day = Field(
+    earliest_date: date = Field(
         default=date(1980, 1, 1),
         description="Earlier days of memberships and visits are mistakes, and count as not known.",
     )
@@ -434,20 +422,20 @@ class Settings(BaseSettings):
     writes: Literal["off", "dry-run", "on"] = Field(
         default="dry-run", description="The master switch of everything that changes something."
     )
-    write_cap_per_run: Whole = Field(default=500, ge=0, description="Changes in one run.")
-    write_cap_per_day: Whole = Field(default=2_000, ge=0, description="Changes in one UTC day.")
+    write_cap_per_run: int = Field(default=500, ge=0, description="Changes in one run.")
+    write_cap_per_day: int = Field(default=2_000, ge=0, description="Changes in one UTC day.")
     write_cap_per_kind: Annotated[
-        dict[str, Annotated[Whole, Field(ge=0)]], AfterValidator(lambda caps: CAPS_PER_KIND | caps)
+        dict[str, int], AfterValidator(lambda caps: CAPS_PER_KIND | caps)
     ] = Field(
         default=CAPS_PER_KIND,
         description="Changes of one kind in one UTC day, as JSON; kinds left out keep theirs.",
     )
-    write_cap_sales_money: Annotated[Decimal, BeforeValidator(_plain_number)] = Field(
+    write_cap_sales_money: Decimal = Field(
         default=Decimal(5_000), ge=0, description="Money that sales may bill in one UTC day."
     )
-    write_plan_max_age_hours: Annotated[float, BeforeValidator(_plain_number)] = Field(
-        default=24, gt=0, le=1_000_000, description="A plan that is older has to be made anew."
-    )
+    write_plan_max_age_hours: Annotated[
+        float, AfterValidator(lambda hours: min(hours, LONGEST_AGE))
+    ] = Field(default=24, gt=0, description="A plan that is older has to be made anew.")
     inbox: Annotated[Path, BeforeValidator(_path)] = Field(
         default=Path(".data/inbox"), description="Files of changes; plans go to outbox beside it."
     )
@@ -467,10 +455,10 @@ class Settings(BaseSettings):
         description="Where people open ServiceTitan: for the links in report and digest.",
     )
 
-    keep_runs_days: Whole = Field(
+    keep_runs_days: int = Field(
         default=30, ge=1, le=36_500, description="Days for which Dagster's record of runs is kept."
     )
-    keep_failed_runs_days: Whole = Field(
+    keep_failed_runs_days: int = Field(
         default=90, ge=1, le=36_500, description="The same for runs that failed."
     )
 

@@ -9,6 +9,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,42 @@ def test_what_somebody_wrote_while_we_were_throttled_is_not_overwritten(
     persist(machine, command)
 
     assert account.newest(table, rows[0]["id"])["memo"] == "somebody's own words"
+
+
+@pytest.mark.parametrize("other", ["unit", "option", "place"])
+def test_two_lines_that_sell_one_customer_the_same_type_are_one_sale(
+    world: Hostile, account: Account, machine: Machine, other: str
+) -> None:
+    """Their contents differ, and neither line shows that the other one sells the same."""
+    options = account.add_type((12, "Monthly", 199.0), (24, "Monthly", 199.0))
+    (row,) = rows_of(account, "sell_memberships", 1)
+    differs = {
+        "unit": {"business_unit_id": 32},
+        "option": {"duration_billing_id": options[1]},
+        "place": {"location_id": 5_001},
+    }
+    planned = machine.plan("sell_memberships", [row, row | differs[other]])
+    persist(machine, apply_command(planned))
+    assert len(account.done) == 1
+    assert "another line sells the customer this type" in planned.text
+    meant = machine.plan("sell_memberships", [row, row | differs[other]], "--occasion both")
+    persist(machine, apply_command(meant))
+    assert len(account.done) == 3
+
+
+def test_money_that_a_sale_pays_back_makes_no_room_for_other_sales(
+    world: Hostile, account: Account, machine: Machine
+) -> None:
+    machine.env["ST_WRITE_CAP_SALES_MONEY"] = "5000"
+    rows = rows_of(account, "sell_memberships", 3)
+    for row, price in zip(rows, (-4_000.0, 4_000.0, 0.001), strict=True):
+        (row["duration_billing_id"],) = account.add_type((12, "OneTime", price))
+    for some in (rows, rows[:1], rows[1:2]):
+        persist(machine, apply_command(machine.plan("sell_memberships", some)))
+    assert [done.price for done in account.done] == [Decimal(-4_000)]
+    machine.env["ST_WRITE_CAP_SALES_MONEY"] = "4000"
+    persist(machine, apply_command(machine.plan("sell_memberships", rows[2:])))
+    assert len(account.done) == 1, "less than a cent is more than nothing"
 
 
 # 6. Whose account

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -247,15 +249,10 @@ def account(name: str) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("WRITE_CAP_PER_KIND", '{"sell_memberships": true}'),
-        ("WRITE_CAP_PER_KIND", '{"sell_memberships": -1}'),
-        ("WRITE_CAP_SALES_MONEY", "1e3"),
-        ("WRITE_CAP_SALES_MONEY", "1_000"),
-        ("WRITE_CAP_PER_RUN", "1_000"),
-        ("WRITE_PLAN_MAX_AGE_HOURS", "inf"),
-        ("WRITE_PLAN_MAX_AGE_HOURS", "9" * 20),
-        ("HISTORY_START", "1704067200"),
-        ("TENANTS__ACME__TENANT_ID", "1_000"),
+        ("WRITE_CAP_PER_RUN", "1e3"),
+        ("WRITE_CAP_SALES_MONEY", "1,000"),
+        ("WRITE_CAP_SALES_MONEY", "inf"),
+        ("WRITE_PLAN_MAX_AGE_HOURS", "nan"),
         ("TENANTS__ACME__TENANT_ID", "-5"),
         ("TENANTS__ACME__APP_KEY", "hunter2\nhunter3"),
         ("TENANTS__ACME__APP_KEY", "hunter2\u202e"),
@@ -272,7 +269,6 @@ def account(name: str) -> dict[str, dict[str, str]]:
         ("API_URL", "https://a:b"),
         ("AUTH_URL", "https://a..b"),
         ("AUTH_URL", f"https://{'a' * 64}"),
-        ("REQUESTS_PER_SECOND", "9" * 20),
         ("KEEP_RUNS_DAYS", "9" * 12),
         ("UI_URL", "javascript:alert(1)"),
         ("UI_URL", "dagster.example.com:3000"),
@@ -342,6 +338,34 @@ def test_addresses_may_have_commas_between_them(monkeypatch: pytest.MonkeyPatch)
         "json://g",
         "slack://h",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meaning"),
+    [
+        ("WRITE_CAP_PER_RUN", "1_000", 1_000),
+        ("WRITE_CAP_PER_DAY", " +500 ", 500),
+        ("WRITE_CAP_PER_KIND", '{"sell_memberships": true}', {"sell_memberships": 1}),
+        ("WRITE_CAP_PER_KIND", '{"sell_memberships": -1}', {"sell_memberships": -1}),
+        ("WRITE_CAP_PER_KIND", '{"sell_memberships": "1_0"}', {"sell_memberships": 10}),
+        ("WRITE_CAP_SALES_MONEY", "1_000.50", Decimal("1000.50")),
+        ("WRITE_CAP_SALES_MONEY", "1e3", 1_000),
+        ("WRITE_PLAN_MAX_AGE_HOURS", ".5", 0.5),
+        ("WRITE_PLAN_MAX_AGE_HOURS", "inf", 1_000_000),
+        ("REQUESTS_PER_SECOND", "9" * 20, 10_000),
+        ("HISTORY_START", "1704067200", date(2024, 1, 1)),
+        ("LEDGER_URL", "sqlite+pysqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("LAKE_URI", "file:/a/b", "/a/b"),
+        ("LAKE_URI", "S3://bucket/lake", "s3://bucket/lake"),
+        ("LAKE_URI", "hdfs://a/b", "hdfs://a/b"),
+    ],
+)
+def test_what_earlier_releases_took_has_the_meaning_that_it_had(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, meaning: object
+) -> None:
+    monkeypatch.setenv(f"ST_{name}", value)
+    found = getattr(Settings(), name.lower())
+    assert getattr(found, "get_secret_value", lambda: found)() == meaning
 
 
 def test_the_line_end_of_a_file_of_secrets_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

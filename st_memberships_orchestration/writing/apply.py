@@ -341,7 +341,7 @@ class _Run:
                     f"is {most}"
                 )
             if kind != ALL_KINDS and self.kind.bills and caps.sales_money is not None:
-                asked = sum((Decimal(p.money or 0) for p in to_send), Decimal(0))
+                asked = sum((abs(Decimal(p.money or 0)) for p in to_send), Decimal(0))
                 if money + asked > caps.sales_money:
                     raise Locked(
                         f"sales of {asked} after {money} today, the cap per day is "

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ from st_memberships_orchestration.writing.values import chunks
 
 ALL_KINDS = "*"
 SHORTEST_HASH = 8
+_MOST = 2**62
+"""Of what a database counts; a cap beyond it is none."""
 _LOCK = 0x57726974  # any number: who holds it creates or upgrades
 LOCK_NOT_AVAILABLE = "55P03"
 """PostgreSQL's word for it."""
@@ -683,7 +685,8 @@ class Ledger:
         cents = _cents(intent)
         money = None if budget.money is None else int(budget.money * 100)
         caps = ((ALL_KINDS, budget.changes, None), (intent.kind, budget.of_kind, money))
-        for kind, most, most_cents in caps:
+        for kind, *limits in caps:
+            most, most_cents = (limit and min(limit, _MOST) for limit in limits)
             place = (intent.account, kind, _day(now))
             update = sa.update(_spent).where(*_spent_key(*place))
             if most is not None:
@@ -822,7 +825,10 @@ def _day(now: datetime) -> str:
 
 
 def _cents(change: Any) -> int:
-    return int(Decimal(change.money or 0) * 100) if KINDS[change.kind].bills else 0
+    """Money for the caps: no part of a cent is lost, and money paid back makes no room for more."""
+    if not KINDS[change.kind].bills:
+        return 0
+    return int((abs(Decimal(change.money or 0)) * 100).to_integral_value(ROUND_CEILING))
 
 
 def _is_locked(error: BaseException | None) -> bool:

@@ -25,6 +25,7 @@ class Lookups:
         types: option -> its membership type, as far as a plan has found it out; spares reading
             all types.
         ours: ids of memberships that the same plan has sold.
+        sold: customer and membership type -> locations for which earlier lines sell it.
         type_names: names of membership types, once `options` has read all of them.
     """
 
@@ -36,6 +37,7 @@ class Lookups:
     ) -> None:
         self.types = types or {}
         self.ours = ours
+        self.sold: dict[tuple[int, int], list[int | None]] = {}
         self._client = client
         self._templates: dict[int, models.InvoiceTemplate | None] = {}
         self.type_names: dict[int, str] = {}

@@ -163,12 +163,18 @@ class SellMemberships(Creation[MembershipSale, Membership]):
         proposal.warnings.append(_offer(lookups.type_names.get(type_id, str(type_id)), option))
         held = lookups.held(sale.customer_id)
         proposal.before = {BASELINE: sorted(there.id for there in held)}
-        for there in held:
-            if there.id not in lookups.ours and _is_held(sale, type_id, there):
-                said = f"the customer has membership {there.id} of this type, {there.status}"
-                if not proposal.occasion:
-                    raise Refused(f"{said}; a sale beside it needs an occasion of its own")
-                proposal.warnings.append(said)
+        beside = [
+            f"the customer has membership {there.id} of this type, {there.status}"
+            for there in held
+            if there.id not in lookups.ours and _is_held(sale, type_id, there)
+        ]
+        places = lookups.sold.setdefault((sale.customer_id, type_id), [])
+        if any(_may_be_one_place(sale.location_id, place) for place in places):
+            beside.append("another line sells the customer this type for the same place")
+        if beside and not proposal.occasion:
+            raise Refused(f"{beside[0]}; a sale beside it needs an occasion of its own")
+        proposal.warnings += beside
+        places.append(sale.location_id)
 
     @override
     def there_before(self, before: Plain) -> Collection[int]:
@@ -224,13 +230,18 @@ def _offer(name: str, option: DurationBillingItem) -> str:
 
 def _is_held(sale: MembershipSale, type_id: int, there: Membership) -> bool:
     """Whether a membership is one that a sale would make a second time, for all that is known."""
-    places = {sale.location_id, there.location_id} - {None}
     is_over = there.status in (
         MembershipStatus.CANCELED,
         MembershipStatus.DELETED,
         MembershipStatus.EXPIRED,
     )
-    return there.membership_type_id == type_id and len(places) < 2 and not is_over
+    is_here = _may_be_one_place(sale.location_id, there.location_id)
+    return there.membership_type_id == type_id and is_here and not is_over
+
+
+def _may_be_one_place(*locations: int | None) -> bool:
+    """Without a location a membership holds for all of the customer's."""
+    return len({*locations} - {None}) < 2
 
 
 def _confirm_no_services(confirmed: Sequence[str]) -> None:
