@@ -37,10 +37,10 @@ VALID_TO = "valid_to"
 STREAMED_ROWS = 50_000
 WORKING_MEMORY = "400MB"
 MOST_TOUCHED = 5_000
-"""Records of which the history is computed apart from that of the others; of more, all."""
+"""Up to so many changed records, only their history is computed; beyond it, all."""
 HELD_ROWS = 300_000
-"""So many are compared with those that are there, and only what differs is written; more of them
-are written as they come."""
+"""Up to so many rows are compared with those that are there, so that only what differs is written;
+more of them are written as they come."""
 
 
 VALIDITY = (
@@ -141,7 +141,7 @@ def _ids_of_changed(
     tenant: str,
     whose: str,
 ) -> pa.Array | None:
-    """Whose rows are others than then, in any of the tables; None where that is not known.
+    """Ids of those whose rows differ from then in any of the tables; None where that is not known.
 
     `whose` is the column that says so in tables that have it.
     """
@@ -257,7 +257,7 @@ def rebuild_membership_status(
     then = None if full else sources_then(lake, stored, tenant, tables)
     if then and origin_of(tenant, then, _code(), zone, earliest) == made_of(stored, tenant):
         before = _newest(then, tenant)
-        # A day that has passed since explains what none before could, for whomever it is.
+        # A day that has come since may end the status of memberships that did not change.
         if before and all(
             before.astimezone(on).date() == newest.astimezone(on).date() for on in (zone, UTC)
         ):

@@ -42,7 +42,7 @@ from st_memberships_orchestration.lake.versions import (
 )
 
 FEW = 2_000
-"""Changes up to which they are named one by one in a condition; a longer one takes too long."""
+"""Up to so many changes are named one by one in a condition; a longer one takes too long."""
 
 AT_A_TIME = 2
 """Files that are read and written at once: bounds memory, and uses two cores."""

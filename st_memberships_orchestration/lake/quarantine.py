@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
 )
 
 FEW = 2_000
-"""Ids up to which they are named in one condition."""
+"""Up to so many ids are named in one condition."""
 
 
 def not_come_back(feed: str, modified: str, *, unseen: bool = False) -> str:
@@ -189,5 +189,5 @@ def release_overtaken(
 
 
 def _next(table: DeltaTable, tenant: str) -> Transaction:
-    """What makes of two writers that started from the same rows the second start anew."""
+    """A transaction that lets the second of two writers of the same rows start anew."""
     return Transaction(tenant, (table.transaction_version(tenant) or 0) + 1)

@@ -373,7 +373,7 @@ def thin_out(
     source: str,
     target: str,
 ) -> Mapping[str, Any] | None:
-    """Lay those rows of a file into another table's folder that are to be kept, for `adopt`.
+    """Lay the rows of a file that are to be kept into another table's folder, for `adopt`.
 
     None where there are none.
 
@@ -547,7 +547,7 @@ def _differing(
     order: Sequence[str],
     of: Mapping[str, pa.Array] | None,
 ) -> tuple[list[_Span], bool]:
-    """The spans of a tenant's rows that the table holds otherwise; whether to lay all anew.
+    """The spans in which the table holds other rows of a tenant, and whether to lay all anew.
 
     Arguments are those of `replace_tenant`.
     """
@@ -670,14 +670,14 @@ def ranges(rows: pa.Table, *, times: bool = False) -> dict[str, Any]:
 
 
 def any_in(rows: pa.Table | pa.RecordBatch, ids: Mapping[str, pa.Array]) -> pa.ChunkedArray:
-    """Whether one of the columns holds one of its ids, of each row. Null is no id."""
+    """Of each row whether one of the columns holds one of its ids; null is no id."""
     return reduce(pc.or_, (pc.is_in(rows[name], some) for name, some in ids.items()))
 
 
 def origin_of(tenant: str, sources: Mapping[str, DeltaTable | None], *more: object) -> int:
-    """A number for what a tenant's rows are made of: its files in `sources`, and what more tells.
+    """A number for what a tenant's rows are made of: its files in `sources`, and `more`.
 
-    Files of a Delta table never change. Where the number is that of before, so are the rows.
+    Files of a Delta table never change: while the number is the same, so are the rows.
     """
     files = {
         name: table
@@ -694,11 +694,11 @@ def made_of(table: DeltaTable | None, tenant: str) -> int | None:
 
 
 ORIGIN = "{} is made of"
-"""Delta keeps a number for each name that a writer gives itself, in the commit with the rows."""
+"""Name under which Delta keeps the number of `origin_of`, in the commit with the rows."""
 
 
 SEEN = "{} has seen {}"
-"""Likewise the version of a source: by it the rows of then can be read, and the difference."""
+"""Likewise for the version of a source, by which its rows of then can be read again."""
 
 
 def sources_then(

@@ -177,7 +177,7 @@ def among(ids: Column, others: Column) -> Column:
 
 
 def plausible(days: Column, earliest: date, today: date | None = None) -> Column:
-    """`days`, those that cannot be as not known: too early, or with `today` too far ahead."""
+    """`days`, with those that cannot be as not known: too early, or too far after `today`."""
     wrong = days < pd.Timestamp(earliest, tz=days.dt.tz)
     if today is not None:
         wrong |= days > pd.Timestamp(today) + pd.DateOffset(years=YEARS_AHEAD)
