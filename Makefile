@@ -33,7 +33,8 @@ ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenan
 	@$(BIN)/st-memberships ui
 
 test: env  ## set up, check style and types, and run the tests
-	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && $(BIN)/pyright
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
+	@$(BIN)/pyright st_memberships_orchestration st_memberships_orchestration_tests
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 docs: env  ## build the documentation as a site into site/, warnings as errors
