@@ -34,7 +34,7 @@ _COLON = re.compile(r":(?=\S)")
 _DOT = re.compile(r"(?<=\w)\.(?=[^\W\d])")
 """What begins markup, a mention, an emoji or a link somewhere, and signs that look like it."""
 
-FORMULA = re.compile(r"'*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
+FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")  # noqa: RUF001
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 """How a cell begins that spreadsheets take for a formula, and what of it is none."""
 
