@@ -143,6 +143,10 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
     change(lake, revenue, lambda t: with_value(t, "churned_mrr", Decimal("1.25")))
     for table, column, value in (
         ("members_daily", "new_mrr", Decimal("1.25")),
+        ("call_list", "rank", 9),
+        ("attention", "membership_id", 1),
+        ("renewals", "successor_id", 1),
+        ("visits", "days_overdue", -1),
         ("customers_monthly", "lost_customers", 9),
         ("cancellation_reasons_monthly", "cancelled", 9),
         ("membership_summary", "ours", 99),
@@ -179,6 +183,10 @@ def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Locatio
         "members_monthly.movements_add_up",
         "recurring_revenue_monthly.bridge_adds_up",
         "members_daily.days_add_up",
+        "call_list.calls_are_worth_making",
+        "attention.findings_are_of_records",
+        "renewals.open_renewals_are_open",
+        "visits.owed_visits_can_be_booked",
         "customers_monthly.customers_add_up",
         "cancellation_reasons_monthly.reasons_add_up",
         "membership_summary.differences_are_explained",
