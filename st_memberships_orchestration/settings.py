@@ -56,7 +56,7 @@ NO_TENANT = (
 
 ENV_FILE = Path(".env")
 
-TENANT_NAME = re.compile(r"[^\W_](?!.*\.\.)[\w.-]{0,63}")
+TENANT_NAME = re.compile(r"\w(?!.*\.\.)([\w .&'+@:%-]{0,98}[\w.-])?")
 UNREADABLE = re.compile(r"[\[\]^|\\\x00-\x1f\x7f]|%[0-9A-Fa-f]{2}")
 
 LAKE_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl")
@@ -90,7 +90,7 @@ def _tenant_name(name: str) -> str:
     if not TENANT_NAME.fullmatch(name):
         raise _wrong(
             f"{name!r} cannot be a tenant's name, for files, tables and partitions are called by "
-            "it; use letters, digits, - and _, at most 64, a letter or digit first"
+            "it; use letters, digits, - and _, at most 100, a letter or digit first"
         )
     return name
 

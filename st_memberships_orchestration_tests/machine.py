@@ -200,7 +200,8 @@ class Machine:
         self._count += 1
         path = self.folder / f"rows-{self._count}.csv"
         path.write_text(csv_of(rows))
-        return self.run(f"{PROGRAM} plan {kind.replace('_', '-')} {path} {options}")
+        file = shlex.quote(str(path))
+        return self.run(f"{PROGRAM} plan {kind.replace('_', '-')} {file} {options}")
 
 
 def csv_of(rows: list[dict[str, Any]]) -> str:

@@ -318,6 +318,38 @@ def test_what_somebody_wrote_while_we_were_throttled_is_not_overwritten(
     assert account.newest(table, rows[0]["id"])["memo"] == "somebody's own words"
 
 
+def test_a_command_is_printed_as_it_has_to_be_typed_wherever_the_plan_lies(
+    world: Hostile, account: Account, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path / "it's [bold]my folder[/bold] & $HOME", world, account)
+    machine.env["ST_LAKE_URI"] = str(tmp_path / "lake")
+    machine.env["ST_LEDGER_URL"] = f"sqlite:///{tmp_path}/ledger.db"
+    planned = machine.plan("mark_events_complete", rows_of(account, "mark_events_complete", 1))
+    assert machine.run(apply_command(planned)).code == 0, planned.text
+    assert len(account.done) == 1
+
+
+@pytest.mark.parametrize("kind", ["sell_memberships", "mark_events_complete"])
+def test_what_a_lost_ledger_sent_last_shows_before_another_sends(
+    world: Hostile, account: Account, machine: Machine, kind: str
+) -> None:
+    rows = rows_of(account, kind, 2)
+    world.lags["GET *"] = 14 * MINUTE
+    world.order(DOORS[kind], answer="504 html", times=2)
+    machine.run(apply_command(machine.plan(kind, rows)))
+    for path in machine.folder.glob("ledger.db*"):
+        path.unlink()
+    refused = machine.plan(kind, rows)
+    (told,) = re.findall(rf"{PROGRAM} accept-ledger \w+", refused.text)
+    assert machine.run(told).code == 0
+    command = apply_command(machine.plan(kind, rows))
+    assert "accepted a moment ago" in machine.run(command).text
+    persist(machine, command)
+
+    happened = account.happened(kind)
+    assert (len(happened), most(happened)) == (2, 1)
+
+
 @pytest.mark.parametrize("other", ["unit", "option", "place"])
 def test_two_lines_that_sell_one_customer_the_same_type_are_one_sale(
     world: Hostile, account: Account, machine: Machine, other: str

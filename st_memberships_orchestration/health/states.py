@@ -1,5 +1,6 @@
 """How one tenant's feed is: what was measured, and from that a state, the reason and the remedy."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -182,7 +183,7 @@ def _quarantine(facts: FeedHealth) -> list[Issue]:
             "in ServiceTitan; or, if the reason is a new type of a field, upgrade this project and "
             "run their window again. Then they leave the quarantine by themselves, but for those "
             f"without an id. What is to stay: `st-memberships seen {facts.feed} --tenant "
-            f"{facts.tenant}` ends this warning, and the report goes on counting it.",
+            f"{shlex.quote(facts.tenant)}` ends this warning, and the report goes on counting it.",
         )
     ]
 

@@ -4,7 +4,6 @@ import getpass
 from datetime import UTC, datetime
 
 import click
-from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -19,6 +18,7 @@ from st_memberships_orchestration.terminal.screen import (
     program,
     read_settings,
     refuse_unknown,
+    typed,
 )
 
 TENANT = click.option("--tenant", required=True, help="Whose customers they are.")
@@ -82,7 +82,7 @@ def called(
     from st_memberships_orchestration.metrics.calls import CALL_LIST
 
     derive_now(lake, settings, CALL_LIST, tenant)
-    console.print(f"Noted: {outcome}. The rest: {program()} call-list --tenant {escape(tenant)}")
+    console.print(f"Noted: {outcome}. The rest: {program()} call-list --tenant {typed(tenant)}")
 
 
 def _lake(settings: Settings, tenant: str) -> Lake:

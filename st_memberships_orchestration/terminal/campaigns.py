@@ -27,7 +27,7 @@ from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, resul
 from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.terminal.screen import console, program
+from st_memberships_orchestration.terminal.screen import console, program, typed
 from st_memberships_orchestration.terminal.writes import (
     keep,
     planned,
@@ -157,8 +157,8 @@ def _run(
         path = keep(ledger, ready.plan)
         keep_forecast(lake, ready.plan, ready.lines, datetime.now(UTC))
         _show_forecast(ready)
-        console.print(f"\nThe plan is {path}. Read each change of it:", soft_wrap=True)
-        console.print(f"  {program()} apply {path}", soft_wrap=True)
+        console.print(f"\nThe plan is {escape(str(path))}. Read each change of it:", soft_wrap=True)
+        console.print(f"  {program()} apply {typed(path)}", soft_wrap=True)
         show_how_to_send(path, ready.plan)
         console.print("After the next sync, what it did against the forecast:")
         console.print(f"  {program()} campaign result {ready.plan.hash[:12]}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """What all commands share: the screen, the settings in words, and the name they were called by."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import click
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
+from rich.markup import escape
 
 from st_memberships_orchestration.settings import Settings, UnknownTenant
 
@@ -33,6 +35,11 @@ def refuse_unknown(settings: Settings, tenant: str) -> None:
         settings.tenant(tenant)
     except UnknownTenant as error:
         raise click.BadParameter(str(error), param_hint="--tenant") from error
+
+
+def typed(word: Path | str) -> str:
+    """A path or name as it has to be typed, for the screen: blanks and brackets are part of it."""
+    return escape(shlex.quote(str(word)))
 
 
 def program() -> str:

@@ -23,7 +23,7 @@ from st_memberships_orchestration.settings import (
     data_folder,
     this_user,
 )
-from st_memberships_orchestration.terminal.screen import console, program, read_settings
+from st_memberships_orchestration.terminal.screen import console, program, read_settings, typed
 from st_memberships_orchestration.writing.apply import DryRun, Locked
 from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.changes import (
@@ -267,7 +267,7 @@ def keep(ledger: Ledger, plan: Plan) -> Path:
 def _show_made(ledger: Ledger, plan: Plan) -> None:
     path = keep(ledger, plan)
     show_plan(plan)
-    console.print(f"\nThe plan is {path}. Read it.", soft_wrap=True)
+    console.print(f"\nThe plan is {escape(str(path))}. Read it.", soft_wrap=True)
     show_how_to_send(path, plan)
 
 
@@ -276,7 +276,7 @@ def show_how_to_send(path: Path, plan: Plan) -> None:
     if not plan.changes:
         console.print("There is nothing to send.")
         return
-    send = f"{program()} apply {path} --send --hash {plan.hash}"
+    send = f"{program()} apply {typed(path)} --send --hash {plan.hash}"
     console.print(f"Then, to send it:\n  ST_WRITES=on {send}", soft_wrap=True)
     console.print(f"or launch the job {plan.kind} with approved_hash and dry_run: false.")
 

@@ -1,5 +1,6 @@
 """What the terminal and the jobs do alike with changes: locks, tenant, plan, ledger and audit."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,9 @@ from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table
 
 LEDGER_TABLE = "state/write_ledgers"
 """Which ledger has noted the changes to an account, and how far it had come: one row for each."""
+
+JUST_ACCEPTED = -1
+"""In place of how far it had come: a person has accepted it, and it has sent nothing since."""
 LEDGERS = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -197,6 +201,7 @@ def apply_audited(
 
     def before_sending() -> None:
         check_ledger(lake, ledger, client.account)
+        _refuse_just_accepted(lake, client.account, clock, options.get("patience") or Patience())
         if not remembered:
             remember()
             remembered.append(ledger.id)
@@ -239,26 +244,44 @@ def check_ledger(lake: Lake, ledger: Ledger, account: Account) -> None:
             f"{why} {account}, until {row['noted_at']:%Y-%m-%d %H:%M} UTC. Set ST_LEDGER_URL to "
             "the one that knows them. If it is lost, what it noted is in derived/write_audit; once "
             "you have seen in ServiceTitan what became of it: st-memberships accept-ledger "
-            f"{row['tenant']}"
+            f"{shlex.quote(row['tenant'])}"
+        )
+
+
+def _refuse_just_accepted(lake: Lake, account: Account, clock: Clock, patience: Patience) -> None:
+    """Raise `Locked` until what a lost ledger has sent last shows, and is no more sent again."""
+    accepted = [
+        row["noted_at"] for row in _remembered(lake, account) if row["number"] == JUST_ACCEPTED
+    ]
+    until = max(accepted, default=clock()) + patience.lag
+    if accepted and clock() < until:
+        raise Locked(
+            "this write ledger was accepted a moment ago, and what the lost one has sent last may "
+            f"not show yet; run again after {until:%Y-%m-%d %H:%M:%S} UTC"
         )
 
 
 def remember_ledger(
-    lake: Lake, ledger: Ledger, account: Account, tenant: str, now: datetime
+    lake: Lake,
+    ledger: Ledger,
+    account: Account,
+    tenant: str,
+    now: datetime,
+    *,
+    number: int | None = None,
 ) -> None:
     """Remember outside the ledger that it is the one for an account, and how far it has come."""
+    number = ledger.number if number is None else number
     table = lake.rows(LEDGER_TABLE, tenant=tenant, columns=LEDGERS.names).to_pylist()
     rows = [row for row in table if row["account"] != account.id]
-    rows.append(
-        {"account": account.id, "ledger": ledger.id, "number": ledger.number, "noted_at": now}
-    )
+    rows.append({"account": account.id, "ledger": ledger.id, "number": number, "noted_at": now})
     replace_tenant(lake, LEDGER_TABLE, pa.Table.from_pylist(rows, LEDGERS), tenant=tenant)
 
 
 def accept(lake: Lake, ledger: Ledger, account: Account, tenant: str, now: datetime) -> None:
     """Let a ledger count for an account from now on, whatever the lake remembers."""
     for name in {tenant, *(row["tenant"] for row in _remembered(lake, account))}:
-        remember_ledger(lake, ledger, account, name, now)
+        remember_ledger(lake, ledger, account, name, now, number=JUST_ACCEPTED)
 
 
 def _remembered(lake: Lake, account: Account) -> list[dict[str, Any]]:
