@@ -11,7 +11,7 @@ What it finds must be what the assets hold, cell by cell.
 
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import chdir
 from datetime import date, datetime
 from decimal import Decimal
@@ -141,7 +141,7 @@ def disagreements(
             for difference in differing(
                 cells(connection.table(table).to_arrow_table(), KEYS[table]),
                 cells(rows(lake, f"derived/{table}", tenant), KEYS[table]),
-                keys=len(KEYS[table]),
+                [c for c in connection.table(table).columns if c not in KEYS[table]],
             )
         ]
 
@@ -173,12 +173,11 @@ def cells(table: pa.Table, keys: tuple[str, ...]) -> Cells:
     return found
 
 
-def differing(oracle: Cells, asset: Cells, *, keys: int) -> Iterator[str]:
+def differing(oracle: Cells, asset: Cells, columns: Sequence[str]) -> Iterator[str]:
     """Cells that differ. A row that is not there is one in which nothing is counted.
 
     Of such a row the words do not matter; nor does the order of flags, which nobody is told.
     """
-    columns = list(next(iter(oracle.values()), {}))[keys:]
     for key in sorted(oracle.keys() | asset.keys(), key=str):
         said, held = oracle.get(key, {}), asset.get(key, {})
         name = ", ".join(map(str, key))

@@ -30,8 +30,10 @@ create macro flagged(words) as
 
 -- VERSIONS
 
+-- A creation after its own loading cannot be: it was there by then.
 create temp table member_versions as
-    select *, ticks(modified_on, modified_on_text) as seen_at,
+    select * replace (least(created_on, loaded_at) as created_on),
+        ticks(modified_on, modified_on_text) as seen_at,
         if(active, status, 'Deleted') as standing
     from raw_memberships;
 create temp table template_versions as
