@@ -230,7 +230,10 @@ def _site(url: str) -> str:
 
 
 def _page_address(url: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+    """An address for links; earlier releases took one without its `http://`, too."""
+    url = url.strip()
+    url = url if re.match(r"[a-z]+:(//|\D)", url, re.IGNORECASE) else f"http://{url}"
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url, re.IGNORECASE):
         raise _wrong("it must be an address such as https://dagster.example.com")
     return url
 

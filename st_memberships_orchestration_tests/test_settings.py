@@ -271,7 +271,6 @@ def account(name: str) -> dict[str, dict[str, str]]:
         ("AUTH_URL", f"https://{'a' * 64}"),
         ("KEEP_RUNS_DAYS", "9" * 12),
         ("UI_URL", "javascript:alert(1)"),
-        ("UI_URL", "dagster.example.com:3000"),
         ("UI_URL", "https://user:hunter2@a"),
         ("ALERT_URLS", "hunter2"),
         ("ALERT_URLS", '"json://hunter2"'),
@@ -358,6 +357,8 @@ def test_addresses_may_have_commas_between_them(monkeypatch: pytest.MonkeyPatch)
         ("LAKE_URI", "file:/a/b", "/a/b"),
         ("LAKE_URI", "S3://bucket/lake", "s3://bucket/lake"),
         ("LAKE_URI", "hdfs://a/b", "hdfs://a/b"),
+        ("UI_URL", "dagster:3000", "http://dagster:3000"),
+        ("UI_URL", " HTTP://dagster.example.com/ ", "HTTP://dagster.example.com/"),
     ],
 )
 def test_what_earlier_releases_took_has_the_meaning_that_it_had(
