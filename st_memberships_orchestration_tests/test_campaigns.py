@@ -473,6 +473,10 @@ def test_a_price_rise_from_the_choice_to_its_undoing(
         assert {i.id: i.unit_price for i in there.items} == {
             i["id"]: D(i["unit_price"]) for i in change.change["items"]
         }
+    # Planned anew, a rise would raise what it has raised.
+    again = (*rise, *(word for type_ in types for word in ("--type", type_)))
+    assert f"changed by plan {plan.hash[:12]} on" in command(*again, fails=True)
+    assert "The plan is" in command(*again, "--occasion", "once more")
     run = launch(synced, "campaign_result", plan=plan.hash[:12])
     assert "MRR" in facts(run, "campaign_result")["result"]
     command("undo", plan.hash[:12])

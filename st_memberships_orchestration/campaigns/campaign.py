@@ -6,7 +6,7 @@ the rule would start from what is no longer so.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -85,6 +85,7 @@ def prepare(
     book: Book,
     chosen: Sequence[int],
     plan_of: Callable[[Sequence[Row]], Plan],
+    done: Mapping[int, str],
 ) -> Prepared:
     """The plan of a campaign, and its forecast. Sends nothing.
 
@@ -93,22 +94,27 @@ def prepare(
         book: the records that it starts from.
         chosen: ids of those for whom.
         plan_of: makes a plan of rows, reading each record fresh.
+        done: records that are left out, and why (`changed_lately`).
 
     Raises:
         NothingToChange: nobody is chosen, or nothing is left to change.
     """
     draft = campaign.propose(book, chosen)
-    rows, left_out = list(draft.rows), list(draft.left_out)
+    rows = [row for row in draft.rows if row.values["id"] not in done]
+    place = KINDS[campaign.kind].place.replace("-", " ")
+    left_out = list(draft.left_out)
+    left_out += [
+        LeftOut(place, id, why) for row in draft.rows if (why := done.get(id := row.values["id"]))
+    ]
     plan = _planned(rows, left_out, plan_of)
     if moved := _moved(book, plan):
-        place = _place(plan)
         left_out += [
             LeftOut(place, id, "changed since the last sync: sync first") for id in sorted(moved)
         ]
         rows = [row for row in rows if row.values["id"] not in moved]
         plan = _planned(rows, left_out, plan_of)
     skipped = (*plan.no_ops, *plan.refused)
-    left_out += [LeftOut(_place(plan), one.target, one.why) for one in skipped]
+    left_out += [LeftOut(place, one.target, one.why) for one in skipped]
     if not plan.changes:
         raise NothingToChange(left_out)
     return Prepared(plan, forecast(book, plan), left_out, draft.said)
@@ -124,14 +130,10 @@ def _planned(
 
 def _moved(book: Book, plan: Plan) -> set[int]:
     """Records that are otherwise now than the rows took them to be."""
-    records = pick(book.read(_place(plan).replace(" ", "_")), "id", MODIFIED)
+    records = pick(book.read(plan.of_kind().place.replace("-", "_")), "id", MODIFIED)
     modified = dict(zip(records["id"], records[MODIFIED], strict=True))
     planned = {change.target: pd.Timestamp(change.before[MODIFIED]) for change in plan.changes}
     return {id for id, moment in planned.items() if id is not None and modified.get(id) != moment}
-
-
-def _place(plan: Plan) -> str:
-    return KINDS[plan.kind].place.replace("-", " ")
 
 
 # As people see them

@@ -24,6 +24,8 @@ from st_memberships_orchestration.metrics.frames import Frame, month_number, mon
 from st_memberships_orchestration.metrics.outlook import THREATS, mrr_outlook
 from st_memberships_orchestration.metrics.visits import UNDONE, visits
 from st_memberships_orchestration.metrics.workload import visits_ahead
+from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import Plan
 
 TABLE = "state/campaign_forecasts"
@@ -49,6 +51,9 @@ WEEKLY = ("visits",)
 """Measures of weeks, which begin on Monday; the others are of months."""
 
 WEEKS_AHEAD = 52
+LATELY = timedelta(days=30)
+"""A record that a campaign changed so long ago is not changed by another one unasked."""
+
 MOVABLE = (*UNDONE, "dismissed", "unknown")
 """States of visits that move with their schedule."""
 
@@ -364,6 +369,30 @@ def newest_forecasts(lake: Lake, tenants: Sequence[str], most: int) -> list[tupl
     }
     newest = sorted(made, reverse=True)[:most]
     return [(tenant, plan[:12], f"{at:%Y-%m-%d %H:%M} UTC") for at, tenant, plan in newest]
+
+
+def changed_lately(
+    lake: Lake, ledger: Ledger, tenant: str, account: str, kind: str, now: datetime
+) -> dict[int, str]:
+    """Records that a campaign changed in the last days, and was not undone on; and how it is said.
+
+    A rule such as +5% starts from what is there. Planned anew, after a run that got half way, it
+    would raise a second time what it has raised.
+    """
+    ours = {row["plan"] for row in lake.rows(TABLE, tenant=tenant, columns=["plan"]).to_pylist()}
+    done = ledger.entries(
+        since=now - LATELY,
+        account=account,
+        kind=kind,
+        status=Status.SUCCEEDED,
+    )
+    newest = {entry.target: entry for entry in done if entry.target is not None}
+    return {
+        id: f"changed by plan {entry.plan[:12]} on {entry.claimed_at:%Y-%m-%d}; an occasion of its "
+        "own (--occasion) changes it once more"
+        for id, entry in newest.items()
+        if entry.plan in ours
+    }
 
 
 @retry_conflicts

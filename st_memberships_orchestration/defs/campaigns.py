@@ -21,7 +21,12 @@ from st_memberships_orchestration.campaigns.campaign import (
     unmoved,
 )
 from st_memberships_orchestration.campaigns.choice import Choice, book_of
-from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast, newest_forecasts
+from st_memberships_orchestration.campaigns.forecast import (
+    EFFECTS,
+    changed_lately,
+    keep_forecast,
+    newest_forecasts,
+)
 from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
@@ -179,8 +184,10 @@ def _job(
                 context.log.info("Reading %s records as they are now", len(rows))
                 return work.made(rows, tenant, f"{wanted}, for {choice}", occasion=config.occasion)
 
-            ready = prepare(wanted, book, ids, plan_of)
-            keep_forecast(lake, ready.plan, ready.lines, datetime.now(UTC))
+            now, account = datetime.now(UTC), writes.settings.access(tenant).account.id
+            done = changed_lately(lake, writes.ledger, tenant, account, wanted.kind, now)
+            ready = prepare(wanted, book, ids, plan_of, {} if config.occasion else done)
+            keep_forecast(lake, ready.plan, ready.lines, now)
             context.add_output_metadata(_metadata(ready))
             work.show(ready.plan)
 

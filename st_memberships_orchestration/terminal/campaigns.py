@@ -20,7 +20,7 @@ from st_memberships_orchestration.campaigns.campaign import (
     unmoved,
 )
 from st_memberships_orchestration.campaigns.choice import Choice, book_of
-from st_memberships_orchestration.campaigns.forecast import EFFECTS, keep_forecast
+from st_memberships_orchestration.campaigns.forecast import EFFECTS, changed_lately, keep_forecast
 from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
 from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, result_of
@@ -153,9 +153,11 @@ def _run(
             source = f"{wanted}, for {choice}"
             return planned(settings, ledger, kind, rows, tenant, source, occasion)
 
-        ready = prepare(wanted, book, ids, plan_of)
+        now, account = datetime.now(UTC), settings.access(tenant).account.id
+        done = changed_lately(lake, ledger, tenant, account, wanted.kind, now)
+        ready = prepare(wanted, book, ids, plan_of, {} if occasion else done)
         path = keep(ledger, ready.plan)
-        keep_forecast(lake, ready.plan, ready.lines, datetime.now(UTC))
+        keep_forecast(lake, ready.plan, ready.lines, now)
         _show_forecast(ready)
         console.print(f"\nThe plan is {escape(str(path))}. Read each change of it:", soft_wrap=True)
         console.print(f"  {program()} apply {typed(path)}", soft_wrap=True)
