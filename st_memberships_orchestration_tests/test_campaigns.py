@@ -515,9 +515,19 @@ def test_five_memberships_are_re_dated_and_back(
     now_and_then = [(now, then) for _, then, now in came.values() if now != "begun"]
     assert now_and_then
     assert all(now == then for now, then in now_and_then)
+    # Sixty-two days more are not asked for, by whichever door.
+    same = f"select id from current.memberships where id in {tuple(days)}"
+    again = ("campaign", "memberships", "--to", "+62", "--sql", same)
+    assert f"changed by plan {plan.hash[:12]} on" in command(*again, fails=True)
+    refused = launch(synced, "campaign_memberships", sql=same, last_day="+62")
+    said = facts(refused, "campaign_memberships")["said"]
+    assert f"changed by plan {plan.hash[:12]} on" in said
     command("undo", plan.hash[:12])
     send_newest()
     assert moved() == {0}
+    settle(sandbox)
+    synced.sync()
+    assert "The plan is" in command(*again)
 
 
 JOBS = (

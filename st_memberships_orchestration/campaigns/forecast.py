@@ -374,7 +374,7 @@ def newest_forecasts(lake: Lake, tenants: Sequence[str], most: int) -> list[tupl
 def changed_lately(
     lake: Lake, ledger: Ledger, tenant: str, account: str, kind: str, now: datetime
 ) -> dict[int, str]:
-    """Records that a campaign changed in the last days, and was not undone on; and how it is said.
+    """Records that a campaign changed in the last days and nobody undid: id -> how it is said.
 
     A rule such as +5% starts from what is there. Planned anew, after a run that got half way, it
     would raise a second time what it has raised.
