@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from st_memberships_orchestration.lake.latest import apply_versions
+from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading import reader as reading_module
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
@@ -467,6 +468,41 @@ def test_a_record_that_came_back_while_an_older_page_was_read_is_in_no_quarantin
     read_now(Window(now - 20 * DAY, now - 5 * DAY))
     aside = lake.rows("quarantine/recurring_service_events", tenant="acme")["id"].to_pylist()
     assert set(aside) == {2}, "nothing tells which came first where there is no time"
+
+
+@pytest.mark.parametrize("size", [1, 3, 99])
+def test_what_a_record_was_shown_as_last_says_whether_it_is_in_quarantine(
+    server: ExportServer, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading_module, "ROWS_PER_COMMIT", 4)
+    then, later = NOW - DAY, NOW - DAY / 2
+
+    def broken(id: int, modified: datetime, word: str = "yes") -> dict[str, Any]:
+        return {**visit(id, modified), "active": word}
+
+    shown = [
+        *(visit(1, then), broken(1, then)),
+        *(broken(2, then), visit(2, then)),
+        *(visit(3, later), broken(3, then)),
+        *(broken(4, then), visit(4, then), broken(4, then, "no"), broken(4, then)),
+        *(visit(5, then), {**visit(5, then), "modifiedOn": "?", "createdOn": "?"}),
+        *(visit(6, then), broken(6, later), visit(6, then, 7)),
+    ]
+
+    def page(start: str | None) -> dict[str, Any]:
+        first = int(start or 0) if not start or start.isdigit() else 0
+        data, more = shown[first : first + size], first + size < len(shown)
+        return {"hasMore": more, "continueFrom": str(first + len(data)), "data": data}
+
+    monkeypatch.setattr(server, "page", page)
+    lake = Lake(str(tmp_path))
+    for _ in range(3):
+        gone(lake, STATE)
+        read(server, lake)
+        aside = lake.rows("quarantine/recurring_service_events", tenant="acme")["id"].to_pylist()
+        assert set(aside) == {1, 4, 5, 6}
+        assert missing(lake, {EVENTS.name: EVENTS.modified}) == {EVENTS.name: {"acme": 4}}
+        assert set(apply(lake)) == {1, 2, 3, 4, 5, 6}
 
 
 @pytest.mark.parametrize("rows", ["none", "the same", "in a circle", "ever new"])

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction
 
 from st_memberships_orchestration.columns import INSTANT, described
@@ -19,6 +21,7 @@ from st_memberships_orchestration.lake.store import (
     retry_conflicts,
     scan,
 )
+from st_memberships_orchestration.lake.versions import BEGINNING, MICROSECOND, newest_batch
 
 SCHEMA = pa.schema(
     [
@@ -65,10 +68,8 @@ def not_come_back(feed: str, modified: str, *, unseen: bool = False) -> str:
         from (from quarantine.{feed} union all by name select {later} where false) q
         where not exists (
             select 1 from raw.{feed} r
-            where r.tenant = q.tenant and r.id = q.id and case
-                when q.modified_on <= q.read_at
-                then r.{modified} >= q.modified_on and r.loaded_at >= q.read_at
-                else r.loaded_at > q.read_at end
+            where r.tenant = q.tenant and r.id = q.id and r.loaded_at > q.read_at
+            and coalesce(r.{modified} >= q.modified_on or q.modified_on > q.read_at, true)
         ){" and seen_at is null" if unseen else ""}
         """
 
@@ -109,6 +110,60 @@ def see(lake: Lake, name: str, *, tenant: str, now: datetime) -> int:
         commit_properties=CommitProperties(app_transactions=[_next(table, tenant)]),
     )
     return changed["num_updated_rows"]
+
+
+def set_aside(
+    lake: Lake,
+    feed: str,
+    records: Sequence[Mapping[str, Any]],
+    rows: pa.Table,
+    *,
+    tenant: str,
+    modified: str,
+    asked_at: datetime,
+    read_at: datetime,
+) -> None:
+    """Bring the quarantine up to date with a commit, of which `raw/` has the rows already.
+
+    What a record was shown as last counts: a broken one that comes back whole leaves, and a whole
+    one that is shown broken comes, also within the commit.
+
+    Args:
+        lake: where the tables lie.
+        feed: whose records they are.
+        records: the broken ones, each with columns of `SCHEMA`, and `after`: how many of `rows`
+            were shown before it.
+        rows: the whole ones, in the order in which they were shown.
+        tenant: whose records they are.
+        modified: column of the modification time.
+        asked_at: when the first of them was asked for.
+        read_at: when they were read.
+    """
+    name = f"quarantine/{feed}"
+    raw = lake.find(f"raw/{feed}")
+    newest = newest_batch(raw, tenant) if raw else None
+    last_load = BEGINNING + (newest or 0) * MICROSECOND
+    places = np.flatnonzero(pc.is_in(rows["id"], _ids(records)))
+    shown: dict[int, list[tuple[int, datetime]]] = {}
+    times = rows.select(["id", modified]).take(places).to_pylist()
+    for place, row in zip(places.tolist(), times, strict=True):
+        shown.setdefault(row["id"], []).append((place, row[modified]))
+
+    def came_back(record: Mapping[str, Any]) -> bool:
+        id, dated, before = record["id"], record["modified_on"], record["after"]
+        if dated is None or dated > read_at:  # cannot be true, so it tells of no order
+            return any(place >= before for place, _ in shown.get(id, []))
+        return any((moment, place) >= (dated, before) for place, moment in shown.get(id, []))
+
+    broken = [record for record in records if not came_back(record)]
+    whole = rows.filter(pc.invert(pc.is_in(rows["id"], _ids(broken))))
+    release(lake, name, whole, tenant=tenant, modified=modified)
+    quarantine(lake, name, broken, tenant=tenant, read_at=max(read_at, last_load))
+    _release_overtaken(lake, feed, broken, tenant=tenant, modified=modified, asked_at=asked_at)
+
+
+def _ids(records: Sequence[Mapping[str, Any]]) -> pa.Array:
+    return pa.array({record["id"] for record in records} - {None}, pa.int64())
 
 
 @retry_conflicts
@@ -163,7 +218,7 @@ def release(lake: Lake, name: str, rows: pa.Table, *, tenant: str, modified: str
         )
 
 
-def release_overtaken(
+def _release_overtaken(
     lake: Lake,
     feed: str,
     records: Sequence[Mapping[str, Any]],
@@ -175,16 +230,22 @@ def release_overtaken(
     """Take out those of `records` that another reading has brought back whole meanwhile.
 
     A page may be read before and committed after it: by then nothing more comes that would release
-    its records. Those without a modification time stay, for nothing tells which came first.
+    its records. Those without a modification time, or with the same, stay: nothing tells which
+    came first.
     """
-    dated = [record for record in records if record["modified_on"] is not None]
-    ids = [str(record["id"]) for record in dated if record["id"] is not None]
+    times: dict[int, datetime] = {}
+    for id, moment in ((record["id"], record["modified_on"]) for record in records):
+        if id is not None and moment is not None:
+            times[id] = max(moment, times.get(id, moment))
     raw = lake.find(f"raw/{feed}")
-    if not ids or raw is None:
+    if not times or raw is None:
         return
     where = f"loaded_at >= {literal(asked_at)}"
-    where += f" and id in ({', '.join(ids)})" if len(ids) <= FEW else ""
-    newer = scan(raw, tenant, ["id", f'"{modified}"'], where).read_all()
+    where += f" and id in ({', '.join(map(str, times))})" if len(times) <= FEW else ""
+    loaded = scan(raw, tenant, ["id", f'"{modified}"'], where).read_all()
+    moments = zip(loaded["id"].to_pylist(), loaded[modified].to_pylist(), strict=True)
+    is_newer = [id in times and moment > times[id] for id, moment in moments]
+    newer = loaded.filter(pa.array(is_newer, pa.bool_()))
     release(lake, f"quarantine/{feed}", newer, tenant=tenant, modified=modified)
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from st_memberships_orchestration.lake.progress import Progress
-from st_memberships_orchestration.lake.quarantine import quarantine, release, release_overtaken
+from st_memberships_orchestration.lake.quarantine import set_aside
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.lake.versions import insert_versions, newest_batch
 from st_memberships_orchestration.reading.chains import Broken, Chain, ChainPage, ChainReader
@@ -296,9 +296,10 @@ class FeedReader:
         pages = [one.page for one in read]
         rows = pa.concat_tables([page.rows for page in pages])
         rows = rows.cast(table_schema(self._feed.model))  # with the columns' comments
+        shown_before = accumulate((page.rows.num_rows for page in pages), initial=0)
         broken = [
-            {**asdict(record), "trace_id": page.trace_id}
-            for page in pages
+            {**asdict(record), "trace_id": page.trace_id, "after": before + record.after}
+            for page, before in zip(pages, shown_before, strict=False)
             for record in page.broken
         ]
         now = self._clock()
@@ -311,16 +312,15 @@ class FeedReader:
             loaded_at=now,
             after=self._applied,
         )
-        aside = f"quarantine/{self._feed.name}"
-        quarantine(self._lake, aside, broken, tenant=self._tenant, read_at=now)
-        release(self._lake, aside, rows, tenant=self._tenant, modified=self._feed.modified)
-        release_overtaken(
+        set_aside(
             self._lake,
             self._feed.name,
             broken,
+            rows,
             tenant=self._tenant,
             modified=self._feed.modified,
             asked_at=min(one.asked_at for one in read),
+            read_at=now,
         )
         return Reading(
             rows=rows.num_rows,

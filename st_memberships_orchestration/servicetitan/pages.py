@@ -7,6 +7,7 @@ one record holds, it stops no other.
 
 import json
 import re
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -80,12 +81,14 @@ class BrokenRecord:
         modified_on: its modification time where one can be read; without one, its creation.
         reason: which field is wrong, and how.
         record: the record's JSON as it was sent; bytes that are no UTF-8 stand as `\xff`.
+        after: how many rows of its page were shown before it.
     """
 
     id: int | None
     modified_on: datetime | None
     reason: str
     record: str
+    after: int
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def _decode_records(body: bytes, model: type[Record]) -> DecodedPage:
         try:
             rows.append(_row(sent[place], model))
         except _Broken as fault:
-            broken.append(_broken(sent[place].text, str(fault)))
+            after = bisect(plain, place) + len(rows)
+            broken.append(_broken(sent[place].text, str(fault), after))
         else:
             places.append(place)
     tables.append(pa.Table.from_pylist(rows, schema=table_schema(model)))
@@ -525,7 +529,7 @@ def _beside(sent: _Sent) -> dict[str, str | None]:
     return beside({name: written[name] for name in names}, sent.found)
 
 
-def _broken(text: str, reason: str) -> BrokenRecord:
+def _broken(text: str, reason: str, after: int) -> BrokenRecord:
     fields = {name: value.strip('"') for name, value in _written(text).items()}
     id = fields.get("id", "")
     modified = None
@@ -536,4 +540,5 @@ def _broken(text: str, reason: str) -> BrokenRecord:
         modified_on=modified,
         reason=reason,
         record=text.encode(errors="surrogateescape").decode(errors="backslashreplace"),
+        after=after,
     )
