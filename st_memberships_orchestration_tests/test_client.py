@@ -469,6 +469,38 @@ def test_an_expired_token_is_renewed_once(
     assert asked == ["memberships", "token", "memberships"]
 
 
+UNSAID = ["900", "900.0", '"900"', "null", "true", "NaN", "-1", "0", '""', '"a day"', "[]", "1e999"]
+
+
+@pytest.mark.parametrize(
+    ("says", "asked_at"),
+    [
+        ("", [0, 850]),
+        *((f', "expires_in": {said}', [0, 850]) for said in (*UNSAID, "86400", "9" * 5000)),
+        (', "expires_in": "300"', [0, 500, 850]),
+        (', "expires_in": 30', [0, 100, 500, 850]),
+    ],
+)
+def test_a_token_is_taken_whatever_its_grant_says_of_its_life(
+    says: str, asked_at: list[int]
+) -> None:
+    clock = [0.0]
+    asked: list[float] = []
+
+    def speak(path: str) -> Bytes:
+        if path == "/connect/token":
+            asked.extend(clock)
+        yield answer(f'{{"access_token": "any"{says}}}'.encode())
+
+    server = Server(speak)
+    given = Access("acme", 1, "id", "secret", "key", server.url, server.url)
+    with httpx.Client(auth=ClientCredentials(given, clock=lambda: clock[0])) as http:
+        for clock[:] in ([0.0], [10.0], [100.0], [500.0], [850.0]):
+            http.get(server.url)
+    server.close()
+    assert asked == asked_at
+
+
 # Writes
 
 
