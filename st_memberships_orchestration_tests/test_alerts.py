@@ -274,6 +274,32 @@ def test_a_run_that_never_began_is_not_explained_by_memory(
     assert "memory" not in people[1][0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("job", "given"),
+    [
+        (
+            "send_digest",
+            {"run_config": {"ops": {"send_digest_of_tenant": {"config": {"tenant": "bravo"}}}}},
+        ),
+        ("derive", {"tags": {"dagster/partition": "bravo"}}),
+        ("sync", {"tags": {"tenant": "bravo"}}),
+    ],
+)
+def test_a_run_that_never_began_is_told_with_its_tenant(
+    location: Location,
+    sensors: Sensors,
+    people: tuple[str, list[Message]],
+    shared_sandbox: RunningSandbox,
+    job: str,
+    given: dict[str, Any],
+) -> None:
+    location.use(shared_sandbox)
+    run = location.instance.create_run_for_job(defs().resolve_job_def(job), **given)
+    location.instance.report_run_failed(run, "It took longer than 180 seconds to start.")
+    sensors.tick("run_failure_alerts")
+    assert "Tenant: bravo" in people[1][0]["message"]
+
+
 def test_a_channel_that_is_not_reached_is_shown_with_the_sensor(
     location: Location, sensors: Sensors, people: tuple[str, list[Message]]
 ) -> None:

@@ -193,8 +193,11 @@ def _causes(
 
 def _tenants(run: dg.DagsterRun, settings: Settings) -> list[str]:
     """Whom a run is about; the empty name where that is nobody in particular."""
-    tagged = run.tags.get("tenant")
-    return [tagged] if tagged else tenants_of_run(run, settings.tenants) or [""]
+    if tagged := run.tags.get("tenant"):
+        return [tagged]
+    # A run that never began has no tag yet, but its configuration names whom it was to be about.
+    asked = {op.get("config", {}).get("tenant") for op in run.run_config.get("ops", {}).values()}
+    return sorted(asked & {*settings.tenants}) or tenants_of_run(run, settings.tenants) or [""]
 
 
 def _job(run: dg.DagsterRun) -> str:
