@@ -10,6 +10,7 @@ real schedules and sensors are asked what they want at each of their times.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,10 @@ HEALTHY = ("acme", "bravo")
 BAD = "charlie"
 MINUTES = 120
 STEP = 5
+
+OUTAGES = 3
+"""Faults of the story that can fail a sync of a healthy tenant, each of which is told once: pages
+that are no JSON, refused tokens, lost connections."""
 
 Message = dict[str, Any]
 
@@ -169,7 +174,9 @@ def judge(
     assert "http://dagster.test/runs/" in alert
     assert "mistyped" not in str(messages)
     told = told_of(messages, "bravo")
-    assert len([text for text in told if "Recovered" in text]) <= 1, told
+    begun = sum("bravo" in line for text in told for line in re.findall("Tenant: .*", text))
+    over = sum("bravo" in text.partition("Recovered:")[2] for text in told)
+    assert over <= min(begun, OUTAGES), told
 
 
 # In one process, with all clocks travelling
@@ -341,7 +348,9 @@ def _servers(folder: Path) -> Iterator[None]:
         [scripts / "dagster-webserver", "--port", str(_free_port()), *location],
     )
     with (folder / "servers.log").open("wb") as log:
-        servers = [subprocess.Popen(c, stdout=log, stderr=log) for c in commands]
+        servers = [
+            subprocess.Popen(c, stdout=log, stderr=log, start_new_session=True) for c in commands
+        ]
         try:
             yield
         finally:
@@ -349,6 +358,8 @@ def _servers(folder: Path) -> Iterator[None]:
                 server.terminate()
             for server in servers:
                 server.wait()
+                with suppress(ProcessLookupError):
+                    os.killpg(server.pid, signal.SIGKILL)  # runs outlive what started them
 
 
 def _free_port() -> int:
