@@ -108,9 +108,8 @@ def prepare(
     ]
     plan = _planned(rows, left_out, plan_of)
     if moved := _moved(book, plan):
-        left_out += [
-            LeftOut(place, id, "changed since the last sync: sync first") for id in sorted(moved)
-        ]
+        why = "changed since the last sync: sync first, as exports show it up to 15 minutes later"
+        left_out += [LeftOut(place, id, why) for id in sorted(moved)]
         rows = [row for row in rows if row.values["id"] not in moved]
         plan = _planned(rows, left_out, plan_of)
     skipped = (*plan.no_ops, *plan.refused)

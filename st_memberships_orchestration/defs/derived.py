@@ -101,7 +101,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
         lake: dg.ResourceParam[Lake],
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
-        refuse_stale(context.instance, tenant, feeds)
+        refuse_stale(context, feeds)
         chosen = config.model_dump()
         as_of, full = chosen.pop("as_of"), chosen.pop("full")
         clock = _clock(settings, tenant, as_of)

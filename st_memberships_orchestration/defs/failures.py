@@ -165,7 +165,7 @@ def unwritten_feeds(instance: dg.DagsterInstance, tenant: str) -> dict[str, Fail
     return {feed: failed for feed, failed in last.items() if failed}
 
 
-@lru_cache(maxsize=64)  # each table of a derive asks, and an ended run does not change
+@lru_cache(maxsize=64)  # an ended run does not change
 def _written(instance: dg.DagsterInstance, run_id: str, tenant: str) -> frozenset[str]:
     """Feeds that an ended run brought up to date for the tenant."""
     of_type = dg.DagsterEventType.ASSET_MATERIALIZATION
@@ -180,19 +180,29 @@ def _written(instance: dg.DagsterInstance, run_id: str, tenant: str) -> frozense
     )
 
 
-def refuse_stale(instance: dg.DagsterInstance, tenant: str, feeds: Collection[str]) -> None:
+def refuse_stale(context: dg.AssetExecutionContext, feeds: Collection[str]) -> None:
     """Fail what would be made of feeds that could not be written.
 
     Raises:
         dagster.Failure: it names them, and why they are stale.
     """
-    for feed, failed in unwritten_feeds(instance, tenant).items():
+    tenant = context.partition_key
+    for feed, failed in _unwritten_before(context.run.run_id, context.instance, tenant).items():
         if feed in feeds:
             raise dg.Failure(
                 f"{tenant}: what the last sync read of {feed} could not be written, so nothing is "
                 f"made of it. {failed.error}: {failed.message} {failed.remedy} Then run `sync`.",
                 allow_retries=False,
             )
+
+
+@lru_cache(maxsize=8)
+def _unwritten_before(
+    run_id: str,  # noqa: ARG001 - each table of a run asks, and the next run asks anew
+    instance: dg.DagsterInstance,
+    tenant: str,
+) -> dict[str, Failed]:
+    return unwritten_feeds(instance, tenant)
 
 
 def _of_step(event: dg.DagsterEvent) -> list[Failed]:

@@ -54,7 +54,7 @@ def _versions(settings: Settings, feed: ExportFeed) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: Rebuild, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
-        refuse_stale(context.instance, tenant, [feed.name])
+        refuse_stale(context, [feed.name])
         rebuild_versions(lake, feed.name, tenant=tenant, modified=feed.modified, full=config.full)
         return brought_up_to_date(context, lake, name)
 
@@ -80,7 +80,7 @@ def _membership_status(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, config: Rebuild, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
         tenant = context.partition_key
-        refuse_stale(context.instance, tenant, ["memberships", "membership_status_changes"])
+        refuse_stale(context, ["memberships", "membership_status_changes"])
         rebuild_membership_status(
             lake,
             tenant=tenant,

@@ -62,6 +62,11 @@ def make_report(
     )
     headline = next(row for row in numbers["headlines"] if row["tenant"] == facts.tenant)
     drawn = charts.draw(numbers)
+    lists = {
+        name: table.lines(numbers[table.figures], facts.tenant)
+        for name, table in TABLES.items()
+        if table.is_list and numbers[table.figures]
+    }
     html = _template().render(
         facts=facts,
         figures=numbers,
@@ -77,7 +82,7 @@ def make_report(
         most=SHOWN_PLAIN,
         cell=lambda row, column: cell(row, column, facts.account.site),
         sum_cell=_sum_cell,
-        packed=lambda table, rows: table.packed(rows, facts.tenant),
+        packed=lambda name: TABLES[name].packed(lists[name]),
         style=_part("page.css"),
         library=_part(LIBRARY),
         script=_part("page.js"),
@@ -91,12 +96,8 @@ def make_report(
             "number": NUMBER.pattern,
         },
     )
-    lists = {
-        name: table.csv_of(numbers[table.figures], facts.tenant)
-        for name, table in TABLES.items()
-        if table.is_list and numbers[table.figures]
-    }
-    return Report(html, drawn, headline, lists)
+    files = {name: TABLES[name].csv_of(lines) for name, lines in lists.items()}
+    return Report(html, drawn, headline, files)
 
 
 def _part(name: str) -> Markup:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 from markupsafe import Markup, escape
 
@@ -54,6 +54,9 @@ WORDS = {
     "long": lambda text: text,
 }
 """How a value reads, by the kind of its column."""
+
+Lines: TypeAlias = list[list[str | int | float]]
+"""Rows as a file has them."""
 
 LEFT = (*WORDS, *PLACES)
 IDS = ("id", *PLACES)
@@ -125,22 +128,22 @@ class PageTable:
         noted = [column.csv or f"_{column.key}" for column in self.columns]
         return ["tenant", *noted, *self.fill_in]
 
-    def lines(self, rows: Sequence[Row], tenant: str) -> list[list[str | int | float]]:
+    def lines(self, rows: Sequence[Row], tenant: str) -> Lines:
         """The rows as they stand in the CSV file, without escapes."""
         before = [tenant] if self.job else []
         after = [""] * len(self.fill_in)
         return [[*before, *(plain(row, c) for c in self.columns), *after] for row in rows]
 
-    def csv_of(self, rows: Sequence[Row], tenant: str) -> str:
+    def csv_of(self, lines: Lines) -> str:
         """The CSV file, safe to open in a spreadsheet."""
         file = io.StringIO()
         writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
         writer.writerow(self.headings)
-        for line in self.lines(rows, tenant):
+        for line in lines:
             writer.writerow(csv_cell(v) if isinstance(v, str) else v for v in line)
         return file.getvalue()
 
-    def packed(self, rows: Sequence[Row], tenant: str) -> Markup:
+    def packed(self, lines: Lines) -> Markup:
         """All rows for the page's script: nothing in them can end the element they stand in."""
         columns = [
             {
@@ -153,7 +156,7 @@ class PageTable:
             for c in self.columns
         ]
         layout = {"columns": columns, "head": self.headings, "first": 1 if self.job else 0}
-        text = json.dumps({**layout, "rows": self.lines(rows, tenant)}, separators=(",", ":"))
+        text = json.dumps({**layout, "rows": lines}, separators=(",", ":"))
         return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
 
 
