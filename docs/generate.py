@@ -283,11 +283,11 @@ def _section(
 
 
 def _options(table: Table) -> str:
-    """The arguments with a default: what may be set when the table is computed."""
+    """What may be set when the table is computed, with its default."""
     return "; ".join(
-        f"`{name}` ({_code(argument.default)}): {table.meaning_of(name)}".rstrip(".")
+        f"`{name}` ({_code(argument.default)}): {meaning}".rstrip(".")
         for name, argument in inspect.signature(table.of).parameters.items()
-        if argument.default is not inspect.Parameter.empty
+        if (meaning := table.meaning_of(name))
     )
 
 

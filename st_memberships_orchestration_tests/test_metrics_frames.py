@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from st_memberships_orchestration import metrics
+from st_memberships_orchestration.defs.derived import options_of
 from st_memberships_orchestration.defs.metadata import schema_of
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.metrics.frames import among, decimals, locate, pick
@@ -294,7 +295,8 @@ def test_every_table_says_what_it_is(table: Table) -> None:
     text = table.description
     assert "One row per" in text or table.name == "members_without_future_visit"
     assert "Source: " in text
-    assert "Args:" not in text
+    assert "Settings:" not in text
+    assert all(table.meaning_of(setting) for setting in options_of(table))
     assert set(table.grain) <= set(table.columns)
     assert all(meaning.endswith(".") for _, meaning in table.columns.values())
 

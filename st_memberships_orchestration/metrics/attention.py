@@ -109,22 +109,11 @@ def attention(
     `derived/visits`; reference sections 7 and 9. Known gaps: failed payments are not in this API;
     whether an account setting keeps visits of expired members bookable is not known.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_status_changes: the recorded changes.
-        membership_types: newest version of each type, with `recurring_services`.
-        invoice_templates: newest version of each invoice template.
-        recurring_services: newest version of each service.
-        membership_prices: the derived table.
-        visits: the derived table.
-        today: the contractor's day.
-        zone: the contractor's time zone.
+    Settings:
         expired_within_days: how long after its last day a lapsed membership is worth a call.
         billing_delay_days: how late automatic billing may be; it runs daily.
         owed_days: days after which an owed visit is a finding.
         suspended_days: days after which a suspension is a finding.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     as_stated, memberships = memberships, with_plausible_days(memberships, earliest, today)
     now: Any = pd.Timestamp(today)

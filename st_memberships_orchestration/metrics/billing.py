@@ -63,14 +63,10 @@ def billing_due(
     Source: `current/memberships`, `derived/membership_prices`; formula: reference section 9.2.
     Known gaps: whether a bill was paid is not in this API; prices of renewals are not foreseen.
 
-    Args:
-        memberships: newest version of each membership.
-        membership_prices: the derived table.
-        today: the contractor's day.
+    Settings:
         windows: last days of the windows, counted from today.
         month_end_stays: whether a bill that slid from the 29th, 30th or 31st to the end of a
             shorter month stays on that day; false: it returns to its own day.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(

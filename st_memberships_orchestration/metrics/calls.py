@@ -129,17 +129,7 @@ def call_list(
     are not in this API; a visit of a service without a membership has no customer here and stands
     in `visits` only; whether a plan is still sold is known of today only.
 
-    Args:
-        attention: the derived table.
-        renewals: the derived table.
-        visits: the derived table.
-        memberships: newest version of each membership, also deleted ones.
-        membership_types: newest version of each type.
-        membership_prices: the derived table.
-        call_outcomes: what came of calls, if any were noted.
-        today: the contractor's day.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         ending_within_days: how long before its last day a membership is worth a call.
         bill_within_days: how long before a bill that cannot be charged a call is worth while.
         owed_days: days after which an owed visit is worth a call.

@@ -69,5 +69,3 @@ TABLES = (
     INVOICE_TEMPLATE_ITEMS,
     MEMBERSHIP_CUSTOM_FIELDS,
 )
-"""A function's arguments are named after what they need: a derived table, a current table, a
-history (`membership_status`, `membership_versions`), `today`, `zone`, or a setting."""

@@ -58,13 +58,6 @@ def cohort_retention(
     Source: `current/memberships`, `history/membership_status`; reference section 9.1. Known gaps:
     one who bought anew without a renewal link counts as lost and as sold again; a membership sold
     to begin in a later month is not kept in its month of sale.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")

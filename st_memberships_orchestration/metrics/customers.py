@@ -57,13 +57,6 @@ def customers_monthly(
     Source: `current/memberships`, `history/membership_status`. Known gaps: a membership whose
     customer is not known counts as a customer of its own; people who are two customers in
     ServiceTitan are two here.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = spells(membership_status, zone, memberships)

@@ -62,18 +62,8 @@ def members_daily(
     Source: as of `recurring_revenue_monthly`, whose gaps hold here, too; `inferred_moves` says how
     many of a day's steps no recorded change tells of.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
+    Settings:
         renewal_grace_days: as in `members_monthly`.
-        earliest: days before this one are mistakes, and are taken as not known.
         days: how many, today included.
     """
     memberships = with_plausible_days(memberships, earliest, today)

@@ -41,11 +41,6 @@ def deferred_revenue_opening(
 
     Source: `current/memberships`, `current/membership_types`, `derived/visits`; reference
     section 9.1.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_types: newest version of each type.
-        visits: the derived table.
     """
     rows = pick(
         memberships,

@@ -39,9 +39,6 @@ def invoice_template_items(invoice_templates: pd.DataFrame) -> pd.DataFrame:
     `line_total` of a trillion or more is null and flagged.
 
     Source: `current/invoice_templates`; reference section 7.
-
-    Args:
-        invoice_templates: newest version of each invoice template, with `items`.
     """
     names = (
         "id",
@@ -86,9 +83,6 @@ def membership_custom_fields(memberships: pd.DataFrame) -> pd.DataFrame:
     Values are text, as ServiceTitan sends them, whatever the data type of the field.
 
     Source: `current/memberships`; reference section 4.2.
-
-    Args:
-        memberships: newest version of each membership, with `custom_fields`.
     """
     names = ("type_id", "name", "value")
     rows = explode(memberships, "custom_fields", *names, owner="membership_id")

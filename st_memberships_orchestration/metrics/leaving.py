@@ -95,18 +95,7 @@ def cancellation_reasons_monthly(
     words is not brought together; reasons kept elsewhere, such as in memo or custom fields, do
     not show.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_status_changes: the recorded changes, with their notes.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         renewal_grace_days: as in `members_monthly`.
     """
     memberships = with_plausible_days(memberships, earliest, today)
@@ -178,17 +167,7 @@ def plan_switches_monthly(
     Source: `history/memberships`, `history/membership_types`, `history/invoice_templates`,
     `history/membership_status`. Known gap: a change in place before the first sync is not known.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         renewal_grace_days: as in `members_monthly`.
         switch_days: days between leaving one membership and beginning another of the same
             customer that still count as a switch.

@@ -84,14 +84,9 @@ def members_monthly(
     is no member: `unknown_status` flags the running month, and those in which members went to such
     a status.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
+    Settings:
         renewal_grace_days: days between an end and the start of its renewal that still count as
             going on.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)

@@ -80,18 +80,6 @@ def renewal_outcomes_monthly(
     `history/membership_status`; formula: reference section 9.2. Known gaps: type and business unit
     are today's; a customer who holds several memberships, and buys
     one more, keeps one term by it, whatever was meant.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)

@@ -63,13 +63,7 @@ def mrr_outlook(
     Source: `current/memberships`, `history/membership_status`, `derived/membership_prices`. Known
     gaps: failed payments are not in this API; a suspended member may come back or not.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_prices: the derived table.
-        today: the contractor's day.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         expiring_days: days ahead within which the end of a term counts as a threat.
     """
     memberships = with_plausible_days(memberships, earliest, today)

@@ -69,14 +69,6 @@ def prepaid_unearned(
     Source: `current/memberships`, `derived/membership_prices`, `derived/visit_entitlements`. Known
     gaps: this is no ledger: refunds, discounts and what ServiceTitan deferred are not in this API;
     visits of unlike worth count alike.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_types: newest version of each type.
-        membership_prices: the derived table.
-        visit_entitlements: the derived table.
-        today: the contractor's day.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(

@@ -63,14 +63,6 @@ def renewals(
     reference sections 9.1 and 9.2. Known gaps: customers who bought anew instead of renewing have
     no link and show as not renewed; some old records hold the day after the last one in `to` (flag
     `to_is_day_after`: the same day of the month as `from`); it is used as it is.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_prices: the derived table.
-        membership_status: spells of status; without them, a successor is taken to have begun.
-        today: the contractor's day.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = None
@@ -130,13 +122,6 @@ def renewal_rate_monthly(
     Source: `current/memberships`, `history/membership_status`; formula: reference section 9.2.
     Known gaps: rests on `renewed_by_id`, which one team calls unreliable; a purchase anew
     without that link is not a renewal here; type and business unit are today's.
-
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        today: the contractor's day.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)

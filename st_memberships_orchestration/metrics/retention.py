@@ -77,18 +77,6 @@ def membership_mrr_history(
     March with mrr 20.00, May with 25.00, July with 0.
 
     Source: as of `recurring_revenue_monthly`.
-
-    Args:
-        memberships: newest version of each membership.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)
@@ -144,12 +132,6 @@ def revenue_retention(
 
     Source: `derived/membership_mrr_history`, `derived/recurring_revenue_monthly`,
     `derived/members_monthly`. Known gaps: those of these tables; a type is today's.
-
-    Args:
-        membership_mrr_history: the derived table.
-        recurring_revenue_monthly: the derived table.
-        members_monthly: the derived table.
-        today: the contractor's day; the last that counts.
     """
     kept = yield counted(_retained(membership_mrr_history, today), [*CELL, "month"], *RETAINED)
     kept = by_month(kept, RETAINED, today)
@@ -209,14 +191,6 @@ def cohort_revenue(
     Source: `current/memberships`, `history/membership_status`, `derived/membership_mrr_history`.
     Known gaps: one who bought anew without a renewal link counts as lost and as sold again; one
     that was never a member at a month's end adds nothing.
-
-    Args:
-        memberships: newest version of each membership.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_mrr_history: the derived table.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")

@@ -103,14 +103,6 @@ def membership_prices(
     reference section 9.2. Known gaps: actual invoices are not in this API. A price that cannot be
     told (options that contradict each other; amounts that are null, negative or above 100 million)
     is null and flagged. `price_rounded`: ServiceTitan sent more than six decimals.
-
-    Args:
-        memberships: newest version of each membership.
-        membership_types: newest version of each type, with `duration_billing`.
-        invoice_templates: newest version of each invoice template.
-        today: the contractor's day.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(memberships, "id", "status", "is_deleted", "business_unit_id", *PRICING)
@@ -165,18 +157,8 @@ def recurring_revenue_monthly(
     syncs the last one is known only; type and business unit of a cell are today's, also for past
     months.
 
-    Args:
-        memberships: newest version of each membership.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
+    Settings:
         renewal_grace_days: as in `members_monthly`.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     life = spells(membership_status, zone, memberships)

@@ -82,17 +82,7 @@ def sales_monthly(
     in ServiceTitan today (`sold_by_id`), null if nobody is; business unit and way of sale are
     today's, too; campaign and invoice of the sale are not in this API.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_versions: every known version of the memberships, with `valid_from`.
-        membership_types: newest version of each type.
-        invoice_templates: newest version of each invoice template.
-        membership_type_versions: every known version of the types; of others the newest holds.
-        invoice_template_versions: every known version of the templates; likewise.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         renewal_grace_days: as in `members_monthly`.
         early_days: days after its beginning within which a loss counts as early.
     """

@@ -101,13 +101,7 @@ def membership_summary(
     renewal is `renewed`, all other first ones are `new_sales`, imported ones among them; which
     time zone its days are in is not documented.
 
-    Args:
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        membership_types: newest version of each type.
-        today: the contractor's day; the last that counts.
-        zone: the contractor's time zone.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         renewal_grace_days: as in `members_monthly`.
     """
     memberships = with_plausible_days(memberships, earliest, today)

@@ -1,5 +1,16 @@
 """How a derived table is declared: what one row is, its columns, and the function that defines it.
 
+The function's arguments are named after what they need:
+
+- a derived table, or a current one: the newest version of each record, deleted ones included
+- `membership_status`: spells of status, without gap or overlap per membership
+- `membership_versions` and the like: every known version, with `valid_from`. Where none is known
+  of a record, its newest holds
+- `call_outcomes`: what came of calls; None if none was noted
+- `today`, the contractor's day and the last that counts; `zone`, the contractor's time zone;
+  `earliest`, before which a day is a mistake and taken as not known
+- a setting of this table, which has a default, and a meaning in the docstring under `Settings:`
+
 Every column is Arrow-typed, also when the table is empty, and money is `decimal(18, 6)` as in the
 lake. Inside the room money is a whole number of millionths (`frames.MICROS`), so that sums are
 exact and movements add up to the last digit; no amount ever passes through a float.
@@ -81,13 +92,13 @@ class Table:
 
     @property
     def description(self) -> str:
-        """The definition for operators: the function's docstring without its arguments."""
-        return (inspect.getdoc(self.of) or "").partition("\nArgs:")[0].strip()
+        """The definition for operators: the function's docstring without its settings."""
+        return (inspect.getdoc(self.of) or "").partition("\nSettings:")[0].strip()
 
-    def meaning_of(self, argument: str) -> str:
-        """What the function's docstring says of one of its arguments."""
-        arguments = (inspect.getdoc(self.of) or "").partition("\nArgs:\n")[2]
-        meaning = re.search(rf"^ +{argument}: (.+(?:\n {{5,}}.+)*)", arguments, re.MULTILINE)
+    def meaning_of(self, setting: str) -> str:
+        """What the function's docstring says of a setting; nothing of an argument that is none."""
+        settings = (inspect.getdoc(self.of) or "").partition("\nSettings:\n")[2]
+        meaning = re.search(rf"^ +{setting}: (.+(?:\n {{5,}}.+)*)", settings, re.MULTILINE)
         return " ".join(meaning[1].split()) if meaning else ""
 
     @property

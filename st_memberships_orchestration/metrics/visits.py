@@ -80,16 +80,9 @@ def visits(
     gaps: after expiry, an account setting in ServiceTitan decides whether visits can still be
     booked; here they are not owed.
 
-    Args:
-        recurring_service_events: newest version of each event, also deleted ones.
-        recurring_services: newest version of each service.
-        memberships: newest version of each membership, also deleted ones.
-        membership_status: spells of status, without gap or overlap per membership.
-        today: the contractor's day.
-        zone: the contractor's time zone.
+    Settings:
         booked_statuses: statuses of events that mean the visit is booked.
         done_statuses: statuses of events that this contractor takes for done.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(
@@ -197,11 +190,6 @@ def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIE
     Source: `derived/visits`; formula: reference section 9.2. Known gaps: a visit keeps its latest
     state only, so past months show how they stand today; open visits of ended memberships count
     as open, with `open_ended` telling how many they are.
-
-    Args:
-        visits: the derived table.
-        today: the contractor's day; its month is the last.
-        earliest: visits due before this day are mistakes, and are left out.
     """
     rows = pick(
         with_plausible_days(visits, earliest, today),
@@ -263,14 +251,6 @@ def members_without_future_visit(
     Source: `current/memberships`, `current/membership_types`, `current/recurring_services`,
     `derived/visits`; rule: reference section 9.2. Known gap: ServiceTitan plans visits about 12
     months ahead, so a service with longer pauses can look as if nothing were planned.
-
-    Args:
-        memberships: newest version of each membership.
-        membership_types: newest version of each type, with `recurring_services`.
-        recurring_services: newest version of each service.
-        visits: the derived table.
-        today: the contractor's day.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships, visits = (
         with_plausible_days(each, earliest, today) for each in (memberships, visits)

@@ -88,13 +88,7 @@ def visit_forecast(
     silent on much of how rules are read. `rule_unclear` flags the running month of services whose
     rule says nothing.
 
-    Args:
-        recurring_services: newest version of each service.
-        recurring_service_types: newest version of each type of service.
-        memberships: newest version of each membership, also deleted ones.
-        visits: the derived table.
-        today: the contractor's day.
-        earliest: days before this one are mistakes, and are taken as not known.
+    Settings:
         months_ahead: months after the running one.
     """
     rows = visits_ahead(
@@ -206,13 +200,6 @@ def visit_entitlements(
 
     Source: `current/memberships`, `current/recurring_services`, `derived/visits`. Known gap: a
     running year is this project's reading; ServiceTitan counts no visits by year.
-
-    Args:
-        recurring_services: newest version of each service.
-        memberships: newest version of each membership, also deleted ones.
-        visits: the derived table.
-        today: the contractor's day.
-        earliest: days before this one are mistakes, and are taken as not known.
     """
     memberships, recurring_services, visits = (
         with_plausible_days(each, earliest, today)
