@@ -123,82 +123,19 @@ def attention(
     )
     templates = pick(invoice_templates, "id", "total")
     rows = attach(rows, templates, "billing_template_id", template_total="total")
-    status, kept = rows["status"], ~rows["is_deleted"]
-    active = (status == ACTIVE) & kept
-    list_price = priced(
+    rows["list_price"] = priced(
         rows.drop(columns="price_basis").assign(billing_template_id=_nothing(rows)),
         membership_types,
         invoice_templates,
     )["annual_value"]
-    recurring = active & rows["billing_frequency"].isin(list(MONTHS_PER_BILL))
-    expired_on = rows["to"].fillna(rows["status_since"])
-    suspended = (status == "Suspended") & kept
-    is_customer = among(rows["customer_id"], rows["customer_id"][active])
-
-    def days(count: int) -> Any:
-        return pd.to_timedelta(count, unit="D")
-
+    services = _services(recurring_services, rows)
     findings = [
-        _finding(
-            rows,
-            (status == "Expired")
-            & kept
-            & rows["successor_id"].isna()
-            & ~is_customer
-            & (expired_on >= now - days(expired_within_days)),
-            "expired_not_renewed",
-            "The term ran out and was not renewed.",
-            since=expired_on,
-            job="sell_memberships",
-        ),
-        _finding(
-            rows,
-            active & (rows["next_scheduled_bill_date"] < now - days(billing_delay_days)),
-            "bill_date_past",
-            "The next bill should have been made already.",
-            since=rows["next_scheduled_bill_date"],
-            money=rows["bill_amount"],
-            basis=BILL,
-        ),
-        _finding(
-            rows,
-            recurring & rows["billing_template_id"].isna(),
-            "no_billing_template",
-            "There is no invoice template to make the bills from.",
-        ),
-        _finding(
-            rows,
-            recurring & rows["payment_method_id"].isna() & rows["payment_type_id"].isna(),
-            "no_payment_method",
-            "There is no card, bank account or kind of payment.",
-        ),
-        _finding(
-            rows,
-            (recurring & (rows["template_total"] <= 0)).fillna(False),
-            "billing_template_not_positive",
-            "The billing template totals zero or less.",
-            money=list_price,
-            job="update_invoice_templates",
-        ),
-        _finding(
-            rows,
-            active & (rows["price_basis"] == "none"),
-            "price_unknown",
-            "Neither a billing template nor a list price tells what is paid.",
-        ),
-        _finding(
-            rows,
-            suspended & (rows["status_since"] < now - days(suspended_days)),
-            "suspended_long",
-            "The membership is still suspended.",
-            since=rows["status_since"],
-        ),
+        *_stopped(rows, now - _days(expired_within_days), now - _days(suspended_days)),
+        *_billing_findings(rows, now - _days(billing_delay_days)),
         *_contradictions(rows, now),
         *_implausible_days(rows, as_stated, MEMBERSHIP_DAYS, earliest, today),
-        *_implausible_days(
-            _services(recurring_services, rows), recurring_services, SERVICE_DAYS, earliest, today
-        ),
-        _missing_services(rows[active], membership_types, recurring_services),
+        *_implausible_days(services, recurring_services, SERVICE_DAYS, earliest, today),
+        _missing_services(rows[rows["is_active"]], membership_types, recurring_services),
         *_visit_findings(visits, owed_days),
     ]
     rows = pd.concat(findings, ignore_index=True)
@@ -206,6 +143,10 @@ def attention(
     rows["mended_by"] = by_job.mask(rows["reason"] == "no_payment_method", PAYMENT_ADDED)
     rows["days"] = (now - rows["since"]).dt.days.astype("Int64")
     return ATTENTION.frame(rows)
+
+
+def _days(count: int) -> Any:
+    return pd.to_timedelta(count, unit="D")
 
 
 def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -> Frame:
@@ -222,6 +163,7 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
     links = renewal_links(memberships, zone, spells(status, zone, memberships))
     rows = rows.join(more).join(links[["successor_id", "link_problem"]])
     rows = rows.rename(columns={"id": "membership_id"})
+    rows["is_active"] = (rows["status"] == ACTIVE) & ~rows["is_deleted"]
     prices = pick(prices, "membership_id", "bill_amount", "annual_value", "price_basis")
     on = "membership_id"
     return attach(rows, prices, on, "bill_amount", "price_basis", id=on, year="annual_value")
@@ -240,37 +182,94 @@ def _changes_end_elsewhere(rows: Frame, membership_status: Frame, changes: Frame
 
 def _finding(
     rows: Frame,
-    mask: Column,
     reason: str,
     detail: str | Column,
     *,
-    since: Column | None = None,
-    money: Column | None = None,
+    since: str | None = None,
+    money: str = "year",
     basis: str | None = YEAR,
     job: str | None = "update_memberships",
 ) -> Frame:
-    """The rows where `mask` holds as findings."""
-    money = rows["year"] if money is None and basis else money
+    """The rows as findings; `since` and `money` name the columns that tell these."""
+    about = ("event_id", "recurring_service_id", "recurring_service_type_id")
     findings = pd.DataFrame(
         {
             **{name: rows[name] for name in ("membership_id", "customer_id", *CELL)},
-            **{
-                name: rows[name] if name in rows else _nothing(rows)
-                for name in ("event_id", "recurring_service_id", "recurring_service_type_id")
-            },
-            "since": pd.Series(pd.NaT, rows.index, "datetime64[s]") if since is None else since,
-            "money_at_stake": _nothing(rows) if money is None else money,
+            **{name: rows[name] if name in rows else _nothing(rows) for name in about},
+            "since": rows[since] if since else pd.Series(pd.NaT, rows.index, "datetime64[s]"),
+            "money_at_stake": rows[money] if basis else _nothing(rows),
         }
-    )[mask.astype(bool)]
-    words = {"reason": reason, "money_basis": basis, "write_job": job}
+    )
+    words = {"reason": reason, "detail": detail, "money_basis": basis, "write_job": job}
     return findings.assign(
-        detail=pd.Series(detail, findings.index, dtype="str"),
-        **{name: pd.Series(word, findings.index, dtype="str") for name, word in words.items()},
+        **{name: pd.Series(word, rows.index, dtype="str") for name, word in words.items()}
     )
 
 
 def _nothing(rows: Frame) -> Column:
     return pd.Series(pd.NA, rows.index, dtype="Int64")
+
+
+def _stopped(rows: Frame, expired_after: Any, suspended_before: Any) -> list[Frame]:
+    """Memberships that ran out lately, or have been paused for long."""
+    kept = ~rows["is_deleted"]
+    rows = rows.assign(expired_on=rows["to"].fillna(rows["status_since"]))
+    is_customer = among(rows["customer_id"], rows["customer_id"][rows["is_active"]])
+    lapsed = kept & (rows["status"] == "Expired") & rows["successor_id"].isna() & ~is_customer
+    suspended = kept & (rows["status"] == "Suspended")
+    return [
+        _finding(
+            rows[lapsed & (rows["expired_on"] >= expired_after)],
+            "expired_not_renewed",
+            "The term ran out and was not renewed.",
+            since="expired_on",
+            job="sell_memberships",
+        ),
+        _finding(
+            rows[suspended & (rows["status_since"] < suspended_before)],
+            "suspended_long",
+            "The membership is still suspended.",
+            since="status_since",
+        ),
+    ]
+
+
+def _billing_findings(rows: Frame, late_before: Any) -> list[Frame]:
+    """What keeps a member from being billed, or from being billed rightly."""
+    active = rows["is_active"]
+    recurring = active & rows["billing_frequency"].isin(list(MONTHS_PER_BILL))
+    return [
+        _finding(
+            rows[active & (rows["next_scheduled_bill_date"] < late_before)],
+            "bill_date_past",
+            "The next bill should have been made already.",
+            since="next_scheduled_bill_date",
+            money="bill_amount",
+            basis=BILL,
+        ),
+        _finding(
+            rows[recurring & rows["billing_template_id"].isna()],
+            "no_billing_template",
+            "There is no invoice template to make the bills from.",
+        ),
+        _finding(
+            rows[recurring & rows["payment_method_id"].isna() & rows["payment_type_id"].isna()],
+            "no_payment_method",
+            "There is no card, bank account or kind of payment.",
+        ),
+        _finding(
+            rows[(recurring & (rows["template_total"] <= 0)).fillna(False)],
+            "billing_template_not_positive",
+            "The billing template totals zero or less.",
+            money="list_price",
+            job="update_invoice_templates",
+        ),
+        _finding(
+            rows[active & (rows["price_basis"] == "none")],
+            "price_unknown",
+            "Neither a billing template nor a list price tells what is paid.",
+        ),
+    ]
 
 
 def _contradictions(rows: Frame, now: Any) -> list[Frame]:
@@ -300,27 +299,19 @@ def _contradictions(rows: Frame, now: Any) -> list[Frame]:
         & kept,
         "Its recorded changes end in another status.": rows["changes_end_elsewhere"],
     }
-    links = {
-        "successor_unknown": "Its successor is not known.",
-        "successor_not_later": "Its successor does not begin later.",
+    by_link = {
+        "Its successor is not known.": rows["link_problem"] == "successor_unknown",
+        "Its successor does not begin later.": rows["link_problem"] == "successor_not_later",
     }
+    without_money_or_job: dict[str, Any] = {"basis": None, "job": None}
     return [
-        *(_finding(rows, m, "status_contradicts_dates", text) for text, m in by_dates.items()),
-        *(
-            _finding(rows, m, "status_contradicts_history", text, basis=None, job=None)
-            for text, m in by_history.items()
-        ),
-        *(
-            _finding(
-                rows,
-                rows["link_problem"] == word,
-                "renewal_link_broken",
-                text,
-                basis=None,
-                job=None,
-            )
-            for word, text in links.items()
-        ),
+        _finding(rows[mask], reason, text, **more)
+        for reason, more, masks in (
+            ("status_contradicts_dates", {}, by_dates),
+            ("status_contradicts_history", without_money_or_job, by_history),
+            ("renewal_link_broken", without_money_or_job, by_link),
+        )
+        for text, mask in masks.items()
     ]
 
 
@@ -359,17 +350,8 @@ def _implausible_days(
     findings = []
     for name, (words, job) in names.items():
         wrong = days[name].notna() & plausible[name].isna() & ~rows["is_deleted"]
-        stated = words + " cannot be: " + days[name].dt.strftime("%Y-%m-%d")
-        findings.append(
-            _finding(
-                rows,
-                wrong,
-                "date_implausible",
-                stated[wrong],
-                basis=None,
-                job=job,
-            )
-        )
+        stated = words + " cannot be: " + days[name][wrong].dt.strftime("%Y-%m-%d")
+        findings.append(_finding(rows[wrong], "date_implausible", stated, basis=None, job=job))
     return findings
 
 
@@ -391,13 +373,7 @@ def _missing_services(active: Frame, membership_types: Frame, recurring_services
     rows["present"] = rows["present"].fillna(0).astype("int64")
     rows = rows[rows["present"] < rows["needed"]].reset_index(drop=True)
     detail = "Has " + rows["present"].astype("str") + " of " + rows["needed"].astype("str")
-    return _finding(
-        rows,
-        pd.Series(True, rows.index),
-        "service_missing",
-        detail + " services of this type.",
-        basis=None,
-    )
+    return _finding(rows, "service_missing", detail + " services of this type.", basis=None)
 
 
 def _visit_findings(visits: Frame, owed_days: int) -> list[Frame]:
@@ -418,34 +394,30 @@ def _visit_findings(visits: Frame, owed_days: int) -> list[Frame]:
         "flags",
     )
     implausible = rows["flags"].str.contains("due_day_implausible", na=False)
-    ended = rows["state"].isin(UNDONE) & (rows["due_on"] > rows["membership_ended_on"])
-    ended &= ~implausible
+    after_end = rows["state"].isin(UNDONE) & (rows["due_on"] > rows["membership_ended_on"])
+    after_end &= ~implausible
     long_owed = rows["is_owed"] & (rows["days_overdue"] > owed_days).fillna(False)
-    rows = rows[ended | long_owed | implausible]
     return [
         _finding(
-            rows,
-            implausible.loc[rows.index],
+            rows[implausible],
             "date_implausible",
             "The day on which the visit is due cannot be.",
             basis=None,
             job=None,
         ),
         _finding(
-            rows,
-            ended.loc[rows.index],
+            rows[after_end],
             "visit_open_after_end",
             "The visit is due after its membership ended.",
-            since=rows["membership_ended_on"],
+            since="membership_ended_on",
             basis=None,
             job="update_recurring_services",
         ),
         _finding(
-            rows,
-            long_owed.loc[rows.index],
+            rows[long_owed],
             "visit_long_owed",
             "The visit is neither booked nor dismissed.",
-            since=rows["due_on"],
+            since="due_on",
             basis=None,
             job="mark_events_complete",
         ),

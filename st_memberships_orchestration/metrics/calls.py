@@ -152,6 +152,17 @@ def call_list(
         ],
         ignore_index=True,
     )
+    rows = _worded(reasons, members)
+    calls = _together(rows)
+    worth = rows.groupby(["customer_id", "membership_id"])["annual_value"].max()
+    calls["money_at_stake"] = calls["customer_id"].map(
+        worth.groupby("customer_id").sum(min_count=1)
+    )
+    return CALL_LIST.frame(ranked(_unanswered(calls, call_outcomes, today, zone)))
+
+
+def _worded(reasons: Frame, members: Frame) -> Frame:
+    """The reasons with their customer, money and words; each customer's most urgent first."""
     facts = ("customer_id", "membership_type_id", "business_unit_id", "location_id")
     rows = attach(
         reasons, members, "membership_id", *facts, "plan", "annual_value", id="membership_id"
@@ -170,12 +181,7 @@ def call_list(
     rows["membership_ids"] = rows["membership_id"].astype("str")
     day = rows["due_on"].fillna(rows["since"]).dt.strftime("%Y-%m-%d").fillna("")
     rows["about"] = (rows["reason"] + " " + rows["membership_ids"] + " " + day).str.rstrip()
-    calls = _together(rows)
-    worth = rows.groupby(["customer_id", "membership_id"])["annual_value"].max()
-    calls["money_at_stake"] = calls["customer_id"].map(
-        worth.groupby("customer_id").sum(min_count=1)
-    )
-    return CALL_LIST.frame(ranked(_unanswered(calls, call_outcomes, today, zone)))
+    return rows
 
 
 def ranked(calls: Frame) -> Frame:

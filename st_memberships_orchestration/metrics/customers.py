@@ -1,6 +1,7 @@
 """Customers beside memberships: one who holds three is one customer."""
 
 from datetime import date
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -59,23 +60,8 @@ def customers_monthly(
     ServiceTitan are two here.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    rows = spells(membership_status, zone, memberships)
-    now = before(today)
-    until = rows["began"].shift(-1).where(follows(rows).shift(-1, fill_value=False))
-    rows = rows.assign(until=until)
-    rows = rows[(rows["status"] == ACTIVE) & (rows["began"] < now)]
-    members = pick(memberships, "id", "customer_id")
-    rows = attach(rows, members, "membership_id", is_of="customer_id")
-    unknown = rows["is_of"].isna()
-    rows["is_of"] = rows["is_of"].mask(unknown, -rows["membership_id"])
-    ended = rows[rows["until"] < now]
-    steps: Frame = pd.concat(
-        [
-            rows.assign(month=month_of(rows["began"]), change=1),
-            ended.assign(month=month_of(ended["until"]), change=-1),
-        ]
-    )
-    steps = steps.groupby(["is_of", "month"], as_index=False)["change"].sum()
+    life = spells(membership_status, zone, memberships)
+    steps = _steps(life, pick(memberships, "id", "customer_id"), before(today))
     customer = steps.groupby("is_of")["change"]
     held = customer.cumsum()
     was = held - steps["change"]
@@ -102,6 +88,23 @@ def customers_monthly(
     rows["memberships_per_customer"] = share(rows["memberships_end"], rows["customers_end"])
     rows["customer_churn"] = share(rows["lost_customers"], rows["customers_start"])
     return CUSTOMERS_MONTHLY.frame(rows)
+
+
+def _steps(life: Frame, members: Frame, until: Any) -> Frame:
+    """By how many members each customer (`is_of`) has more or less, by month."""
+    ends = life["began"].shift(-1).where(follows(life).shift(-1, fill_value=False))
+    rows = life.assign(ends=ends)
+    rows = rows[(rows["status"] == ACTIVE) & (rows["began"] < until)]
+    rows = attach(rows, members, "membership_id", is_of="customer_id")
+    rows["is_of"] = rows["is_of"].fillna(-rows["membership_id"])  # an unknown one is alone
+    ended = rows[rows["ends"] < until]
+    steps: Frame = pd.concat(
+        [
+            rows.assign(month=month_of(rows["began"]), change=1),
+            ended.assign(month=month_of(ended["ends"]), change=-1),
+        ]
+    )
+    return steps.groupby(["is_of", "month"], as_index=False)["change"].sum()
 
 
 CUSTOMERS_MONTHLY = Table(

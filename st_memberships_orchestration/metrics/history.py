@@ -188,22 +188,7 @@ def movements(
         `since` (first day of the membership's chain), and its cell; in order of membership and
         moment.
     """
-    links = renewal_links(memberships, zone, life)
-    members = pick(memberships, "id", "from", *CELL).join(links["successor_id"])
-    members = attach(members, life, "id", id="membership_id", starts="began")
-    members["starts"] = members["starts"].fillna(members["from"].astype("datetime64[us]"))
-    begins = members["from"].astype("datetime64[us]").fillna(members["starts"])
-    members["since"] = begins.take(links["origin"]).to_numpy()
-    members = attach(members, members, "successor_id", successor_starts="starts")
-    ran = among(members["id"], life["membership_id"][~life["status"].isin(ENDED)])
-    renewed = members[members["successor_id"].notna() & ran]
-    ends = renewed.merge(_ends(life), left_on="id", right_on="membership_id")
-    begins = ends["successor_starts"]
-    late = (begins >= end_of(ends["ended"], renewal_grace_days)) & ~(begins >= ends["came_back"])
-    in_time = ~among(renewed["id"], ends["id"][late])
-    members["is_successor"] = among(members["id"], renewed["successor_id"])
-    members["in_time"] = among(members["id"], renewed["successor_id"][in_time])
-
+    members = _in_chains(memberships, life, zone, renewal_grace_days)
     rows = life[life["began"] < before(today)]
     is_entry, was_active = rows["status"] == ACTIVE, rows["previous"] == ACTIVE
     is_lost = (rows["previous"] == "Suspended") & rows["status"].isin(list(FINAL))
@@ -234,6 +219,31 @@ def movements(
     return rows[
         [*CELL, *moments, "kind", "is_entry", "change", "is_resumed", "is_inferred", "since"]
     ]
+
+
+def _in_chains(memberships: Frame, life: Frame, zone: ZoneInfo, renewal_grace_days: int) -> Frame:
+    """Memberships as links of their chains.
+
+    Returns:
+        `id`, the cell, `since` (first day of the chain), `successor_starts`, and of a membership
+        that renewed one that ran: `is_successor`, and whether it began `in_time`.
+    """
+    links = renewal_links(memberships, zone, life)
+    rows = pick(memberships, "id", "from", *CELL).join(links["successor_id"])
+    rows = attach(rows, life, "id", id="membership_id", starts="began")
+    rows["starts"] = rows["starts"].fillna(rows["from"].astype("datetime64[us]"))
+    begins = rows["from"].astype("datetime64[us]").fillna(rows["starts"])
+    rows["since"] = begins.take(links["origin"]).to_numpy()
+    rows = attach(rows, rows, "successor_id", successor_starts="starts")
+    ran = among(rows["id"], life["membership_id"][~life["status"].isin(ENDED)])
+    renewed = rows[rows["successor_id"].notna() & ran]
+    ends = renewed.merge(_ends(life), left_on="id", right_on="membership_id")
+    begins = ends["successor_starts"]
+    late = (begins >= end_of(ends["ended"], renewal_grace_days)) & ~(begins >= ends["came_back"])
+    in_time = ~among(renewed["id"], ends["id"][late])
+    rows["is_successor"] = among(rows["id"], renewed["successor_id"])
+    rows["in_time"] = among(rows["id"], renewed["successor_id"][in_time])
+    return rows
 
 
 def _ends(life: Frame) -> Frame:

@@ -189,38 +189,12 @@ def plan_switches_monthly(
     first_day_over = day_ends(moves["began"], zone)
     moment = first_day_over.where(moves["is_entry"], moves["at"] - MICROSECOND)
     moves = moves.assign(**paid_at(terms, moves["membership_id"], moment)[[*HELD]])
-    began = moves[moves["is_entry"]]
-
-    linked = members[members["successor_id"].notna()].rename(columns={"id": "membership_id"})
-    after = {f"{name}_after": name for name in HELD}
-    linked = attach(linked, began, "successor_id", "at", "began", id="membership_id", **after)
-    linked = linked[linked["began"].notna()].assign(basis="renewal_link")
-    held = paid_at(terms, linked["membership_id"], linked["at"] - MICROSECOND)[[*HELD]]
-    linked = linked.join(held.add_suffix("_before"))
-    bought = _bought_instead(moves, switch_days).assign(basis="same_customer")
     changed = _changed_in_place(membership_versions, terms, zone)
-    changed = changed[changed["began"] < before(today)].assign(basis="changed_in_place")
-    facts = [f"{name}_{side}" for side in ("before", "after") for name in HELD]
-    rows: Frame = pd.concat(
-        [part[["began", "basis", *facts]] for part in (linked, bought, changed)], ignore_index=True
-    ).rename(
-        columns={
-            "membership_type_id_before": "from_type_id",
-            "membership_type_id_after": "to_type_id",
-        }
+    rows = _switches(
+        renewal_link=_renewed_as(members, moves, terms),
+        same_customer=_bought_instead(moves, switch_days),
+        changed_in_place=changed[changed["began"] < before(today)],
     )
-    rows = rows[(rows["from_type_id"] != rows["to_type_id"]).fillna(True)].reset_index(drop=True)
-    price = {name: rows[f"value_{name}"] for name in ("before", "after")}
-    both = price["before"].notna() & price["after"].notna()
-    for name, amount in price.items():
-        rows[f"mrr_{name}"] = amount.where(both, 0).fillna(0).astype("int64")
-    rows["month"] = month_of(rows["began"])
-    rows["switches"] = 1
-    rows["upgrades"] = (rows["mrr_after"] > rows["mrr_before"]).astype("int64")
-    rows["downgrades"] = (rows["mrr_after"] < rows["mrr_before"]).astype("int64")
-    rows["unpriced"] = (~both).astype("int64")
-    is_backdated = rows["is_backdated_before"] | rows["is_backdated_after"]
-    rows["backdated"] = is_backdated.astype("int64")
     measures = ("switches", "upgrades", "downgrades", "unpriced", "backdated")
     measures += ("mrr_before", "mrr_after")
     rows = yield counted(rows, PLAN_SWITCHES_MONTHLY.grain, *measures)
@@ -256,6 +230,41 @@ def _reasons(rows: Frame) -> Column:
     used = used.drop_duplicates("folded")
     words = folded.map(used.set_index("folded")["note"])
     return words.mask(folded == "", NONE_GIVEN)
+
+
+def _switches(**by_basis: Frame) -> Frame:
+    """What held before and after each change of type (`HELD`), and what is counted of it."""
+    facts = [f"{name}_{side}" for side in ("before", "after") for name in HELD]
+    parts = [part[["began", *facts]].assign(basis=basis) for basis, part in by_basis.items()]
+    types = {"membership_type_id_before": "from_type_id", "membership_type_id_after": "to_type_id"}
+    rows: Frame = pd.concat(parts, ignore_index=True).rename(columns=types)
+    rows = rows[(rows["from_type_id"] != rows["to_type_id"]).fillna(True)].reset_index(drop=True)
+    priced = rows["value_before"].notna() & rows["value_after"].notna()
+    before, after = (
+        rows[f"value_{side}"].where(priced, 0).fillna(0).astype("int64")
+        for side in ("before", "after")
+    )
+    return rows.assign(
+        month=month_of(rows["began"]),
+        mrr_before=before,
+        mrr_after=after,
+        switches=1,
+        upgrades=(after > before).astype("int64"),
+        downgrades=(after < before).astype("int64"),
+        unpriced=(~priced).astype("int64"),
+        backdated=(rows["is_backdated_before"] | rows["is_backdated_after"]).astype("int64"),
+    )
+
+
+def _renewed_as(members: Frame, moves: Frame, terms: Frame) -> Frame:
+    """What held just before each linked renewal began, and what the renewal began with."""
+    rows = members[members["successor_id"].notna()].rename(columns={"id": "membership_id"})
+    began = moves[moves["is_entry"]]
+    after = {f"{name}_after": name for name in HELD}
+    rows = attach(rows, began, "successor_id", "at", "began", id="membership_id", **after)
+    rows = rows[rows["began"].notna()]
+    held = paid_at(terms, rows["membership_id"], rows["at"] - MICROSECOND)[[*HELD]]
+    return rows.join(held.add_suffix("_before"))
 
 
 def _bought_instead(moves: Frame, days: int) -> Frame:

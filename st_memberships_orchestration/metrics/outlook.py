@@ -1,6 +1,7 @@
 """What today's recurring revenue is worth tomorrow: at risk, paused, and sold but not begun."""
 
 from datetime import date
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
+    Column,
     Frame,
     attach,
     flags,
@@ -86,14 +88,28 @@ def mrr_outlook(
     names = {"mrr": "monthly_price", "prepaid": "amortised_monthly_price"}
     prices = pick(membership_prices, "membership_id", *names.values())
     rows = attach(rows, prices, "id", id="membership_id", **names)
-    now = pd.Timestamp(today)
     rows = rows[rows["status"].isin((ACTIVE, "Suspended")) & ~rows["is_deleted"]]
     rows = rows.reset_index(drop=True)
+    rows["unpriced"] = (rows["mrr"].isna() & rows["prepaid"].isna()).astype("int64")
+    rows[["mrr", "prepaid"]] = rows[["mrr", "prepaid"]].fillna(0).astype("int64")
+    rows = _counted_under(rows, _outlooks(rows, pd.Timestamp(today), expiring_days))
+    measures = ["members", "mrr", "prepaid", "unpriced", "members_any", "mrr_any"]
+    rows = yield counted(rows, MRR_OUTLOOK.grain, *measures)
+    rows["is_in_mrr"] = rows["outlook"].isin((*THREATS, "secure"))
+    rows["flags"] = flags(prices_missing=rows["unpriced"] > 0)
+    return MRR_OUTLOOK.frame(rows)
+
+
+THREATS = ("scheduled_to_end", "expiring", "no_payment_method")
+
+
+def _outlooks(rows: Frame, now: Any, expiring_days: int) -> dict[str, Column]:
+    """To which memberships each outlook applies; of several the first is theirs."""
     active = rows["status"] == ACTIVE
     later = active & (rows["from"] > now)
     member = active & ~later
     ends_by = now + pd.Timedelta(days=expiring_days)
-    applies = {
+    return {
         "scheduled_to_end": member & rows["cancellation_date"].notna(),
         "expiring": member & (rows["to"] <= ends_by) & rows["successor_id"].isna(),
         "no_payment_method": member
@@ -105,9 +121,11 @@ def mrr_outlook(
         "committed": later,
         "suspended": ~active,
     }
+
+
+def _counted_under(rows: Frame, applies: dict[str, Column]) -> Frame:
+    """Each membership once under its own outlook, and under every other threat that applies."""
     first = np.select(list(applies.values()), list(applies), "")
-    rows["unpriced"] = (rows["mrr"].isna() & rows["prepaid"].isna()).astype("int64")
-    rows[["mrr", "prepaid"]] = rows[["mrr", "prepaid"]].fillna(0).astype("int64")
     parts = [
         rows[mask].assign(
             outlook=outlook,
@@ -116,10 +134,10 @@ def mrr_outlook(
         )
         for outlook, mask in applies.items()
     ]
-    rows: Frame = pd.concat(parts, ignore_index=True)
+    rows = pd.concat(parts, ignore_index=True)
     rows = rows[rows["is_first"] | rows["is_any"]]
     once = rows["is_first"].astype("int64")
-    rows = rows.assign(
+    return rows.assign(
         members=once,
         mrr_any=rows["mrr"],
         members_any=1,
@@ -127,14 +145,7 @@ def mrr_outlook(
         prepaid=rows["prepaid"] * once,
         unpriced=rows["unpriced"] * once,
     )
-    measures = ["members", "mrr", "prepaid", "unpriced", "members_any", "mrr_any"]
-    rows = yield counted(rows, MRR_OUTLOOK.grain, *measures)
-    rows["is_in_mrr"] = rows["outlook"].isin((*THREATS, "secure"))
-    rows["flags"] = flags(prices_missing=rows["unpriced"] > 0)
-    return MRR_OUTLOOK.frame(rows)
 
-
-THREATS = ("scheduled_to_end", "expiring", "no_payment_method")
 
 MRR_OUTLOOK = Table(
     of=mrr_outlook,

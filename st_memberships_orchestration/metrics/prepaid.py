@@ -1,6 +1,7 @@
 """What members have paid ahead, and how much of it is not yet earned."""
 
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,30 +92,9 @@ def prepaid_unearned(
     types = pick(membership_types, "id", "revenue_recognition_mode")
     rows = attach(rows, types, "membership_type_id", "revenue_recognition_mode")
     now = pd.Timestamp(today)
-    upfront = rows["billing_frequency"] == ONE_TIME
-    ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
-    running = rows["status"].isin(RUNNING) & ~rows["is_deleted"]
-    one_day = pd.Timedelta(days=1)
-    over = rows["to"] + one_day
-    rows["after"] = over.fillna(_after_duration(rows))
-    next_bill = rows["next_scheduled_bill_date"]
-    rows["after"] = rows["after"].where(upfront | next_bill.isna(), next_bill)
-    rows["end_inferred"] = rows["to"].isna() & (upfront | next_bill.isna())
-    rows["period_to"] = rows["after"] - one_day
-    rows = rows[ahead & running & (rows["period_to"] > now)].reset_index(drop=True)
-
-    upfront = rows["billing_frequency"] == ONE_TIME
-    after = rows["after"]
-    months = month_of(after) - rows["months_per_bill"].fillna(0)
-    billed_on = pd.Series(on_day(after, months.to_numpy(np.int64)), rows.index)
-    rows["period_from"] = rows["from"].where(upfront, billed_on)
-    rows["period_basis"] = np.where(upfront, "term", "bill")
-    # The yearly price was rounded to a millionth, which tells the whole one as exactly for terms of
-    # up to a year, and to four decimals for longer ones.
-    unit = np.where((rows["duration"] > 12).fillna(False), FOUR_DECIMALS, 1)
-    whole = (rows["annual_value"] * rows["duration"] + 6 * unit) // (12 * unit) * unit
-    rows["paid"] = whole.where(upfront, rows["bill_amount"]).astype("Int64")
-    days = (after - rows["period_from"]).dt.days.astype("Int64")
+    rows = _periods(rows, now)
+    rows["paid"] = _paid(rows)
+    days = (rows["after"] - rows["period_from"]).dt.days.astype("Int64")
     left = (rows["period_to"] - now.to_datetime64()).dt.days.astype("Int64")
     rows["days_left"] = left = left.mask((left > days).fillna(False), days)
     rows["unearned_share_by_time"] = share(left, days)
@@ -122,6 +102,7 @@ def prepaid_unearned(
     visits = pick(visit_entitlements, "membership_id", "entitled", "unused", "period_basis")
     visits = visits[visits.pop("period_basis") == "term"]
     rows = attach(rows, visits, "membership_id", "entitled", "unused", id="membership_id")
+    upfront = rows["period_basis"] == "term"
     entitled, unused = rows["entitled"].where(upfront), rows["unused"].where(upfront)
     rows["unearned_share_by_visits"] = share(unused, entitled)
     rows["unearned_by_visits"] = _part(rows["paid"], unused, entitled)
@@ -133,6 +114,42 @@ def prepaid_unearned(
         no_visits=upfront & ~rows["end_inferred"] & ~(rows["entitled"] > 0).fillna(False),
     )
     return PREPAID_UNEARNED.frame(rows)
+
+
+def _periods(rows: Frame, now: Any) -> Frame:
+    """Those whose payment covers more than a month and is not used up, and the days it covers.
+
+    `after` is the first day that it does not cover.
+    """
+    upfront = rows["billing_frequency"] == ONE_TIME
+    ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
+    running = rows["status"].isin(RUNNING) & ~rows["is_deleted"]
+    next_bill = rows["next_scheduled_bill_date"]
+    by_term = upfront | next_bill.isna()
+    one_day = pd.Timedelta(days=1)
+    ends = (rows["to"] + one_day).fillna(_after_duration(rows))
+    rows = rows.assign(
+        after=ends.where(by_term, next_bill),
+        end_inferred=rows["to"].isna() & by_term,
+        period_basis=np.where(upfront, "term", "bill"),
+    )
+    rows["period_to"] = rows["after"] - one_day
+    rows = rows[ahead & running & (rows["period_to"] > now)].reset_index(drop=True)
+    months = month_of(rows["after"]) - rows["months_per_bill"].fillna(0)
+    billed_on = pd.Series(on_day(rows["after"], months.to_numpy(np.int64)), rows.index)
+    rows["period_from"] = rows["from"].where(rows["period_basis"] == "term", billed_on)
+    return rows
+
+
+def _paid(rows: Frame) -> Column:
+    """The price of the term or of the bill.
+
+    The yearly price was rounded to a millionth. For terms of up to a year that tells the whole
+    price as exactly, for longer ones to four decimals.
+    """
+    unit = np.where((rows["duration"] > 12).fillna(False), FOUR_DECIMALS, 1)
+    whole = (rows["annual_value"] * rows["duration"] + 6 * unit) // (12 * unit) * unit
+    return whole.where(rows["period_basis"] == "term", rows["bill_amount"]).astype("Int64")
 
 
 def _after_duration(rows: Frame) -> Column:

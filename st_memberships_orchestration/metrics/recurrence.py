@@ -106,63 +106,84 @@ def _anchors(rules: Frame, services: Frame, service: np.ndarray, days: np.ndarra
     A period is a day, a week or a month, `slot` a place in it: a weekday or a day of the month.
     """
     begins = np.maximum(rules["last"], rules["start"]).to_numpy(np.int64)
-    kind = rules["recurrence_type"].to_numpy()
-    made = (rules["last"] != NEVER).to_numpy()
     usable = (begins != NEVER) & (rules["step"] > 0).to_numpy()
+    rules = rules.assign(begins=begins, usable=usable, is_made=rules["last"] != NEVER)
+    kind = rules["recurrence_type"].to_numpy()
     weekly = _slots(services, "recurrence_days_of_week", WEEKDAYS, kind == "Weekly")
     monthly = _slots(services, "recurrence_days_of_month", None, kind == "Monthly")
     monthly = monthly[monthly["slot"].between(1, 31)]
-    seasons = _slots(services, "recurrence_months", MONTHS, kind == "Seasonal")
-    nth = (kind == "NthWeekdayOfMonth") & rules[["nth", "weekday"]].notna().all(axis=1).to_numpy()
-
-    def of(which: np.ndarray, slot: np.ndarray, unit: str) -> Frame:
-        return pd.DataFrame({"service": which, "slot": slot, "from": begins[which], "unit": unit})
-
-    def or_own(slots: Frame, mine: np.ndarray, own: np.ndarray, unit: str) -> Frame:
-        """The slots of the rule; the place of the first day itself where the rule names none."""
-        bare = np.flatnonzero(mine & usable & ~np.isin(np.arange(len(rules)), slots["service"]))
-        named = slots[usable[slots["service"]]]
-        rows = of(named["service"].to_numpy(), named["slot"].to_numpy(), unit)
-        return pd.concat([rows, of(bare, own[bare], unit)])
-
-    daily = np.flatnonzero(usable & (kind == "Daily"))
-    nth_rows = np.flatnonzero(usable & nth)
-    # Of a seasonal service that came already, each visit of its newest year comes again.
-    month, newest = _month(days), _month(rules["last"].to_numpy(np.int64))
-    span = rules["step"].to_numpy()[service]
-    again = (kind == "Seasonal")[service] & made[service] & (month > newest[service] - span)
-    repeats = of(service[again], days[again] - _first_day(month[again]) + 1, "month")
-    repeats["from"] = days[again]
-    new = seasons[usable[seasons["service"]] & ~made[seasons["service"]]]
-    later = of(new["service"].to_numpy(), np.ones(len(new), np.int64), "month")
-    start = later["from"].to_numpy(np.int64)
-    ahead = (new["slot"].to_numpy() - _month(start) % 12) % 12
-    later["from"] = np.where(ahead == 0, start, _first_day(_month(start) + ahead))
-    later["slot"] = later["from"] - _first_day(_month(later["from"].to_numpy(np.int64))) + 1
+    is_nth = (kind == "NthWeekdayOfMonth") & rules[["nth", "weekday"]].notna().all(axis=1)
+    daily, nth = np.flatnonzero(usable & (kind == "Daily")), np.flatnonzero(usable & is_nth)
     anchors = pd.concat(
         [
-            of(daily, daily * 0, "day"),
-            or_own(weekly, kind == "Weekly", _weekday(begins), "week"),
-            or_own(monthly, kind == "Monthly", begins - _first_day(_month(begins)) + 1, "month"),
-            of(nth_rows, nth_rows * 0, "nth"),
-            repeats,
-            later,
+            _places(rules, daily, daily * 0, "day"),
+            _named_or_own(rules, weekly, kind == "Weekly", _weekday(begins), "week"),
+            _named_or_own(rules, monthly, kind == "Monthly", _day_of_month(begins), "month"),
+            _places(rules, nth, nth * 0, "nth"),
+            _newest_seasons(rules, service, days),
+            _first_seasons(rules, services),
         ],
         ignore_index=True,
     )
+    owner = rules.take(anchors["service"])
     anchors = anchors.assign(
-        step=rules["step"].to_numpy()[anchors["service"]],
-        nth=rules["nth"].fillna(0).to_numpy(np.int64)[anchors["service"]],
-        weekday=rules["weekday"].fillna(0).to_numpy(np.int64)[anchors["service"]],
+        step=owner["step"].to_numpy(),
+        nth=owner["nth"].fillna(0).to_numpy(np.int64),
+        weekday=owner["weekday"].fillna(0).to_numpy(np.int64),
     )
-    first = anchors["from"].to_numpy(np.int64)
-    unit = anchors["unit"].to_numpy()
-    anchors["period"] = np.select(
-        [unit == "day", unit == "week"], [first, _week(first)], _month(first)
+    return _begun(anchors, owner["is_made"].to_numpy())
+
+
+def _places(rules: Frame, service: np.ndarray, slot: np.ndarray, unit: str) -> Frame:
+    begins = rules["begins"].to_numpy()[service]
+    return pd.DataFrame({"service": service, "slot": slot, "from": begins, "unit": unit})
+
+
+def _named_or_own(
+    rules: Frame, slots: Frame, mine: np.ndarray, own: np.ndarray, unit: str
+) -> Frame:
+    """The slots that a rule names; the place of the first day itself where it names none."""
+    usable = rules["usable"].to_numpy()
+    bare = np.flatnonzero(mine & usable & ~np.isin(np.arange(len(rules)), slots["service"]))
+    named = slots[usable[slots["service"]]]
+    return pd.concat(
+        [
+            _places(rules, named["service"].to_numpy(), named["slot"].to_numpy(), unit),
+            _places(rules, bare, own[bare], unit),
+        ]
     )
+
+
+def _newest_seasons(rules: Frame, service: np.ndarray, days: np.ndarray) -> Frame:
+    """Each visit of the newest year of a seasonal service that came already: it comes again."""
+    is_seasonal = (rules["recurrence_type"] == "Seasonal").to_numpy() & rules["is_made"].to_numpy()
+    month, newest = _month(days), _month(rules["last"].to_numpy(np.int64))
+    is_newest = month > (newest - rules["step"].to_numpy())[service]
+    again = is_seasonal[service] & is_newest
+    rows = _places(rules, service[again], _day_of_month(days[again]), "month")
+    return rows.assign(**{"from": days[again]})
+
+
+def _first_seasons(rules: Frame, services: Frame) -> Frame:
+    """The months of a seasonal service that did not come yet, the first of each from its start."""
+    is_seasonal = (rules["recurrence_type"] == "Seasonal").to_numpy()
+    slots = _slots(services, "recurrence_months", MONTHS, is_seasonal)
+    is_new = (rules["usable"] & ~rules["is_made"]).to_numpy()
+    slots = slots[is_new[slots["service"]]]
+    service = slots["service"].to_numpy()
+    start = rules["begins"].to_numpy()[service]
+    ahead = (slots["slot"].to_numpy() - _month(start) % 12) % 12
+    first = np.where(ahead == 0, start, _first_day(_month(start) + ahead))
+    rows = _places(rules, service, _day_of_month(first), "month")
+    return rows.assign(**{"from": first})
+
+
+def _begun(anchors: Frame, is_made: np.ndarray) -> Frame:
+    """The anchors with their first `period`, and the `first` day of each service in it."""
+    anchors["period"] = _period(anchors["unit"].to_numpy(), anchors["from"].to_numpy(np.int64))
     # A new service begins in the first period whose days are not all before its first day.
     reach = anchors.assign(day=_day(anchors, anchors["period"])).groupby("service")["day"]
-    late = (reach.transform("max") < anchors["from"]) & ~made[anchors["service"]]
+    late = (reach.transform("max") < anchors["from"]) & ~is_made
     anchors["period"] += late.astype(int)
     anchors["first"] = _day(anchors, anchors["period"])
     early = anchors["first"].where(anchors["first"] >= anchors["from"], ENDLESS)
@@ -189,18 +210,19 @@ def _expanded(anchors: Frame, until: np.ndarray, today: date) -> Frame:
     now = np.full(len(anchors), day_numbers(np.array([today], "datetime64[D]"))[0])
     ends = until[anchors["service"]]
     unit = anchors["unit"].to_numpy()
-
-    def period(day: np.ndarray) -> np.ndarray:
-        return np.select([unit == "day", unit == "week"], [day, _week(day)], _month(day))
-
     begin, step = anchors["period"].to_numpy(np.int64), anchors["step"].to_numpy(np.int64)
-    skip = np.maximum((period(now) - begin) // step, 0)
-    counts = np.maximum((period(ends) - begin) // step - skip + 1, 0)
+    skip = np.maximum((_period(unit, now) - begin) // step, 0)
+    counts = np.maximum((_period(unit, ends) - begin) // step - skip + 1, 0)
     row = np.repeat(np.arange(len(anchors)), counts)
     nth = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = anchors.take(row).reset_index(drop=True)
     rows["day"] = _day(rows, begin[row] + (skip[row] + nth) * step[row])
     return rows
+
+
+def _period(unit: np.ndarray, day: np.ndarray) -> np.ndarray:
+    """The day, week or month in which a day lies."""
+    return np.select([unit == "day", unit == "week"], [day, _week(day)], _month(day))
 
 
 def _day(anchors: Frame, period: Column) -> np.ndarray:
@@ -229,6 +251,10 @@ def _week(day: np.ndarray) -> np.ndarray:
 
 def _weekday(day: np.ndarray) -> np.ndarray:
     return (day + WEEK_SHIFT) % 7
+
+
+def _day_of_month(day: np.ndarray) -> np.ndarray:
+    return day - _first_day(_month(day)) + 1
 
 
 def _month(day: np.ndarray) -> np.ndarray:

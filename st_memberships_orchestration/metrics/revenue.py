@@ -253,23 +253,9 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
         rows = rows.assign(valid_from=pd.Timestamp.max.tz_localize("UTC").as_unit("us"))
     if "is_renewal" not in rows:
         rows = rows.assign(is_renewal=False)
-    invoice_templates = invoice_templates.assign(is_rounded=is_rounded(invoice_templates, "total"))
-    templates = versions_of(invoice_templates, "total", "is_deleted", "is_rounded")
-    place = version_at(rows, templates, "billing_template_id")
-    rows = rows.assign(
-        **taken(
-            templates,
-            place,
-            rows.index,
-            template_total="total",
-            template_gone="is_deleted",
-            template_rounded="is_rounded",
-            template_since="valid_from",
-        )
-    )
-    has_template = rows["billing_template_id"].notna()
-    template_known = pd.Series(place >= 0, index=rows.index)
+    rows = _with_templates(rows, invoice_templates)
     rows = _with_type_prices(rows, membership_types)
+    template_known, type_known = rows["template_known"], rows["type_known"]
 
     one_time = rows["billing_frequency"] == ONE_TIME
     months = rows["billing_frequency"].map(MONTHS_PER_BILL).astype("Int64")
@@ -300,14 +286,13 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
     since = rows["template_since"].where(by_template, rows["type_since"])
     since = since.where(by_template | by_type | upfront)  # no price rests on nothing
     rows["is_backdated"] = since.notna() & ~(since <= rows["valid_from"])
-    type_known = rows["type_known"]
     options = rows["options"].fillna(0)
     relevant = paid.where(one_time, listed)
     contradict = (options > 1) & relevant.isna()
     from_template = recurring & template_known
     rows["flags"] = flags(
         frequency_unknown=~recurring & ~one_time,
-        template_missing=recurring & has_template & ~template_known,
+        template_missing=recurring & rows["billing_template_id"].notna() & ~template_known,
         template_deleted=by_template & rows["template_gone"],
         template_total_missing=recurring & template_known & total.isna(),
         template_total_negative=recurring & template_known & (total < 0).fillna(False),
@@ -323,6 +308,22 @@ def priced(rows: Frame, membership_types: Frame, invoice_templates: Frame) -> Fr
         renewal_price_zero=upfront & rows["is_renewal"] & ~renews,
     )
     return rows
+
+
+def _with_templates(rows: Frame, invoice_templates: Frame) -> Frame:
+    """`rows` with the invoice template that they are billed from, as it was then."""
+    invoice_templates = invoice_templates.assign(is_rounded=is_rounded(invoice_templates, "total"))
+    templates = versions_of(invoice_templates, "total", "is_deleted", "is_rounded")
+    version = version_at(rows, templates, "billing_template_id")
+    columns = {
+        "template_total": "total",
+        "template_gone": "is_deleted",
+        "template_rounded": "is_rounded",
+        "template_since": "valid_from",
+    }
+    return rows.assign(
+        template_known=version >= 0, **taken(templates, version, rows.index, **columns)
+    )
 
 
 def _with_type_prices(rows: Frame, membership_types: Frame) -> Frame:
@@ -467,26 +468,7 @@ def month_ends(
         `membership_id`, `month` (or what `span` says), `active`, `monthly_price` and `STOCKS`; in
         order of membership and month.
     """
-    status = life.assign(
-        active=(life["status"] == ACTIVE).astype("Int64"),
-        inferred=life["is_inferred"].astype("Int64"),
-    )
-    terms = terms.assign(terms=pd.array(np.arange(len(terms)), dtype="Int64"))
-    terms["at"] = terms["valid_from"]
-    steps: Frame = pd.concat(
-        [
-            status[["membership_id", "at", "active", "inferred"]],
-            terms[terms["at"].notna()][["membership_id", "at", "terms"]],
-        ],
-        ignore_index=True,
-    )
-    steps["began"] = local(steps["at"], zone)
-    steps = steps[steps["began"] < before(today)]
-    steps = steps.sort_values(["membership_id", "at", "terms"], ignore_index=True)
-    lasting = ["active", "inferred", "terms"]
-    steps[lasting] = steps.groupby("membership_id")[lasting].ffill()
-    steps = attach(steps, terms, "membership_id", id="membership_id", first_terms="terms")
-    steps["terms"] = steps["terms"].fillna(steps["first_terms"])
+    steps = _steps(terms, life, today, zone)
     steps[span] = SPANS[span](steps["began"])
     steps = steps.drop_duplicates(["membership_id", span], keep="last", ignore_index=True)
 
@@ -518,6 +500,34 @@ def month_ends(
     return steps[["membership_id", span]].assign(
         **{name: np.asarray(values, np.int64) for name, values in state.items()}
     )
+
+
+def _steps(terms: Frame, life: Frame, today: date, zone: ZoneInfo) -> Frame:
+    """What holds of each membership from each moment on at which its status or price changed.
+
+    `terms` is the position of its terms in the frame of these.
+    """
+    status = life.assign(
+        active=(life["status"] == ACTIVE).astype("Int64"),
+        inferred=life["is_inferred"].astype("Int64"),
+    )
+    terms = terms.assign(terms=pd.array(np.arange(len(terms)), dtype="Int64"))
+    terms["at"] = terms["valid_from"]
+    steps: Frame = pd.concat(
+        [
+            status[["membership_id", "at", "active", "inferred"]],
+            terms[terms["at"].notna()][["membership_id", "at", "terms"]],
+        ],
+        ignore_index=True,
+    )
+    steps["began"] = local(steps["at"], zone)
+    steps = steps[steps["began"] < before(today)]
+    steps = steps.sort_values(["membership_id", "at", "terms"], ignore_index=True)
+    lasting = ["active", "inferred", "terms"]
+    steps[lasting] = steps.groupby("membership_id")[lasting].ffill()
+    steps = attach(steps, terms, "membership_id", id="membership_id", first_terms="terms")
+    steps["terms"] = steps["terms"].fillna(steps.pop("first_terms"))
+    return steps
 
 
 def bridge(rows: Frame, moves: Frame, span: str = "month") -> Frame:

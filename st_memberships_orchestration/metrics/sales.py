@@ -8,6 +8,7 @@ import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
+    Frame,
     attach,
     flags,
     month_number,
@@ -119,12 +120,7 @@ def sales_monthly(
 
     early = end_of(rows["began"], early_days)
     matured = early <= before(today)
-    is_imported = rows["import_id"].fillna("").str.strip() != ""
-    rows["activation_method"] = np.select(
-        [rows["is_successor"], is_imported, rows["activated_from_id"].notna()],
-        ["renewal", "imported", "new_sale"],
-        "manual",
-    )
+    rows["activation_method"] = _activation_method(rows)
     rows["month"] = month_of(rows["sold_on"])
     measures = {
         "sold": 1,
@@ -143,6 +139,16 @@ def sales_monthly(
         seller_unknown=rows["sold_by_id"].isna(), prices_missing=rows["unpriced"] > 0
     )
     return SALES_MONTHLY.frame(rows)
+
+
+def _activation_method(rows: Frame) -> np.ndarray:
+    """The way of each sale; of several the first that applies."""
+    is_imported = rows["import_id"].fillna("").str.strip() != ""
+    return np.select(
+        [rows["is_successor"], is_imported, rows["activated_from_id"].notna()],
+        ["renewal", "imported", "new_sale"],
+        "manual",
+    )
 
 
 SALES_MONTHLY = Table(

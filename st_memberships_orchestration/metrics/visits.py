@@ -9,6 +9,7 @@ import pandas as pd
 
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
+    Column,
     Frame,
     among,
     attach,
@@ -85,8 +86,45 @@ def visits(
         done_statuses: statuses of events that this contractor takes for done.
     """
     memberships = with_plausible_days(memberships, earliest, today)
+    services = pick(
+        recurring_services,
+        "id",
+        "recurring_service_type_id",
+        "location_id",
+        "business_unit_id",
+        "is_deleted",
+    )
+    members = with_end(memberships, membership_status, zone)
+    rows = _with_owners(recurring_service_events, services, members)
+    won, attached = rows["event_status"].isin(booked_statuses), rows["job_id"].notna()
+    rows["state"] = _state(rows, won | attached, done_statuses)
+
+    undone = rows["state"].isin(UNDONE)
+    alone = rows["membership_id"].isna()
+    member = (rows["membership_status"] == ACTIVE) & ~rows["member_deleted"]
+    now = pd.Timestamp(today)
+    due_on = plausible(rows["due_on"], earliest, today)
+    rows["is_owed"] = undone & (due_on <= now) & (alone | member) & ~rows["service_deleted"]
+    overdue = (now - due_on).dt.days
+    rows["days_overdue"] = overdue.where(rows["is_owed"], 0).astype("int64")
+    rows["flags"] = flags(
+        service_unknown=~among(rows["recurring_service_id"], services["id"]),
+        membership_unknown=~alone & ~among(rows["membership_id"], members["id"]),
+        booked_without_job=~rows["is_deleted"] & won & ~attached,
+        job_without_booking=~rows["is_deleted"] & attached & ~won,
+        open_after_membership_ended=undone & (due_on > rows["membership_ended_on"]),
+        status_unknown=rows["state"] == "unknown",
+        due_day_missing=rows["due_on"].isna(),
+        due_day_implausible=rows["due_on"].notna() & due_on.isna(),
+        service_deleted=undone & rows["service_deleted"],
+    )
+    return VISITS.frame(rows)
+
+
+def _with_owners(events: Frame, services: Frame, members: Frame) -> Frame:
+    """The visits, with what their service and their membership say of them."""
     rows = pick(
-        recurring_service_events,
+        events,
         "id",
         "location_recurring_service_id",
         "location_recurring_service_name",
@@ -104,14 +142,7 @@ def visits(
             "status": "event_status",
         }
     )
-    services = pick(
-        recurring_services,
-        "id",
-        "recurring_service_type_id",
-        "location_id",
-        "business_unit_id",
-        "is_deleted",
-    )
+    rows["service_name"] = rows["service_name"].str.strip()
     rows = attach(
         rows,
         services,
@@ -121,7 +152,6 @@ def visits(
         service_unit="business_unit_id",
         service_deleted="is_deleted",
     )
-    members = with_end(memberships, membership_status, zone)
     rows = attach(
         rows,
         members,
@@ -133,48 +163,23 @@ def visits(
         member_deleted="is_deleted",
     )
     rows["business_unit_id"] = rows["business_unit_id"].fillna(rows.pop("service_unit"))
+    return rows
 
-    rows["service_name"] = rows["service_name"].str.strip()
+
+def _state(rows: Frame, booked: Column, done_statuses: Sequence[str]) -> Column:
+    """Where each visit stands: the first that applies."""
     deleted, status = rows["is_deleted"], rows["event_status"]
     ended = rows["membership_status"].isin(ENDED) | rows["member_deleted"]
-    won, attached = status.isin(booked_statuses), rows["job_id"].notna()
-    dismissed = status == "Dismissed"
-    rows["state"] = pd.Series(
-        np.select(
-            [
-                deleted & ended,
-                deleted,
-                status.isin(done_statuses),
-                won | attached,
-                dismissed,
-                status == "Contacted",
-                status.isin(("NotAttempted", "Unreachable")),
-            ],
-            ["cancelled", "removed", "done", "booked", "dismissed", "contacted", "open"],
-            "unknown",
-        ),
-        dtype="str",
-    )
-    undone = rows["state"].isin(UNDONE)
-    alone = rows["membership_id"].isna()
-    now = pd.Timestamp(today)
-    due_on = plausible(rows["due_on"], earliest, today)
-    member = (rows["membership_status"] == ACTIVE) & ~rows["member_deleted"]
-    rows["is_owed"] = undone & (due_on <= now) & (alone | member) & ~rows["service_deleted"]
-    overdue = (now - due_on).dt.days
-    rows["days_overdue"] = overdue.where(rows["is_owed"], 0).astype("int64")
-    rows["flags"] = flags(
-        service_unknown=~among(rows["recurring_service_id"], services["id"]),
-        membership_unknown=~alone & ~among(rows["membership_id"], members["id"]),
-        booked_without_job=~deleted & won & ~attached,
-        job_without_booking=~deleted & attached & ~won,
-        open_after_membership_ended=undone & (due_on > rows["membership_ended_on"]),
-        status_unknown=rows["state"] == "unknown",
-        due_day_missing=rows["due_on"].isna(),
-        due_day_implausible=rows["due_on"].notna() & due_on.isna(),
-        service_deleted=undone & rows["service_deleted"],
-    )
-    return VISITS.frame(rows)
+    states = {
+        "cancelled": deleted & ended,
+        "removed": deleted,
+        "done": status.isin(done_statuses),
+        "booked": booked,
+        "dismissed": status == "Dismissed",
+        "contacted": status == "Contacted",
+        "open": status.isin(("NotAttempted", "Unreachable")),
+    }
+    return pd.Series(np.select(list(states.values()), list(states), "unknown"), dtype="str")
 
 
 @adding_up
