@@ -51,7 +51,7 @@ def findings(
         TYPES,
         TEMPLATES,
         services,
-        membership_prices(rows, TYPES, TEMPLATES, today=TODAY),
+        membership_prices(rows, TYPES, TEMPLATES, today=TODAY, zone=ZONE),
         visits(events, services, rows, status, today=TODAY, zone=ZONE),
         today=TODAY,
         zone=ZONE,
@@ -189,7 +189,9 @@ def test_bills_to_come() -> None:
         good(10, next_bill="2026-03-20", payment_method_id=None, payment_type_id=1),
     ]
     rows = frame(*members)
-    table = billing_due(rows, membership_prices(rows, TYPES, TEMPLATES, today=TODAY), today=TODAY)
+    table = billing_due(
+        rows, membership_prices(rows, TYPES, TEMPLATES, today=TODAY, zone=ZONE), today=TODAY
+    )
     key = ("due_in", "billing_frequency", "payment")
     columns = ("memberships", "next_bills", "bills", "amount", "unpriced_bills")
     assert {tuple(row[:3]): tuple(row[3:]) for row in plain(table, *key, *columns)} == {
@@ -208,7 +210,7 @@ def test_bills_to_come() -> None:
 def bills(members: list[dict[str, Any]], **settings: Any) -> dict[str, tuple[int, int, int]]:
     """Bills, next and projected ones, by window."""
     rows = frame(*members)
-    prices = membership_prices(rows, TYPES, TEMPLATES, today=TODAY)
+    prices = membership_prices(rows, TYPES, TEMPLATES, today=TODAY, zone=ZONE)
     table = billing_due(rows, prices, **{"today": TODAY, **settings})
     return {
         window: tuple(counts)

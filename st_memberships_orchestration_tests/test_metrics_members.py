@@ -366,7 +366,7 @@ def test_a_successor_that_never_began_renews_nobody_and_a_late_one_is_won_back()
 
 def test_a_deleted_record_is_no_member_whatever_its_status_says() -> None:
     members = frame(membership(1), membership(2, is_deleted=True))
-    prices = membership_prices(members, frame(membership_type(1)), frame(), today=TODAY)
+    prices = membership_prices(members, frame(membership_type(1)), frame(), today=TODAY, zone=ZONE)
     assert plain(prices, "membership_id", "is_deleted") == [(1, False), (2, True)]
     assert monthly_of(members, active(*members.to_dict("records")), "active_end")[MARCH] == (1,)
 

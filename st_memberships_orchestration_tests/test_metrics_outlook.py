@@ -79,7 +79,7 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
     status = active(*members.to_dict("records"))
     listed = visits(events, services, members, status, today=TODAY, zone=ZONE)
     entitled = visit_entitlements(services, members, listed, today=TODAY)
-    prices = membership_prices(members, TYPES, NO_TEMPLATES, today=TODAY)
+    prices = membership_prices(members, TYPES, NO_TEMPLATES, today=TODAY, zone=ZONE)
     rows = prepaid_unearned(members, TYPES, prices, entitled, today=TODAY)
     columns = ("paid", "days_left", "unearned_by_time", "unearned_by_visits", "flags")
     assert by_id(rows, "membership_id", *columns) == {
@@ -133,7 +133,7 @@ def test_mrr_at_risk_and_committed() -> None:
         membership(14, membership_type_id=2),
         membership(15, from_="2026-03-20"),  # begins today
     )
-    prices = membership_prices(members, TYPES, NO_TEMPLATES, today=TODAY)
+    prices = membership_prices(members, TYPES, NO_TEMPLATES, today=TODAY, zone=ZONE)
     options: Any = {"today": TODAY, "zone": ZONE}
     status = active(*members.to_dict("records"))
     rows = mrr_outlook(members, status, prices, **options)

@@ -37,8 +37,8 @@ def test_who_is_up_for_renewal() -> None:
         membership(11, from_="2026-05-01", to="2026-04-30"),
         membership(12, from_="2026-06-19", created="2026-03-18", to="2027-06-18", duration=12),
     )
-    prices = membership_prices(rows, TYPES, frame(template(30, "30")), today=TODAY)
-    table = renewals(rows, prices, today=TODAY, zone=ZONE)
+    prices = membership_prices(rows, TYPES, frame(template(30, "30")), today=TODAY, zone=ZONE)
+    table = renewals(rows, prices, history(), today=TODAY, zone=ZONE)
     assert by_id(table, "membership_id", "days_left", "bucket") == {
         1: (-1, "expired"),
         2: (0, "0-30"),

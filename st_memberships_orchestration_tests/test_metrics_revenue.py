@@ -70,7 +70,7 @@ def test_the_price_of_a_membership_and_what_it_rests_on() -> None:
         template(108, "-5"),
         template(109, "0"),
     )
-    rows = membership_prices(frame(*members), TYPES, templates, today=TODAY)
+    rows = membership_prices(frame(*members), TYPES, templates, today=TODAY, zone=ZONE)
     found = by_id(rows, "membership_id", "monthly_price", "price_basis", "flags")
     assert found == {
         1: (D(25), "billing_template", None),
@@ -114,7 +114,7 @@ def test_amounts_that_were_rounded_or_cannot_be_are_flagged() -> None:
         template(102, "33.333333", flags="rounded items.quantity, rounded total"),
         template(103, "999999999999.999999"),
     )
-    prices = membership_prices(frame(*members), types, templates, today=TODAY)
+    prices = membership_prices(frame(*members), types, templates, today=TODAY, zone=ZONE)
     assert by_id(prices, "membership_id", "monthly_price", "flags") == {
         1: (D("66.66"), None),  # the rounded quantity is in no price
         2: (D("33.333333"), "price_rounded"),
@@ -491,7 +491,7 @@ def test_a_renewal_paid_upfront_paid_the_renewal_price() -> None:
         membership(5, from_="2025-01-01", renewed_by_id=6),
         membership(6, duration=3, **once),
     )
-    prices = membership_prices(members, types, frame(), today=TODAY)
+    prices = membership_prices(members, types, frame(), today=TODAY, zone=ZONE)
     found = by_id(prices, "membership_id", "amortised_monthly_price", "price_basis", "flags")
     assert found[1] == (D(20), "type_sale_price", None)
     assert found[2] == (D(15), "type_renewal_price", None)
@@ -507,7 +507,7 @@ def test_a_template_without_a_total_is_no_negative_one() -> None:
     templates = frame(template(101, "0"), template(102, "0"), template(103, "-1"))
     templates["total"] = [None, D(0), D(-1)]
     members = frame(*(membership(n, billing_template_id=100 + n) for n in (1, 2, 3)))
-    prices = membership_prices(members, TYPES, templates, today=TODAY)
+    prices = membership_prices(members, TYPES, templates, today=TODAY, zone=ZONE)
     assert by_id(prices, "membership_id", "monthly_price", "flags") == {
         1: (None, "template_total_missing"),
         2: (D(0), "price_zero"),

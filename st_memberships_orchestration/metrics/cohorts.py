@@ -20,6 +20,7 @@ from st_memberships_orchestration.metrics.history import (
     before,
     by_month,
     follows,
+    is_gone,
     renewal_links,
     running,
     share,
@@ -60,15 +61,8 @@ def cohort_retention(
     to begin in a later month is not kept in its month of sale.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
     life = spells(membership_status, zone, memberships)
-    links = renewal_links(memberships, zone, life)
-    members = members.join(links[["sold_on", "origin", "is_successor"]])
-    members["gone"] = members["is_deleted"] | (members["status"] == "Deleted")
-    sold = members[
-        ~members["gone"] & ~members["is_successor"] & (members["sold_on"] < before(today))
-    ]
-    sold = sold.assign(sold_month=month_of(sold["sold_on"]))
+    members, sold = in_cohorts(memberships, life, today, zone)
     kept = _kept_months(members, life, today).join(sold[COHORT], on="origin", how="inner")
     steps = pd.concat(
         [
@@ -86,6 +80,17 @@ def cohort_retention(
 
 
 COHORT = ["sold_month", "membership_type_id"]
+
+
+def in_cohorts(memberships: Frame, life: Frame, today: date, zone: ZoneInfo) -> tuple[Frame, Frame]:
+    """Memberships with their `origin`, and those sold by today that renew no other (`COHORT`)."""
+    members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
+    links = renewal_links(memberships, zone, life)
+    members = members.join(links[["sold_on", "origin", "is_successor"]])
+    members["gone"] = is_gone(members)
+    is_first = ~members["gone"] & ~members["is_successor"]
+    sold = members[is_first & (members["sold_on"] < before(today))]
+    return members, sold.assign(sold_month=month_of(sold["sold_on"]))
 
 
 def by_cohort(steps: Frame, today: date) -> Frame:

@@ -81,6 +81,11 @@ def spells(membership_status: Frame, zone: ZoneInfo, memberships: Frame) -> Fram
     return rows[["membership_id", "status", "at", "began", "previous", "is_inferred"]]
 
 
+def is_gone(memberships: Frame) -> Column:
+    """Whether each was deleted, by its record or by its status."""
+    return memberships["is_deleted"] | (memberships["status"] == "Deleted")
+
+
 def follows(rows: Frame) -> Column:
     """Whether the row before belongs to the same membership; rows are sorted."""
     member = rows["membership_id"]
@@ -122,7 +127,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
         the sale: creation, or `from` if that is earlier, as with imported ones).
     """
     rows = pick(memberships, "id", "from", "created_on", "renewed_by_id", "is_deleted", "status")
-    unwanted = (rows["is_deleted"] | (rows["status"] == "Deleted")).to_numpy()
+    unwanted = is_gone(rows).to_numpy()
     never_began = np.zeros(len(rows), dtype=bool)
     if life is not None:
         lived = life["membership_id"][~life["status"].isin(ENDED)]
@@ -313,6 +318,12 @@ def by_month(moves: Frame, measures: Sequence[str], today: date, by: Sequence[st
     )
     starts: Any = pd.Series(numbers).groupby(cell).min().to_numpy()
     return rows[month >= np.repeat(starts, months)].reset_index(drop=True)
+
+
+def dated(rows: Frame, today: date) -> Frame:
+    """`rows` with the first day of their month in place of its number, and whether it is over."""
+    is_complete = rows["month"] < month_number(today)
+    return rows.assign(is_complete=is_complete, month=month_start(rows["month"]))
 
 
 def running(rows: Frame, change: Column) -> Column:

@@ -15,9 +15,7 @@ from st_memberships_orchestration.metrics.frames import (
     day_numbers,
     flags,
     local,
-    month_number,
     month_of,
-    month_start,
     pick,
     versions_of,
     with_plausible_days,
@@ -28,6 +26,7 @@ from st_memberships_orchestration.metrics.history import (
     LOST,
     MICROSECOND,
     before,
+    dated,
     day_ends,
     follows,
     movements,
@@ -123,8 +122,7 @@ def cancellation_reasons_monthly(
     rows["reason"] = _reasons(rows)
     grain = list(CANCELLATION_REASONS_MONTHLY.grain)
     rows = rows.groupby(grain, dropna=False, as_index=False)[measures].sum()
-    rows["is_complete"] = rows["month"] < month_number(today)
-    rows["month"] = month_start(rows["month"])
+    rows = dated(rows, today)
     rows["flags"] = flags(prices_missing=rows["unpriced"] > 0)
     return CANCELLATION_REASONS_MONTHLY.frame(rows)
 
@@ -198,8 +196,7 @@ def plan_switches_monthly(
     measures = ("switches", "upgrades", "downgrades", "unpriced", "backdated")
     measures += ("mrr_before", "mrr_after")
     rows = yield counted(rows, PLAN_SWITCHES_MONTHLY.grain, *measures)
-    rows["is_complete"] = rows["month"] < month_number(today)
-    rows["month"] = month_start(rows["month"])
+    rows = dated(rows, today)
     rows["flags"] = flags(
         type_unknown=rows["from_type_id"].isna() | rows["to_type_id"].isna(),
         prices_missing=rows["unpriced"] > 0,

@@ -19,6 +19,7 @@ from st_memberships_orchestration.metrics.history import (
     CELL,
     by_month,
     day_ends,
+    is_gone,
     renewal_links,
     share,
     spells,
@@ -125,8 +126,7 @@ def _purchases(memberships: Frame, life: Frame, zone: ZoneInfo) -> Frame:
     """Memberships that were sold and renew no other."""
     rows = pick(memberships, "id", "customer_id", "status", "is_deleted")
     rows = rows.join(renewal_links(memberships, zone, life)[["sold_on", "is_successor"]])
-    gone = rows["is_deleted"] | (rows["status"] == "Deleted")
-    return rows[~gone & ~rows["is_successor"] & rows["customer_id"].notna()]
+    return rows[~is_gone(rows) & ~rows["is_successor"] & rows["customer_id"].notna()]
 
 
 def _bought_again(ended: Frame, bought: Frame, days: int) -> Column:

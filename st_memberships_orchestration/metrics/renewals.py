@@ -20,6 +20,7 @@ from st_memberships_orchestration.metrics.history import (
     CELL,
     before,
     by_month,
+    is_gone,
     renewal_links,
     share,
     spells,
@@ -45,7 +46,7 @@ from st_memberships_orchestration.metrics.tables import (
 def renewals(
     memberships: pd.DataFrame,
     membership_prices: pd.DataFrame,
-    membership_status: pd.DataFrame | None = None,
+    membership_status: pd.DataFrame,
     *,
     today: date,
     zone: ZoneInfo,
@@ -65,9 +66,7 @@ def renewals(
     `to_is_day_after`: the same day of the month as `from`); it is used as it is.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    life = None
-    if membership_status is not None:
-        life = spells(membership_status, zone, memberships)
+    life = spells(membership_status, zone, memberships)
     rows = _with_links(memberships, zone, life)
     rows = rows[(rows["to"].notna() | rows["duration"].notna()) & ~rows["gone"]]
     prices = pick(
@@ -153,7 +152,7 @@ def ended_terms(memberships: Frame, life: Frame, today: date, zone: ZoneInfo) ->
     return rows[~cancelled & ~(rows["at_end"] == "Deleted")].reset_index(drop=True)
 
 
-def _with_links(memberships: Frame, zone: ZoneInfo, life: Frame | None) -> Frame:
+def _with_links(memberships: Frame, zone: ZoneInfo, life: Frame) -> Frame:
     rows = pick(
         memberships,
         "id",
@@ -174,7 +173,7 @@ def _with_links(memberships: Frame, zone: ZoneInfo, life: Frame | None) -> Frame
     )
     links = renewal_links(memberships, zone, life)
     rows = rows.join(links[["successor_id", "link_problem", "sold_on"]])
-    rows["gone"] = rows["is_deleted"] | (rows["status"] == "Deleted")
+    rows["gone"] = is_gone(rows)
     return attach(rows, rows, "successor_id", successor_sold_on="sold_on")
 
 

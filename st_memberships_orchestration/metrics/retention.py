@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
-from st_memberships_orchestration.metrics.cohorts import COHORT, by_cohort
+from st_memberships_orchestration.metrics.cohorts import COHORT, by_cohort, in_cohorts
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
@@ -22,10 +22,8 @@ from st_memberships_orchestration.metrics.frames import (
 from st_memberships_orchestration.metrics.history import (
     CELL,
     LOST,
-    before,
     by_month,
     follows,
-    renewal_links,
     share,
     spells,
 )
@@ -193,20 +191,12 @@ def cohort_revenue(
     that was never a member at a month's end adds nothing.
     """
     memberships = with_plausible_days(memberships, earliest, today)
-    members = pick(memberships, "id", "membership_type_id", "status", "is_deleted")
-    links = renewal_links(memberships, zone, spells(membership_status, zone, memberships))
-    members = members.join(links[["sold_on", "origin", "is_successor"]])
-    gone = members["is_deleted"] | (members["status"] == "Deleted")
-    sold = members[~gone & ~members["is_successor"] & (members["sold_on"] < before(today))]
-    sold = sold.assign(sold_month=month_of(sold["sold_on"]))
-
+    life = spells(membership_status, zone, memberships)
+    members, sold = in_cohorts(memberships, life, today, zone)
+    kept = members[~members["gone"]].reset_index(drop=True)
     steps = _revenue_steps(membership_mrr_history)
-    place = locate(steps, members, "membership_id")
-    steps = steps[place >= 0].assign(
-        origin=members["origin"].to_numpy()[place[place >= 0]],
-        hidden=gone.to_numpy()[place[place >= 0]],
-    )
-    steps = steps[~steps["hidden"]]
+    place = locate(steps, kept, "membership_id")
+    steps = steps[place >= 0].assign(origin=kept["origin"].to_numpy()[place[place >= 0]])
     steps = steps.groupby(["origin", "month"], as_index=False)["change"].sum()
     steps = steps.join(sold[COHORT], on="origin", how="inner")
     pays = steps["change"] != 0

@@ -67,7 +67,6 @@ MONTHS_PER_BILL = {
 ONE_TIME = "OneTime"
 LARGEST_PRICE = 100_000_000 * 1_000_000
 """In millionths. A larger bill is a mistake, and counting it would make every sum one."""
-UTC = ZoneInfo("UTC")
 SPANS = {"month": month_of, "day": day_of}
 """Of what the ends are looked at -> its number, from local time."""
 
@@ -80,7 +79,7 @@ def membership_prices(
     invoice_templates: pd.DataFrame,
     *,
     today: date,
-    zone: ZoneInfo = UTC,
+    zone: ZoneInfo,
     earliest: date = EARLIEST,
 ) -> pd.DataFrame:
     """What each membership pays per bill and per month, and how that is known.

@@ -11,17 +11,17 @@ from st_memberships_orchestration.metrics.frames import (
     Frame,
     attach,
     flags,
-    month_number,
     month_of,
-    month_start,
     pick,
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import (
     LOST,
     before,
+    dated,
     day_ends,
     end_of,
+    is_gone,
     movements,
     renewal_links,
     share,
@@ -115,8 +115,7 @@ def sales_monthly(
     terms = known_terms(memberships, priced_by, zone)
     paid = paid_at(terms, rows["id"], day_ends(rows["sold_on"], zone))
     rows = rows.join(paid[["value", "is_backdated"]])
-    gone = rows["is_deleted"] | (rows["status"] == "Deleted")
-    rows = rows[~gone & (rows["sold_on"] < before(today))].reset_index(drop=True)
+    rows = rows[~is_gone(rows) & (rows["sold_on"] < before(today))].reset_index(drop=True)
 
     early = end_of(rows["began"], early_days)
     matured = early <= before(today)
@@ -133,8 +132,7 @@ def sales_monthly(
     rows = rows.assign(**measures).astype(dict.fromkeys(measures, "int64"))
     rows = yield counted(rows, SALES_MONTHLY.grain, *measures)
     rows["early_loss_rate"] = share(rows["lost_early"], rows["matured"])
-    rows["is_complete"] = rows["month"] < month_number(today)
-    rows["month"] = month_start(rows["month"])
+    rows = dated(rows, today)
     rows["flags"] = flags(
         seller_unknown=rows["sold_by_id"].isna(), prices_missing=rows["unpriced"] > 0
     )

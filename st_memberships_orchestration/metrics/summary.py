@@ -13,9 +13,7 @@ from st_memberships_orchestration.metrics.frames import (
     among,
     attach,
     flags,
-    month_number,
     month_of,
-    month_start,
     pick,
     with_plausible_days,
 )
@@ -23,6 +21,7 @@ from st_memberships_orchestration.metrics.history import (
     ACTIVE,
     before,
     by_month,
+    dated,
     movements,
     renewal_links,
     running,
@@ -124,8 +123,7 @@ def membership_summary(
     rows = attach(rows, types, "membership_type_id", hidden="is_deleted")
     is_known = among(rows["membership_type_id"], types["id"])
     rows["is_type_active"] = (~rows["hidden"]).astype("boolean").where(is_known)
-    rows["is_complete"] = rows["month"] < month_number(today)
-    rows["month"] = month_start(rows["month"])
+    rows = dated(rows, today)
     return MEMBERSHIP_SUMMARY.frame(rows)
 
 

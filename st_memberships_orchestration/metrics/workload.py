@@ -118,7 +118,7 @@ def visits_ahead(
     *,
     today: date,
     earliest: date = EARLIEST,
-    months_ahead: int = 12,
+    months_ahead: int,
 ) -> Frame:
     """The visits that `visit_forecast` counts, one row each; arguments as there.
 
