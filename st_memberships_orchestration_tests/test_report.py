@@ -28,7 +28,12 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.reporting import charts, formats
 from st_memberships_orchestration.reporting import page as page_module
-from st_memberships_orchestration.reporting.facts import Account, Check, Feed, Provenance
+from st_memberships_orchestration.reporting.facts import (
+    Check,
+    FeedStatus,
+    Provenance,
+    TenantProfile,
+)
 from st_memberships_orchestration.reporting.page import make_report
 from st_memberships_orchestration.reporting.queries import NEEDS, figures
 from st_memberships_orchestration.reporting.tables import SHOWN_PLAIN
@@ -304,14 +309,14 @@ def test_a_list_that_a_job_mends_is_planned_as_it_was_downloaded(
 
 def test_names_and_addresses_of_the_account_stand_in_place_of_ids(made: Made) -> None:
     units = ask(made.lake, "select distinct business_unit_id from derived.visits where is_owed")
-    account = Account(
+    profile = TenantProfile(
         "acme",
         name="Acme & Sons",
         currency="CAD",
         site="https://next.example.com",
         business_units={id: f"Unit {place}" for place, (id,) in enumerate(units) if id},
     )
-    html = make_report(tables_of(made.lake), facts(account=account), tenants=["acme"]).html
+    html = make_report(tables_of(made.lake), facts(profile=profile), tenants=["acme"]).html
     assert "<h1>Memberships of Acme &amp; Sons</h1>" in html
     assert "Money is in CAD" in html
     assert tiles(html)["MRR"].startswith("$")
@@ -424,10 +429,10 @@ def _this_month() -> str:
 
 def facts(**changed: Any) -> Provenance:
     known: dict[str, Any] = {
-        "account": Account("acme"),
+        "profile": TenantProfile("acme"),
         "as_of": {"members_monthly": NOW.date()},
         "made_at": NOW,
-        "feeds": [Feed("memberships", NOW)],
+        "feeds": [FeedStatus("memberships", NOW)],
         "checks": [],
         "definitions": {},
     }
@@ -452,7 +457,7 @@ def test_names_from_outside_are_text_and_never_markup(made: Made) -> None:
     known = facts(
         checks=[Check(evil, evil, False, NOW, evil)],
         definitions={evil: f"`{evil}` {evil}"},
-        feeds=[Feed(evil, None)],
+        feeds=[FeedStatus(evil, None)],
     )
     html = make_report(tables, known, tenants=["acme", evil]).html
     assert "<script>alert" not in html
@@ -476,10 +481,10 @@ def test_a_cell_of_a_list_is_no_formula_in_the_file(made: Made) -> None:
         ({"as_of": {"a": date(2026, 3, 10), "b": date(2026, 3, 9)}}, "of different days"),
         ({"as_of": {"a": date(2026, 3, 9)}}, "of 9 Mar 2026, not of today"),
         (
-            {"feeds": [Feed("memberships", NOW, missing=171)]},
+            {"feeds": [FeedStatus("memberships", NOW, missing=171)]},
             "Records that these numbers do not count as they are now: 171",
         ),
-        ({"feeds": [Feed("single visits", NOW - timedelta(hours=37))]}, "Not read to today"),
+        ({"feeds": [FeedStatus("single visits", NOW - timedelta(hours=37))]}, "Not read to today"),
         ({"checks": [Check("t", "c", False, NOW, "wrong")]}, "do not pass: 1"),
         ({"checks": [Check("t", "c", None, NOW, "not finished")]}, "do not pass: 1"),
     ],

@@ -18,7 +18,12 @@ from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.catalogue import TABLES
-from st_memberships_orchestration.reporting.facts import Account, Check, Feed, Provenance
+from st_memberships_orchestration.reporting.facts import (
+    Check,
+    FeedStatus,
+    Provenance,
+    TenantProfile,
+)
 from st_memberships_orchestration.reporting.queries import NEEDS, Need
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
@@ -96,7 +101,7 @@ def facts_of(
     """What is known of a tenant besides its figures, now."""
     zone = settings.tenants[tenant].timezone
     return Provenance(
-        account=_account(settings, tenant),
+        profile=_profile(settings, tenant),
         as_of=_days(instance, tenant),
         made_at=datetime.now(zone),
         feeds=_feeds(lake, settings.environment, tenant, zone),
@@ -116,9 +121,9 @@ def tables_of(
     }
 
 
-def _account(settings: Settings, tenant: str) -> Account:
+def _profile(settings: Settings, tenant: str) -> TenantProfile:
     configured = settings.tenants[tenant]
-    return Account(
+    return TenantProfile(
         tenant,
         name=configured.display_name,
         currency=configured.currency,
@@ -160,7 +165,7 @@ def _days(instance: dg.DagsterInstance, tenant: str) -> dict[str, date]:
     return days
 
 
-def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Feed]:
+def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[FeedStatus]:
     rows = lake.rows("health/tenants", tenant=tenant).to_pylist()
     health = {row["feed"]: {name: row[name] for name in STATUS} for row in rows}
     aside = missing(lake, {feed.name: feed.modified for feed in FEEDS})
@@ -170,7 +175,9 @@ def _feeds(lake: Lake, environment: str, tenant: str, zone: ZoneInfo) -> list[Fe
         through = next((line.read_through for line in lines if line.is_live), None)
         read_through = through.astimezone(zone) if through else None
         count = aside.get(feed.name, {}).get(tenant, 0)
-        feeds.append(Feed(feed.title, read_through, **health.get(feed.name, {}), missing=count))
+        feeds.append(
+            FeedStatus(feed.title, read_through, **health.get(feed.name, {}), missing=count)
+        )
     return feeds
 
 

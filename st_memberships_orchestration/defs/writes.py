@@ -63,8 +63,8 @@ from st_memberships_orchestration.writing.rows import (
     FORMATS,
     MOST_BYTES,
     BadRows,
-    Fault,
     Row,
+    RowFault,
     numbered,
     read_rows,
     rows_of,
@@ -613,7 +613,7 @@ class _Aside:
             BadRows: they cannot be understood, or the file cannot be read.
         """
         if self._fault:
-            raise BadRows([Fault(1, self._fault)])
+            raise BadRows([RowFault(1, self._fault)])
         return rows_of(self._file.name, self._content)
 
     def was_planned(self) -> bool:

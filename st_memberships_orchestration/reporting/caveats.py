@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from st_memberships_orchestration.reporting import formats
-from st_memberships_orchestration.reporting.facts import Feed, Provenance
+from st_memberships_orchestration.reporting.facts import FeedStatus, Provenance
 from st_memberships_orchestration.reporting.queries import Row
 
 STALE_AFTER = timedelta(hours=36)
@@ -56,7 +56,7 @@ def caveats(row: Row, facts: Provenance) -> list[Caveat]:
     return told
 
 
-def is_late(feed: Feed, now: datetime) -> bool:
+def is_late(feed: FeedStatus, now: datetime) -> bool:
     """Whether a feed is not read to today, or never was."""
     return feed.read_through is None or now - feed.read_through > STALE_AFTER
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from st_memberships_orchestration.escaping import plain
 from st_memberships_orchestration.reporting import formats
 from st_memberships_orchestration.reporting.caveats import caveats
-from st_memberships_orchestration.reporting.facts import Account, Provenance
+from st_memberships_orchestration.reporting.facts import Provenance, TenantProfile
 from st_memberships_orchestration.reporting.queries import DIGEST, Row, figures
 from st_memberships_orchestration.reporting.tables import PLACES
 
@@ -66,43 +66,43 @@ def make_digest(tables: Mapping[str, pa.Table], facts: Provenance, *, link: str)
         facts: what is known besides.
         link: where its report is shown.
     """
-    account, day = facts.account, facts.made_at.date()
+    profile, day = facts.profile, facts.made_at.date()
     numbers = figures(
         tables,
         tenant=facts.tenant,
         tenants=[facts.tenant],
-        business_units=account.business_units,
-        users=account.users,
+        business_units=profile.business_units,
+        users=profile.users,
         queries=DIGEST,
     )
     headline = numbers["headlines"][0]
     calls = numbers["calls"]
     parts = [
-        _now(headline, account),
+        _now(headline, profile),
         _yesterday(numbers, facts, day - timedelta(days=1)),
         _calls(calls, facts),
         _faults(headline, facts),
         f"The whole report: {link}",
     ]
-    title = f"{plain(account.title)}, {day:%A} {formats.day(day)}: {_short(headline, calls, facts)}"
+    title = f"{plain(profile.title)}, {day:%A} {formats.day(day)}: {_short(headline, calls, facts)}"
     return Digest(facts.tenant, day, title, "\n\n".join(parts))
 
 
 def _short(headline: Row, calls: Sequence[Row], facts: Provenance) -> str:
     if headline["members"] is None:
         return "not computed yet"
-    mrr = formats.sum_of_money(headline["mrr"], facts.account.currency)
+    mrr = formats.sum_of_money(headline["mrr"], facts.profile.currency)
     to_call = f", {len(calls):,} to call" if calls or "call_list" in facts.as_of else ""
     return f"{formats.count(headline['members'])} members, MRR {mrr}{to_call}"
 
 
-def _now(headline: Row, account: Account) -> str:
+def _now(headline: Row, profile: TenantProfile) -> str:
     if headline["members"] is None:
         return (
             "Members and MRR: not computed yet. The first sync reads all history, and the tables "
             "are derived after it; where nothing happens, look at the runs in Dagster."
         )
-    mrr = formats.sum_of_money(headline["mrr"], account.currency)
+    mrr = formats.sum_of_money(headline["mrr"], profile.currency)
     return f"Members: {formats.count(headline['members'])}\nMRR: {mrr}"
 
 
@@ -111,7 +111,7 @@ def _yesterday(numbers: Mapping[str, list[Row]], facts: Provenance, day: date) -
     row = next((row for row in numbers["days"] if row["day"] == day), None)
     if row is None or not row["is_complete"]:  # it was not over when that was derived
         return f"{title}\nNot computed yet."
-    lines = [title, _members_of(row), _mrr_of(row, facts.account.currency)]
+    lines = [title, _members_of(row), _mrr_of(row, facts.profile.currency)]
     visits = next((row for row in numbers["visit_days"] if row["day"] == day), None)
     if not (numbers["visit_days"] or "visits" in facts.as_of):
         lines.append("Visits: not computed yet.")
@@ -160,16 +160,16 @@ def _calls(calls: Sequence[Row], facts: Provenance) -> str:
         return f"Whom to call: {'nobody' if is_computed else 'not computed yet'}."
     title = "Whom to call first"
     more = len(calls) - CALLS_SHOWN
-    shown = [_call(row, facts.account) for row in calls[:CALLS_SHOWN]]
+    shown = [_call(row, facts.profile) for row in calls[:CALLS_SHOWN]]
     rest = [f"And {more:,} more: the report has them all."] if more > 0 else []
     return "\n".join([title, *shown, *rest])
 
 
-def _call(row: Row, account: Account) -> str:
-    year = formats.sum_of_money(row["money"], account.currency)
+def _call(row: Row, profile: TenantProfile) -> str:
+    year = formats.sum_of_money(row["money"], profile.currency)
     worth = f", {year} a year" if row["money"] is not None else ""
     unit = row["business_unit"]
-    where = f" at {plain(unit, LONGEST)}" if unit in account.business_units.values() else ""
+    where = f" at {plain(unit, LONGEST)}" if unit in profile.business_units.values() else ""
     told = plain(row["what_to_say"], LONGEST)
     lines = [f"{row['rank']}. {row['urgency']}{where}{worth}: {told}"]
     if row["last_outcome"]:
@@ -177,7 +177,7 @@ def _call(row: Row, account: Account) -> str:
         on = formats.day(row["last_outcome_on"])
         lines.append(f"   Last time: {row['last_outcome']} on {on}{note}")
     place = PLACES["customer"].format(row["customer_id"])
-    return "\n".join([*lines, f"   The customer: {account.site}/{place}"])
+    return "\n".join([*lines, f"   The customer: {profile.site}/{place}"])
 
 
 def _faults(headline: Row, facts: Provenance) -> str:

@@ -6,7 +6,7 @@ from datetime import date, datetime
 
 
 @dataclass(frozen=True)
-class Feed:
+class FeedStatus:
     """How far a feed is read, and how it is.
 
     Attributes:
@@ -46,7 +46,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Account:
+class TenantProfile:
     """What people call a tenant and what belongs to it, as far as it was set.
 
     Attributes:
@@ -76,7 +76,7 @@ class Provenance:
     """What the page says besides the figures.
 
     Attributes:
-        account: whose report it is.
+        profile: of the tenant whose report it is.
         as_of: the day for which each derived table was computed; none if never.
         made_at: now, on the contractor's clock.
         feeds: how far each feed is read, in the contractor's time zone.
@@ -85,10 +85,10 @@ class Provenance:
         derived: tenants whose numbers were ever computed; of others nothing is known.
     """
 
-    account: Account
+    profile: TenantProfile
     as_of: Mapping[str, date]
     made_at: datetime
-    feeds: Sequence[Feed]
+    feeds: Sequence[FeedStatus]
     checks: Sequence[Check]
     definitions: Mapping[str, str]
     derived: Collection[str] = ()
@@ -96,4 +96,4 @@ class Provenance:
     @property
     def tenant(self) -> str:
         """Key of the tenant whose report it is."""
-        return self.account.tenant
+        return self.profile.tenant

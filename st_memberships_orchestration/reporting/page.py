@@ -17,7 +17,13 @@ from st_memberships_orchestration.reporting.caveats import caveats, certainty
 from st_memberships_orchestration.reporting.charts import Chart
 from st_memberships_orchestration.reporting.facts import Provenance
 from st_memberships_orchestration.reporting.queries import Row, figures
-from st_memberships_orchestration.reporting.tables import PLACES, SHOWN_PLAIN, TABLES, Column, cell
+from st_memberships_orchestration.reporting.tables import (
+    PLACES,
+    SHOWN_PLAIN,
+    TABLES,
+    PageColumn,
+    cell,
+)
 
 LIBRARY = "vendor/dataTables.min.js"
 
@@ -57,21 +63,21 @@ def make_report(
         tables,
         tenant=facts.tenant,
         tenants=tenants,
-        business_units=facts.account.business_units,
-        users=facts.account.users,
+        business_units=facts.profile.business_units,
+        users=facts.profile.users,
     )
     headline = next(row for row in numbers["headlines"] if row["tenant"] == facts.tenant)
     drawn = charts.draw(numbers)
     lists = {
-        name: table.lines(numbers[table.figures], facts.tenant)
+        name: table.lines(numbers[name], facts.tenant)
         for name, table in TABLES.items()
-        if table.is_list and numbers[table.figures]
+        if table.is_list and numbers[name]
     }
     html = _template().render(
         facts=facts,
         figures=numbers,
         headline=headline,
-        tiles=_tiles(headline, facts.account.currency),
+        tiles=_tiles(headline, facts.profile.currency),
         caveats=caveats(headline, facts),
         charts=drawn,
         failing=[check for check in facts.checks if not check.passed],
@@ -80,7 +86,7 @@ def make_report(
         dark=charts.DARK,
         tables=TABLES,
         most=SHOWN_PLAIN,
-        cell=lambda row, column: cell(row, column, facts.account.site),
+        cell=lambda row, column: cell(row, column, facts.profile.site),
         sum_cell=_sum_cell,
         packed=lambda name: TABLES[name].packed(lists[name]),
         style=_part("page.css"),
@@ -89,7 +95,7 @@ def make_report(
         policy=_policy(),
         said={
             "tenant": facts.tenant,
-            "site": facts.account.site,
+            "site": facts.profile.site,
             "places": PLACES,
             "rows": SHOWN_PLAIN,
             "formula": FORMULA.pattern,
@@ -112,7 +118,7 @@ def _policy() -> str:
     return f"default-src 'none'; style-src 'unsafe-inline'; script-src {scripts}"
 
 
-def _sum_cell(column: Column) -> Markup:
+def _sum_cell(column: PageColumn) -> Markup:
     return Markup('<td class="text" data-label="{}">all</td>').format(column.heading)
 
 

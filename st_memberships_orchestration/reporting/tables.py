@@ -63,7 +63,7 @@ IDS = ("id", *PLACES)
 
 
 @dataclass(frozen=True)
-class Column:
+class PageColumn:
     """A column.
 
     Attributes:
@@ -93,7 +93,7 @@ class PageTable:
     """A table of the page.
 
     Attributes:
-        figures: name of the rows that it shows.
+        name: of the figures that it shows.
         caption: what to know when reading it.
         columns: in order.
         empty: what it says without any row.
@@ -105,9 +105,9 @@ class PageTable:
         fill_in: columns of that job that are left to be filled in.
     """
 
-    figures: str
+    name: str
     caption: str
-    columns: tuple[Column, ...]
+    columns: tuple[PageColumn, ...]
     empty: str = "None."
     is_list: bool = False
     most: int | None = None
@@ -116,7 +116,7 @@ class PageTable:
     fill_in: tuple[str, ...] = ()
 
     @property
-    def shown(self) -> list[Column]:
+    def shown(self) -> list[PageColumn]:
         """The columns on the page."""
         return [column for column in self.columns if not column.is_hidden]
 
@@ -132,7 +132,7 @@ class PageTable:
         """The rows as they stand in the CSV file, without escapes."""
         before = [tenant] if self.job else []
         after = [""] * len(self.fill_in)
-        return [[*before, *(plain(row, c) for c in self.columns), *after] for row in rows]
+        return [[*before, *(exact(row, c) for c in self.columns), *after] for row in rows]
 
     def csv_of(self, lines: Lines) -> str:
         """The CSV file, safe to open in a spreadsheet."""
@@ -160,7 +160,7 @@ class PageTable:
         return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
 
 
-def plain(row: Row, column: Column) -> str | int | float:
+def exact(row: Row, column: PageColumn) -> str | int | float:
     """A value as in a file: exact, and without the signs that help the eye."""
     value = row[column.key]
     if column.kind in WORDS:
@@ -178,7 +178,7 @@ def plain(row: Row, column: Column) -> str | int | float:
             return value
 
 
-def text_of(row: Row, column: Column) -> str:
+def text_of(row: Row, column: PageColumn) -> str:
     """A value as it is shown."""
     value, kind = row[column.key], column.kind
     if kind in WORDS:
@@ -188,14 +188,14 @@ def text_of(row: Row, column: Column) -> str:
     return str(value) if kind in PLACES else (NUMBERS | DAYS)[kind](value)
 
 
-def _word(value: Any, column: Column) -> str:
+def _word(value: Any, column: PageColumn) -> str:
     """Words for a value; only of a truth it is an answer that it is not known."""
     return "" if value is None and column.kind != "truth" else str(WORDS[column.kind](value))
 
 
-def cell(row: Row, column: Column, site: str) -> Markup:
+def cell(row: Row, column: PageColumn, site: str) -> Markup:
     """A value as a cell of the page; what it sorts by stands beside it if that is another."""
-    shown, sorts = text_of(row, column), plain(row, column)
+    shown, sorts = text_of(row, column), exact(row, column)
     text: Any = escape(shown)
     if column.kind in PLACES and row[column.key] is not None:
         address = f"{site}/{PLACES[column.kind].format(int(row[column.key]))}"
@@ -210,28 +210,28 @@ def cell(row: Row, column: Column, site: str) -> Markup:
 
 # What the page shows. A figure's meaning is that of its column in the derived table.
 
-MONTH = Column("month", "Month", "month")
-CUSTOMER = Column("customer_id", "Customer", "customer")
-MEMBERSHIP = Column("membership_id", "Membership", "membership")
-PLAN = Column("plan", "Plan", is_filter=True)
-UNIT = Column("business_unit", "Business unit", is_filter=True)
-SELLER = Column("seller", "Sold by", is_filter=True)
-REASON = Column("reason", "Reason", "word", is_filter=True)
-UNPRICED = Column("unpriced", "Without a price", "count")
-BACKDATED = Column("backdated", "Backdated", "count")
+MONTH = PageColumn("month", "Month", "month")
+CUSTOMER = PageColumn("customer_id", "Customer", "customer")
+MEMBERSHIP = PageColumn("membership_id", "Membership", "membership")
+PLAN = PageColumn("plan", "Plan", is_filter=True)
+UNIT = PageColumn("business_unit", "Business unit", is_filter=True)
+SELLER = PageColumn("seller", "Sold by", is_filter=True)
+REASON = PageColumn("reason", "Reason", "word", is_filter=True)
+UNPRICED = PageColumn("unpriced", "Without a price", "count")
+BACKDATED = PageColumn("backdated", "Backdated", "count")
 BACKDATED_MEANS = "Backdated ones are valued by what is known from later on only."
 
 FINDING = (
-    Column("since", "Since", "day", is_filter=True),
-    Column("days", "Days", "count"),
-    Column("money", "Money", "money"),
-    Column("money_basis", "Measured in", "word"),
-    Column("detail", "Finding", "long"),
+    PageColumn("since", "Since", "day", is_filter=True),
+    PageColumn("days", "Days", "count"),
+    PageColumn("money", "Money", "money"),
+    PageColumn("money_basis", "Measured in", "word"),
+    PageColumn("detail", "Finding", "long"),
 )
 ABOUT = (REASON, CUSTOMER, PLAN, UNIT)
 
 
-def _mended(job: str, caption: str, *columns: Column, fill_in: tuple[str, ...]) -> PageTable:
+def _mended(job: str, caption: str, *columns: PageColumn, fill_in: tuple[str, ...]) -> PageTable:
     """The findings that a job mends; `columns` are those that it asks for."""
     return PageTable(
         f"findings_{job}",
@@ -243,263 +243,263 @@ def _mended(job: str, caption: str, *columns: Column, fill_in: tuple[str, ...]) 
     )
 
 
-TABLES: Mapping[str, PageTable] = {
-    "calls": PageTable(
+_TABLES = (
+    PageTable(
         "calls",
         "One row per customer, the most urgent first, then by a year's money.",
         (
-            Column("rank", "No.", "count"),
+            PageColumn("rank", "No.", "count"),
             CUSTOMER,
-            Column("urgency", "Call", is_filter=True),
-            Column("reason", "Reason", "word", is_filter=True, is_hidden=True),
+            PageColumn("urgency", "Call", is_filter=True),
+            PageColumn("reason", "Reason", "word", is_filter=True, is_hidden=True),
             PLAN,
             UNIT,
-            Column("money", "Money", "money"),
-            Column("due_on", "By", "day", is_filter=True),
-            Column("what_to_say", "What to say", "long"),
-            Column("mended_by", "Afterwards", "long"),
-            Column("last_outcome", "Last call", is_filter=True),
-            Column("last_outcome_on", kind="day", is_hidden=True),
-            Column("last_note", is_hidden=True),
-            Column("location_id", kind="id", is_hidden=True),
+            PageColumn("money", "Money", "money"),
+            PageColumn("due_on", "By", "day", is_filter=True),
+            PageColumn("what_to_say", "What to say", "long"),
+            PageColumn("mended_by", "Afterwards", "long"),
+            PageColumn("last_outcome", "Last call", is_filter=True),
+            PageColumn("last_outcome_on", kind="day", is_hidden=True),
+            PageColumn("last_note", is_hidden=True),
+            PageColumn("location_id", kind="id", is_hidden=True),
         ),
         "Nobody has to be called.",
         is_list=True,
     ),
-    "months": PageTable(
+    PageTable(
         "months",
         "Movements. The running month (in italics) counts to today. Renewed members come in as a "
         "new membership and leave as an old one. Churn also counts the suspended who cancelled or "
         "expired: see the table of losses.",
         (
             MONTH,
-            Column("active_start", "At start", "count"),
-            Column("new", "New", "count"),
-            Column("renewed", "Renewed", "count"),
-            Column("reactivated", "Reactivated", "count"),
-            Column("ended_by_renewal", "Ended by renewal", "count"),
-            Column("cancelled", "Cancelled", "count"),
-            Column("expired", "Expired", "count"),
-            Column("suspended", "Suspended", "count"),
-            Column("other", "Deleted, other", "count"),
-            Column("active_end", "At end", "count"),
-            Column("net_growth", "Net growth", "change"),
-            Column("churn", "Churn", "percent"),
-            Column("cancellation_rate", "Cancellation", "percent"),
+            PageColumn("active_start", "At start", "count"),
+            PageColumn("new", "New", "count"),
+            PageColumn("renewed", "Renewed", "count"),
+            PageColumn("reactivated", "Reactivated", "count"),
+            PageColumn("ended_by_renewal", "Ended by renewal", "count"),
+            PageColumn("cancelled", "Cancelled", "count"),
+            PageColumn("expired", "Expired", "count"),
+            PageColumn("suspended", "Suspended", "count"),
+            PageColumn("other", "Deleted, other", "count"),
+            PageColumn("active_end", "At end", "count"),
+            PageColumn("net_growth", "Net growth", "change"),
+            PageColumn("churn", "Churn", "percent"),
+            PageColumn("cancellation_rate", "Cancellation", "percent"),
         ),
         most=13,
     ),
-    "retention": PageTable(
+    PageTable(
         "retention",
         "Of members sold, still members so many months later, renewed or not; complete months "
         "only.",
         (
-            Column("months", "Months later", "count"),
-            Column("sold", "Sold", "count"),
-            Column("kept", "Kept", "count"),
-            Column("retention", "Retention", "percent"),
-            Column("revenue", "Of revenue", "percent"),
+            PageColumn("months", "Months later", "count"),
+            PageColumn("sold", "Sold", "count"),
+            PageColumn("kept", "Kept", "count"),
+            PageColumn("retention", "Retention", "percent"),
+            PageColumn("revenue", "Of revenue", "percent"),
         ),
         "Nobody was sold a month ago or earlier.",
     ),
-    "customers": PageTable(
+    PageTable(
         "customers",
         "Customers beside memberships: one who holds three is one. Compared at the two ends of the "
         "month.",
         (
             MONTH,
-            Column("customers_start", "At start", "count"),
-            Column("new_customers", "New", "count"),
-            Column("returned_customers", "Returned", "count"),
-            Column("lost_customers", "Lost", "count"),
-            Column("customers_end", "At end", "count"),
-            Column("memberships_per_customer", "Memberships each", "ratio"),
-            Column("customer_churn", "Churn", "percent"),
+            PageColumn("customers_start", "At start", "count"),
+            PageColumn("new_customers", "New", "count"),
+            PageColumn("returned_customers", "Returned", "count"),
+            PageColumn("lost_customers", "Lost", "count"),
+            PageColumn("customers_end", "At end", "count"),
+            PageColumn("memberships_per_customer", "Memberships each", "ratio"),
+            PageColumn("customer_churn", "Churn", "percent"),
         ),
     ),
-    "summary": PageTable(
+    PageTable(
         "summary",
         "ServiceTitan's Membership Summary of the last complete month, as its screen counts, "
         "beside ours: the report shows only active types, and only the last status of each "
         "membership.",
         (
-            Column("movement", "Movement", "word"),
-            Column("summary", "Report", "count"),
-            Column("ours", "Ours", "count"),
-            Column("why", "Why they differ", "long"),
+            PageColumn("movement", "Movement", "word"),
+            PageColumn("summary", "Report", "count"),
+            PageColumn("ours", "Ours", "count"),
+            PageColumn("why", "Why they differ", "long"),
         ),
         "No month is complete yet.",
     ),
-    "reasons": PageTable(
+    PageTable(
         "reasons",
         "Why members cancelled, last 12 months: the notes of their status changes, as they were "
         f"typed. {BACKDATED_MEANS}",
         (
-            Column("reason", "Reason"),
-            Column("cancelled", "Cancelled", "count"),
-            Column("share", "Share", "percent"),
-            Column("mrr_lost", "MRR lost", "money"),
+            PageColumn("reason", "Reason"),
+            PageColumn("cancelled", "Cancelled", "count"),
+            PageColumn("share", "Share", "percent"),
+            PageColumn("mrr_lost", "MRR lost", "money"),
             BACKDATED,
         ),
         "Nobody cancelled.",
         is_list=True,
     ),
-    "switches": PageTable(
+    PageTable(
         "switches",
         "From plan to plan, last 12 months: no churn. Inferred: the same customer left one and "
         f"began another at about the same time (switch_days). {BACKDATED_MEANS}",
         (
-            Column("from_name", "From", is_filter=True),
-            Column("to_name", "To", is_filter=True),
-            Column("switches", "Members", "count"),
-            Column("inferred", "Inferred", "count"),
-            Column("change", "MRR", "change"),
+            PageColumn("from_name", "From", is_filter=True),
+            PageColumn("to_name", "To", is_filter=True),
+            PageColumn("switches", "Members", "count"),
+            PageColumn("inferred", "Inferred", "count"),
+            PageColumn("change", "MRR", "change"),
             BACKDATED,
         ),
         "Nobody changed plans.",
         is_list=True,
     ),
-    "sellers": PageTable(
+    PageTable(
         "sellers",
         "Sold by, last 12 months, by the user credited. Lost early: ended soon after they began "
         "(early_days) and not renewed, of those begun longer ago. Names of users are not in this "
         f"API: set ST_TENANTS__…__USERS. {BACKDATED_MEANS}",
         (
-            Column("month", "Month", "day", is_filter=True),
+            PageColumn("month", "Month", "day", is_filter=True),
             SELLER,
             UNIT,
-            Column("sold", "Sold", "count"),
-            Column("renewed", "Renewed", "count"),
-            Column("monthly_value", "Per month", "money"),
+            PageColumn("sold", "Sold", "count"),
+            PageColumn("renewed", "Renewed", "count"),
+            PageColumn("monthly_value", "Per month", "money"),
             BACKDATED,
-            Column("matured", "Begun longer ago", "count"),
-            Column("lost_early", "Lost early", "count"),
-            Column("early_loss_rate", "Share", "percent"),
+            PageColumn("matured", "Begun longer ago", "count"),
+            PageColumn("lost_early", "Lost early", "count"),
+            PageColumn("early_loss_rate", "Share", "percent"),
         ),
         "Nothing was sold.",
         is_list=True,
     ),
-    "types": PageTable(
+    PageTable(
         "types",
         "Members by membership type, today. MRR is of recurring members with a known price.",
         (
-            Column("name", "Plan"),
-            Column("members", "Members", "count"),
-            Column("share", "Share", "percent"),
-            Column("recurring", "Recurring", "count"),
+            PageColumn("name", "Plan"),
+            PageColumn("members", "Members", "count"),
+            PageColumn("share", "Share", "percent"),
+            PageColumn("recurring", "Recurring", "count"),
             UNPRICED,
-            Column("mrr", "MRR", "money"),
+            PageColumn("mrr", "MRR", "money"),
         ),
         "No members today.",
         is_list=True,
     ),
-    "price_basis": PageTable(
+    PageTable(
         "price_basis",
         "What MRR rests on: prices of today's Active memberships.",
         (
-            Column("basis", "Price from", "basis"),
-            Column("members", "Members", "count"),
-            Column("monthly", "Per month", "money"),
-            Column("amortised", "A month, if spread over its duration", "money"),
-            Column("share", "Share of MRR", "percent"),
+            PageColumn("basis", "Price from", "basis"),
+            PageColumn("members", "Members", "count"),
+            PageColumn("monthly", "Per month", "money"),
+            PageColumn("amortised", "A month, if spread over its duration", "money"),
+            PageColumn("share", "Share of MRR", "percent"),
         ),
         "No Active memberships.",
     ),
-    "revenue": PageTable(
+    PageTable(
         "revenue",
         "MRR at the two ends of each month, and why it changed. “Left” is all who cancelled, "
         "expired, were suspended or deleted.",
         (
             MONTH,
-            Column("mrr_start", "At start", "money"),
-            Column("new_mrr", "New", "money"),
-            Column("renewed_mrr", "Renewed", "money"),
-            Column("reactivated_mrr", "Reactivated", "money"),
-            Column("expansion_mrr", "Pay more", "money"),
-            Column("contraction_mrr", "Pay less", "money"),
-            Column("left_mrr", "Left", "money"),
-            Column("ended_by_renewal_mrr", "Ended by renewal", "money"),
-            Column("mrr_end", "At end", "money"),
-            Column("unpriced", "Members without a price", "count"),
+            PageColumn("mrr_start", "At start", "money"),
+            PageColumn("new_mrr", "New", "money"),
+            PageColumn("renewed_mrr", "Renewed", "money"),
+            PageColumn("reactivated_mrr", "Reactivated", "money"),
+            PageColumn("expansion_mrr", "Pay more", "money"),
+            PageColumn("contraction_mrr", "Pay less", "money"),
+            PageColumn("left_mrr", "Left", "money"),
+            PageColumn("ended_by_renewal_mrr", "Ended by renewal", "money"),
+            PageColumn("mrr_end", "At end", "money"),
+            PageColumn("unpriced", "Members without a price", "count"),
         ),
         most=13,
     ),
-    "losses": PageTable(
+    PageTable(
         "losses",
         "Losses, and how sure the months are. Who was suspended has left already; cancelled or "
         "expired after that, the loss is final. “Inferred” rests on a status that no record tells "
         "of, “backdated” on prices known from later on.",
         (
             MONTH,
-            Column("churned_mrr", "MRR cancelled, expired", "money"),
-            Column("suspended_mrr", "MRR suspended", "money"),
-            Column("other_mrr", "MRR deleted, other", "money"),
-            Column("final", "Suspended, now lost", "count"),
-            Column("final_mrr", "Their MRR", "money"),
-            Column("inferred", "Members inferred", "percent"),
-            Column("inferred_mrr", "MRR inferred", "percent"),
-            Column("backdated_mrr", "MRR backdated", "percent"),
+            PageColumn("churned_mrr", "MRR cancelled, expired", "money"),
+            PageColumn("suspended_mrr", "MRR suspended", "money"),
+            PageColumn("other_mrr", "MRR deleted, other", "money"),
+            PageColumn("final", "Suspended, now lost", "count"),
+            PageColumn("final_mrr", "Their MRR", "money"),
+            PageColumn("inferred", "Members inferred", "percent"),
+            PageColumn("inferred_mrr", "MRR inferred", "percent"),
+            PageColumn("backdated_mrr", "MRR backdated", "percent"),
         ),
     ),
-    "retained": PageTable(
+    PageTable(
         "retained",
         "Recurring revenue including prepaid, and how it stays. Retention: of what today's "
         "customers paid a year ago, what the same customers pay now, each at most as then (gross), "
         "or all of it (net); moving to another type is no loss. Lifetime value is an estimate: "
         "revenue per member, as long as members stay at last year's churn.",
         (
-            Column("name", "Plan"),
-            Column("recurring_revenue", "With prepaid, per month", "money"),
-            Column("prepaid", "Of it prepaid", "money"),
-            Column("revenue_year_ago", "A year ago", "money"),
-            Column("gross", "Gross retention", "percent"),
-            Column("net", "Net retention", "percent"),
-            Column("arpm", "MRR per member", "money"),
-            Column("lifetime_value", "Lifetime value, estimated", "money"),
+            PageColumn("name", "Plan"),
+            PageColumn("recurring_revenue", "With prepaid, per month", "money"),
+            PageColumn("prepaid", "Of it prepaid", "money"),
+            PageColumn("revenue_year_ago", "A year ago", "money"),
+            PageColumn("gross", "Gross retention", "percent"),
+            PageColumn("net", "Net retention", "percent"),
+            PageColumn("arpm", "MRR per member", "money"),
+            PageColumn("lifetime_value", "Lifetime value, estimated", "money"),
         ),
         "No recurring revenue.",
         total="name",
     ),
-    "outlook": PageTable(
+    PageTable(
         "outlook",
         "Today's MRR by what threatens it, and what stands beside it. Each membership once, under "
         "the first that applies.",
         (
-            Column("outlook", "Outlook", "outlook"),
-            Column("members", "Memberships", "count"),
-            Column("mrr", "MRR", "money"),
-            Column("prepaid", "Upfront, per month", "money"),
+            PageColumn("outlook", "Outlook", "outlook"),
+            PageColumn("members", "Memberships", "count"),
+            PageColumn("mrr", "MRR", "money"),
+            PageColumn("prepaid", "Upfront, per month", "money"),
         ),
         "No memberships run.",
     ),
-    "prepaid": PageTable(
+    PageTable(
         "prepaid",
         "Paid ahead and not yet earned, by two methods: never add them up. Rests on prices; "
         "whether a bill was paid is not in this API.",
         (
-            Column("basis", "Paid", "prepaid"),
-            Column("memberships", "Memberships", "count"),
-            Column("paid", "Price", "money"),
-            Column("by_time", "Unearned by time", "money"),
-            Column("by_visits", "Unearned by visits", "money"),
+            PageColumn("basis", "Paid", "prepaid"),
+            PageColumn("memberships", "Memberships", "count"),
+            PageColumn("paid", "Price", "money"),
+            PageColumn("by_time", "Unearned by time", "money"),
+            PageColumn("by_visits", "Unearned by visits", "money"),
             UNPRICED,
         ),
         "Nothing is paid ahead.",
     ),
-    "renewals_ahead": PageTable(
+    PageTable(
         "renewals_ahead",
         "Value is the price per month; of memberships paid upfront, the price divided by the "
         "months.",
         (
-            Column("bucket", "Term ends", "word"),
-            Column("open", "Not renewed", "count"),
-            Column("monthly_value", "Value per month", "money"),
+            PageColumn("bucket", "Term ends", "word"),
+            PageColumn("open", "Not renewed", "count"),
+            PageColumn("monthly_value", "Value per month", "money"),
             UNPRICED,
-            Column("without_payment", "Without card or bank account", "count"),
-            Column("renewed", "Already renewed", "count"),
+            PageColumn("without_payment", "Without card or bank account", "count"),
+            PageColumn("renewed", "Already renewed", "count"),
         ),
     ),
-    "next_renewals": PageTable(
+    PageTable(
         "next_renewals",
         "Who to talk to: terms that end within 90 days, or are over though Active, and are not "
         "renewed.",
@@ -509,126 +509,126 @@ TABLES: Mapping[str, PageTable] = {
             PLAN,
             UNIT,
             SELLER,
-            Column("term_end", "Last day", "day", is_filter=True),
-            Column("days_left", "Days left", "count"),
-            Column("monthly_value", "Per month", "money"),
-            Column("payment", "Payment", is_filter=True),
+            PageColumn("term_end", "Last day", "day", is_filter=True),
+            PageColumn("days_left", "Days left", "count"),
+            PageColumn("monthly_value", "Per month", "money"),
+            PageColumn("payment", "Payment", is_filter=True),
         ),
         is_list=True,
     ),
-    "renewal_rates": PageTable(
+    PageTable(
         "renewal_rates",
         "Terms that ended, and were renewed by the end of the month. Cancelled before their end: "
         "left out.",
         (
             MONTH,
-            Column("due", "Ended", "count"),
-            Column("renewed", "Renewed", "count"),
-            Column("renewed_late", "Later", "count"),
-            Column("renewal_rate", "Rate", "percent"),
+            PageColumn("due", "Ended", "count"),
+            PageColumn("renewed", "Renewed", "count"),
+            PageColumn("renewed_late", "Later", "count"),
+            PageColumn("renewal_rate", "Rate", "percent"),
         ),
         "No term has ended yet.",
         most=13,
     ),
-    "outcomes": PageTable(
+    PageTable(
         "outcomes",
         "Each term given the same time: of those whose end lies 30 (60) days back, renewed by a "
         "linked membership, by count and by value; kept also counts the same customer's purchase "
         f"of another membership, which is inferred. {BACKDATED_MEANS}",
         (
-            Column("month", "Term ended in", "month"),
-            Column("due", "Ended", "count"),
+            PageColumn("month", "Term ended in", "month"),
+            PageColumn("due", "Ended", "count"),
             BACKDATED,
-            Column("matured_30", "30 days over", "count"),
-            Column("renewed_30", "Renewed", "percent"),
-            Column("value_30", "By value", "percent"),
-            Column("kept_30", "Kept", "percent"),
-            Column("matured_60", "60 days over", "count"),
-            Column("renewed_60", "Renewed", "percent"),
-            Column("value_60", "By value", "percent"),
-            Column("kept_60", "Kept", "percent"),
+            PageColumn("matured_30", "30 days over", "count"),
+            PageColumn("renewed_30", "Renewed", "percent"),
+            PageColumn("value_30", "By value", "percent"),
+            PageColumn("kept_30", "Kept", "percent"),
+            PageColumn("matured_60", "60 days over", "count"),
+            PageColumn("renewed_60", "Renewed", "percent"),
+            PageColumn("value_60", "By value", "percent"),
+            PageColumn("kept_60", "Kept", "percent"),
         ),
         "No term ended 30 days ago or earlier.",
     ),
-    "unused_visits": PageTable(
+    PageTable(
         "unused_visits",
         "Visits that members have not used before their term, or their running membership year, "
         "ends: a reason to call. A year is inferred where there is no term; visits that recurrence "
         "rules will bring are among the entitled.",
         (
-            Column("bucket", "Ends", "word"),
-            Column("members", "Members with visits left", "count"),
-            Column("entitled", "Entitled", "count"),
-            Column("used", "Used", "count"),
-            Column("unused", "Left", "count"),
+            PageColumn("bucket", "Ends", "word"),
+            PageColumn("members", "Members with visits left", "count"),
+            PageColumn("entitled", "Entitled", "count"),
+            PageColumn("used", "Used", "count"),
+            PageColumn("unused", "Left", "count"),
         ),
     ),
-    "owed_by_age": PageTable(
+    PageTable(
         "owed_by_age",
         "By age",
         (
-            Column("age", "Since they were due"),
-            Column("visits", "Visits", "count"),
-            Column("memberships", "Memberships", "count"),
+            PageColumn("age", "Since they were due"),
+            PageColumn("visits", "Visits", "count"),
+            PageColumn("memberships", "Memberships", "count"),
         ),
     ),
-    "owed_by_service": PageTable(
+    PageTable(
         "owed_by_service",
         "By service",
         (
-            Column("name", "Service"),
-            Column("visits", "Visits owed", "count"),
-            Column("oldest", "Oldest, days", "count"),
+            PageColumn("name", "Service"),
+            PageColumn("visits", "Visits owed", "count"),
+            PageColumn("oldest", "Oldest, days", "count"),
         ),
         is_list=True,
     ),
-    "owed_visits": PageTable(
+    PageTable(
         "owed_visits",
         "All of them. Book each in ServiceTitan; if there is a job already, fill in its number and "
         "attach the visit to it.",
         (
-            Column("event_id", "Visit", "id", csv="event_id"),
+            PageColumn("event_id", "Visit", "id", csv="event_id"),
             CUSTOMER,
-            Column("location_id", "Location", "location"),
-            Column("service", "Service", is_filter=True),
+            PageColumn("location_id", "Location", "location"),
+            PageColumn("service", "Service", is_filter=True),
             PLAN,
             UNIT,
-            Column("due_on", "Due", "day", is_filter=True),
-            Column("days", "Days over", "count"),
+            PageColumn("due_on", "Due", "day", is_filter=True),
+            PageColumn("days", "Days over", "count"),
         ),
         is_list=True,
         job="mark_events_complete",
         fill_in=("job_id",),
     ),
-    "visit_months": PageTable(
+    PageTable(
         "visit_months",
         "Fulfilment by the month of the due day: booked of booked and open, as it stands today",
         (
             MONTH,
-            Column("due", "Due", "count"),
-            Column("booked", "Booked", "count"),
-            Column("open", "Open", "count"),
-            Column("dismissed", "Dismissed", "count"),
-            Column("fulfilment", "Fulfilment", "percent"),
+            PageColumn("due", "Due", "count"),
+            PageColumn("booked", "Booked", "count"),
+            PageColumn("open", "Open", "count"),
+            PageColumn("dismissed", "Dismissed", "count"),
+            PageColumn("fulfilment", "Fulfilment", "percent"),
         ),
         "No visit was due yet.",
         most=13,
     ),
-    "forecast": PageTable(
+    PageTable(
         "forecast",
         "Visits to come, by the month of the due day; this month from today on. Projected ones are "
         "not on ServiceTitan's list yet: they rest on the recurrence rules, and renewals to come "
         "are not in them.",
         (
             MONTH,
-            Column("due", "Due", "count"),
-            Column("booked", "Booked", "count"),
-            Column("open", "Open", "count"),
-            Column("projected", "Projected", "count"),
+            PageColumn("due", "Due", "count"),
+            PageColumn("booked", "Booked", "count"),
+            PageColumn("open", "Open", "count"),
+            PageColumn("projected", "Projected", "count"),
         ),
         "No visit is due.",
     ),
-    "without_visit": PageTable(
+    PageTable(
         "without_visit",
         "Members without a future visit. Visits are planned about a year ahead, so a longer pause "
         "can look like one.",
@@ -638,29 +638,29 @@ TABLES: Mapping[str, PageTable] = {
             PLAN,
             UNIT,
             REASON,
-            Column("included", "Type includes visits", "truth", is_filter=True),
-            Column("last_visit", "Last visit due", "day"),
+            PageColumn("included", "Type includes visits", "truth", is_filter=True),
+            PageColumn("last_visit", "Last visit due", "day"),
         ),
         "None: every member has one.",
         is_list=True,
     ),
-    "findings": PageTable(
+    PageTable(
         "findings",
         "",
         (
-            Column("reason", "What", "word"),
-            Column("findings", "Findings", "count"),
-            Column("money", "Money at stake", "money"),
-            Column("basis", "Measured in", "word"),
+            PageColumn("reason", "What", "word"),
+            PageColumn("findings", "Findings", "count"),
+            PageColumn("money", "Money at stake", "money"),
+            PageColumn("basis", "Measured in", "word"),
             UNPRICED,
-            Column("mended_by", "Mended by"),
+            PageColumn("mended_by", "Mended by"),
         ),
         "None. Nothing needs attention.",
     ),
-    "findings_update_memberships": _mended(
+    _mended(
         "update_memberships",
         "Mended by changing the membership: fill in what is wrong, leave the other columns empty.",
-        Column("membership_id", "Membership", "membership", csv="id"),
+        PageColumn("membership_id", "Membership", "membership", csv="id"),
         fill_in=(
             "status",
             "from",
@@ -671,55 +671,56 @@ TABLES: Mapping[str, PageTable] = {
             "payment_type_id",
         ),
     ),
-    "findings_sell_memberships": _mended(
+    _mended(
         "sell_memberships",
         "Mended by a call, and a new sale: it makes a real invoice.",
         MEMBERSHIP,
-        Column("customer_id", csv="customer_id", is_hidden=True, kind="id"),
-        Column("business_unit_id", csv="business_unit_id", is_hidden=True, kind="id"),
+        PageColumn("customer_id", csv="customer_id", is_hidden=True, kind="id"),
+        PageColumn("business_unit_id", csv="business_unit_id", is_hidden=True, kind="id"),
         fill_in=("sale_task_id", "duration_billing_id", "recurring_service_action"),
     ),
-    "findings_update_recurring_services": _mended(
+    _mended(
         "update_recurring_services",
         "Mended by changing the recurring service.",
-        Column("recurring_service_id", "Service", "id", csv="id"),
+        PageColumn("recurring_service_id", "Service", "id", csv="id"),
         MEMBERSHIP,
-        Column("event_id", "Visit", "id"),
+        PageColumn("event_id", "Visit", "id"),
         fill_in=("active", "from"),
     ),
-    "findings_update_invoice_templates": _mended(
+    _mended(
         "update_invoice_templates",
         "Mended by changing the billing template; one can be shared by many memberships.",
-        Column("billing_template_id", "Template", "id", csv="id"),
+        PageColumn("billing_template_id", "Template", "id", csv="id"),
         MEMBERSHIP,
         fill_in=("items",),
     ),
-    "findings_mark_events_complete": _mended(
+    _mended(
         "mark_events_complete",
         "Mended by booking the visit in ServiceTitan: nothing here can do that. If there is a job "
         "already, fill in its number and attach the visit to it.",
-        Column("event_id", "Visit", "id", csv="event_id"),
+        PageColumn("event_id", "Visit", "id", csv="event_id"),
         MEMBERSHIP,
         fill_in=("job_id",),
     ),
-    "findings_in_servicetitan": PageTable(
+    PageTable(
         "findings_in_servicetitan",
         "Mended in ServiceTitan only.",
         (MEMBERSHIP, *ABOUT, *FINDING),
         is_list=True,
     ),
-    "billing": PageTable(
+    PageTable(
         "billing",
         "",
         (
-            Column("due_in", "Due in days"),
-            Column("payment", "Payment", "payment"),
-            Column("bills", "Bills", "count"),
-            Column("projected", "Of them projected", "count"),
-            Column("amount", "Amount", "money"),
-            Column("unpriced", "Bills without a price", "count"),
+            PageColumn("due_in", "Due in days"),
+            PageColumn("payment", "Payment", "payment"),
+            PageColumn("bills", "Bills", "count"),
+            PageColumn("projected", "Of them projected", "count"),
+            PageColumn("amount", "Amount", "money"),
+            PageColumn("unpriced", "Bills without a price", "count"),
         ),
         "No bill is planned.",
     ),
-}
-"""All tables of the page's figures, by the name under which the template asks for them."""
+)
+TABLES: Mapping[str, PageTable] = {table.name: table for table in _TABLES}
+"""All tables of the page, by the names of their figures, under which the template asks for them."""

@@ -25,7 +25,7 @@ from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience, look_again
 from st_memberships_orchestration.writing.plans import Plan, load_plan, make_plan
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, table_rows
+from st_memberships_orchestration.writing.rows import BadRows, Row, RowFault, table_rows
 
 LEDGER_TABLE = "state/write_ledgers"
 """Which ledger has noted the changes to an account, and how far it had come: one row for each."""
@@ -109,7 +109,7 @@ def tenant_of(rows: Sequence[Row], settings: Settings) -> str:
         return next(iter(settings.tenants))
     given = ", ".join(sorted(named)) or "none"
     said = f"a plan is for one tenant, the rows name {given}; name it (--tenant, or `tenant`)"
-    raise BadRows([Fault(1, said)])
+    raise BadRows([RowFault(1, said)])
 
 
 def tenant_of_account(settings: Settings, account: str, name: str) -> str:

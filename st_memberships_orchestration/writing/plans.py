@@ -28,7 +28,7 @@ from st_memberships_orchestration.servicetitan.records import Change
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.kinds.kind import Kind, Proposal
 from st_memberships_orchestration.writing.kinds.lookups import CHUNK, Lookups, Refused
-from st_memberships_orchestration.writing.rows import BadRows, Fault, Row, cells, named, quoted
+from st_memberships_orchestration.writing.rows import BadRows, Row, RowFault, cells, named, quoted
 from st_memberships_orchestration.writing.values import (
     Plain,
     chunks,
@@ -271,7 +271,7 @@ def make_plan(
             given = values if record is None else kind.completed(values, record)
             whole.append((line, target, kind.change.model_validate(given), record))
         except ValueError as error:
-            faults += [Fault(line, said) for said in _said(error)]
+            faults += [RowFault(line, said) for said in _said(error)]
     kind.foresee(lookups, [change for _, _, change, _ in whole])
     for line, target, change, record in whole:
         try:
@@ -281,7 +281,7 @@ def make_plan(
             continue
         content = planned.content_hash(occasion) if kind.makes else None
         if content is not None and first.setdefault(content, line) != line:
-            faults.append(Fault(line, f"the same content is in line {first[content]} already"))
+            faults.append(RowFault(line, f"the same content is in line {first[content]} already"))
             continue
         if content is None and not list(planned.differences()):
             no_ops.append(Skipped(line, target, "it is so already"))
@@ -336,7 +336,7 @@ def draw(
 
 def _understood(
     kind: Kind, rows: Sequence[Row], tenant: str
-) -> tuple[list[tuple[int, int | None, dict[str, Any]]], list[Fault]]:
+) -> tuple[list[tuple[int, int | None, dict[str, Any]]], list[RowFault]]:
     """Line, target and cells of each good row, and the faults of all others."""
     asked: list[tuple[int, int | None, dict[str, Any]]] = []
     rows, faults = named(rows, kind.columns, kind.columns_to_read)
@@ -346,7 +346,7 @@ def _understood(
             exact = isinstance(row, ExactRow)
             values = dict(row.values) if exact else cells(row, kind.change)
         except ValueError as error:
-            faults.append(Fault(row.line, str(error)))
+            faults.append(RowFault(row.line, str(error)))
             continue
         wrong: list[str] = []
         owner = values.pop("tenant", tenant)
@@ -359,11 +359,11 @@ def _understood(
         wrong += _faults_of(kind, values)
         if target is not None and first.setdefault(target, row.line) != row.line:
             wrong.append(f"{kind.target} {target} is in line {first[target]} already")
-        faults += [Fault(row.line, text) for text in wrong]
+        faults += [RowFault(row.line, text) for text in wrong]
         if not wrong:
             asked.append((row.line, target, values))
     if not rows:
-        faults.append(Fault(1, "there are no rows"))
+        faults.append(RowFault(1, "there are no rows"))
     return asked, faults
 
 

@@ -76,7 +76,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Fault:
+class RowFault:
     """What is wrong with one line."""
 
     line: int
@@ -96,7 +96,7 @@ class BadRows(Exception):
         lines: of the message.
     """
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    def __init__(self, faults: Iterable[RowFault]) -> None:
         self.faults = sorted(faults, key=lambda fault: fault.line)
         count = len(self.faults)
         self.lines = [f"{count} fault{'s' * (count != 1)}, nothing was planned:"]
@@ -116,11 +116,11 @@ def read_rows(path: Path) -> list[Row]:
     try:
         file = path.resolve(strict=True)  # a link is known by what it leads to
     except RuntimeError as error:
-        raise BadRows([Fault(1, f"{path.name} is a link that leads back to itself")]) from error
+        raise BadRows([RowFault(1, f"{path.name} is a link that leads back to itself")]) from error
     if not file.is_file():
-        raise BadRows([Fault(1, f"{path.name} is no file")])
+        raise BadRows([RowFault(1, f"{path.name} is no file")])
     if file.stat().st_size > MOST_BYTES:
-        raise BadRows([Fault(1, f"{path.name} is larger than {MOST_BYTES:,} bytes: divide it")])
+        raise BadRows([RowFault(1, f"{path.name} is larger than {MOST_BYTES:,} bytes: divide it")])
     return rows_of(file.name, file.read_bytes())
 
 
@@ -138,7 +138,7 @@ def rows_of(name: str, content: bytes) -> list[Row]:
     suffix = Path(name).suffix.lower()
     if suffix not in readers:
         said = f"{name}: the name must end in one of {', '.join(FORMATS)}"
-        raise BadRows([Fault(1, said)])
+        raise BadRows([RowFault(1, said)])
     return readers[suffix](content)
 
 
@@ -151,14 +151,14 @@ def table_rows(table: pa.Table) -> list[Row]:
     _refuse_doubled(table.column_names)
     columns = [f for f in table.schema if _is_narrow(f.type) and not f.name.strip().startswith("_")]
     rows: list[Row] = []
-    faults: list[Fault] = []
+    faults: list[RowFault] = []
     for row in numbered(table.to_pylist()):
         values = dict(row.values)
         for column in columns:
             try:
                 values[column.name] = _as_written(values[column.name], column.type)
             except ValueError as error:
-                faults.append(Fault(row.line, f"{column.name}: {error}"))
+                faults.append(RowFault(row.line, f"{column.name}: {error}"))
         rows.append(replace(row, values=values))
     if faults:
         raise BadRows(faults)
@@ -223,7 +223,7 @@ def numbered(rows: Iterable[Mapping[str, Any]], *, first: int = 1) -> list[Row]:
 
 def named(
     rows: Sequence[Row], names: Mapping[str, str], known: Collection[str] = ()
-) -> tuple[list[Row], list[Fault]]:
+) -> tuple[list[Row], list[RowFault]]:
     """The rows with their columns' own names, and what is wrong with how those are written.
 
     A name that is written otherwise, such as `ID` or `Customer Id`, is a fault. For all else the
@@ -235,7 +235,7 @@ def named(
         known: names that somebody else judges.
     """
     by_letters = {_letters(written): name for written, name in names.items()}
-    faults: dict[str, Fault] = {}
+    faults: dict[str, RowFault] = {}
     renamed: list[Row] = []
     for row in rows:
         values: dict[str, Any] = {}
@@ -248,14 +248,14 @@ def named(
             elif name is None and _letters(written) in by_letters:
                 name = by_letters[_letters(written)]
                 said = f"column {quoted(written)}: write its name as {name}"
-                faults.setdefault(written, Fault(row.line, said))
+                faults.setdefault(written, RowFault(row.line, said))
             elif name is None:
                 if not _is_empty(value):
-                    faults.setdefault(written, Fault(row.line, _unknown(written, names)))
+                    faults.setdefault(written, RowFault(row.line, _unknown(written, names)))
                 continue
             if name in values:
                 said = f"{written_as[name]} and {written} are the same column"
-                faults.setdefault(said, Fault(row.line, said))
+                faults.setdefault(said, RowFault(row.line, said))
             values[name] = value
             written_as[name] = written
         renamed.append(replace(row, values=values))
@@ -425,7 +425,7 @@ def _refuse_doubled(columns: Sequence[str]) -> None:
     names = [name.strip() for name in columns]
     if doubled := {name for name in names if names.count(name) > 1}:
         listed = ", ".join(sorted(doubled))
-        raise BadRows([Fault(1, f"column twice: {listed}; which one is meant, cannot be told")])
+        raise BadRows([RowFault(1, f"column twice: {listed}; which one is meant, cannot be told")])
 
 
 def _json_cell(name: str, text: str) -> Any:
@@ -480,21 +480,21 @@ def _text(content: bytes) -> str:
     """
     for start, what in _OTHERS.items():
         if content.startswith(start):
-            raise BadRows([Fault(1, f"this is {what}; {SAVE_AS}")])
+            raise BadRows([RowFault(1, f"this is {what}; {SAVE_AS}")])
     if (place := content.find(b"\0")) >= 0:
         line = content.count(b"\n", 0, place) + 1
-        raise BadRows([Fault(line, f"this is UTF-16 text, or none at all; {SAVE_AS}")])
+        raise BadRows([RowFault(line, f"this is UTF-16 text, or none at all; {SAVE_AS}")])
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         said = f"not UTF-8 text, but probably Windows' (byte {content[error.start]:#x}); {SAVE_AS}"
-        raise BadRows([Fault(line, said)]) from error
+        raise BadRows([RowFault(line, said)]) from error
 
 
 def _csv_rows(content: bytes) -> list[Row]:
     rows: list[Row] = []
-    faults: list[Fault] = []
+    faults: list[RowFault] = []
     reader = csv.reader(io.StringIO(_text(content), newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -507,14 +507,14 @@ def _csv_rows(content: bytes) -> list[Row]:
             strange = [n for n, c in enumerate(line) if c.strip() and not (header[n:] or [""])[0]]
             if strange:
                 said = f"more cells than the header has names (cell {strange[0] + 1})"
-                faults.append(Fault(reader.line_num, said))
+                faults.append(RowFault(reader.line_num, said))
             elif len(line) < width:
-                faults.append(Fault(reader.line_num, "fewer cells than the header has columns"))
+                faults.append(RowFault(reader.line_num, "fewer cells than the header has columns"))
             else:
                 pairs = zip(header, map(from_csv_cell, line), strict=False)
                 rows.append(Row(reader.line_num, {name: cell for name, cell in pairs if name}))
     except csv.Error as error:
-        raise BadRows([Fault(reader.line_num, f"no CSV: {error}")]) from error
+        raise BadRows([RowFault(reader.line_num, f"no CSV: {error}")]) from error
     if faults:
         raise BadRows(faults)
     return rows
@@ -523,28 +523,28 @@ def _csv_rows(content: bytes) -> list[Row]:
 def _refuse_separators(header: Sequence[str]) -> None:
     """Refuse a header whose names are not separated by commas."""
     if header and header[0].lower().startswith("sep="):
-        raise BadRows([Fault(1, f"`{quoted(header[0])}` is for Excel alone; {SAVE_AS}")])
+        raise BadRows([RowFault(1, f"`{quoted(header[0])}` is for Excel alone; {SAVE_AS}")])
     if len([name for name in header if name]) == 1:
         for separator, name in _SEPARATORS.items():
             if separator in header[0]:
-                raise BadRows([Fault(1, f"the columns are separated by {name}; {SAVE_AS}")])
+                raise BadRows([RowFault(1, f"the columns are separated by {name}; {SAVE_AS}")])
 
 
 def _jsonl_rows(content: bytes) -> list[Row]:
     rows: list[Row] = []
-    faults: list[Fault] = []
+    faults: list[RowFault] = []
     for line, text in enumerate(_text(content).encode().splitlines(), 1):
         if not text.strip():
             continue
         try:
             values = _json(text.decode())
         except ValueError as error:
-            faults.append(Fault(line, f"no JSON: {error}"))
+            faults.append(RowFault(line, f"no JSON: {error}"))
             continue
         if isinstance(values, dict):
             rows.append(Row(line, cast(dict[str, Any], values)))
         else:
-            faults.append(Fault(line, "no JSON object"))
+            faults.append(RowFault(line, "no JSON object"))
     if faults:
         raise BadRows(faults)
     return rows
@@ -554,4 +554,4 @@ def _parquet_rows(content: bytes) -> list[Row]:
     try:
         return table_rows(pq.ParquetFile(pa.BufferReader(content)).read())
     except (pa.ArrowException, OSError) as error:
-        raise BadRows([Fault(1, f"no Parquet: {error}")]) from error
+        raise BadRows([RowFault(1, f"no Parquet: {error}")]) from error
