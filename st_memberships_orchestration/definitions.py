@@ -16,11 +16,11 @@ from st_memberships_orchestration.defs import (
     jobs,
     maintenance,
     partitions,
+    pruning,
     publish,
     reference,
     report,
     resources,
-    retention,
     vanished,
     writes,
 )
@@ -36,7 +36,7 @@ def defs() -> dg.Definitions:
     write_jobs = writes.build_jobs(shared)
     all_checks = checks.build_checks(settings)
     send_digest = digest.build_job(settings, all_checks)
-    prune_runs = retention.build_job(settings, all_checks)
+    prune_runs = pruning.build_job(settings, all_checks)
     return dg.Definitions(
         assets=[
             *health.with_freshness(exports.build_assets(windows)),
@@ -68,7 +68,7 @@ def defs() -> dg.Definitions:
         schedules=[
             *automation.build_schedules(settings),
             digest.build_schedule(settings, send_digest),
-            retention.nightly(prune_runs),
+            pruning.nightly(prune_runs),
         ],
         sensors=[
             *automation.build_sensors(settings),

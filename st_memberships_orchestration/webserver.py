@@ -25,7 +25,7 @@ GRAPHQL_BODIES = ("application/json", "application/graphql")
 PROBED = "/server_info"
 """Asked for by probes under any name, such as Kubernetes': versions, and nothing else."""
 
-REPORT = re.compile(r"/reports/(?P<tenant>[^/]+?)(?:\.html|/(?P<list>\w+)\.csv)")
+REPORT_PATH = re.compile(r"/reports/(?P<tenant>[^/]+?)(?:\.html|/(?P<list>\w+)\.csv)")
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -128,7 +128,7 @@ class Reports:
         """The file that a request asks for: one of those that are there, and of no other folder."""
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
             return None
-        asked = REPORT.fullmatch(scope["path"])
+        asked = REPORT_PATH.fullmatch(scope["path"])
         if asked is None:
             return None
         tenant, name = asked["tenant"], asked["list"]

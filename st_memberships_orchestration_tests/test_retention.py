@@ -95,7 +95,7 @@ def test_failed_runs_are_kept_for_longer(kept_on_disk: Location) -> None:
 def test_more_runs_than_are_looked_at_together_all_go(
     kept_on_disk: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("st_memberships_orchestration.defs.retention.AT_ONCE", 3)
+    monkeypatch.setattr("st_memberships_orchestration.defs.pruning.AT_ONCE", 3)
     instance = kept_on_disk.instance
     for _ in range(10):
         instance.create_run_for_job(

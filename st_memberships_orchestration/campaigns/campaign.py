@@ -51,7 +51,7 @@ class Draft:
 
 
 class Campaign(Protocol):
-    """What makes rows of a choice.
+    """What makes rows for an audience.
 
     Attributes:
         kind: of change that the rows are for.

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from st_memberships_orchestration.campaigns.audience import RUNNING
 from st_memberships_orchestration.campaigns.book import Book
 from st_memberships_orchestration.campaigns.campaign import Draft, LeftOut
-from st_memberships_orchestration.campaigns.choice import RUNNING
 from st_memberships_orchestration.metrics.frames import pick
 from st_memberships_orchestration.writing.plans import ExactRow
 

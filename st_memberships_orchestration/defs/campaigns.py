@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
+from st_memberships_orchestration.campaigns.audience import Audience, book_of
 from st_memberships_orchestration.campaigns.campaign import (
     FORECAST_HEADINGS,
     LEFT_OUT_HEADINGS,
@@ -20,7 +21,6 @@ from st_memberships_orchestration.campaigns.campaign import (
     prepare,
     unmoved,
 )
-from st_memberships_orchestration.campaigns.choice import Choice, book_of
 from st_memberships_orchestration.campaigns.forecast import (
     EFFECTS,
     changed_lately,
@@ -173,8 +173,8 @@ def _job(
         writes: dg.ResourceParam[Writes],
     ) -> None:
         with failures():
-            wanted, choice = made(config), Choice(config.sql, config.types, config.units)
-            tenant, book, ids = choice.of(
+            wanted, audience = made(config), Audience(config.sql, config.types, config.units)
+            tenant, book, ids = audience.of(
                 lake, writes.settings, tenant=config.tenant, record=wanted.chooses
             )
             context.log.info("Chosen: %s", len(ids))
@@ -182,7 +182,9 @@ def _job(
 
             def plan_of(rows: Sequence[Row]) -> Plan:
                 context.log.info("Reading %s records as they are now", len(rows))
-                return work.made(rows, tenant, f"{wanted}, for {choice}", occasion=config.occasion)
+                return work.made(
+                    rows, tenant, f"{wanted}, for {audience}", occasion=config.occasion
+                )
 
             now, account = datetime.now(UTC), writes.settings.access(tenant).account.id
             done = changed_lately(lake, writes.ledger, tenant, account, wanted.kind, now)

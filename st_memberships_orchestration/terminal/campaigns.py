@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
+from st_memberships_orchestration.campaigns.audience import Audience, book_of
 from st_memberships_orchestration.campaigns.campaign import (
     FORECAST_HEADINGS,
     LEFT_OUT_HEADINGS,
@@ -19,7 +20,6 @@ from st_memberships_orchestration.campaigns.campaign import (
     prepare,
     unmoved,
 )
-from st_memberships_orchestration.campaigns.choice import Choice, book_of
 from st_memberships_orchestration.campaigns.forecast import EFFECTS, changed_lately, keep_forecast
 from st_memberships_orchestration.campaigns.memberships import MembershipChange
 from st_memberships_orchestration.campaigns.price_rise import PriceRise, PriceRule
@@ -77,13 +77,13 @@ def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--with-shared", is_flag=True, help="Also templates that bill others as well.")
 @_choosing
-def price_rise(rule: str, round_to: str, line: str, with_shared: bool, **choice: Any) -> None:
+def price_rise(rule: str, round_to: str, line: str, with_shared: bool, **options: Any) -> None:
     """Raise what members are billed by RULE: +5%, +2.00 or 'to 29.00'.
 
     A new price is that of a unit, in the lines of their billing templates. Templates that bill
     others as well, and those of several lines without --line, are named and left out.
     """
-    _run(lambda: PriceRise(PriceRule(rule, round_to), line, with_shared), **choice)
+    _run(lambda: PriceRise(PriceRule(rule, round_to), line, with_shared), **options)
 
 
 @campaign.command("visits")
@@ -92,14 +92,14 @@ def price_rise(rule: str, round_to: str, line: str, with_shared: bool, **choice:
     "--most-weeks", default=8, show_default=True, help="Weeks that a visit moves at most."
 )
 @_choosing
-def visit_dates(months: tuple[str, ...], most_weeks: int, **choice: Any) -> None:
+def visit_dates(months: tuple[str, ...], most_weeks: int, **options: Any) -> None:
     """Move visits out of peak months, to where the weeks are emptiest.
 
     Without --month that is the one of the next twelve with most visits. The whole schedule moves: a
     service gets a new first day, by which all its visits that are not booked move alike. Without
     --type, --unit or --sql (ids of recurring services), all are meant.
     """
-    _run(lambda: VisitDates(months, most_weeks), **choice)
+    _run(lambda: VisitDates(months, most_weeks), **options)
 
 
 @campaign.command("memberships")
@@ -108,13 +108,13 @@ def visit_dates(months: tuple[str, ...], most_weeks: int, **choice: Any) -> None
 @click.option("--to", "last_day", default="", help="Last day: likewise, or null (without end).")
 @click.option("--next-bill", default="", help="Day of the next bill: likewise, or null (none).")
 @_choosing
-def memberships(status: str, first_day: str, last_day: str, next_bill: str, **choice: Any) -> None:
+def memberships(status: str, first_day: str, last_day: str, next_bill: str, **options: Any) -> None:
     """Cancel, suspend or re-date running memberships.
 
     What is not given stays as it is. ServiceTitan's API takes no day of cancellation: a status
     holds at once.
     """
-    _run(lambda: MembershipChange(status, first_day, last_day, next_bill), **choice)
+    _run(lambda: MembershipChange(status, first_day, last_day, next_bill), **options)
 
 
 @campaign.command()
@@ -142,15 +142,15 @@ def _run(
     occasion: str,
 ) -> None:
     with work() as (settings, ledger):
-        wanted, choice, lake = made(), Choice(sql, types, units), Lake(settings.lake_uri)
-        tenant, book, ids = choice.of(lake, settings, tenant=tenant, record=wanted.chooses)
+        wanted, audience, lake = made(), Audience(sql, types, units), Lake(settings.lake_uri)
+        tenant, book, ids = audience.of(lake, settings, tenant=tenant, record=wanted.chooses)
         kind = KINDS[wanted.kind]
         console.print(f"Chosen: {len(ids):,} {wanted.chooses.replace('_', ' ')}s of {tenant}.")
 
         def plan_of(rows: Sequence[Row]) -> Plan:
             what = kind.place.replace("-", " ")
             console.print(f"Reading {len(rows):,} {what} as they are at ServiceTitan now.")
-            source = f"{wanted}, for {choice}"
+            source = f"{wanted}, for {audience}"
             return planned(settings, ledger, kind, rows, tenant, source, occasion)
 
         now, account = datetime.now(UTC), settings.access(tenant).account.id

@@ -147,7 +147,7 @@ def _forget_writes(settings: Settings, forgotten: Forgotten) -> None:
 def _forget_runs(forgotten: Forgotten) -> None:
     import dagster as dg
 
-    from st_memberships_orchestration.defs.retention import delete_mentions
+    from st_memberships_orchestration.defs.pruning import delete_mentions
 
     with dg.DagsterInstance.get() as instance:
         deleted = delete_mentions(instance, forgotten.mentions)

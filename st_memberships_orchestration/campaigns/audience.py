@@ -17,7 +17,7 @@ FEEDS = {"membership": "memberships", "recurring_service": "recurring_services"}
 
 
 @dataclass(frozen=True)
-class Choice:
+class Audience:
     """Who is chosen; of several conditions all hold.
 
     Attributes:
