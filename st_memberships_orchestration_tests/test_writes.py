@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs.writes import _Aside, op_name, waiting_files
+from st_memberships_orchestration.defs.writes import op_name
 from st_memberships_orchestration.escaping import markdown
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -20,6 +20,7 @@ from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.terminal.commands import main
 from st_memberships_orchestration.terminal.screen import console
 from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.inbox import InboxFile, waiting_files
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import load_plan
@@ -429,7 +430,7 @@ def test_a_file_that_is_replaced_while_it_is_planned_waits_its_turn(
     here.monkeypatch.setenv("ST_INBOX", str(tmp_path / "inbox"))
     ids = [membership.id for membership in client.list_memberships()][:2]
     file.write_text(f"id,memo\n{ids[0]},first\n")
-    aside = _Aside(Settings(), KINDS["update_memberships"], file)
+    aside = InboxFile(Settings().inbox, "update_memberships", file)
     aside.rows()
     new = f"id,memo\n{ids[1]},the second\n"
     if how == "replaced":
