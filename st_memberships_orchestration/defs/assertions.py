@@ -64,6 +64,15 @@ STATUS_CHAIN = f"""
 """
 
 
+REPORT_IT = "Report it to this project, with these rows."
+OR_REPORT_IT = "run the job derive; else report it to this project, with these rows."
+DERIVED_APART = f"If the two tables were derived at different times, {OR_REPORT_IT}"
+
+
+def _changed_since(what: str) -> str:
+    return f"If {what} since, {OR_REPORT_IT}"
+
+
 def assertions_of(feed: ExportFeed) -> list[Assertion]:
     """What must hold of one feed's tables."""
     table = f"current.{feed.name}"
@@ -126,25 +135,26 @@ def assertions_of(feed: ExportFeed) -> list[Assertion]:
             (f"raw/{feed.name}",),
         ),
     ]
-    for column, other in feed.references.items():
-        assertions.append(
-            Assertion(
-                f"{column}_resolves",
-                f"Each `{column}` names a record of current/{other}.",
-                f"""
-                select t.tenant, t.id, t.{column} from {table} t
-                anti join current.{other} o on o.tenant = t.tenant and o.id = t.{column}
-                where t.{column} is not null and not t.is_deleted
-                """,
-                f"The record names one of {other} that is not in the lake. Run `sync`; if it "
-                "stays, ServiceTitan no longer shows that record.",
-                dg.AssetCheckSeverity.WARN,
-                (f"current/{other}",),
-            )
-        )
+    assertions += [_resolves(table, column, other) for column, other in feed.references.items()]
     if own := ASSERTIONS.get(f"current/{feed.name}"):
         assertions.append(own)
     return assertions
+
+
+def _resolves(table: str, column: str, other: str) -> Assertion:
+    return Assertion(
+        f"{column}_resolves",
+        f"Each `{column}` names a record of current/{other}.",
+        f"""
+        select t.tenant, t.id, t.{column} from {table} t
+        anti join current.{other} o on o.tenant = t.tenant and o.id = t.{column}
+        where t.{column} is not null and not t.is_deleted
+        """,
+        f"The record names one of {other} that is not in the lake. Run `sync`; if it stays, "
+        "ServiceTitan no longer shows that record.",
+        dg.AssetCheckSeverity.WARN,
+        (f"current/{other}",),
+    )
 
 
 def _fields(table: str, wrong: str) -> str:
@@ -178,7 +188,7 @@ ASSERTIONS = {
         where active_start + new + renewed + reactivated - ended_by_renewal - cancelled - expired
             - suspended - deleted - other_exit <> active_end
         """,
-        "Report it to this project, with these rows.",
+        REPORT_IT,
     ),
     "derived/recurring_revenue_monthly": Assertion(
         "bridge_adds_up",
@@ -190,7 +200,7 @@ ASSERTIONS = {
             - churned_mrr - suspended_mrr - deleted_mrr - other_exit_mrr - ended_by_renewal_mrr
             <> mrr_end
         """,
-        "Report it to this project, with these rows.",
+        REPORT_IT,
     ),
     "derived/members_daily": Assertion(
         "days_add_up",
@@ -214,8 +224,8 @@ ASSERTIONS = {
                 - ended_by_renewal_mrr <> mrr_end
             or (not is_complete and (active_end <> members or mrr_end <> mrr))
         """,
-        "If the tables were derived at different times, or with another renewal_grace_days, run "
-        "the job derive; else report it to this project, with these rows.",
+        f"If the tables were derived at different times, or with another renewal_grace_days, "
+        f"{OR_REPORT_IT}",
         needs=("derived/members_monthly", "derived/recurring_revenue_monthly"),
     ),
     "derived/call_list": Assertion(
@@ -236,8 +246,7 @@ ASSERTIONS = {
                 and r.is_renewed and split_part(numbered.reasons, ', ', 1) = 'ending_soon'
         )
         """,
-        "If the two tables were derived at different times, run the job derive; else report it to "
-        "this project, with these rows.",
+        DERIVED_APART,
         needs=("derived/renewals",),
     ),
     "derived/attention": Assertion(
@@ -259,8 +268,7 @@ ASSERTIONS = {
             recurring_service_type_id, detail
         having count(*) > 1
         """,
-        "If records were deleted since, run the job derive; else report it to this project, with "
-        "these rows.",
+        _changed_since("records were deleted"),
         needs=("current/memberships",),
     ),
     "derived/renewals": Assertion(
@@ -273,8 +281,7 @@ ASSERTIONS = {
         where r.status = 'Active' and not r.is_renewed
             and (m.id is null or m.status <> 'Active' or successor_id is not null)
         """,
-        "If memberships changed since, run the job derive; else report it to this project, with "
-        "these rows.",
+        _changed_since("memberships changed"),
         needs=("current/memberships",),
     ),
     "derived/visits": Assertion(
@@ -287,8 +294,7 @@ ASSERTIONS = {
         where v.is_owed and (e.id is null or v.state not in ('open', 'contacted')
             or v.job_id is not null or v.days_overdue < 0)
         """,
-        "If visits changed since, run the job derive; else report it to this project, with these "
-        "rows.",
+        _changed_since("visits changed"),
         needs=("current/recurring_service_events",),
     ),
     "derived/customers_monthly": Assertion(
@@ -305,8 +311,7 @@ ASSERTIONS = {
                 <> customers_end
             or (is_complete and memberships_end <> members)
         """,
-        "If the two tables were derived at different times, run the job derive; else report it to "
-        "this project, with these rows.",
+        DERIVED_APART,
         needs=("derived/members_monthly",),
     ),
     "derived/cancellation_reasons_monthly": Assertion(
@@ -324,8 +329,8 @@ ASSERTIONS = {
         where m.cancelled <> coalesce(r.cancelled, 0)
             and tenant in (select tenant from derived.cancellation_reasons_monthly)
         """,
-        "If the two tables were derived at different times, or with another renewal_grace_days, "
-        "run the job derive; else report it to this project, with these rows.",
+        f"If the two tables were derived at different times, or with another renewal_grace_days, "
+        f"{OR_REPORT_IT}",
         needs=("derived/members_monthly",),
     ),
     "derived/membership_summary": Assertion(
@@ -337,7 +342,7 @@ ASSERTIONS = {
         where summary - ours <> intermediate_step + went_on_as_renewal + was_no_member
             + named_otherwise
         """,
-        "Report it to this project, with these rows.",
+        REPORT_IT,
     ),
     "derived/membership_mrr_history": Assertion(
         "history_adds_up_to_mrr",
@@ -363,8 +368,7 @@ ASSERTIONS = {
         from added join stated using (tenant, month)
         where mrr <> mrr_end or prepaid <> amortised_end
         """,
-        "If the two tables were derived at different times, run the job derive; else report it to "
-        "this project, with these rows.",
+        DERIVED_APART,
         needs=("derived/recurring_revenue_monthly",),
     ),
     "derived/revenue_retention": Assertion(
@@ -375,7 +379,7 @@ ASSERTIONS = {
         from derived.revenue_retention
         where gross_retained not between 0 and least(revenue_year_ago, net_retained)
         """,
-        "Report it to this project, with these rows.",
+        REPORT_IT,
     ),
     "derived/prepaid_unearned": Assertion(
         "unearned_is_part_of_paid",
@@ -385,7 +389,7 @@ ASSERTIONS = {
         from derived.prepaid_unearned
         where unearned_by_time not between 0 and paid or unearned_by_visits not between 0 and paid
         """,
-        "Report it to this project, with these rows.",
+        REPORT_IT,
     ),
     "derived/visit_entitlements": Assertion(
         "visits_used_are_entitled",
@@ -395,7 +399,7 @@ ASSERTIONS = {
         from derived.visit_entitlements
         where used + dismissed + unused <> entitled or unused < 0 or projected + overdue > unused
         """,
-        "Report it to this project, with these rows.",
+        REPORT_IT,
     ),
 }
 """What must hold of single tables."""

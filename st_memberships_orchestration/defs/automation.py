@@ -204,20 +204,16 @@ def _feed_activity(settings: Settings) -> dg.SensorDefinition:
         now = datetime.now(UTC)
         looks = json.loads(context.cursor or "{}")
         journal = newest_lines(lake, environment=settings.environment)
-        first: list[str] = []
-        due: dict[str, dict[str, str]] = {}
-        for tenant in sorted(settings.tenants, key=lambda tenant: looks.get(tenant, "")):
-            tokens = live_tokens(journal.get(tenant, []))
-            last = last_run(context.instance, "sync", {"tenant": tenant})
-            if last is None:
-                first.append(tenant)
-            elif (
-                looks.get(tenant, "") <= now.isoformat()
-                and len(tokens) == len(FEEDS)
-                and last.dagster_run.status == dg.DagsterRunStatus.SUCCESS
-                and last.create_timestamp <= now - LOOK_EVERY
-            ):
-                due[tenant] = tokens
+        tenants = sorted(settings.tenants, key=lambda tenant: looks.get(tenant, ""))
+        last = {one: last_run(context.instance, "sync", {"tenant": one}) for one in tenants}
+        first = [tenant for tenant in tenants if last[tenant] is None]
+        due = {
+            tenant: tokens
+            for tenant in tenants
+            if looks.get(tenant, "") <= now.isoformat()
+            and _is_settled(last[tenant], now)
+            and len(tokens := live_tokens(journal.get(tenant, []))) == len(FEEDS)
+        }
         news_of = look_at({tenant: (settings.access(tenant), due[tenant]) for tenant in due})
         for tenant in first:
             yield sync_request(tenant, now.date(), run_key="first")
@@ -240,6 +236,13 @@ def _feed_activity(settings: Settings) -> dg.SensorDefinition:
             yield dg.SkipReason(said if settings.tenants else NO_TENANT)
 
     return feed_activity
+
+
+def _is_settled(last: dg.RunRecord | None, now: datetime) -> bool:
+    """Whether the last sync went well, and began some minutes ago."""
+    if last is None or last.dagster_run.status != dg.DagsterRunStatus.SUCCESS:
+        return False
+    return last.create_timestamp <= now - LOOK_EVERY
 
 
 def _checks_after_derive() -> dg.SensorDefinition:

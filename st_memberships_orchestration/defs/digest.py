@@ -11,7 +11,7 @@ import dagster as dg
 from pydantic import Field
 
 from st_memberships_orchestration.defs.automation import A_MOMENT
-from st_memberships_orchestration.defs.report import address_of, facts_of, tables_of
+from st_memberships_orchestration.defs.report import address_of, facts_of, report_of, tables_of
 from st_memberships_orchestration.health.notices import (
     FIRST_RETRY,
     LONGEST_RETRY,
@@ -22,7 +22,7 @@ from st_memberships_orchestration.health.notices import (
 from st_memberships_orchestration.lake.digests import Line, State, claim, note
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reporting.digest import Digest, make_digest
-from st_memberships_orchestration.reporting.queries import DIGEST_NEEDS, NEEDS
+from st_memberships_orchestration.reporting.queries import DIGEST_NEEDS
 from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant, UnknownTenant
 
 JOB = "send_digest"
@@ -103,7 +103,8 @@ def send(
     with tempfile.TemporaryDirectory() as folder:
         # Made before a channel is claimed: a claim that nothing follows is never made up for.
         file = Path(folder, f"{digest.tenant}-{digest.day}.html")
-        file.write_text(_page(instance, lake, settings, check_keys, digest.tenant))
+        tenant = digest.tenant
+        file.write_text(report_of(instance, lake, settings, check_keys, tenant, [tenant]).html)
         ours, before = claim(lake, digest.tenant, digest.day, services, datetime.now(UTC))
         deliveries = [
             Delivery(services[channel], _said_before(state))
@@ -126,21 +127,6 @@ def _said_before(state: State) -> str:
     if state is State.SENT:
         return "has today's message already: nothing was sent"
     return "may have today's message, or be given it now by another run: nothing was sent"
-
-
-def _page(
-    instance: dg.DagsterInstance,
-    lake: Lake,
-    settings: Settings,
-    check_keys: Sequence[dg.AssetCheckKey],
-    tenant: str,
-) -> str:
-    # Charts take a second to import, and only this needs them.
-    from st_memberships_orchestration.reporting.page import make_report
-
-    facts = facts_of(instance, lake, settings, check_keys, tenant)
-    tables = tables_of(lake, NEEDS, [tenant], tenant)
-    return make_report(tables, facts, tenants=[tenant]).html
 
 
 def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) -> dg.JobDefinition:

@@ -69,16 +69,8 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
             reduced = looked_until.get(tag)
             after = None if now.weekday() == WHOLE_LOOK else reduced
             old = _old_runs(context.instance, statuses, after, before, context.run)
-            for start in range(0, len(old), AT_ONCE):
-                runs = dict(old[start : start + AT_ONCE])
-                needed = needed_runs(context.instance, runs, check_keys)
-                for run_id, ended in runs.items():
-                    if run_id not in needed:
-                        delete_run(context.instance, run_id)
-                    elif reduced is None or ended >= reduced:
-                        reduce_run(context.instance, run_id)
-                deleted, kept = deleted + len(runs) - len(needed), kept + len(needed)
-                logger.info("Old runs: %s deleted, %s still needed", deleted, kept)
+            kept_of_them = _prune(context.instance, old, reduced, check_keys)
+            deleted, kept = deleted + len(old) - kept_of_them, kept + kept_of_them
         context.instance.add_run_tags(context.run_id, until)
         context.add_output_metadata({"deleted": deleted, "kept_though_old": kept})
 
@@ -106,6 +98,34 @@ def nightly(prune_runs: dg.JobDefinition) -> dg.ScheduleDefinition:
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Deletes Dagster's record of old runs, 08:50 UTC.",
     )
+
+
+def _prune(
+    instance: dg.DagsterInstance,
+    old: Sequence[tuple[str, datetime]],
+    reduced: datetime | None,
+    check_keys: Sequence[dg.AssetCheckKey],
+) -> int:
+    """Delete old runs, but reduce those that are still needed; how many these are.
+
+    Args:
+        instance: has them.
+        old: run and when it ended.
+        reduced: what ended before was reduced already.
+        check_keys: checks whose newest results are needed.
+    """
+    kept = 0
+    for start in range(0, len(old), AT_ONCE):
+        runs = dict(old[start : start + AT_ONCE])
+        needed = needed_runs(instance, runs, check_keys)
+        for run_id, ended in runs.items():
+            if run_id not in needed:
+                delete_run(instance, run_id)
+            elif reduced is None or ended >= reduced:
+                reduce_run(instance, run_id)
+        kept += len(needed)
+        logger.info("Old runs: %s deleted, %s still needed", len(runs) - len(needed), len(needed))
+    return kept
 
 
 def _is_ours(run: dg.DagsterRun, this: dg.DagsterRun) -> bool:

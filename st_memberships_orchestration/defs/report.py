@@ -31,6 +31,8 @@ from st_memberships_orchestration.settings import Settings
 if TYPE_CHECKING:  # Dagster does not show this type
     from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
+    from st_memberships_orchestration.reporting.page import Report
+
 SOURCES = sorted(
     {f"derived/{table.name}" for table in TABLES} | {need.table for need in NEEDS.values()}
 )
@@ -64,13 +66,8 @@ def build_assets(
     def memberships(
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
-        # Charts take a second to import, and only this asset needs them.
-        from st_memberships_orchestration.reporting.page import make_report
-
         tenant = context.partition_key
-        facts = facts_of(context.instance, lake, settings, check_keys, tenant)
-        tables = tables_of(lake, NEEDS, tenants, tenant)
-        report = make_report(tables, facts, tenants=tenants)
+        report = report_of(context.instance, lake, settings, check_keys, tenant, tenants)
         path = page_of(Path(settings.report_dir), tenant)
         _write_lists(path.with_suffix(""), report.lists)
         _write(path, report.html)
@@ -89,6 +86,22 @@ def build_assets(
         )
 
     return [memberships]
+
+
+def report_of(
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    settings: Settings,
+    check_keys: Sequence[dg.AssetCheckKey],
+    tenant: str,
+    tenants: Sequence[str],
+) -> "Report":
+    """A tenant's report, with the sums of all `tenants` if there are several."""
+    # Charts take a second to import, and nothing else needs them.
+    from st_memberships_orchestration.reporting.page import make_report
+
+    facts = facts_of(instance, lake, settings, check_keys, tenant)
+    return make_report(tables_of(lake, NEEDS, tenants, tenant), facts, tenants=tenants)
 
 
 def facts_of(

@@ -19,6 +19,7 @@ from st_memberships_orchestration.reading.vanished import TooManyMissing, mark_v
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import Settings
 
+LISTED = [feed for feed in FEEDS if feed.is_listed]
 TABLE = "reference/vanished_records"
 SCHEMA = pa.schema(
     [
@@ -46,7 +47,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         settings,
         TABLE,
         SCHEMA,
-        deps=[dg.AssetKey(["current", feed.name]) for feed in FEEDS if feed.is_listed],
+        deps=[dg.AssetKey(["current", feed.name]) for feed in LISTED],
         description=(
             "Records in the lake that are in no list of ServiceTitan's and that it answers with "
             "'not found' when asked one by one. They get `is_deleted` in current/. Runs weekly: it "
@@ -67,9 +68,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
         seen = {(row["feed"], row["id"]) for row in before.to_pylist()}
         gone: list[dict[str, object]] = []
         refused: dict[str, str] = {}
-        for feed in FEEDS:
-            if not feed.is_listed:
-                continue
+        for feed in LISTED:
             proven = {id for name, id in seen if name == feed.name}
             now = datetime.now(UTC)
             try:

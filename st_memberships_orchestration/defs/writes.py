@@ -433,15 +433,7 @@ class Work:
 
     def apply(self) -> None:
         """Apply a plan and show what became of each change; fail if not all are well."""
-        config, writes = self.config, self.writes
-        if config.plan:
-            plan = writes.ledger.save_plan(load_plan(Path(path_of(config.plan))), made=False)
-        else:
-            plan = writes.ledger.find_plan(config.approved_hash)
-        if plan.kind != self.kind.name:
-            raise Locked(f"the plan is for {plan.kind}, this job is {self.kind.name}")
-        if config.tenant not in ("", plan.tenant):
-            raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
+        config, writes, plan = self.config, self.writes, self._approved()
         who = config.who or self.context.run.tags.get("who") or this_user()
         self._tag(plan, "applied", who=who)
         approval = writes.approval(config.approved_hash, dry_run=config.dry_run)
@@ -479,6 +471,19 @@ class Work:
                 allow_retries=False,
             )
         self.context.add_output_metadata(facts)
+
+    def _approved(self) -> Plan:
+        """The plan that was approved, if it is one for this job."""
+        config, ledger = self.config, self.writes.ledger
+        if config.plan:
+            plan = ledger.save_plan(load_plan(Path(path_of(config.plan))), made=False)
+        else:
+            plan = ledger.find_plan(config.approved_hash)
+        if plan.kind != self.kind.name:
+            raise Locked(f"the plan is for {plan.kind}, this job is {self.kind.name}")
+        if config.tenant not in ("", plan.tenant):
+            raise Locked(f"the plan is for tenant {plan.tenant}, not for {config.tenant}")
+        return plan
 
     def _tag(self, plan: Plan, changes: str, **more: str) -> None:
         """Let the run be found by its tenant, its plan, and what it did with it."""
