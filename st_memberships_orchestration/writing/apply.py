@@ -595,8 +595,28 @@ class _Run:
         if most is not None and next(self.attempts) > most:
             return self._stopped(planned, f"in the way: the cap per run is {most} now")
         key = self.keys[planned.line]
-        intent = Intent(
-            key=key,
+        begun = (self.clock(), self.clock.ticks())
+        try:
+            seen = self.standing.get(key)
+            claim = self.ledger.claim(
+                self._intent(planned, before),
+                seen=seen and seen.claim,
+                since=since,
+                clock=self.clock,
+                budget=self._budget,
+                planned=self.plan.ledger and self.plan.ledger[1],
+            )
+        except (OverBudget, Held) as error:
+            return self._stopped(planned, f"in the way: {error}")
+        if claim is None:
+            return None
+        self.sent.add(key)
+        status, facts = self._sent(planned, before, claim, begun, compared)
+        return self._finished(planned, claim, status, facts)
+
+    def _intent(self, planned: PlannedChange, before: Plain) -> Intent:
+        return Intent(
+            key=self.keys[planned.line],
             account=self.client.account.id,
             environment=self.plan.environment,
             tenant=self.plan.tenant,
@@ -613,23 +633,12 @@ class _Run:
             who=self.who,
             run_id=self.run_id,
         )
-        begun = (self.clock(), self.clock.ticks())
-        try:
-            seen = self.standing.get(key)
-            claim = self.ledger.claim(
-                intent,
-                seen=seen and seen.claim,
-                since=since,
-                clock=self.clock,
-                budget=self._budget,
-                planned=self.plan.ledger and self.plan.ledger[1],
-            )
-        except (OverBudget, Held) as error:
-            return self._stopped(planned, f"in the way: {error}")
-        if claim is None:
-            return None
-        self.sent.add(key)
-        status, facts = self._sent(planned, before, claim, begun, compared)
+
+    def _finished(
+        self, planned: PlannedChange, claim: str, status: Status, facts: dict[str, Any]
+    ) -> Result:
+        """Note how an attempt ended, unless another run has taken the change over meanwhile."""
+        key = self.keys[planned.line]
         # What others have noted of this attempt meanwhile, they had only seen from outside.
         expected = {
             Status.SUCCEEDED: (Status.SENDING, *FREE, Status.UNKNOWN, Status.SUCCEEDED),

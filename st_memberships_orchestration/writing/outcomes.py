@@ -279,7 +279,6 @@ def settle(
     who: str,
     clock: Clock,
     record: int | None = None,
-    patience: Patience | None = None,
 ) -> Entry:
     """Look once more at an open change; if that does not tell, a person's word counts.
 
@@ -291,7 +290,6 @@ def settle(
         who: recorded.
         clock: tells how long was waited.
         record: id of the record that it made; needed if a creation happened, else None.
-        patience: how long it may still happen.
 
     Returns:
         The entry as it stands now.
@@ -302,7 +300,7 @@ def settle(
             too much, or another one.
         ServiceTitanError: a read failed.
     """
-    patience = patience or Patience()
+    patience = Patience()
     entry = _open_entry(ledger, key, client.account)
     kind = KINDS[entry.kind]
     makes = bool(happened) and kind.makes and not entry.result

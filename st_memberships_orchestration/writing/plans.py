@@ -11,14 +11,14 @@ When it is applied, each change is drawn again from a fresh read, and has to com
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
@@ -259,19 +259,14 @@ def make_plan(
     first: dict[str, int] = {}
     changes: list[PlannedChange] = []
     no_ops: list[Skipped] = []
-    refused: list[Skipped] = []
-    whole: list[tuple[int, int | None, Change, Any]] = []
-    for line, target, values in asked:
-        record = None if target is None else records.get(target)
-        if target is not None and record is None:
-            why = unreadable.get(target, "there is no such record")
-            refused.append(Skipped(line, target, why))
-            continue
-        try:
-            given = values if record is None else kind.completed(values, record)
-            whole.append((line, target, kind.change.model_validate(given), record))
-        except ValueError as error:
-            faults += [RowFault(line, said) for said in _said(error)]
+    refused = [
+        Skipped(line, target, unreadable.get(target, "there is no such record"))
+        for line, target, _ in asked
+        if target is not None and target not in records
+    ]
+    present = [row for row in asked if row[1] is None or row[1] in records]
+    whole, incomplete = _completed(kind, present, records)
+    faults += incomplete
     kind.foresee(lookups, [change for _, _, change, _ in whole])
     for line, target, change, record in whole:
         try:
@@ -334,11 +329,15 @@ def draw(
     )
 
 
+_Asked: TypeAlias = tuple[int, int | None, dict[str, Any]]
+"""A row: its line, its target, and its cells."""
+
+
 def _understood(
     kind: Kind, rows: Sequence[Row], tenant: str
-) -> tuple[list[tuple[int, int | None, dict[str, Any]]], list[RowFault]]:
-    """Line, target and cells of each good row, and the faults of all others."""
-    asked: list[tuple[int, int | None, dict[str, Any]]] = []
+) -> tuple[list[_Asked], list[RowFault]]:
+    """The good rows, and the faults of all others."""
+    asked: list[_Asked] = []
     rows, faults = named(rows, kind.columns, kind.columns_to_read)
     first: dict[int, int] = {}
     for row in rows:
@@ -365,6 +364,22 @@ def _understood(
     if not rows:
         faults.append(RowFault(1, "there are no rows"))
     return asked, faults
+
+
+def _completed(
+    kind: Kind, asked: Sequence[_Asked], records: Mapping[int, Any]
+) -> tuple[list[tuple[int, int | None, Change, Any]], list[RowFault]]:
+    """Line, target, change and record of each row that makes a change, and the others' faults."""
+    whole: list[tuple[int, int | None, Change, Any]] = []
+    faults: list[RowFault] = []
+    for line, target, values in asked:
+        record = None if target is None else records[target]
+        try:
+            given = values if record is None else kind.completed(values, record)
+            whole.append((line, target, kind.change.model_validate(given), record))
+        except ValueError as error:
+            faults += [RowFault(line, said) for said in _said(error)]
+    return whole, faults
 
 
 def _faults_of(kind: Kind, values: dict[str, Any]) -> list[str]:

@@ -216,9 +216,9 @@ def _digits(number: Decimal) -> int:
     return len(number.normalize().as_tuple().digits)
 
 
-def numbered(rows: Iterable[Mapping[str, Any]], *, first: int = 1) -> list[Row]:
-    """Rows of run config."""
-    return [Row(line, values) for line, values in enumerate(rows, first)]
+def numbered(rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Rows that come without lines, such as those of run config."""
+    return [Row(line, values) for line, values in enumerate(rows, 1)]
 
 
 def named(

@@ -1,15 +1,17 @@
 """Undoing a plan: rows of the reverse plan, for what this plan did and nobody changed since."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.writing.entries import DONE
+from st_memberships_orchestration.writing.entries import DONE, Entry
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
+from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.kinds.lookups import CHUNK
 from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.plans import ExactRow, Plan, Skipped
 from st_memberships_orchestration.writing.rows import Row
-from st_memberships_orchestration.writing.values import chunks, same, state
+from st_memberships_orchestration.writing.values import Plain, chunks, same, state
 
 
 @dataclass(frozen=True)
@@ -56,29 +58,28 @@ def reversal(plan: Plan, client: MembershipsClient, ledger: Ledger) -> Reversal:
         for entry in part:
             id = ids[entry.key]
             record = records.get(id or 0)
-            if id is None or record is None:
-                why = broken.get(id or 0, "the record is not there any more")
-                skipped.append(Skipped(entry.line, id, why))
-                continue
-            if entry.wanted and not entry.after:
-                skipped.append(Skipped(entry.line, id, "it was never read back"))
-                continue
-            now = state(record, entry.after)
-            if not all(
-                same(now[name], after) or same(after, now[name])
-                for name, after in entry.after.items()
-            ):
-                skipped.append(Skipped(entry.line, id, "somebody changed it since"))
-                continue
-            values, cannot = kind.undoing(entry, record)
+            if record is None:
+                values, cannot = {}, [broken.get(id or 0, "the record is not there any more")]
+            else:
+                values, cannot = _undoing(kind, entry, record)
             skipped += [Skipped(entry.line, id, said) for said in cannot]
-            back = KINDS[kind.undone_by]
-            try:
-                if values:
-                    back.change.model_validate(back.completed(values, record))
-            except ValueError as error:
-                skipped.append(Skipped(entry.line, id, f"what it was cannot be set: {error}"))
-                continue
             if values:
-                rows.append(ExactRow(entry.line, {back.target: id, **values}))
+                rows.append(ExactRow(entry.line, {KINDS[kind.undone_by].target: id, **values}))
     return Reversal(kind.undone_by, rows, sorted(skipped, key=lambda one: one.line))
+
+
+def _undoing(kind: Kind, entry: Entry, record: Any) -> tuple[Plain, list[str]]:
+    """Cells of the row that undoes a change, and what they cannot bring back."""
+    if entry.wanted and not entry.after:
+        return {}, ["it was never read back"]
+    now = state(record, entry.after)
+    if not all(same(now[n], after) or same(after, now[n]) for n, after in entry.after.items()):
+        return {}, ["somebody changed it since"]
+    values, cannot = kind.undoing(entry, record)
+    back = KINDS[kind.undone_by]
+    try:
+        if values:
+            back.change.model_validate(back.completed(values, record))
+    except ValueError as error:
+        return {}, [*cannot, f"what it was cannot be set: {error}"]
+    return values, cannot
