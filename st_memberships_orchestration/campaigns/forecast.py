@@ -380,12 +380,7 @@ def changed_lately(
     would raise a second time what it has raised.
     """
     ours = {row["plan"] for row in lake.rows(TABLE, tenant=tenant, columns=["plan"]).to_pylist()}
-    done = ledger.entries(
-        since=now - LATELY,
-        account=account,
-        kind=kind,
-        status=Status.SUCCEEDED,
-    )
+    done = ledger.entries(since=now - LATELY, account=account, kind=kind, status=Status.SUCCEEDED)
     newest = {entry.target: entry for entry in done if entry.target is not None}
     return {
         id: f"changed by plan {entry.plan[:12]} on {entry.claimed_at:%Y-%m-%d}; an occasion of its "

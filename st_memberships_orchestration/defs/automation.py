@@ -510,9 +510,7 @@ def busy_tenants(instance: dg.DagsterInstance, tenants: Sequence[str]) -> set[st
 # Looking
 
 
-def look_at(
-    tenants: Mapping[str, tuple[Access, Mapping[str, str]]],
-) -> dict[str, bool | Exception]:
+def look_at(tenants: Mapping[str, tuple[Access, Mapping[str, str]]]) -> dict[str, bool | Exception]:
     """Whether each tenant has news, or why that could not be found out.
 
     Tenants are looked at side by side, and one that does not answer in time is left out: neither

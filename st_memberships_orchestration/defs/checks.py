@@ -229,11 +229,7 @@ def _spec(name: str, key: dg.AssetKey, holds: str, remedy: str) -> dg.AssetCheck
 
 
 def _result(
-    key: dg.AssetKey,
-    name: str,
-    rows: pd.DataFrame,
-    severity: dg.AssetCheckSeverity,
-    remedy: str,
+    key: dg.AssetKey, name: str, rows: pd.DataFrame, severity: dg.AssetCheckSeverity, remedy: str
 ) -> dg.AssetCheckResult:
     metadata: dict[str, Any] = {"failing_rows": len(rows)}
     description = None

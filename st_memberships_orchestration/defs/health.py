@@ -10,11 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from st_memberships_orchestration.defs.failures import Failed, failures_of
-from st_memberships_orchestration.defs.metadata import (
-    DATA,
-    column_schema,
-    told,
-)
+from st_memberships_orchestration.defs.metadata import DATA, column_schema, told
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.report import address_of
 from st_memberships_orchestration.defs.verdicts import verdict_of
@@ -176,9 +172,7 @@ TOLD_BY_HEALTH = ("quarantine_is_empty", "is_fresh")
 
 
 def contradicted_checks(
-    instance: dg.DagsterInstance,
-    keys: Sequence[dg.AssetCheckKey],
-    tenants: Mapping[str, Any],
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], tenants: Mapping[str, Any]
 ) -> dict[dg.AssetCheckKey, dict[str, int | None]]:
     """Checks whose latest result does not hold -> tenant -> how many of its rows contradict it.
 
@@ -256,8 +250,7 @@ def _page(rows: Sequence[Mapping[str, Any]], ui_url: str) -> str:
         states.setdefault(row["tenant"], {})[row["feed"]] = row["state"]
     feeds = [feed.name for feed in FEEDS]
     worst = sorted(
-        states,
-        key=lambda tenant: min(STATES.index(state) for state in states[tenant].values()),
+        states, key=lambda tenant: min(STATES.index(state) for state in states[tenant].values())
     )
     cells = [[MARKS[states[tenant][feed]] for feed in feeds] for tenant in worst[:SHOWN]]
     head, rule, *lines = markdown_table(["report of", *feeds], (["", *row] for row in cells)).split(
@@ -275,8 +268,7 @@ def _page(rows: Sequence[Mapping[str, Any]], ui_url: str) -> str:
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows that are not healthy, worst first, as a table for the UI."""
     bad = sorted(
-        (row for row in rows if row["state"] != HEALTHY),
-        key=lambda row: STATES.index(row["state"]),
+        (row for row in rows if row["state"] != HEALTHY), key=lambda row: STATES.index(row["state"])
     )
     if not bad:
         return "All feeds of all tenants are healthy."

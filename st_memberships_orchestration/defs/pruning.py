@@ -187,8 +187,7 @@ def needed_runs(
         )
         if ids:
             records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset_key=key, storage_ids=list(ids.values())),
-                limit=len(ids),
+                dg.AssetRecordsFilter(asset_key=key, storage_ids=list(ids.values())), limit=len(ids)
             ).records
             needed |= {record.run_id for record in records}
     results = storage.get_latest_asset_check_execution_by_key(check_keys)

@@ -45,10 +45,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     ) -> dg.MaterializeResult:
         started = time.monotonic()
         published = publish(
-            lake,
-            url.get_secret_value(),
-            tenant=context.partition_key,
-            descriptions=descriptions,
+            lake, url.get_secret_value(), tenant=context.partition_key, descriptions=descriptions
         )
         counts = [
             (name, f"{done.rows:,}", f"{done.changed:,}", f"{done.left_out:,}")

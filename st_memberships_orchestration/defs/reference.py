@@ -14,10 +14,7 @@ from st_memberships_orchestration.defs.failures import servicetitan_failures
 from st_memberships_orchestration.defs.metadata import DATA, brought_up_to_date, table_asset
 from st_memberships_orchestration.defs.resources import ServiceTitan
 from st_memberships_orchestration.lake.store import Lake, replace_tenant
-from st_memberships_orchestration.servicetitan.columns import (
-    records_schema,
-    records_table,
-)
+from st_memberships_orchestration.servicetitan.columns import records_schema, records_table
 from st_memberships_orchestration.servicetitan.errors import RecordNotFound
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.models import (

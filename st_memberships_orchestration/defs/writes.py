@@ -56,12 +56,7 @@ from st_memberships_orchestration.writing.presentation import (
     tally,
     what_next,
 )
-from st_memberships_orchestration.writing.rows import (
-    BadRows,
-    Row,
-    numbered,
-    read_rows,
-)
+from st_memberships_orchestration.writing.rows import BadRows, Row, numbered, read_rows
 from st_memberships_orchestration.writing.undo import reversal
 
 AUDIT_KEY = dg.AssetKey(AUDIT_TABLE.split("/"))

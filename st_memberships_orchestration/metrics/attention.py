@@ -446,9 +446,7 @@ ATTENTION = Table(
         "mended_by",
     ),
     first="money_at_stake desc nulls last, days desc nulls last",
-    numbers={
-        "findings": "count(*)",
-    },
+    numbers={"findings": "count(*)"},
     columns={
         "reason": (TEXT, "Why it needs attention."),
         "membership_id": (ID, "Membership; null for a service sold without one."),

@@ -166,9 +166,7 @@ BILLING_DUE = Table(
         "unpriced_bills",
     ),
     first="due_in = 'overdue' desc, amount desc nulls last",
-    numbers={
-        "bills_overdue": "coalesce(sum(bills) filter (where due_in = 'overdue'), 0)",
-    },
+    numbers={"bills_overdue": "coalesce(sum(bills) filter (where due_in = 'overdue'), 0)"},
     columns={
         "due_in": (TEXT, "overdue, or first and last day from today, such as 0-30."),
         "billing_frequency": (TEXT, "How often the memberships are billed."),

@@ -342,19 +342,9 @@ CALL_LIST = Table(
     grain=("rank",),
     key=("customer_id",),
     ranked=ranked,
-    shown=(
-        "rank",
-        "customer_id",
-        "urgency",
-        "what_to_say",
-        "money_at_stake",
-        "due_on",
-    ),
+    shown=("rank", "customer_id", "urgency", "what_to_say", "money_at_stake", "due_on"),
     first="rank",
-    numbers={
-        "to_call": "count(*)",
-        "to_call_today": "count(*) filter (where urgency = 1)",
-    },
+    numbers={"to_call": "count(*)", "to_call_today": "count(*) filter (where urgency = 1)"},
     columns={
         "rank": (COUNT, "Place in the list: 1 is to be called first."),
         "customer_id": (ID, "Customer to call; nobody stands here twice."),

@@ -25,13 +25,7 @@ from st_memberships_orchestration.metrics.history import (
     spells,
 )
 from st_memberships_orchestration.metrics.sums import Summing, adding_up, counted
-from st_memberships_orchestration.metrics.tables import (
-    COUNT,
-    IS_COMPLETE,
-    MONTH,
-    SHARE,
-    Table,
-)
+from st_memberships_orchestration.metrics.tables import COUNT, IS_COMPLETE, MONTH, SHARE, Table
 
 
 @adding_up
@@ -120,9 +114,7 @@ CUSTOMERS_MONTHLY = Table(
         "memberships_end",
     ),
     first="month desc",
-    numbers={
-        "customers": "sum(customers_end) filter (where not is_complete)",
-    },
+    numbers={"customers": "sum(customers_end) filter (where not is_complete)"},
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

@@ -14,12 +14,7 @@ from st_memberships_orchestration.metrics.frames import (
     with_plausible_days,
 )
 from st_memberships_orchestration.metrics.history import movements, spells
-from st_memberships_orchestration.metrics.members import (
-    ENTRIES,
-    EXITS,
-    LOSSES,
-    MEMBERS_MONTHLY,
-)
+from st_memberships_orchestration.metrics.members import ENTRIES, EXITS, LOSSES, MEMBERS_MONTHLY
 from st_memberships_orchestration.metrics.revenue import (
     BRIDGE,
     RECURRING_REVENUE_MONTHLY,

@@ -13,15 +13,7 @@ from st_memberships_orchestration.metrics.frames import (
     pick,
     working,
 )
-from st_memberships_orchestration.metrics.tables import (
-    COUNT,
-    FLAGS,
-    ID,
-    MONEY,
-    TEXT,
-    TRUTH,
-    Table,
-)
+from st_memberships_orchestration.metrics.tables import COUNT, FLAGS, ID, MONEY, TEXT, TRUTH, Table
 
 MOST_MONEY = pa.scalar(10**12, pa.decimal128(13, 0))
 """What no amount reaches: decimal(18, 6) ends before it."""

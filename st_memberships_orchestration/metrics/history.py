@@ -171,11 +171,7 @@ def renewal_links(memberships: Frame, zone: ZoneInfo, life: Frame | None = None)
 
 @shared
 def movements(
-    memberships: Frame,
-    life: Frame,
-    today: date,
-    zone: ZoneInfo,
-    renewal_grace_days: int,
+    memberships: Frame, life: Frame, today: date, zone: ZoneInfo, renewal_grace_days: int
 ) -> Frame:
     """Every entry into and exit from Active up to today, every final loss, and what it is called.
 

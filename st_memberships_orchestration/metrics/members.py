@@ -144,9 +144,7 @@ MEMBERS_MONTHLY = Table(
         "active_end",
     ),
     first="month desc, active_end desc",
-    numbers={
-        "members": "sum(active_end) filter (where not is_complete)",
-    },
+    numbers={"members": "sum(active_end) filter (where not is_complete)"},
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

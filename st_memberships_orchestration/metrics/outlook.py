@@ -160,9 +160,7 @@ MRR_OUTLOOK = Table(
         "unpriced",
     ),
     first="mrr desc nulls last",
-    numbers={
-        "mrr_at_risk": "sum(mrr) filter (where is_in_mrr and outlook <> 'secure')",
-    },
+    numbers={"mrr_at_risk": "sum(mrr) filter (where is_in_mrr and outlook <> 'secure')"},
     columns={
         "membership_type_id": MEMBERSHIP_TYPE_ID,
         "business_unit_id": BUSINESS_UNIT_ID,

@@ -182,9 +182,7 @@ PREPAID_UNEARNED = Table(
         "unearned_by_visits",
     ),
     first="unearned_by_time desc nulls last",
-    numbers={
-        "unearned_by_time": "sum(unearned_by_time)",
-    },
+    numbers={"unearned_by_time": "sum(unearned_by_time)"},
     columns={
         "membership_id": (ID, "Membership that is paid ahead."),
         "customer_id": (ID, "Customer who holds it."),

@@ -202,7 +202,7 @@ RENEWALS = Table(
     first="status = 'Active' and not is_renewed and days_left >= 0 desc, days_left",
     numbers={
         "ending_in_30_days": "count(*) filter (where status = 'Active' and bucket = '0-30' "
-        "and not is_renewed)",
+        "and not is_renewed)"
     },
     columns={
         "membership_id": (ID, "Membership whose term ends."),

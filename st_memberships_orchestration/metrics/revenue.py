@@ -57,13 +57,7 @@ from st_memberships_orchestration.metrics.tables import (
     Table,
 )
 
-MONTHS_PER_BILL = {
-    "Monthly": 1,
-    "EveryOtherMonth": 2,
-    "Quarterly": 3,
-    "BiAnnual": 6,
-    "Annual": 12,
-}
+MONTHS_PER_BILL = {"Monthly": 1, "EveryOtherMonth": 2, "Quarterly": 3, "BiAnnual": 6, "Annual": 12}
 ONE_TIME = "OneTime"
 LARGEST_PRICE = 100_000_000 * 1_000_000
 """In millionths. A larger bill is a mistake, and counting it would make every sum one."""
@@ -592,7 +586,7 @@ MEMBERSHIP_PRICES = Table(
     first="status = 'Active' desc, annual_value desc nulls last",
     numbers={
         "active_without_a_price": "count(*) filter (where status = 'Active' "
-        "and not is_deleted and price_basis = 'none')",
+        "and not is_deleted and price_basis = 'none')"
     },
     columns={
         "membership_id": (ID, "Membership."),
@@ -633,9 +627,7 @@ RECURRING_REVENUE_MONTHLY = Table(
         "members_unpriced",
     ),
     first="month desc, mrr_end desc",
-    numbers={
-        "mrr": "sum(mrr_end) filter (where not is_complete)",
-    },
+    numbers={"mrr": "sum(mrr_end) filter (where not is_complete)"},
     columns={
         "month": MONTH,
         "is_complete": IS_COMPLETE,

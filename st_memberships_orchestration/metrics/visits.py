@@ -345,9 +345,7 @@ VISITS = Table(
         "event_id",
     ),
     first="days_overdue desc",
-    numbers={
-        "visits_owed": "count(*) filter (where is_owed)",
-    },
+    numbers={"visits_owed": "count(*) filter (where is_owed)"},
     columns={
         "event_id": (ID, "Visit: the recurring service event."),
         "due_on": (DAY, "Day the visit is due."),
@@ -419,9 +417,7 @@ MEMBERS_WITHOUT_FUTURE_VISIT = Table(
         "to",
     ),
     first="type_includes_visits desc nulls last, last_visit_due_on",
-    numbers={
-        "members_without_a_visit": "count(*)",
-    },
+    numbers={"members_without_a_visit": "count(*)"},
     columns={
         "membership_id": (ID, "Active membership without a planned visit."),
         "customer_id": (ID, "Customer who holds it."),

@@ -309,12 +309,7 @@ def _day(today: date) -> np.datetime64:
 
 VISIT_FORECAST = Table(
     of=visit_forecast,
-    grain=(
-        "month",
-        "recurring_service_type_id",
-        "business_unit_id",
-        "location_id",
-    ),
+    grain=("month", "recurring_service_type_id", "business_unit_id", "location_id"),
     key=("location_id",),
     shown=("month", "service_name", "location_id", "due", "booked", "projected"),
     first="month, due desc",

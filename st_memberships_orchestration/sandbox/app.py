@@ -16,11 +16,7 @@ from st_memberships_orchestration.sandbox.clock import moment_text
 from st_memberships_orchestration.sandbox.controls import Controls
 from st_memberships_orchestration.sandbox.faults import PAGE_FAULTS, Fault, Reset, suffer
 from st_memberships_orchestration.sandbox.operations import find_operation
-from st_memberships_orchestration.sandbox.problems import (
-    Problem,
-    json_response,
-    no_such_operation,
-)
+from st_memberships_orchestration.sandbox.problems import Problem, json_response, no_such_operation
 from st_memberships_orchestration.sandbox.state import Sandbox
 from st_memberships_orchestration.sandbox.tenants import Tenant
 

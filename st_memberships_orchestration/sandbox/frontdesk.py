@@ -18,11 +18,7 @@ from st_memberships_orchestration.sandbox.feeds import Feed
 from st_memberships_orchestration.sandbox.members import add_months, month_of, month_start
 from st_memberships_orchestration.sandbox.records import day
 from st_memberships_orchestration.sandbox.visits import DAYS_AHEAD, next_visits, second_tuesday
-from st_memberships_orchestration.sandbox.vocabulary import (
-    MONTHS,
-    MONTHS_BETWEEN_BILLS,
-    WEEKDAYS,
-)
+from st_memberships_orchestration.sandbox.vocabulary import MONTHS, MONTHS_BETWEEN_BILLS, WEEKDAYS
 
 Record = dict[str, Any]
 NEVER = "0001-01-01T00:00:00Z"

@@ -12,10 +12,7 @@ from st_memberships_orchestration.sandbox.book import HISTORY_DAYS, Book
 from st_memberships_orchestration.sandbox.catalogue import PLANS
 from st_memberships_orchestration.sandbox.clock import DAY, HOUR, MINUTE, SECOND
 from st_memberships_orchestration.sandbox.columns import NULL
-from st_memberships_orchestration.sandbox.vocabulary import (
-    FREQUENCIES,
-    MONTHS_BETWEEN_BILLS,
-)
+from st_memberships_orchestration.sandbox.vocabulary import FREQUENCIES, MONTHS_BETWEEN_BILLS
 
 ACTIVE, SUSPENDED, EXPIRED, CANCELED, DELETED = range(5)
 NO_NOTE, SOLD, RENEWED, PAUSED, RESUMED, LAPSED, MISTAKE, CAME_BACK = range(8)

@@ -14,19 +14,11 @@ from st_memberships_orchestration.sandbox.catalogue import CANCEL_NOTES, PLANS, 
 from st_memberships_orchestration.sandbox.clock import HOUR, MINUTE
 from st_memberships_orchestration.sandbox.columns import NULL, day_text
 from st_memberships_orchestration.sandbox.feeds import Feed
-from st_memberships_orchestration.sandbox.frontdesk import (
-    FrontDesk,
-    Sale,
-    months_later,
-)
+from st_memberships_orchestration.sandbox.frontdesk import FrontDesk, Sale, months_later
 from st_memberships_orchestration.sandbox.records import day
 from st_memberships_orchestration.sandbox.unkind import Deed, Mischief
 from st_memberships_orchestration.sandbox.visits import DAYS_AHEAD, next_visits
-from st_memberships_orchestration.sandbox.vocabulary import (
-    MONTHS_BETWEEN_BILLS,
-    OUTREACH,
-    STATUSES,
-)
+from st_memberships_orchestration.sandbox.vocabulary import MONTHS_BETWEEN_BILLS, OUTREACH, STATUSES
 
 NIGHT = 5  # hour (UTC) of the nightly run
 OPENS, CLOSES = 13, 24

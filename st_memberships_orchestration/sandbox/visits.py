@@ -94,8 +94,7 @@ def _services(book: Book, rng: np.random.Generator, members: Members) -> Service
         [
             included[np.repeat(plan, counts), nth],
             np.stack(
-                [rng.choice(STANDALONE_VISITS, len(alone)), np.zeros(len(alone)), alone * 0],
-                axis=1,
+                [rng.choice(STANDALONE_VISITS, len(alone)), np.zeros(len(alone)), alone * 0], axis=1
             ).astype(np.int64),
         ]
     )
@@ -205,11 +204,7 @@ def _outcomes(rng: np.random.Generator, left: np.ndarray) -> np.ndarray:
 
 
 def _last_touched(
-    book: Book,
-    rng: np.random.Generator,
-    status: np.ndarray,
-    date: np.ndarray,
-    created: np.ndarray,
+    book: Book, rng: np.random.Generator, status: np.ndarray, date: np.ndarray, created: np.ndarray
 ) -> np.ndarray:
     # Won events were last modified about two weeks before their date: when they were booked.
     count = len(status)

@@ -88,13 +88,7 @@ NEW_ITEM = Shape({**_ITEM_FIELDS, "workflowActionItemId": INT64.or_null()}, _ITE
 CHANGED_ITEM = Shape({"id": INT64.or_null(), **_ITEM_FIELDS}, _ITEM_REQUIRED)
 NEW_TEMPLATE = Shape({"items": ANY_LIST.or_null()})
 TEMPLATE = Shape(
-    {
-        "name": TEXT,
-        "createdOn": MOMENT,
-        "createdById": INT64,
-        "active": BOOLEAN,
-        "items": ANY_LIST,
-    }
+    {"name": TEXT, "createdOn": MOMENT, "createdById": INT64, "active": BOOLEAN, "items": ANY_LIST}
 )
 EVENT = Shape({"jobId": INT64}, required=("jobId",))
 SERVICE = Shape(

@@ -28,13 +28,7 @@ from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.terminal.screen import console, program, typed
-from st_memberships_orchestration.terminal.writes import (
-    keep,
-    planned,
-    show,
-    show_how_to_send,
-    work,
-)
+from st_memberships_orchestration.terminal.writes import keep, planned, show, show_how_to_send, work
 from st_memberships_orchestration.writing.changes import find_plan
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration.writing.plans import Plan

@@ -536,12 +536,7 @@ class _Run:
         return ready, results
 
     def _drawn_again(
-        self,
-        planned: PlannedChange,
-        change: Any,
-        record: Any,
-        lookups: Lookups,
-        made: set[int],
+        self, planned: PlannedChange, change: Any, record: Any, lookups: Lookups, made: set[int]
     ) -> Plain | Result:
         """What there is before the change; or why it is not sent."""
         if record is not None:
@@ -778,12 +773,7 @@ class _Run:
 
     def _look(self, entries: Sequence[Entry], *, last: bool = True) -> None:
         look_again(
-            self.client,
-            self.ledger,
-            entries,
-            clock=self.clock,
-            patience=self.patience,
-            last=last,
+            self.client, self.ledger, entries, clock=self.clock, patience=self.patience, last=last
         )
 
     def _count(self, changes: Sequence[PlannedChange]) -> list[PlannedChange]:

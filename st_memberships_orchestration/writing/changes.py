@@ -11,10 +11,7 @@ import pyarrow as pa
 
 from st_memberships_orchestration.columns import INSTANT
 from st_memberships_orchestration.lake.query import connect, select
-from st_memberships_orchestration.lake.store import (
-    Lake,
-    replace_tenant,
-)
+from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings, UnknownTenant

@@ -62,7 +62,5 @@ class Clock:
     def after(self, time: timedelta) -> "Clock":
         """The clock as it will be when that much time has gone by."""
         return replace(
-            self,
-            wall=lambda: self.wall() + time,
-            ticks=lambda: self.ticks() + time.total_seconds(),
+            self, wall=lambda: self.wall() + time, ticks=lambda: self.ticks() + time.total_seconds()
         )

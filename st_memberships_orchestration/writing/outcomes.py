@@ -113,11 +113,7 @@ def _looked_for(
     if not unresolved:
         return ledger.entries(key=[entry.key for entry in entries])
     waited = {entry.key: clock.waited(entry.seen) for entry in unresolved}  # before it is looked
-    seen = kind.look(
-        client,
-        unresolved,
-        lambda: _other_requests(ledger, kind, client.account),
-    )
+    seen = kind.look(client, unresolved, lambda: _other_requests(ledger, kind, client.account))
     for entry in unresolved:
         _note(ledger, entry, seen[entry.key], clock, patience.lag - waited[entry.key])
     return ledger.entries(key=[entry.key for entry in entries])
@@ -211,11 +207,7 @@ def _doubt(
     kind: Kind, client: MembershipsClient, ledger: Ledger, entries: Sequence[Entry], clock: Clock
 ) -> None:
     """A receipt that names a record which never shows, or somebody else's, is none: look for it."""
-    seen = kind.look(
-        client,
-        entries,
-        lambda: _other_requests(ledger, kind, client.account),
-    )
+    seen = kind.look(client, entries, lambda: _other_requests(ledger, kind, client.account))
     for entry in entries:
         evidence = seen[entry.key]
         said = f"its receipt names record {kind.made(entry.result)}, which it cannot be"
@@ -238,11 +230,7 @@ def _to_settle(entry: Entry) -> str:
 
 
 def count(
-    client: MembershipsClient,
-    ledger: Ledger,
-    kind: Kind,
-    entries: Sequence[Entry],
-    clock: Clock,
+    client: MembershipsClient, ledger: Ledger, kind: Kind, entries: Sequence[Entry], clock: Clock
 ) -> set[str]:
     """Note where more has appeared than was asked for: a request was carried out twice.
 

@@ -95,9 +95,7 @@ class UpdateMemberships(Kind[MembershipUpdate, Membership]):
             )
 
     def _examine_template(
-        self,
-        proposal: Proposal[MembershipUpdate, Membership],
-        template: InvoiceTemplate | None,
+        self, proposal: Proposal[MembershipUpdate, Membership], template: InvoiceTemplate | None
     ) -> None:
         id = proposal.wanted["billing_template_id"]
         if template is None:
