@@ -1,4 +1,4 @@
-"""The seven kinds of change: nothing else in the room knows one by name."""
+"""All kinds of change: nothing else in the room knows one by name."""
 
 from st_memberships_orchestration.writing.kinds.kind import Kind
 from st_memberships_orchestration.writing.kinds.memberships import (
