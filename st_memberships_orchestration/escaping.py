@@ -27,7 +27,7 @@ _MARKUP = re.compile(rf"[\\`*\[\]<>&|~$^=!#{{}}]|{_UNDERSCORE.pattern}")
 """ASCII that can begin or end markup within a line."""
 
 _LINK = re.compile(r"((?:(?<=[a-z]):(?=//)|(?<=www)\.|@)+)", re.IGNORECASE)
-"""What makes links of plain text. They are looked for last, so that no backslash helps."""
+"""What makes links of plain text. These are treated last: a backslash would not stop them."""
 
 _LOOKALIKES = str.maketrans("<>@`*~[]|#\\", "‹›＠ˋ∗∼［］∣＃＼")  # noqa: RUF001
 _COLON = re.compile(r":(?=\S)")
@@ -36,7 +36,7 @@ _DOT = re.compile(r"(?<=\w)\.(?=[^\W\d])")
 
 FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")  # noqa: RUF001
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
-"""How a cell begins that spreadsheets take for a formula, and what of it is none."""
+"""How a cell begins that spreadsheets take for a formula; and numbers, which are none."""
 
 
 def visible(text: str, most: int | None = None) -> str:
@@ -103,8 +103,8 @@ def markdown_table(
 def plain(text: str, most: int | None = None) -> str:
     """The text in a line of a message: no markup, mention or link, whatever channel it goes to.
 
-    Each channel has markup of its own, and its own way of quoting it, or none; a message is written
-    once for all. So what begins any is replaced by a sign that looks like it.
+    Each channel has its own markup, and its own way of quoting it, or none; a message is written
+    once for all of them. So each sign that begins markup is replaced by one that looks like it.
     """
     shown = _UNDERSCORE.sub("＿", visible(text, most).translate(_LOOKALIKES))  # noqa: RUF001
     return _DOT.sub("\u2024", _COLON.sub("\ua789", shown))

@@ -46,7 +46,7 @@ OF_TENANTS = "ST_TENANTS__"
 AS_JSON = ("ST_TENANTS", "ST_WRITE_CAP_PER_KIND", "__BUSINESS_UNITS", "__USERS")
 
 LONGEST_AGE = 1_000_000.0
-"""Hours; whoever sets more, or `inf`, wants plans that never end, and Python's time has an end."""
+"""Hours; more, or `inf`, means plans that never expire, and Python's time has an end."""
 
 NO_TENANT = (
     "No tenant is configured: set ST_TENANTS__<NAME>__TENANT_ID, __CLIENT_ID, __CLIENT_SECRET and "
@@ -96,9 +96,9 @@ def _tenant_name(name: str) -> str:
 
 
 def path_of(path: str) -> str:
-    """A path as a shell would read it: what stands in settings and launchpads is read by none.
+    """A path as a shell would read it: no shell reads what stands in settings and launchpads.
 
-    What is there by the very words stays what is meant: earlier releases took them so.
+    A path that exists by these very words is taken as it is, as earlier releases took it.
 
     Raises:
         PydanticCustomError: it cannot be meant so.
@@ -184,7 +184,7 @@ def _stripped(secret: object) -> object:
 
 
 def _printable(secret: SecretStr) -> SecretStr:
-    """It is sent in a header, which takes nothing else; what is wrong with one would show it."""
+    """It is sent in a header, which takes nothing else; an error there would show the secret."""
     text = secret.get_secret_value()
     if text[:1] == text[-1:] and text[:1] in ("'", '"'):
         raise _wrong("its quotation marks are taken for a part of it; leave them out")
@@ -220,7 +220,7 @@ def _currency(code: str) -> str:
 
 
 def _site(url: str) -> str:
-    """An address of which nothing but scheme, host and port is said, so that a path can follow."""
+    """An address of scheme, host and port alone, so that a path can follow."""
     match = re.fullmatch(r"(https?)://([a-zA-Z0-9.-]+)(:\d{1,5})?/?", url)
     if not match or (match[1] == "http" and not _is_here(match[2])):
         raise _wrong(
@@ -251,7 +251,7 @@ Channels = Annotated[SecretStr, AfterValidator(_channels)]
 
 
 def _written() -> dict[str, str]:
-    """All that stands in the environment, or else in `.env`, under a name like one of ours."""
+    """What the environment, or else `.env`, has under names that begin like ours."""
     lines = dotenv_values(ENV_FILE, encoding=_encoding(ENV_FILE)) if ENV_FILE.is_file() else {}
     every = [*lines.items(), *os.environ.items()]
     return {name.upper(): value or "" for name, value in every if name.upper().startswith("ST_")}
@@ -313,7 +313,7 @@ def _is_given(tenant: dict[str, Any]) -> bool:
 
 
 def data_folder() -> Path:
-    """Where all lies that is not set to lie elsewhere: one folder `.data`, whatever runs where.
+    """One folder `.data` for all whose place is not set, wherever a command runs.
 
     The one in the current folder, or in one above it; else beside DAGSTER_HOME. If there is none
     yet, it is made in DAGSTER_HOME, or here without one. A second one would be a second ledger,

@@ -13,7 +13,7 @@ from st_memberships_orchestration.writing.rows import Row
 
 RUNNING = ("Active", "Suspended")
 FEEDS = {"membership": "memberships", "recurring_service": "recurring_services"}
-"""Where the records lie that can be chosen."""
+"""What can be chosen -> the feed of its records."""
 
 
 @dataclass(frozen=True)

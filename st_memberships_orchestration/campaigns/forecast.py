@@ -52,7 +52,7 @@ WEEKLY = ("visits",)
 
 WEEKS_AHEAD = 52
 LATELY = timedelta(days=30)
-"""A record that a campaign changed so long ago is not changed by another one unasked."""
+"""A record that a campaign changed within this time is not changed by another one unasked."""
 
 MOVABLE = (*UNDONE, "dismissed", "unknown")
 """States of visits that move with their schedule."""
@@ -95,7 +95,7 @@ class Effect:
 
     Attributes:
         changed: the records as the plan leaves them.
-        part: of all records those that changed ones, by their ids, have to do with.
+        part: the records that have to do with changed ones, by the ids of these.
         measures: what it may move.
         assumes: what the forecast takes for granted, in words.
     """

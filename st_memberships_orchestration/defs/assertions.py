@@ -112,12 +112,12 @@ def assertions_of(feed: ExportFeed) -> list[Assertion]:
             "ServiceTitan sends no words, such as a status, but those that this release knows.",
             _fields(table, "regexp_extract_all(flags, 'new_word ([^,]+)', 1)"),
             "The records are in the tables with the word as it was sent. Numbers that rest on that "
-            "field take it for none that they look for: upgrade when a release knows the word.",
+            "field do not count it as any word they know: upgrade when a release knows it.",
             dg.AssetCheckSeverity.WARN,
         ),
         Assertion(
             "row_counts_are_plausible",
-            "On none of the last seven days did far more records change than usually.",
+            "No day of the last seven has far more changed records than usual.",
             f"""
             with days as (
                 select tenant, least({feed.modified}, loaded_at)::date as day, count(*) as versions
@@ -251,8 +251,8 @@ ASSERTIONS = {
     ),
     "derived/attention": Assertion(
         "findings_are_of_records",
-        "Each finding is once in the table, and of a membership, service or visit that is in "
-        "current/.",
+        "Each finding is in the table once, and is about a membership, service or visit that is "
+        "in current/.",
         """
         select tenant, reason, membership_id, event_id, recurring_service_id, count(*) as times
         from derived.attention a

@@ -52,7 +52,7 @@ and the ninth of what does, after pauses that double."""
 LOOKS_AT_ONCE = 16
 SECONDS_PER_REQUEST = 10.0
 SECONDS_FOR_LOOKS = 30.0
-"""Dagster gives a sensor 60 s. Whoever has not answered by then is looked at the next time."""
+"""Dagster gives a sensor 60 s. A tenant that has not answered by then is looked at next time."""
 
 WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
 IN_PROGRESS = [
@@ -119,10 +119,10 @@ def _sync_every_15_minutes(settings: Settings, tenants: Sequence[str]) -> dg.Sch
         default_status=RUNNING,
         description=(
             "Syncs each tenant: today's window, and with it whatever earlier windows lack. Skips a "
-            "tenant whose last sync still runs or began in the last ten minutes, and every other "
-            "time one without changes for two hours. A sync that failed is tried again the next "
-            "time; one that fails again and again, after longer and longer pauses. At the full "
-            "hour it also goes on with backfills that did not get through."
+            "tenant whose last sync still runs or began in the last ten minutes. One without "
+            "changes for two hours is synced every other time. A sync that failed is tried again "
+            "the next time; one that fails again and again, after longer and longer pauses. At "
+            "the full hour it also goes on with backfills that did not get through."
         ),
     )
     def sync_every_15_minutes(
@@ -158,9 +158,9 @@ def _derive_daily(settings: Settings, tenants: Sequence[str]) -> dg.ScheduleDefi
         cron_schedule="10 * * * *",
         default_status=RUNNING,
         description=(
-            "Derives each tenant's tables once its own day has begun, for what is overdue or ends "
-            "soon changes with the day, not only with the data. Looks every hour; skips tenants "
-            "whose tables are of their today already."
+            "Derives each tenant's tables once its own day has begun: what is overdue or ends soon "
+            "changes with the day, not only with the data. Looks every hour, and skips tenants "
+            "whose tables are of today already."
         ),
     )
     def derive_daily(
@@ -260,7 +260,7 @@ def _checks_after_derive() -> dg.SensorDefinition:
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = datetime.now(UTC)
         last = last_run(context.instance, "check_derived", {})
-        # The first look of all takes what was derived before as checked by the night.
+        # At the very first look, what was derived before counts as checked in the night.
         seen = datetime.fromisoformat(context.cursor) if context.cursor else now
         if not context.cursor:
             context.update_cursor(now.isoformat())
@@ -268,7 +268,7 @@ def _checks_after_derive() -> dg.SensorDefinition:
             job_name="derive", statuses=[dg.DagsterRunStatus.SUCCESS], updated_after=seen
         )
         if last and (not last.dagster_run.is_finished or last.create_timestamp > now - LOOK_EVERY):
-            yield dg.SkipReason("They were checked less than five minutes ago, or are being so.")
+            yield dg.SkipReason("They were checked less than five minutes ago, or are checked now.")
         elif context.instance.get_run_records(ended, limit=1):
             context.update_cursor(now.isoformat())
             yield dg.RunRequest(run_key=now.isoformat())
@@ -284,7 +284,7 @@ def _changes_brought_by_sync(settings: Settings) -> dg.SensorDefinition:
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=(
-            "Derives each tenant's tables once current/ holds something new of it, whichever run "
+            "Derives a tenant's tables once current/ holds something new of it. Any run can have "
             "brought that, also one that failed half way. Where membership types changed, it also "
             "reads the reference tables anew. Looks at the lake, and at all tenants at once: "
             "however many syncs came before, it asks for one run, and for none while one waits."
@@ -364,7 +364,7 @@ def newest_batches(lake: Lake, tenants: Sequence[str]) -> dict[str, dict[str, in
 def _has_begun(instance: dg.DagsterInstance, last: Asked) -> bool | None:
     """Whether the run that was asked for has begun; None while it waits.
 
-    False of one that was deleted, or cancelled before it began.
+    A run that was deleted, or cancelled before it began, has not.
     """
     if last.run_id:
         wanted = dg.RunsFilter(run_ids=[last.run_id])

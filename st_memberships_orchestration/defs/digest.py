@@ -46,8 +46,8 @@ class DigestConfig(dg.Config):
     dry_run: bool = Field(default=True, description="Only show the text.")
     day: str = Field(
         default="",
-        description="The tenant's day, YYYY-MM-DD, whose message it is; of another day than today "
-        "nothing is sent any more. Set by the schedule.",
+        description="Day of the message, YYYY-MM-DD, on the tenant's calendar. For any day but "
+        "today nothing is sent. Set by the schedule.",
     )
 
 
@@ -94,14 +94,13 @@ def send(
 ) -> list[Delivery]:
     """Send a message to each channel that does not have it yet, with the report as a file.
 
-    The file is a report of this tenant alone: the one that lies in the folder of reports sums up
-    all tenants. A channel that could not be reached before is tried without it, for it may be the
-    file that it does not take.
+    The file is a report of this tenant alone: the one in the folder of reports sums up all tenants.
+    A channel that could not be reached before is tried without the file, which it may not take.
     """
     urls = {channel_of(url): url for url in settings.digest_addresses(digest.tenant)}
     services = {channel: service_of(url) for channel, url in urls.items()}
     with tempfile.TemporaryDirectory() as folder:
-        # Made before a channel is claimed: a claim that nothing follows is never made up for.
+        # Made before a channel is claimed: after a claim that leads to nothing, nobody sends again.
         file = Path(folder, f"{digest.tenant}-{digest.day}.html")
         tenant = digest.tenant
         file.write_text(report_of(instance, lake, settings, check_keys, tenant, [tenant]).html)
@@ -244,7 +243,7 @@ def due_day(tenant: Tenant, now: datetime) -> date | None:
 
 
 def _is_owed(instance: dg.DagsterInstance, tenant: str, day: date, now: datetime) -> bool:
-    """Whether a run is to be asked for: none went well or is under way; one that failed waits."""
+    """Whether to ask for a run: none went well or is under way, and after failures it is time."""
     tags = {DIGEST_OF: f"{tenant} {day}"}
     runs = instance.get_run_records(dg.RunsFilter(job_name=JOB, tags=tags))
     if any(run.dagster_run.status != dg.DagsterRunStatus.FAILURE for run in runs):

@@ -36,16 +36,16 @@ DERIVED = {f"derived/{table.name}": table for table in TABLES}
 NO_ROWS = "No rows yet."
 PREVIEW_ROWS = 5
 PREVIEW_TENANTS = 4
-"""At most so many are shown: Dagster keeps what a run over 200 says once for each of the 200."""
+"""Tenants in a preview: Dagster keeps what a run over 200 tenants says once for each of them."""
 
 PREVIEW_COLUMNS = 8
 PREVIEW_WIDTH = 32
 DECLARED_WIDTH = 90
-"""Characters of a cell; Dagster hides a preview behind a click that is much longer."""
+"""Characters of a cell; Dagster hides a much longer preview behind a click."""
 
 
 def table_asset(settings: Settings, name: str, columns: pa.Schema, **options: Any) -> Any:
-    """`dg.asset` with what all tables of the lake have in common that have a partition per tenant.
+    """`dg.asset` for a table of the lake that has a partition per tenant.
 
     Args:
         settings: name the tenants.
@@ -136,7 +136,7 @@ def lineage(upstream: dg.AssetKey, columns: Mapping[str, str]) -> dg.TableColumn
 
 
 def _numbers(table: DeltaTable, of: Table, tenant: str) -> dict[str, Any]:
-    """What Dagster plots over time: the few numbers of a table that matter, null where unknown."""
+    """What Dagster plots over time: the few numbers of a table that matter, if they are known."""
     if not of.numbers or not _has(table, of):
         return {}
     columns = [f"{expression} as {name}" for name, expression in of.numbers.items()]
@@ -149,7 +149,7 @@ def _numbers(table: DeltaTable, of: Table, tenant: str) -> dict[str, Any]:
 
 
 def _has(table: DeltaTable, of: Table) -> bool:
-    """Whether the table has the columns of this release: one that was not derived since may not."""
+    """Whether the table has the columns of this release; one not derived since may lack some."""
     return {*of.columns} <= {field.name for field in table.schema().fields}
 
 

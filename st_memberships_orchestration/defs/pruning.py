@@ -32,8 +32,9 @@ WENT_WELL = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED]
 FAILED = [dg.DagsterRunStatus.FAILURE]
 
 LOOKED_UNTIL = "looked_until"
-"""Tag of a run of the job: all that ended before was looked at, of those that went well or failed;
-the next one goes on from there, so that what is kept for ever is not looked at each night."""
+"""Tag of a run of the job: the time up to which it looked at runs that went well, or that failed.
+
+The next run goes on from there, so that what is kept for ever is not looked at each night."""
 
 WHOLE_LOOK = 6
 """On Sundays all are looked at: what is kept may have been surpassed since."""
@@ -76,10 +77,10 @@ def build_job(settings: Settings, checks: Sequence[dg.AssetChecksDefinition]) ->
 
     @dg.job(
         description=(
-            "Deletes Dagster's record of old runs, which else grows for ever: with their events, "
-            "logs and files. A run that a table's partition was last brought up to date by, or "
-            "that holds the newest result of a check, is kept, but without its logs and the events "
-            "of its course. Touches neither the lake nor the write ledger."
+            "Deletes Dagster's record of old runs, with their events, logs and files; it would "
+            "grow for ever. A run is kept if it was the last to bring a table's partition up to "
+            "date, or holds the newest result of a check; its logs and the events of its course "
+            "are deleted. Touches neither the lake nor the write ledger."
         )
     )
     def prune_runs() -> None:
@@ -134,7 +135,7 @@ def _is_ours(run: dg.DagsterRun, this: dg.DagsterRun) -> bool:
 
 
 def _looked_until(instance: dg.DagsterInstance, this: dg.DagsterRun) -> dict[str, datetime]:
-    """How far earlier runs of the job have come, by tag; what they say of none is looked at."""
+    """How far earlier runs of the job have come, by tag; without a tag, all is looked at."""
     filters = dg.RunsFilter(job_name=JOB, statuses=[dg.DagsterRunStatus.SUCCESS])
     for record in instance.get_run_records(filters, limit=AT_ONCE):
         tags = record.dagster_run.tags
@@ -151,8 +152,8 @@ def _old_runs(
     before: datetime,
     this: dg.DagsterRun,
 ) -> list[tuple[str, datetime]]:
-    """Our runs that ended so in a span, oldest first, and when; all of them before one goes."""
-    # The second before is looked at again: storages leave out either end.
+    """Our runs that ended so in a span, oldest first, and when. They are listed before any goes."""
+    # The second before is looked at again, as storages leave out either end of a span.
     after = after and after - timedelta(seconds=1)
     filters = dg.RunsFilter(statuses=statuses, updated_after=after, updated_before=before)
     old: list[tuple[str, datetime]] = []
@@ -172,7 +173,7 @@ def _old_runs(
 def needed_runs(
     instance: dg.DagsterInstance, runs: Collection[str], check_keys: Sequence[dg.AssetCheckKey]
 ) -> set[str]:
-    """Of some runs those that the UI's partitions, freshness, health or alerts still rest on."""
+    """Those of some runs on which the UI's partitions, freshness, health or alerts still rest."""
     needed: set[str] = set()
     storage = _storage(instance)
     for key, makers in _made_by(storage, runs).items():
@@ -216,7 +217,7 @@ def _made_by(storage: SqlEventLogStorage, runs: Collection[str]) -> Mapping[dg.A
 
 
 def reduce_run(instance: dg.DagsterInstance, run_id: str) -> None:
-    """Delete of a run all but what it made: that alone is what something rests on.
+    """Delete everything of a run but what it made: only on that does something rest.
 
     Each day leaves one such run of each tenant for ever. Whole, they would outgrow all others.
     """
@@ -244,13 +245,13 @@ def _delete_files(instance: dg.DagsterInstance, run_id: str) -> None:
 
 
 def delete_mentions(instance: dg.DagsterInstance, mentions: Callable[[str], bool]) -> int:
-    """Delete the runs and results of checks whose records mention somebody; how many they were."""
+    """Delete the runs and results of checks whose records mention somebody; their number."""
     deleted = 0
     storage = _storage(instance)
     for record in instance.get_run_records():
         run = record.dagster_run
         if run.is_finished:
-            # Of a reduced run, SQLite has the events that it made in one place only.
+            # SQLite has the events of a reduced run in one place only.
             made = sa.select(EVENTS.c.event).where(EVENTS.c.run_id == run.run_id)
             with storage.index_connection() as connection:
                 texts = [serialize_value(run), *connection.execute(made).scalars()]

@@ -102,8 +102,9 @@ def attention(
     `money_at_stake`, in the account's currency, is what `money_basis` says: `one_bill`, or
     `one_year` at the present price (of a template that is not positive: at the list price); null
     where this API has no price, as for a visit. `mended_by` says what is done about it, and
-    where; `write_job` is the job of this project in that, null where it is mended in ServiceTitan
-    alone. No job books a visit: `mark_events_complete` attaches one that was booked there.
+    where; `write_job` is the job of this project that does it, or takes part in it, null where it
+    is mended in ServiceTitan alone. No job books a visit: `mark_events_complete` attaches one that
+    was booked there.
 
     Source: current tables, `history/membership_status`, `derived/membership_prices`,
     `derived/visits`; reference sections 7 and 9. Known gaps: failed payments are not in this API;
@@ -170,7 +171,7 @@ def _members(memberships: Frame, status: Frame, prices: Frame, zone: ZoneInfo) -
 
 
 def _changes_end_elsewhere(rows: Frame, membership_status: Frame, changes: Frame) -> Column:
-    """Whether there are recorded changes, and today's status had to be inferred nevertheless."""
+    """Whether today's status had to be inferred although there are recorded changes."""
     if "basis" not in membership_status:
         return pd.Series(False, rows.index)
     spans = pick(membership_status, "membership_id", "basis", "valid_to")
@@ -326,7 +327,7 @@ SERVICE_DAYS = {
     "from": ("The first day of its service", "update_recurring_services"),
     "to": ("The last day of its service", None),
 }
-"""Days of a record, how they are called, and the job that can change them."""
+"""Days of a record, what they are called, and the job that can change them."""
 
 
 def _services(recurring_services: Frame, members: Frame) -> Frame:

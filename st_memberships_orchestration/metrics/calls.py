@@ -67,7 +67,7 @@ REASONS = {
         "sell_memberships",
     ),
 }
-"""Reason -> what to say, what mends it, and the jobs for that; of one urgency, the first first."""
+"""Reason -> what to say, what mends it, and the jobs for that; in order within one urgency."""
 
 CALL_TODAY, THIS_WEEK, WHEN_THERE_IS_TIME = 1, 2, 3
 
@@ -82,7 +82,7 @@ OUTCOME = {
 """Columns of outcomes that the list goes by."""
 
 BOUGHT_ANEW = 90
-"""Days before the end of a membership from which on another one can be meant to follow it."""
+"""Another membership that begins so many days before the end of one can be meant to follow it."""
 
 
 def call_list(
@@ -108,9 +108,10 @@ def call_list(
     was due; `ending_soon`: an Active membership that ends within `ending_within_days` and has no
     successor; `expired_not_renewed`, `no_payment_method` (where the bill is not due yet) and
     `suspended_long`, as in `attention`; `visit_owed`: a visit owed for more than `owed_days`;
-    `plan_switch`: an Active membership of a plan that is no longer sold. Nobody is called about the
-    end of a membership who has renewed it, or bought anew: another Active one for the same
-    location, which begins at most 90 days before that end, and later than this one, and ends later.
+    `plan_switch`: an Active membership of a plan that is no longer sold. Customers who renewed a
+    membership are not called about its end. Nor are those who bought anew: another Active one for
+    the same location, which begins at most 90 days before that end and later than this one, and
+    ends later.
 
     `urgency` is 1, today (a bill that cannot be charged, an end within 7 days), 2, this week (an
     end later than that, or at most 30 days ago; an owed visit), or 3, when there is time. `rank`
@@ -119,7 +120,7 @@ def call_list(
     What came of calls (`state/call_outcomes`) is heeded; of several outcomes of a customer the last
     one counts. `called`: not again that day. `snoozed`: not before the day that was said.
     `declined` and `done`: not until there is another reason than then, or the same of another
-    membership or day; then all reasons stand in the row. `about` is by what that is told.
+    membership or day; then all reasons stand in the row. `about` holds what is compared.
 
     `money_at_stake` is one year at the present price of the memberships that the row is about, each
     once, in the account's currency; an owed visit alone has no price in this API.

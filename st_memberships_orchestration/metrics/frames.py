@@ -37,7 +37,7 @@ Column: TypeAlias = Any
 EARLIEST = date(1980, 1, 1)
 """Earlier days are mistakes, unless the settings say otherwise."""
 YEARS_AHEAD = 20
-"""What begins, or is due, later than so many years from today is a mistake, too."""
+"""A beginning or a due day that lies more years ahead is a mistake, too."""
 
 MICROS = pa.decimal128(28, 6)
 MILLION = pa.scalar(Decimal(1_000_000))
@@ -50,10 +50,10 @@ Given = ParamSpec("Given")
 
 
 def shared(function: Callable[Given, Frame]) -> Callable[Given, Frame]:
-    """Remember what a function made of frames for as long as these are there.
+    """Remember what a function made of frames for as long as the frames exist.
 
-    Metrics begin alike, and are handed the same frames one after the other. Nobody changes in place
-    what such a function was given, nor what it returned.
+    Metrics begin alike, and are handed the same frames one after the other. Such a function's
+    arguments and results are never changed in place.
     """
     held: dict[object, Frame] = {}
 
@@ -202,7 +202,7 @@ A last day may lie as far ahead as it likes: a membership for life can have one 
 def with_plausible_days(records: Frame, earliest: date, today: date) -> Frame:
     """`records`, with days that cannot be as not known.
 
-    A creation after its own loading cannot be either; it was there by then, so it counts as that.
+    A creation cannot be later than its loading, and counts as of that: the record was there then.
     """
     days = pick(records, *(name for name in BOUNDED if name in records)).set_axis(records.index)
     if "created_on" in days and "loaded_at" in records:

@@ -36,16 +36,16 @@ EXITS = {
 }
 STATUSES = (ACTIVE, *EXITS)
 FINAL = {"Canceled": "cancelled_from_suspension", "Expired": "expired_from_suspension"}
-"""What it is called when a suspended membership ends: it left Active before, and is lost now."""
+"""Names for the end of a suspended membership: it left Active before, and is lost now."""
 CANCELLED, EXPIRED = ("cancelled", FINAL["Canceled"]), ("expired", FINAL["Expired"])
 LOST = (*CANCELLED, *EXPIRED)
 """Kinds of movement by which a member is lost for good, and that are no renewal."""
 
 MICROSECOND = pd.Timedelta(microseconds=1)
-"""What lies between two moments that follow each other, as the lake has them."""
+"""The shortest time between two moments, as the lake keeps them."""
 
 INFERRED = ("before_inferred_change", "cancellation_date", "to", "modified_on")
-"""Values of `basis` of a span that no recorded change begins or ends."""
+"""Values of a span's `basis` where no recorded change begins or ends it."""
 
 
 @shared
@@ -98,7 +98,7 @@ def before(today: date) -> Any:
 
 
 def end_of(moments: Column, days: int) -> Column:
-    """When the day that lies so many days after each moment's own day is over."""
+    """The end of the day that lies so many days after the day of each moment."""
     return moments.dt.normalize() + pd.Timedelta(days=days + 1)
 
 

@@ -60,13 +60,13 @@ DEMO_DAYS = 7
 
 QUIET_DAEMON = ("--code-server-log-level", "error", "--log-level", "error")
 QUIET_SERVER = ("--code-server-log-level", "error", "--dagster-log-level", "warning")
-"""What runs and what fails is in the UI; the terminal has the one line that says where that is."""
+"""What runs and what fails shows in the UI; the terminal only says where that is."""
 
 Day = click.DateTime(["%Y-%m-%d"])
 
 
 class _Commands(click.Group):
-    """Says in a sentence what this machine refuses; everything else of ours has its own words."""
+    """Says in a sentence what storage refused; all other errors of ours have their own words."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -289,7 +289,7 @@ def _join_demo() -> None:
     if not RUNNING.exists() or read_settings().tenants:
         return
     demo = json.loads(RUNNING.read_text())
-    # It was killed: nothing answers there, or the number is another user's process by now.
+    # If it was killed, nothing has its number, or another user's process has it by now.
     with suppress(ProcessLookupError, PermissionError):
         os.kill(demo["pid"], 0)
         os.environ.update(demo["env"])
@@ -337,7 +337,7 @@ def _sync(tenants: list[str], first: date, last: date, feeds: tuple[str, ...] = 
             feeds=feeds,
         )
     _show_landed(runs)
-    # What did land is derived from, whatever failed beside it.
+    # Tables are derived from what did land, whatever failed beside it.
     derived = [
         _run(job, tenant)
         for tenant, batches in newest_batches(lake, tenants).items()

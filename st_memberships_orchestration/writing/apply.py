@@ -50,13 +50,13 @@ from st_memberships_orchestration.writing.values import Plain, chunks, same, tex
 logger = logging.getLogger(__name__)
 
 AHEAD = 2
-"""Chunks under way at once: the senders have work while one is read and another read back."""
+"""Chunks under way at once: while one is sent, the next is read and the last one read back."""
 
 FRESH = timedelta(seconds=5)
 """A record that was compared longer ago is compared again before its change is sent."""
 
 HOPELESS = (NotAuthorized, Stalled)
-"""What the next change would meet, too."""
+"""Errors that the next change would meet, too."""
 
 
 Switch = Literal["off", "dry-run", "on"]
@@ -67,7 +67,7 @@ class Locked(Exception):
 
 
 class DryRun(Locked):
-    """Nothing was to be sent, so nothing was: an end as it was meant."""
+    """Nothing was sent, as it was meant: a dry run."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Approval:
             raise Locked(f"the plan was made {age} ago, the limit is {hours:g} h; plan again")
         if age < timedelta(minutes=-5):
             raise Locked(
-                f"the plan is from {plan.created_at}, which is still to come: set this machine's "
+                f"the plan is dated {plan.created_at}, which is in the future: set this machine's "
                 "clock, or plan again"
             )
 
@@ -392,7 +392,7 @@ class _Run:
     def _not_there(
         self, to_send: list[PlannedChange], lately: Sequence[Any]
     ) -> tuple[list[PlannedChange], list[Result]]:
-        """Stop what was made lately by nobody here: a ledger that is lost may have noted it."""
+        """Stop what was made lately, but not by this ledger: one that is lost may have noted it."""
         if self.plan.occasion or not lately:
             return to_send, []
         explained = self.ledger.made(self.kind, self.client.account)
@@ -412,7 +412,7 @@ class _Run:
         return remaining, stopped
 
     def _waves(self, to_send: Sequence[PlannedChange]) -> list[list[PlannedChange]]:
-        """Of each record one change in a wave: the next one waits until it was seen."""
+        """One change of each record in a wave: the next one waits until the first shows."""
         waves: list[list[PlannedChange]] = []
         place: defaultdict[str, int] = defaultdict(int)
         for planned in to_send:
@@ -427,7 +427,7 @@ class _Run:
         self, to_send: Sequence[PlannedChange], elsewhere: list[PlannedChange]
     ) -> Iterator[Result]:
         late: list[tuple[PlannedChange, float]] = []
-        # As many as are sent while their comparison is fresh.
+        # As many as can be sent while their comparison is fresh.
         size = max(1, min(CHUNK, 2 * self.client.requests_per_second))
         with ThreadPoolExecutor(self.workers, thread_name_prefix="write") as pool, self._barring():
             under_way: list[tuple[list[PlannedChange], list[Future[Result | None]]]] = []
@@ -712,7 +712,7 @@ class _Run:
         now, ticks = begun  # the clocks last: all else takes time
         gone_by = timedelta(seconds=self.clock.ticks() - ticks)
         if max(self.clock() - now, gone_by) > self.patience.turn:
-            raise _Withheld("its turn came too late, as for a machine that slept; run again")
+            raise _Withheld("its turn came too late, as when a machine slept; run again")
         if self.clock.ticks() - compared > FRESH.total_seconds():
             raise _Stale
 
@@ -777,7 +777,7 @@ class _Run:
         )
 
     def _count(self, changes: Sequence[PlannedChange]) -> list[PlannedChange]:
-        """Of what is done, where more was made than was asked for."""
+        """The changes that are done and that made more than was asked for."""
         done = [planned for planned in changes if self._is_done(planned)]
         if not self.kind.makes or not done:
             return []

@@ -28,7 +28,7 @@ LEDGER_TABLE = "state/write_ledgers"
 """Which ledger has noted the changes to an account, and how far it had come: one row for each."""
 
 JUST_ACCEPTED = -1
-"""In place of how far it had come: a person has accepted it, and it has sent nothing since."""
+"""Stands for how far it had come when a person accepted it; it has sent nothing since."""
 LEDGERS = pa.schema(
     [
         pa.field(name, kind, nullable=False)
@@ -140,7 +140,7 @@ def plan_changes(
     confirmed: Sequence[str] = (),
     clock: Clock | None = None,
 ) -> Plan:
-    """`make_plan`, then what is open on its records is looked at, and what stays open left out.
+    """`make_plan`, without changes of records on which something is open after one more look.
 
     Raises:
         BadRows: with every fault of every line.
@@ -246,7 +246,7 @@ def check_ledger(lake: Lake, ledger: Ledger, account: Account) -> None:
 
 
 def _refuse_just_accepted(lake: Lake, account: Account, clock: Clock, patience: Patience) -> None:
-    """Raise `Locked` until what a lost ledger has sent last shows, and is no more sent again."""
+    """Raise `Locked` until everything that a lost ledger has sent must show."""
     accepted = [
         row["noted_at"] for row in _remembered(lake, account) if row["number"] == JUST_ACCEPTED
     ]

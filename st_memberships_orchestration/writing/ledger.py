@@ -58,7 +58,7 @@ from st_memberships_orchestration.writing.values import chunks
 ALL_KINDS = "*"
 SHORTEST_HASH = 8
 _MOST = 2**62
-"""Of what a database counts; a cap beyond it is none."""
+"""The most that a database counts to; a cap beyond it is none."""
 _LOCK = 0x57726974  # any number: who holds it creates or upgrades
 LOCK_NOT_AVAILABLE = "55P03"
 """PostgreSQL's word for it."""
@@ -176,7 +176,7 @@ MOVED = (
 def refuse_unfit(**texts: str) -> None:
     """Raise `ValueError` for a text that the column of its name cannot hold in every database.
 
-    SQLite takes any length; PostgreSQL refuses, and that at the moment when a change is to be sent.
+    SQLite takes any length. PostgreSQL would refuse it, and only when a change is to be sent.
     """
     for name, text in texts.items():
         try:
@@ -520,9 +520,9 @@ class Ledger:
         return _entry(rows[0]) if len(rows) == 1 else None
 
     def screened(self, plan: Plan) -> Plan:
-        """The plan, which then knows this ledger, without what stands in its way.
+        """The plan without the changes that cannot be made now; it then knows this ledger.
 
-        Refused are changes of a record of which another change is open, and making once more what
+        Refused is a change of a record of which another change is open, and making once more what
         was made before.
         """
         assert plan.account is not None

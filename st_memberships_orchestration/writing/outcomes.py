@@ -40,10 +40,10 @@ class Patience:
 
     Attributes:
         looks: seconds after a write at which it is read back, until it shows; at least one.
-        turn: within that after it was noted a request leaves this machine, or it does not.
+        turn: a request leaves this machine within that time after it was noted, or never.
         processing: ServiceTitan works on a request so long; it gives up after 100 s.
-        visible: what was done shows so long after it at the latest, through any door: exports
-            lag 15 minutes (reference section 4), and of the others nothing is known.
+        visible: after so long, what was done shows wherever it is read: exports lag 15 minutes
+            (reference section 4), and of other ways to read nothing is known.
     """
 
     looks: tuple[float, ...] = (0, 2, 10)

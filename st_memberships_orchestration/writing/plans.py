@@ -40,7 +40,7 @@ from st_memberships_orchestration.writing.values import (
 
 FORMAT = 3
 WITHOUT_ACCOUNT = 2
-"""Up to this format plans did not say whose account they are for: they are kept to undo them."""
+"""Up to this format plans did not say whose account they are for; they can only be undone."""
 WITHOUT_MONEY = 1
 """Up to this format the hash was not about the money."""
 LineNumber = Annotated[int, Field(gt=0, lt=2**31)]
