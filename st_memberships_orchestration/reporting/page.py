@@ -55,7 +55,7 @@ def make_report(
     """The report of `facts.tenant`.
 
     Args:
-        tables: the tables of `figures.NEEDS`.
+        tables: those of `queries.NEEDS`.
         facts: what is known besides.
         tenants: all tenants; the page sums them up if there is more than one.
     """
