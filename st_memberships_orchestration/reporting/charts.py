@@ -1,4 +1,4 @@
-"""The report's charts: declared with altair, drawn by vl-convert in this process.
+"""The report's charts: declared in Vega-Lite, drawn by vl-convert in this process.
 
 One drawing serves light, dark and print: in the page, each colour is a CSS variable.
 """
@@ -11,9 +11,8 @@ from datetime import date
 from decimal import Decimal
 from html import unescape
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeAlias
 
-import altair as alt
 import vl_convert
 from PIL import Image
 
@@ -44,8 +43,42 @@ DARK = {
 }
 """Colours of charts and page, told apart by hue and by lightness."""
 
-WIDTH, HEIGHT = 400, 190
-FONT = "Helvetica, Arial, sans-serif"
+Spec: TypeAlias = dict[str, Any]
+"""A chart, or a part of one, in Vega-Lite's words."""
+
+FRAME: Spec = {
+    "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+    "width": 400,
+    "height": 190,
+    "autosize": {"type": "fit", "contains": "padding"},
+    "config": {
+        "background": "white",
+        "padding": 4,
+        "font": "Helvetica, Arial, sans-serif",
+        "view": {"stroke": None},
+        "line": {"strokeWidth": 2.5},
+        "axis": {
+            "labelFontSize": 12,
+            "labelColor": LIGHT["muted"],
+            "gridColor": LIGHT["rule"],
+            "domainColor": LIGHT["muted"],
+            "ticks": False,
+            "labelPadding": 6,
+        },
+        "axisY": {"domain": False},
+        "legend": {"labelFontSize": 11.5, "labelColor": LIGHT["ink"]},
+    },
+}
+"""What all charts have in common."""
+
+SAID: Spec = {"description": {"field": "said", "type": "nominal"}}
+"""A mark that says its value where it is pointed at."""
+
+HOVER: Spec = {
+    "mark": {"type": "point", "opacity": 0, "filled": True, "size": 500},
+    "encoding": SAID,
+}
+"""Points that nobody sees, and that say the value where a line is pointed at."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +144,7 @@ class _Declared:
 
     title: str
     note: str
-    chart: Any
+    chart: Spec
     points: Sequence[Row]
 
 
@@ -120,9 +153,14 @@ def _stock(title: str, rows: list[Row], column: str, colour: str) -> _Declared |
     points = _points(rows, {title: column}, shown)
     if len(points) < 2:
         return None
-    base = alt.Chart(alt.Data(values=points)).encode(x=_month(), y=_axis(",.0f"))
-    area = base.mark_area(color=LIGHT[colour], opacity=0.15)
-    chart = area + base.mark_line(color=LIGHT[colour]) + _hover(base)
+    chart: Spec = {
+        "encoding": {"x": _month(), "y": _axis(",.0f")},
+        "layer": [
+            {"mark": {"type": "area", "color": LIGHT[colour], "opacity": 0.15}},
+            {"mark": {"type": "line", "color": LIGHT[colour]}},
+            HOVER,
+        ],
+    }
     return _Declared(title, "The last point is today.", chart, points)
 
 
@@ -133,14 +171,14 @@ def _shares(title: str, rows: list[Row], series: Mapping[str, tuple[str, str]]) 
     if len(points) < 2:
         return None
     colours = {name: colour for name, (_, colour) in series.items()}
-    base = alt.Chart(alt.Data(values=points)).encode(x=_month(), y=_axis(".1~%"))
-    chart = base.mark_line().encode(color=_legend(colours, symbol="stroke")) + _hover(base)
+    chart: Spec = {
+        "encoding": {"x": _month(), "y": _axis(".1~%")},
+        "layer": [
+            {"mark": "line", "encoding": {"color": _legend(colours, symbol="stroke")}},
+            HOVER,
+        ],
+    }
     return _Declared(title, "", chart, points)
-
-
-def _hover(base: alt.Chart) -> alt.Chart:
-    """Points that nobody sees, and that say the value where a line is pointed at."""
-    return base.mark_point(opacity=0, filled=True, size=500).encode(description="said:N")
 
 
 def _movements(rows: list[Row]) -> _Declared | None:
@@ -179,11 +217,8 @@ def _stacked(
 ) -> _Declared | None:
     if not any(point["value"] for point in points):
         return None
-    chart = (
-        alt.Chart(alt.Data(values=points))
-        .mark_bar()
-        .encode(x=_month(band=True), y=_axis(",d"), color=_legend(colours), description="said:N")
-    )
+    months = {"x": _month(band=True), "y": _axis(",d"), "color": _legend(colours)}
+    chart: Spec = {"mark": "bar", "encoding": months | SAID}
     return _Declared(title, note, chart, points)
 
 
@@ -196,15 +231,26 @@ def _bars(title: str, values: Mapping[str, Any], colour: str) -> _Declared | Non
         for name, value in values.items()
     ]
     longest = max(point["value"] for point in points)
-    base = alt.Chart(alt.Data(values=points)).encode(
-        y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=150, domain=False)),
-        x=alt.X("value:Q", title=None, axis=None, scale=alt.Scale(domain=[0, longest * 1.2])),
-    )
-    numbers = base.mark_text(align="left", dx=4, color=LIGHT["ink"], fontSize=12).encode(
-        text=alt.Text("value:Q", format=",.0f")
-    )
-    bars = base.mark_bar(color=LIGHT[colour]).encode(description="said:N")
-    return _Declared(title, "", bars + numbers, points)
+    number: Spec = {"field": "value", "type": "quantitative"}
+    places: Spec = {
+        "y": {
+            "field": "label",
+            "type": "nominal",
+            "sort": None,
+            "title": None,
+            "axis": {"labelLimit": 150, "domain": False},
+        },
+        "x": number | {"title": None, "axis": None, "scale": {"domain": [0, longest * 1.2]}},
+    }
+    beside = {"type": "text", "align": "left", "dx": 4, "color": LIGHT["ink"], "fontSize": 12}
+    chart: Spec = {
+        "encoding": places,
+        "layer": [
+            {"mark": {"type": "bar", "color": LIGHT[colour]}, "encoding": SAID},
+            {"mark": beside, "encoding": {"text": number | {"format": ",.0f"}}},
+        ],
+    }
+    return _Declared(title, "", chart, points)
 
 
 def _points(rows: list[Row], series: Mapping[str, str], shown: Callable[[Any], str]) -> list[Row]:
@@ -241,50 +287,42 @@ def _table(declared: _Declared) -> tuple[list[str], list[list[str]]]:
     )
 
 
-def _month(*, band: bool = False) -> alt.X:
-    # The time unit says UTC: an ISO day is midnight there, and must not fall into the month before.
-    axis = alt.Axis(
-        format="%b %y",
-        labelAngle=0,
-        grid=False,
-        tickCount=6,
-        labelOverlap="greedy",
-        labelFlush=True,
-    )
-    kind = "utcyearmonth(month):O" if band else "utcyearmonth(month):T"
-    return alt.X(kind, title=None, axis=axis)
+def _month(*, band: bool = False) -> Spec:
+    return {
+        "field": "month",
+        # It says UTC: an ISO day is midnight there, and must not fall into the month before.
+        "timeUnit": "utcyearmonth",
+        "type": "ordinal" if band else "temporal",
+        "title": None,
+        "axis": {
+            "format": "%b %y",
+            "labelAngle": 0,
+            "grid": False,
+            "tickCount": 6,
+            "labelOverlap": "greedy",
+            "labelFlush": True,
+        },
+    }
 
 
-def _axis(form: str) -> alt.Y:
-    return alt.Y("value:Q", title=None, axis=alt.Axis(format=form, tickCount=5))
+def _axis(form: str) -> Spec:
+    axis = {"format": form, "tickCount": 5}
+    return {"field": "value", "type": "quantitative", "title": None, "axis": axis}
 
 
-def _legend(colours: Mapping[str, str], symbol: str = "square") -> alt.Color:
-    scale = alt.Scale(domain=list(colours), range=[LIGHT[colour] for colour in colours.values()])
-    legend = alt.Legend(title=None, orient="top", symbolType=symbol, columnPadding=8)
-    return alt.Color("series:N", scale=scale, legend=legend if len(colours) > 1 else None)
+def _legend(colours: Mapping[str, str], symbol: str = "square") -> Spec:
+    legend = {"title": None, "orient": "top", "symbolType": symbol, "columnPadding": 8}
+    return {
+        "field": "series",
+        "type": "nominal",
+        "scale": {"domain": [*colours], "range": [LIGHT[colour] for colour in colours.values()]},
+        "legend": legend if len(colours) > 1 else None,
+    }
 
 
 def _drawn(declared: _Declared) -> Chart:
-    spec = (
-        declared.chart.properties(
-            width=WIDTH, height=HEIGHT, autosize={"type": "fit", "contains": "padding"}
-        )
-        .configure(font=FONT, background="white", padding=4)
-        .configure_view(stroke=None)
-        .configure_line(strokeWidth=2.5)
-        .configure_axis(
-            labelFontSize=12,
-            labelColor=LIGHT["muted"],
-            gridColor=LIGHT["rule"],
-            domainColor=LIGHT["muted"],
-            ticks=False,
-            labelPadding=6,
-        )
-        .configure_axisY(domain=False)
-        .configure_legend(labelFontSize=11.5, labelColor=LIGHT["ink"])
-    )
-    svg = vl_convert.vegalite_to_svg(spec.to_dict())
+    spec = FRAME | declared.chart | {"data": {"values": declared.points}}
+    svg = vl_convert.vegalite_to_svg(spec)
     png = _squeezed(vl_convert.svg_to_png(svg, scale=1))
     return Chart(
         declared.title,
