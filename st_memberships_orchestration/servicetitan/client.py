@@ -397,7 +397,7 @@ class ServiceTitanClient:
             # A token that no address can hold, such as a very long one.
             raise RequestRefused(f"{error}.", field_errors={}, **where) from error
         except httpx.RequestError as error:
-            raise connection_lost(error, **where) from error
+            raise connection_lost(error, **where) from None  # it quotes headers and answers
         try:
             return decode(body, response.headers)
         except NotAPage as error:
@@ -437,8 +437,8 @@ class ServiceTitanClient:
             raise NotSent(error.message, **where) from error
         except httpx.RequestError as error:
             if was_sent or not _was_never_sent(error, request):
-                raise OutcomeUnknown(described(error), **where) from error
-            raise NotSent(described(error), **where) from error
+                raise OutcomeUnknown(described(error), **where) from None
+            raise NotSent(described(error), **where) from None
         if not response.is_success:
             failure = self._noted(error_for(response, tenant=self._tenant), path)
             if isinstance(failure, ServerFailed | Unreadable):

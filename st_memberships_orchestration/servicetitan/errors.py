@@ -292,7 +292,8 @@ def described(error: httpx.RequestError) -> str:
         through = (
             f" (through the proxy {address.hostname}:{address.port or 80}, by the environment)"
         )
-    said = _without_secrets(str(error), error.request)
+    # Of an answer that keeps no form, h11 shows the bytes: they may be of a record.
+    said = _without_secrets(str(error).partition(": bytearray(")[0], error.request)
     return f"{type(error).__name__}{f': {said}' if said else ''}{through}."
 
 

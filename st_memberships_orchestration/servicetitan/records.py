@@ -270,6 +270,7 @@ class Record(BaseModel):
         validate_by_alias=True,
         extra="allow",
         strict=True,
+        hide_input_in_errors=True,  # Dagster keeps what errors say
     )
 
 
@@ -289,6 +290,7 @@ class Change(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        hide_input_in_errors=True,
     )
 
     record: ClassVar[type[Record]]
