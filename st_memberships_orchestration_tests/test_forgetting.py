@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration_tests.harness import PlainReader
+from st_memberships_orchestration_tests.test_sandbox import Caller
+from st_memberships_orchestration_tests.test_sandbox_operations import sale
 
 KEY = "a long random word"
 
@@ -97,6 +100,16 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     plans.mkdir()
     (plans / "mine.json").write_text(f'{{"customer_id": {customer}}}')
     (plans / "another.json").write_text('{"customer_id": 99999999}')
+    outbox = house.folder / ".data/outbox"
+    outbox.mkdir()
+    (outbox / "from excel.csv").write_bytes(f"id\r\n{customer}".encode("utf-16"))
+    (outbox / "floats.csv").write_text(f"customer_id\n{customer}.0\n")
+    (outbox / "said.txt").write_text(f"Nothing is left of {customer}.")
+    with zipfile.ZipFile(outbox / "book.xlsx", "w", zipfile.ZIP_DEFLATED) as book:
+        book.writestr("sheet1.xml", f"<v>{customer}</v>")
+    printed_by = house.folder / ".data/dagster/storage/a-run/compute_logs"
+    printed_by.mkdir(parents=True)
+    (printed_by / "step.err").write_text(f"looked at {customer}")
     before = house.places_of(theirs)
     for layer in ("raw/", "current/", "history/", "derived/", "quarantine/", "dagster/", "plans/"):
         assert any(layer in place for place in before), layer
@@ -114,8 +127,13 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     assert "nothing of them is left here" in printed
     assert house.places_of(theirs) == set()
     assert (plans / "another.json").exists()
+    assert [*outbox.iterdir()] == []
     assert lake.count("current/memberships", tenant="acme") > 0
 
+    acme = Caller(house.sandbox)
+    bought = acme.api("POST", "memberships/sale", sale(acme, customerId=customer)).json
+    membership = bought["customerMembershipId"]
+    theirs |= {membership, *ids_of_membership(acme, membership)}
     house.sandbox.control("POST", "/_sandbox/clock", {"advance": "40d"})
     day = datetime.now(UTC).date()
     status, printed = house.run(
@@ -124,6 +142,12 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     assert status == 0, printed
     assert "of forgotten customers left out" in printed
     assert house.places_of(theirs) == set()
+
+
+def ids_of_membership(acme: Caller, id: int) -> set[int]:
+    feeds = ("membership_status_changes", "recurring_services", "recurring_service_events")
+    records = [record for feed in feeds for record in acme.truth(feed)]
+    return {record["id"] for record in records if record["membershipId"] == id}
 
 
 def _whole(record: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from st_memberships_orchestration.defs.metadata import (
 )
 from st_memberships_orchestration.defs.partitions import partition_key, tenants_of
 from st_memberships_orchestration.defs.resources import ServiceTitan
+from st_memberships_orchestration.lake import forgetting
 from st_memberships_orchestration.lake.latest import Applied, apply_versions
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reading.reader import FeedReader, Reading, Window
@@ -82,8 +83,12 @@ def build_assets(
         sync = _Sync(lake, tenants, context.selected_asset_keys, window, read)
         failed: list[_Failed] = []
         # A long one that is begun last is read alone at the end.
-        feeds = sorted(FEEDS, key=lambda feed: not feed.is_long)
-        for result in read_ahead(*map(sync.bring, feeds), threads=FEEDS_AT_ONCE):
+        feeds, at_once = sorted(FEEDS, key=lambda feed: not feed.is_long), FEEDS_AT_ONCE
+        if any(lake.count(forgetting.TABLE, tenant=tenant) for tenant in tenants):
+            of_people = [*forgetting.OWN_ID]
+            feeds.sort(key=lambda feed: [*of_people, feed.name].index(feed.name))
+            at_once = 1
+        for result in read_ahead(*map(sync.bring, feeds), threads=at_once):
             if isinstance(result, _Failed):
                 context.log.error("%s of %s: %s", result.feed.name, result.tenant, result.error)
                 failed.append(result)

@@ -60,7 +60,11 @@ OWN_ID = {
     "recurring_service_events": "event",
     "invoice_templates": "template",
 }
-"""Feed -> the kind of its own records. Types belong to the contractor, not to a customer."""
+"""Feed -> the kind of its own records. Types belong to the contractor, not to a customer.
+
+In the order in which they tell whose a record is: read so, what somebody who was forgotten buys
+anew is known as theirs before other feeds show more of it.
+"""
 
 LAYERS = ("raw", "current", "history", "derived")
 
@@ -79,8 +83,9 @@ KEY_OF = ("key", 0)
 """Remembered beside the ids, so that another key is noticed."""
 
 
-NUMBER = re.compile(r"(?<![\d.])\d{5,19}(?![\d.])")
-"""Numbers in a text that can be an id; a shorter one would be met in any text by chance."""
+NUMBER = re.compile(r"(?<!\d)(?<!\d\.)\d{5,19}(?!\d|\.\d*[1-9])")
+"""Numbers in a text that can be an id, also at the end of a sentence and as a spreadsheet's `7.0`;
+a shorter one would be met in any text by chance."""
 
 
 class WrongKey(Exception):
@@ -160,6 +165,11 @@ class Forgotten:
     def mentions(self, text: str) -> bool:
         """Whether a text has the id of something forgotten, as a number of its own."""
         return any(self._knows(int(number)) for number in {*NUMBER.findall(text)})
+
+    def are_in(self, content: bytes) -> bool:
+        """Whether a file has one; UTF-16 has a zero beside each digit."""
+        written = {content, content.replace(b"\0", b"")}
+        return any(self.mentions(each.decode("latin-1")) for each in written)
 
     def _knows(self, number: int) -> bool:
         if number not in self._known:
@@ -382,11 +392,11 @@ def traces(forgotten: Forgotten) -> Iterator[str]:
         for entry in files.get_file_info(pafs.FileSelector(name, recursive=True)):
             if entry.type == pafs.FileType.File:
                 with files.open_input_file(entry.path) as file:
-                    if entry.path.endswith(".parquet"):
-                        texts = _as_text(pq.ParquetFile(file))
-                    else:
-                        texts = iter([file.read().decode("latin-1")])
-                    if any(map(forgotten.mentions, texts)):
+                    if (
+                        any(map(forgotten.mentions, _as_text(pq.ParquetFile(file))))
+                        if entry.path.endswith(".parquet")
+                        else forgotten.are_in(file.read())
+                    ):
                         yield entry.path
 
 

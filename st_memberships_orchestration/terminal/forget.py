@@ -2,8 +2,9 @@
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def build_command(run: Run, set_dagster_home: Callable[[], None]) -> click.Comma
         for name, rows in remove(forgotten):
             if rows:
                 console.print(f"  {name}: {rows:,} rows deleted")
-        _forget_files(settings, forgotten)
+        _forget_files(forgotten, _files(settings))
         _forget_writes(settings, forgotten)
         console.print("Deriving, reporting and publishing anew.")
         if not run("derive", tenant).success:
@@ -122,11 +123,21 @@ def _files(settings: Settings) -> Iterator[Path]:
         yield from (path for path in Path(folder).rglob("*") if path.is_file())
 
 
-def _forget_files(settings: Settings, forgotten: Forgotten) -> None:
-    for path in _files(settings):
-        if path.is_file() and forgotten.mentions(path.read_bytes().decode("latin-1")):
-            path.unlink()
-            console.print(f"  {path} deleted")
+def _mention(forgotten: Forgotten, paths: Iterable[Path]) -> Iterator[Path]:
+    """The files that hold something of them, spreadsheets and other packed ones included."""
+    for path in dict.fromkeys(paths):
+        if path.is_file():
+            parts = [path.read_bytes()]
+            with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as packed:
+                parts += map(packed.read, packed.namelist())
+            if any(map(forgotten.are_in, parts)):
+                yield path
+
+
+def _forget_files(forgotten: Forgotten, paths: Iterable[Path]) -> None:
+    for path in _mention(forgotten, paths):
+        path.unlink()
+        console.print(f"  {path} deleted")
 
 
 def _forget_writes(settings: Settings, forgotten: Forgotten) -> None:
@@ -153,6 +164,8 @@ def _forget_runs(forgotten: Forgotten) -> None:
         deleted = delete_mentions(instance, forgotten.mentions)
         folder = Path(instance.storage_directory()).parent
     console.print(f"  Dagster: {deleted:,} runs and results of checks deleted")
+    # What a program printed in a run that says nothing of them otherwise.
+    _forget_files(forgotten, folder.rglob("*/compute_logs/*"))
     _vacuum([*folder.rglob("*.db")])
 
 
@@ -173,6 +186,4 @@ def _places(settings: Settings, forgotten: Forgotten) -> Iterator[str]:
         folder = Path(instance.storage_directory()).parent
     lake = Path(settings.lake_uri).absolute()
     stored = (path for path in folder.rglob("*") if lake not in path.absolute().parents)
-    for path in dict.fromkeys([*_files(settings), *stored]):
-        if path.is_file() and forgotten.mentions(path.read_bytes().decode("latin-1")):
-            yield str(path)
+    yield from map(str, _mention(forgotten, [*_files(settings), *stored]))
