@@ -70,7 +70,10 @@ class UnknownTenant(ValueError):
 
 CREDENTIALS = ("tenant_id", "client_id", "client_secret", "app_key")
 
-_timezones = cache(available_timezones)  # looks through a folder: milliseconds for each tenant
+
+@cache  # it looks through a folder: milliseconds for each tenant
+def _timezones() -> set[str]:
+    return available_timezones() - {"localtime"}  # a file of Linux, and no name for DuckDB
 
 
 def _wrong(said: str) -> PydanticCustomError:

@@ -438,6 +438,23 @@ def test_a_feed_that_repeats_itself_ends_in_an_error(
     assert "Nothing is lost" in str(stuck.value)
 
 
+def test_a_list_that_shows_one_page_for_ever_ends_in_an_error(sandbox: RunningSandbox) -> None:
+    with MembershipsClient.open(access(sandbox)) as client:
+        shown = next(client.listed(MEMBERSHIPS, page_size=1).pages()).records[0]
+    row = records.json_text(shown.model_dump(by_alias=True))
+    page = f'{{"hasMore": true, "page": 1, "data": [{row}]}}'.encode()
+    grant = b'{"access_token": "any"}'
+    server = Server(lambda path: iter([answer(grant if "token" in path else page)]))
+    given = Access("acme", 1, "id", "secret", "key", server.url, server.url, 10_000)
+    with (
+        MembershipsClient.open(given, attempts=1) as client,
+        pytest.raises(FeedStuck, match="repeats its rows"),
+    ):
+        list(client.listed(MEMBERSHIPS))
+    server.close()
+    assert sum(b"GET" in line for line in server.heard) == 2
+
+
 # Tokens
 
 

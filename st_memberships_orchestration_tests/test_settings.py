@@ -8,6 +8,7 @@ from datetime import date
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
@@ -16,7 +17,7 @@ from pydantic_settings import SettingsError
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.settings import Settings, data_folder
+from st_memberships_orchestration.settings import Settings, _timezones, data_folder
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
@@ -547,3 +548,9 @@ def test_commands_find_the_sandbox_of_a_demo_that_runs_in_the_same_folder(
     alone = subprocess.run(command, capture_output=True, text=True)
     assert alone.returncode == 1
     assert "No tenant is configured" in alone.stderr
+
+
+def test_each_time_zone_that_is_taken_is_one_to_duckdb_too() -> None:
+    with duckdb.connect() as connection:
+        for name in _timezones():
+            connection.execute("select timezone(?, timestamptz '2026-01-01 00:00:00Z')", [name])

@@ -330,8 +330,15 @@ class ServiceTitanClient:
     def _list(
         self, path: str, model: type[R], *, page: int | None = 1, **params: Any
     ) -> Listing[R]:
+        before: tuple[dict[str, Any], list[Any]] = {}, []
+
         def fetch(query: dict[str, Any]) -> ListPage[R]:
+            nonlocal before
             envelope = self._json(path, query, {"data": list, "hasMore": bool})
+            asked, rows = before
+            before = query, envelope["data"]
+            if rows and rows == envelope["data"] and query != asked and envelope["hasMore"]:
+                raise self._stuck(path, "the list repeats its rows")
             if query.get("page", 0) > MOST_PAGES:
                 raise self._stuck(path, f"{MOST_PAGES:,} pages were read")
             total = envelope.get("totalCount")
