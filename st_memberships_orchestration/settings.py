@@ -136,7 +136,7 @@ def _lake_address(uri: str) -> str:
         uri = os.path.expanduser(uri)
     if "://" not in uri or re.match("file://(localhost)?/", uri, re.IGNORECASE):
         uri = path_of(uri)
-    if scheme := re.match(r"([a-zA-Z][\w+.-]+):(?=/)", uri):  # C:/ is a drive
+    if scheme := re.match(r"([a-zA-Z][\w+.-]+):", uri):  # C:/ is a drive
         uri = scheme[0].lower() + uri[scheme.end() :]
     if scheme and not re.match(rf"({'|'.join(LAKE_SCHEMES + OTHER_SCHEMES)})://[^/]", uri):
         raise _wrong(
@@ -163,7 +163,8 @@ def _ledger(url: object) -> object:
     if isinstance(url, str):
         url = re.sub(r"^sqlite\+pysqlite:", "sqlite:", url)  # the same, by its full name
     text = url.get_secret_value() if isinstance(url, SecretStr) else url
-    named = isinstance(text, str) and re.match(r"(sqlite:///(?!:memory:)\S|postgresql[:+])", text)
+    is_kept = r"(sqlite:///(?!.*(:|mode=)memory)\S|postgresql[:+])"  # in memory, it forgets
+    named = isinstance(text, str) and re.match(is_kept, text)
     if not named:
         raise _wrong("it must be sqlite:/// with a file, or postgresql:// with a server")
     scheme, is_file, rest = str(text).partition("sqlite:///")

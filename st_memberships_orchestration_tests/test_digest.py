@@ -304,6 +304,7 @@ def tenant(**settings: Any) -> Tenant:
         ({"digest_at": "01:30"}, "2026-11-01T05:30", "2026-11-01T15:15"),
         # In the evening it is caught up until midnight, and no longer.
         ({"digest_at": "20:00"}, "2026-11-30T01:00", "2026-11-30T04:45"),
+        ({"digest_at": "23:50"}, "2026-11-30T04:45", "2026-11-30T04:45"),
         ({"timezone": "Australia/Adelaide"}, "2026-11-28T20:30", "2026-11-29T06:15"),
     ],
 )

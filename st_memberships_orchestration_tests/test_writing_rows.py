@@ -241,6 +241,14 @@ def test_numbers_without_all_their_digits_are_questioned_in_json_too(
     assert "nested too deeply" in faults(client, file)[0]
 
 
+def test_half_of_a_character_is_refused(client: MembershipsClient, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(r'{"id": 5, "memo": "a\ud83d"}')
+    assert "half of a character" in faults(client, file)[0]
+    file.write_text(r'{"id": 5, "items": [{"id": 1, "description": "\ude00"}]}')
+    assert "half of a character" in faults(client, file, "update_invoice_templates")[0]
+
+
 def parquet(path: Path, column: pa.Array, name: str = "cost") -> Path:
     names = {"cost": "estimated_payroll_cost", "unit": "business_unit_id", "tags": "tag_type_ids"}
     pq.write_table(pa.table({"id": [5], names.get(name, name): column}), path)

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ from st_memberships_orchestration.settings import NO_TENANT, Settings, Tenant, U
 
 JOB = "send_digest"
 OP = "send_digest_of_tenant"
+
+LAST_LOOK = time(23, 45)
+"""When the schedule last looks at a day: what is to be sent later is sent then."""
 
 CAUGHT_UP_WITHIN = timedelta(hours=10)
 """A message that could not be sent in the morning is of use until the evening."""
@@ -238,7 +241,8 @@ def due_day(tenant: Tenant, now: datetime) -> date | None:
     if tenant.digest_at is None:
         return None
     today = now.astimezone(tenant.timezone).date()
-    hour = datetime.combine(today, tenant.digest_at, tenant.timezone).astimezone(UTC)
+    at = min(tenant.digest_at, LAST_LOOK)
+    hour = datetime.combine(today, at, tenant.timezone).astimezone(UTC)
     return today if hour <= now < hour + CAUGHT_UP_WITHIN else None
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from st_memberships_orchestration.escaping import from_csv_cell
-from st_memberships_orchestration.servicetitan.records import Change
+from st_memberships_orchestration.servicetitan.records import Change, is_text
 from st_memberships_orchestration.writing.doubts import Doubt, examine
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -310,6 +310,8 @@ def cells(row: Row, change: type[Change]) -> dict[str, Any]:
             if isinstance(value, str) and form.name == "array":
                 value = _json_cell(name, value)
             try:
+                if not is_text(json.dumps(value, ensure_ascii=False, default=str)):
+                    raise ValueError(f"{name}: it holds half of a character")
                 values[name] = _as_meant(name, value, form)
             except RecursionError as error:
                 raise ValueError(f"{name}: it is nested too deeply") from error
