@@ -42,15 +42,8 @@ MARKS = {FAILING: "✗ failing", WARNING: "! warning", HEALTHY: "✓"}
 """States as the page of all tenants shows them."""
 
 FRESHNESS = {
-    "raw": dg.FreshnessPolicy.time_window(
-        warn_window=timedelta(hours=1), fail_window=timedelta(hours=3)
-    ),
-    "current": dg.FreshnessPolicy.time_window(
-        warn_window=timedelta(hours=1), fail_window=timedelta(hours=3)
-    ),
-    "derived": dg.FreshnessPolicy.time_window(
-        warn_window=timedelta(hours=26), fail_window=timedelta(hours=50)
-    ),
+    group: dg.FreshnessPolicy.time_window(timedelta(hours=fail), timedelta(hours=warn))
+    for group, warn, fail in (("raw", 1, 3), ("current", 1, 3), ("derived", 26, 50))
 }
 """Group -> how old its assets may become.
 

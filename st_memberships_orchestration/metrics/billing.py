@@ -96,16 +96,15 @@ def billing_due(
     edges = [-1, *windows]
     names = ["overdue", *(f"{low + 1}-{high}" for low, high in zip(edges, windows, strict=False))]
     bills["due_in"] = np.array(names, dtype=object)[np.searchsorted(edges, days_left)]
-    bills["unpriced_bills"] = bills["bill_amount"].isna()
-    bills = bills.assign(
-        memberships=~bills.duplicated(["id", *BILLING_DUE.grain]),
-        bills=1,
-        next_bills=bills["is_next"],
-        projected_bills=~bills["is_next"],
-        amount=bills["bill_amount"].fillna(0),
-    )
-    measures = ("memberships", "next_bills", "bills", "amount", "unpriced_bills", "projected_bills")
-    sums = yield counted(bills, BILLING_DUE.grain, *measures)
+    measures = {
+        "memberships": ~bills.duplicated(["id", *BILLING_DUE.grain]),
+        "next_bills": bills["is_next"],
+        "bills": 1,
+        "amount": bills["bill_amount"].fillna(0),
+        "unpriced_bills": bills["bill_amount"].isna(),
+        "projected_bills": ~bills["is_next"],
+    }
+    sums = yield counted(bills.assign(**measures), BILLING_DUE.grain, *measures)
     sums["flags"] = flags(prices_missing=sums["unpriced_bills"] > 0)
     return BILLING_DUE.frame(sums)
 

@@ -210,27 +210,18 @@ def visits_monthly(visits: pd.DataFrame, *, today: date, earliest: date = EARLIE
     rows = rows[(rows["month"] <= month_number(today)).fillna(False)].reset_index(drop=True)
     state = rows["state"]
     open_ = state.isin((*UNDONE, "unknown"))
-    rows = rows.assign(
-        booked=state.isin(("booked", "done")),
-        open=open_,
-        dismissed=state == "dismissed",
-        owed=rows["is_owed"],
-        open_ended=open_ & rows["membership_ended_on"].notna(),
-        cancelled=state == "cancelled",
-        removed=state == "removed",
-        strange=state == "unknown",
-    )
-    measures = [
-        "booked",
-        "open",
-        "dismissed",
-        "owed",
-        "open_ended",
-        "cancelled",
-        "removed",
-        "strange",
-    ]
-    rows = by_month((yield counted(rows, [*CELL, "month"], *measures)), measures, today)
+    measures = {
+        "booked": state.isin(("booked", "done")),
+        "open": open_,
+        "dismissed": state == "dismissed",
+        "owed": rows["is_owed"],
+        "open_ended": open_ & rows["membership_ended_on"].notna(),
+        "cancelled": state == "cancelled",
+        "removed": state == "removed",
+        "strange": state == "unknown",
+    }
+    rows = yield counted(rows.assign(**measures), [*CELL, "month"], *measures)
+    rows = by_month(rows, [*measures], today)
     rows["due"] = rows["booked"] + rows["open"] + rows["dismissed"]
     rows["fulfilment"] = share(rows["booked"], rows["booked"] + rows["open"])
     rows["flags"] = flags(status_unknown=rows["strange"] > 0)

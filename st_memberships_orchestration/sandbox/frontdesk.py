@@ -22,6 +22,11 @@ from st_memberships_orchestration.sandbox.vocabulary import MONTHS, MONTHS_BETWE
 
 Record = dict[str, Any]
 NEVER = "0001-01-01T00:00:00Z"
+OF_ITS_TYPE = (
+    *("durationType", "durationLength", "businessUnitId", "jobTypeId", "campaignId", "priority"),
+    *("jobSummary", "recurrenceType", "recurrenceInterval"),
+)
+"""What a recurring service takes from its type."""
 
 
 @dataclass(frozen=True)
@@ -288,8 +293,7 @@ class FrontDesk:
             "membershipId": membership["id"],
             "locationId": location,
             "recurringServiceTypeId": kind["id"],
-            "durationType": kind["durationType"],
-            "durationLength": kind["durationLength"],
+            **{name: kind[name] for name in OF_ITS_TYPE},
             "from": day_text(starts),
             "to": membership["to"],
             "memo": None,
@@ -300,13 +304,6 @@ class FrontDesk:
             "firstVisitComplete": False,
             "activatedFromId": membership["activatedFromId"],
             "allocation": entry["allocation"],
-            "businessUnitId": kind["businessUnitId"],
-            "jobTypeId": kind["jobTypeId"],
-            "campaignId": kind["campaignId"],
-            "priority": kind["priority"],
-            "jobSummary": kind["jobSummary"],
-            "recurrenceType": kind["recurrenceType"],
-            "recurrenceInterval": kind["recurrenceInterval"],
             "recurrenceMonths": [MONTHS[month - 1] for month in visit.season],
             "recurrenceDaysOfWeek": [WEEKDAYS[(first + 4) % 7]]
             if kind["recurrenceType"] == "Weekly"
@@ -322,6 +319,12 @@ class FrontDesk:
             "tagTypeIds": [],
         }
         self.save("recurring_services", service, now)
+        self._plan_visits(service, membership, visit, first, now)
+
+    def _plan_visits(
+        self, service: Record, membership: Record, visit: Visit, first: int, now: int
+    ) -> None:
+        """Add the visits of a new service, up to its end or as far as ServiceTitan plans ahead."""
         name = PLANS[self._book.plan_ids.index(membership["membershipTypeId"])].name
         horizon = now // DAY + DAYS_AHEAD
         last = min(day(membership["to"]), horizon) if membership["to"] else horizon
