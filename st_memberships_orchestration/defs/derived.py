@@ -32,7 +32,7 @@ from st_memberships_orchestration.defs.metadata import (
     schema_of,
 )
 from st_memberships_orchestration.defs.partitions import by_tenant
-from st_memberships_orchestration.defs.report import address_of, page_of
+from st_memberships_orchestration.defs.report import page_address, page_of
 from st_memberships_orchestration.lake.changes import changed_rows, rows_of
 from st_memberships_orchestration.lake.forgetting import CALLS
 from st_memberships_orchestration.lake.history import VALID_FROM
@@ -114,7 +114,7 @@ def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
             as_of=clock["today"].isoformat(),
             computed=rows is not None,
             report=dg.MetadataValue.path(str(page)),
-            open_report=dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
+            open_report=dg.MetadataValue.url(page_address(settings.ui_url, tenant)),
             **_flagged(rows),
         )
 

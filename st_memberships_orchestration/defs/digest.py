@@ -11,7 +11,12 @@ import dagster as dg
 from pydantic import Field
 
 from st_memberships_orchestration.defs.automation import A_MOMENT
-from st_memberships_orchestration.defs.report import address_of, facts_of, report_of, tables_of
+from st_memberships_orchestration.defs.report import (
+    page_address,
+    provenance_of,
+    report_of,
+    tables_of,
+)
 from st_memberships_orchestration.health.notices import (
     FIRST_RETRY,
     LONGEST_RETRY,
@@ -77,9 +82,9 @@ def compose(
     tenant: str,
 ) -> Digest:
     """A tenant's message of now, of its own rows alone."""
-    facts = facts_of(instance, lake, settings, check_keys, tenant)
+    facts = provenance_of(instance, lake, settings, check_keys, tenant)
     tables = tables_of(lake, DIGEST_NEEDS, [tenant], tenant)
-    digest = make_digest(tables, facts, link=address_of(settings.ui_url, tenant))
+    digest = make_digest(tables, facts, link=page_address(settings.ui_url, tenant))
     return Digest(
         tenant,
         digest.day,

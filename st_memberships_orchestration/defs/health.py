@@ -12,7 +12,7 @@ import pyarrow as pa
 from st_memberships_orchestration.defs.failures import Failed, failures_of
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, told
 from st_memberships_orchestration.defs.partitions import partition_key
-from st_memberships_orchestration.defs.report import address_of
+from st_memberships_orchestration.defs.report import page_address
 from st_memberships_orchestration.defs.verdicts import verdict_of
 from st_memberships_orchestration.escaping import markdown, markdown_table
 from st_memberships_orchestration.health.states import (
@@ -251,7 +251,7 @@ def _page(rows: Sequence[Mapping[str, Any]], ui_url: str) -> str:
     )
     # Its first cell is a link: an address of ours, in which nobody else wrote.
     linked = [
-        f"| [{markdown(tenant)}]({address_of(ui_url, tenant)}){line.removeprefix('| ')}"
+        f"| [{markdown(tenant)}]({page_address(ui_url, tenant)}){line.removeprefix('| ')}"
         for tenant, line in zip(worst, lines, strict=False)
     ]
     table = "\n".join([head, rule, *linked])

@@ -76,7 +76,7 @@ def build_assets(
             context,
             {
                 "report": dg.MetadataValue.path(str(path)),
-                "open": dg.MetadataValue.url(address_of(settings.ui_url, tenant)),
+                "open": dg.MetadataValue.url(page_address(settings.ui_url, tenant)),
                 "members": report.headline["members"] or 0,
                 "mrr": round(float(report.headline["mrr"] or 0), 2),
                 "visits_owed": report.headline["owed"] or 0,
@@ -100,11 +100,11 @@ def report_of(
     # Charts take a second to import, and nothing else needs them.
     from st_memberships_orchestration.reporting.page import make_report
 
-    facts = facts_of(instance, lake, settings, check_keys, tenant)
+    facts = provenance_of(instance, lake, settings, check_keys, tenant)
     return make_report(tables_of(lake, NEEDS, tenants, tenant), facts, tenants=tenants)
 
 
-def facts_of(
+def provenance_of(
     instance: dg.DagsterInstance,
     lake: Lake,
     settings: Settings,
@@ -229,7 +229,7 @@ def page_of(folder: Path, tenant: str) -> Path:
     return (folder / f"{tenant}.html").absolute()
 
 
-def address_of(ui_url: str, tenant: str) -> str:
+def page_address(ui_url: str, tenant: str) -> str:
     """Where `st-memberships webserver` shows a tenant's page."""
     return f"{ui_url.rstrip('/')}/reports/{quote(tenant)}.html"
 

@@ -132,7 +132,7 @@ class PageTable:
         """The rows as they stand in the CSV file, without escapes."""
         before = [tenant] if self.job else []
         after = [""] * len(self.fill_in)
-        return [[*before, *(exact(row, c) for c in self.columns), *after] for row in rows]
+        return [[*before, *(as_filed(row, c) for c in self.columns), *after] for row in rows]
 
     def csv_of(self, lines: Lines) -> str:
         """The CSV file, safe to open in a spreadsheet."""
@@ -160,7 +160,7 @@ class PageTable:
         return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
 
 
-def exact(row: Row, column: PageColumn) -> str | int | float:
+def as_filed(row: Row, column: PageColumn) -> str | int | float:
     """A value as in a file: exact, and without the signs that help the eye."""
     value = row[column.key]
     if column.kind in WORDS:
@@ -178,7 +178,7 @@ def exact(row: Row, column: PageColumn) -> str | int | float:
             return value
 
 
-def text_of(row: Row, column: PageColumn) -> str:
+def as_shown(row: Row, column: PageColumn) -> str:
     """A value as it is shown."""
     value, kind = row[column.key], column.kind
     if kind in WORDS:
@@ -195,7 +195,7 @@ def _word(value: Any, column: PageColumn) -> str:
 
 def cell(row: Row, column: PageColumn, site: str) -> Markup:
     """A value as a cell of the page; what it sorts by stands beside it if that is another."""
-    shown, sorts = text_of(row, column), exact(row, column)
+    shown, sorts = as_shown(row, column), as_filed(row, column)
     text: Any = escape(shown)
     if column.kind in PLACES and row[column.key] is not None:
         address = f"{site}/{PLACES[column.kind].format(int(row[column.key]))}"

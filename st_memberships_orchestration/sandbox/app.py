@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from st_memberships_orchestration.sandbox.calls import Call, Query, path_id
+from st_memberships_orchestration.sandbox.calls import ApiCall, Query, path_id
 from st_memberships_orchestration.sandbox.clock import moment_text
 from st_memberships_orchestration.sandbox.controls import Controls
 from st_memberships_orchestration.sandbox.faults import PAGE_FAULTS, Fault, Reset, suffer
@@ -109,7 +109,7 @@ class Gateway:
         operation, key = match
         tenant = self._authorised(request, tenant)
         tenant.admit(self._sandbox.manners.rate_limit)
-        call = Call(
+        call = ApiCall(
             tenant=tenant,
             query=Query(request.query_params),
             now=self._sandbox.clock.now(),

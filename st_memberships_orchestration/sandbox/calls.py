@@ -72,7 +72,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiCall:
     """One request to one tenant.
 
     Attributes:

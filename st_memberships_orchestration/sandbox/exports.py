@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from starlette.responses import Response
 
-from st_memberships_orchestration.sandbox.calls import Call
+from st_memberships_orchestration.sandbox.calls import ApiCall
 from st_memberships_orchestration.sandbox.clock import parse_moment
 from st_memberships_orchestration.sandbox.feeds import ForeignTokenError, Page, Place
 from st_memberships_orchestration.sandbox.problems import Problem
 from st_memberships_orchestration.sandbox.wire import dumps
 
 
-def export(feed_name: str, call: Call) -> Response:
+def export(feed_name: str, call: ApiCall) -> Response:
     """One page of a feed."""
     place = _starting_place(call, feed_name)
     page = call.tenant.feeds[feed_name].page(
@@ -50,7 +50,7 @@ def refused_token() -> Problem:
     )
 
 
-def _starting_place(call: Call, feed_name: str) -> Place:
+def _starting_place(call: ApiCall, feed_name: str) -> Place:
     """Where ``from`` points: nowhere, a date, or the place of a continuation token."""
     text = call.query.text("from")
     if text is None:
@@ -64,5 +64,5 @@ def _starting_place(call: Call, feed_name: str) -> Place:
         raise refused_token() from error
 
 
-def _scope(call: Call, feed_name: str) -> str:
+def _scope(call: ApiCall, feed_name: str) -> str:
     return f"{call.tenant.name}/{feed_name}"

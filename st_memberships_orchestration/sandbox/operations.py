@@ -7,11 +7,11 @@ from functools import partial
 from starlette.responses import Response
 
 from st_memberships_orchestration.sandbox import reads, writes
-from st_memberships_orchestration.sandbox.calls import Call
+from st_memberships_orchestration.sandbox.calls import ApiCall
 from st_memberships_orchestration.sandbox.exports import export
 from st_memberships_orchestration.sandbox.records import FEEDS
 
-Handler = Callable[[Call], Response]
+Handler = Callable[[ApiCall], Response]
 
 OPERATIONS: dict[tuple[str, str], Handler] = {
     **{("GET", f"export/{name.replace('_', '-')}"): partial(export, name) for name in FEEDS},

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from starlette.responses import Response
 
-from st_memberships_orchestration.sandbox.calls import MAX_IDS, Call, not_valid
+from st_memberships_orchestration.sandbox.calls import MAX_IDS, ApiCall, not_valid
 from st_memberships_orchestration.sandbox.catalogue import PLANS
 from st_memberships_orchestration.sandbox.columns import NULL
 from st_memberships_orchestration.sandbox.feeds import Feed
@@ -35,7 +35,7 @@ _ON_REQUEST = {
 RowView = Callable[[bytes], bytes]
 
 
-def list_memberships(call: Call) -> Response:
+def list_memberships(call: ApiCall) -> Response:
     """Customer memberships."""
     feed, query = call.tenant.feeds["memberships"], call.query
     mask = _common(call, feed) & _active(call, feed)
@@ -47,12 +47,12 @@ def list_memberships(call: Call) -> Response:
     return _page(call, feed, mask)
 
 
-def get_membership(call: Call) -> Response:
+def get_membership(call: ApiCall) -> Response:
     """One customer membership."""
     return _one(call, "memberships", "Customer membership")
 
 
-def membership_status_changes(call: Call) -> Response:
+def membership_status_changes(call: ApiCall) -> Response:
     """The status changes of one membership, oldest first."""
     find(call, "memberships", "Customer membership")
     feed = call.tenant.feeds["membership_status_changes"]
@@ -62,13 +62,13 @@ def membership_status_changes(call: Call) -> Response:
     )
 
 
-def list_custom_fields(call: Call) -> Response:
+def list_custom_fields(call: ApiCall) -> Response:
     """The custom fields that memberships have."""
     feed = call.tenant.feeds["custom_fields"]
     return _page(call, feed, _common(call, feed))
 
 
-def list_invoice_templates(call: Call) -> Response:
+def list_invoice_templates(call: ApiCall) -> Response:
     """Invoice templates by their ids; there is no other way to list them."""
     if call.query.text("ids") is None:
         raise Problem(400, errors={"ids": ["The ids field is required."]})
@@ -77,12 +77,12 @@ def list_invoice_templates(call: Call) -> Response:
     return _page(call, feed, mask)
 
 
-def get_invoice_template(call: Call) -> Response:
+def get_invoice_template(call: ApiCall) -> Response:
     """One invoice template."""
     return _one(call, "invoice_templates", "Invoice template")
 
 
-def list_events(call: Call) -> Response:
+def list_events(call: ApiCall) -> Response:
     """Recurring service events that exist; only the export shows the deleted ones."""
     feed, query = call.tenant.feeds["recurring_service_events"], call.query
     mask = _common(call, feed) & (feed.column("active") == 1)
@@ -96,7 +96,7 @@ def list_events(call: Call) -> Response:
     return _page(call, feed, mask, _without_active)
 
 
-def list_services(call: Call) -> Response:
+def list_services(call: ApiCall) -> Response:
     """Recurring services at locations."""
     feed, query = call.tenant.feeds["recurring_services"], call.query
     mask = _common(call, feed) & _active(call, feed)
@@ -106,12 +106,12 @@ def list_services(call: Call) -> Response:
     return _page(call, feed, mask, bytes if shown else _without_technicians)
 
 
-def get_service(call: Call) -> Response:
+def get_service(call: ApiCall) -> Response:
     """One recurring service."""
     return _one(call, "recurring_services", "Recurring service", _without_technicians)
 
 
-def list_membership_types(call: Call) -> Response:
+def list_membership_types(call: ApiCall) -> Response:
     """Membership types, with what was asked for of their parts."""
     feed, query = call.tenant.feeds["membership_types"], call.query
     mask = _common(call, feed) & _active(call, feed)
@@ -123,13 +123,13 @@ def list_membership_types(call: Call) -> Response:
     return _page(call, feed, mask, lambda row: _blanked(row, hidden))
 
 
-def get_membership_type(call: Call) -> Response:
+def get_membership_type(call: ApiCall) -> Response:
     """One membership type; its parts can only be asked for in the list."""
     hidden = list(_ON_REQUEST)
     return _one(call, "membership_types", "Membership type", lambda row: _blanked(row, hidden))
 
 
-def duration_billing_items(call: Call) -> Response:
+def duration_billing_items(call: ApiCall) -> Response:
     """The duration/billing options of a membership type, with the ids that a sale needs."""
     record = find(call, "membership_types", "Membership type")
     wanted = call.query.choice("active", _ACTIVE) or "True"
@@ -147,7 +147,7 @@ def duration_billing_items(call: Call) -> Response:
     return json_response([i for i in items if wanted == "Any" or str(i["active"]) == wanted])
 
 
-def discounts(call: Call) -> Response:
+def discounts(call: ApiCall) -> Response:
     """The discounts of a membership type."""
     record = find(call, "membership_types", "Membership type")
     return json_response(
@@ -158,7 +158,7 @@ def discounts(call: Call) -> Response:
     )
 
 
-def recurring_service_items(call: Call) -> Response:
+def recurring_service_items(call: ApiCall) -> Response:
     """The recurring services that a membership type includes."""
     record = find(call, "membership_types", "Membership type")
     return json_response(
@@ -169,7 +169,7 @@ def recurring_service_items(call: Call) -> Response:
     )
 
 
-def list_service_types(call: Call) -> Response:
+def list_service_types(call: ApiCall) -> Response:
     """Recurring service types."""
     feed, query = call.tenant.feeds["recurring_service_types"], call.query
     mask = _common(call, feed) & _active(call, feed)
@@ -185,12 +185,12 @@ def list_service_types(call: Call) -> Response:
     return _page(call, feed, mask)
 
 
-def get_service_type(call: Call) -> Response:
+def get_service_type(call: ApiCall) -> Response:
     """One recurring service type."""
     return _one(call, "recurring_service_types", "Recurring service type")
 
 
-def find(call: Call, feed: str, what: str) -> dict[str, Any]:
+def find(call: ApiCall, feed: str, what: str) -> dict[str, Any]:
     """The record that the path names.
 
     Raises:
@@ -208,20 +208,20 @@ def missing(what: str, key: int) -> Problem:
     return Problem(404, text, errors={"id": [text]})
 
 
-def is_sold(call: Call, place: int) -> bool:
+def is_sold(call: ApiCall, place: int) -> bool:
     """Whether the duration/billing option at a place in the book can still be bought."""
     plan, option = call.tenant.book.options[place]
     return PLANS[plan].sold and option.sold
 
 
-def _one(call: Call, feed: str, what: str, view: RowView = bytes) -> Response:
+def _one(call: ApiCall, feed: str, what: str, view: RowView = bytes) -> Response:
     row = call.tenant.feeds[feed].row(call.key)
     if row is None:
         raise missing(what, call.key)
     return Response(view(row), media_type="application/json")
 
 
-def _page(call: Call, feed: Feed, mask: np.ndarray, view: RowView = bytes) -> Response:
+def _page(call: ApiCall, feed: Feed, mask: np.ndarray, view: RowView = bytes) -> Response:
     """One page of the rows in a mask, in the envelope of all lists."""
     query = call.query
     page = query.integer("page", _COUNTS) or 1
@@ -243,7 +243,7 @@ def _page(call: Call, feed: Feed, mask: np.ndarray, view: RowView = bytes) -> Re
     return Response(body, media_type="application/json")
 
 
-def _sorting(call: Call, feed: Feed) -> tuple[str, bool]:
+def _sorting(call: ApiCall, feed: Feed) -> tuple[str, bool]:
     text = call.query.text("sort")
     if text is None:
         return "id", False
@@ -260,7 +260,7 @@ def _by_name(feed: Feed) -> np.ndarray:
     return np.argsort(np.array(names), kind="stable")
 
 
-def _common(call: Call, feed: Feed) -> np.ndarray:
+def _common(call: ApiCall, feed: Feed) -> np.ndarray:
     """The rows that ``ids`` and the filters on creation and modification leave."""
     query = call.query
     mask = feed.living() & _among(feed, "id", query.integers("ids", at_most=MAX_IDS))
@@ -276,7 +276,7 @@ def _common(call: Call, feed: Feed) -> np.ndarray:
     return mask
 
 
-def _active(call: Call, feed: Feed) -> np.ndarray:
+def _active(call: ApiCall, feed: Feed) -> np.ndarray:
     wanted = call.query.choice("active", _ACTIVE) or "True"
     if wanted == "Any":
         return np.ones(len(feed.rows), dtype=bool)
@@ -309,7 +309,7 @@ def _offers(row: bytes | None, duration: int | None, frequency: str | None) -> b
     )
 
 
-def _options_of(call: Call, plan: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+def _options_of(call: ApiCall, plan: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """The places in the book and the entries of a membership type's options."""
     book = call.tenant.book
     owner = book.plan_ids.index(plan["id"])

@@ -16,7 +16,7 @@ from st_memberships_orchestration.sandbox.bodies import (
     list_of,
     one_of,
 )
-from st_memberships_orchestration.sandbox.calls import Call
+from st_memberships_orchestration.sandbox.calls import ApiCall
 from st_memberships_orchestration.sandbox.clock import DAY
 from st_memberships_orchestration.sandbox.columns import day_text
 from st_memberships_orchestration.sandbox.frontdesk import Record, Sale
@@ -121,7 +121,7 @@ SERVICE = Shape(
 )
 
 
-def sell_membership(call: Call) -> Response:
+def sell_membership(call: ApiCall) -> Response:
     """Sell a membership: an invoice, the membership, and all that belongs to it."""
     body = SALE.read(call.body)
     option = call.tenant.book.option_place(body["durationBillingId"])
@@ -148,7 +148,7 @@ def sell_membership(call: Call) -> Response:
     return json_response({"invoiceId": invoice, "customerMembershipId": key})
 
 
-def update_membership(call: Call) -> Response:
+def update_membership(call: ApiCall) -> Response:
     """Change what was sent of a membership; a new status brings a status change."""
     record = find(call, "memberships", "Customer membership")
     body = MEMBERSHIP.read(call.body)
@@ -171,14 +171,14 @@ def update_membership(call: Call) -> Response:
     return json_response({"id": record["id"]})
 
 
-def create_invoice_template(call: Call) -> Response:
+def create_invoice_template(call: ApiCall) -> Response:
     """Create an invoice template for a single customer."""
     body = NEW_TEMPLATE.read(call.body)
     items = [NEW_ITEM.check(item, f"items[{n}].") for n, item in enumerate(body.get("items") or [])]
     return json_response({"id": call.tenant.desk.create_template(items, call.now)})
 
 
-def update_invoice_template(call: Call) -> Response:
+def update_invoice_template(call: ApiCall) -> Response:
     """Change an invoice template; ``items`` replaces the whole list."""
     record = find(call, "invoice_templates", "Invoice template")
     body = TEMPLATE.read(call.body)
@@ -200,7 +200,7 @@ def update_invoice_template(call: Call) -> Response:
     return json_response({"id": record["id"]})
 
 
-def mark_complete(call: Call) -> Response:
+def mark_complete(call: ApiCall) -> Response:
     """Attach a visit to a job."""
     record = _event(call)
     job = _job(call)
@@ -210,7 +210,7 @@ def mark_complete(call: Call) -> Response:
     return json_response({"id": record["id"]})
 
 
-def mark_incomplete(call: Call) -> Response:
+def mark_incomplete(call: ApiCall) -> Response:
     """Detach a visit from its job."""
     record = _event(call)
     if record["jobId"] != _job(call):
@@ -219,7 +219,7 @@ def mark_incomplete(call: Call) -> Response:
     return json_response({"id": record["id"]})
 
 
-def update_service(call: Call) -> Response:
+def update_service(call: ApiCall) -> Response:
     """Change a recurring service; a new start moves its open visits."""
     record = find(call, "recurring_services", "Recurring service")
     body = SERVICE.read(call.body)
@@ -243,21 +243,21 @@ def update_service(call: Call) -> Response:
     return json_response({"id": record["id"]})
 
 
-def _event(call: Call) -> Record:
+def _event(call: ApiCall) -> Record:
     record = find(call, "recurring_service_events", "Recurring service event")
     if not record["active"]:
         raise missing("Recurring service event", call.key)
     return record
 
 
-def _job(call: Call) -> int:
+def _job(call: ApiCall) -> int:
     job = EVENT.read(call.body)["jobId"]
     if job <= 0:
         raise _refused("jobId", "The job does not exist.")
     return job
 
 
-def _locations_of(call: Call, customer: int) -> list[int]:
+def _locations_of(call: ApiCall, customer: int) -> list[int]:
     """The locations that a customer's memberships name.
 
     Raises:
@@ -290,7 +290,7 @@ def _settle_payment(body: dict[str, Any]) -> None:
         body[pair[1 - pair.index(name)]] = None
 
 
-def _own_template(call: Call, key: int) -> int:
+def _own_template(call: ApiCall, key: int) -> int:
     """A template for one membership: a shared one is copied."""
     template = call.tenant.feeds["invoice_templates"].get(key)
     if template is None:
@@ -301,7 +301,7 @@ def _own_template(call: Call, key: int) -> int:
     return call.tenant.desk.create_template(items, call.now)
 
 
-def _rearrange_services(call: Call, record: Record, action: str) -> None:
+def _rearrange_services(call: ApiCall, record: Record, action: str) -> None:
     # The document says of None that it "deletes existing recurring services".
     desk = call.tenant.desk
     desk.stop_services(record["id"], call.now)
@@ -314,12 +314,12 @@ def _rearrange_services(call: Call, record: Record, action: str) -> None:
         desk.add_services(record, location, call.now)
 
 
-def _check_unit(call: Call, body: dict[str, Any]) -> None:
+def _check_unit(call: ApiCall, body: dict[str, Any]) -> None:
     if "businessUnitId" in body and body["businessUnitId"] not in call.tenant.book.unit_ids:
         raise _refused("businessUnitId", "The business unit does not exist.")
 
 
-def _check_exists(call: Call, body: dict[str, Any], field: str, feed: str) -> None:
+def _check_exists(call: ApiCall, body: dict[str, Any], field: str, feed: str) -> None:
     key = body.get(field)
     if key is not None and call.tenant.feeds[feed].row(key) is None:
         raise _refused(field, "It does not exist.")

@@ -43,7 +43,7 @@ from st_memberships_orchestration.writing.ledger import (
     OverBudget,
     refuse_unfit,
 )
-from st_memberships_orchestration.writing.outcomes import Patience, count, look_again
+from st_memberships_orchestration.writing.outcomes import Patience, look_again, note_doubled
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, digest, draw
 from st_memberships_orchestration.writing.values import Plain, chunks, same, text_of
 
@@ -783,7 +783,7 @@ class _Run:
             return []
         try:
             entries = [self._entry(planned) for planned in done]
-            doubled = count(self.client, self.ledger, self.kind, entries, self.clock)
+            doubled = note_doubled(self.client, self.ledger, self.kind, entries, self.clock)
         except ServiceTitanError as error:
             logger.warning("Not counted: %s", error)
             return []

@@ -16,7 +16,7 @@ from st_memberships_orchestration.writing.rows import (
     BadRows,
     Row,
     RowFault,
-    rows_of,
+    rows_in_file,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class InboxFile:
         """
         if self._fault:
             raise BadRows([RowFault(1, self._fault)])
-        return rows_of(self._file.name, self._content)
+        return rows_in_file(self._file.name, self._content)
 
     def was_planned(self) -> bool:
         """Whether a run was here before: for this file, or for the same rows, then moved aside."""

@@ -229,7 +229,7 @@ def _to_settle(entry: Entry) -> str:
     )
 
 
-def count(
+def note_doubled(
     client: MembershipsClient, ledger: Ledger, kind: Kind, entries: Sequence[Entry], clock: Clock
 ) -> set[str]:
     """Note where more has appeared than was asked for: a request was carried out twice.

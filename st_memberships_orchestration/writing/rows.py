@@ -121,10 +121,10 @@ def read_rows(path: Path) -> list[Row]:
         raise BadRows([RowFault(1, f"{path.name} is no file")])
     if file.stat().st_size > MOST_BYTES:
         raise BadRows([RowFault(1, f"{path.name} is larger than {MOST_BYTES:,} bytes: divide it")])
-    return rows_of(file.name, file.read_bytes())
+    return rows_in_file(file.name, file.read_bytes())
 
 
-def rows_of(name: str, content: bytes) -> list[Row]:
+def rows_in_file(name: str, content: bytes) -> list[Row]:
     """The rows that a file holds.
 
     Args:

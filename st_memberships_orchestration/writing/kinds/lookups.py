@@ -73,7 +73,7 @@ class Lookups:
         """Read the memberships of many customers together."""
         ids = sorted({*customers} - {*self._held})
         for part in chunks(ids, CHUNK):
-            held, broken = read_apart(lambda some: held_by(self._client, some), part)
+            held, broken = read_apart(lambda some: memberships_of(self._client, some), part)
             self._held |= {customer: held.get(customer, []) for customer in part}
             self._broken |= broken
 
@@ -89,7 +89,7 @@ class Lookups:
         return self._held[customer]
 
 
-def held_by(
+def memberships_of(
     client: MembershipsClient, customers: Sequence[int]
 ) -> dict[int, list[models.Membership]]:
     """The memberships of customers, whatever their status."""
