@@ -32,10 +32,11 @@ demo: env  ## read a sandbox's whole history into tables, through Dagster
 ui: env  ## run the Dagster web UI and daemon; beside the sandbox while no tenant is configured
 	@$(BIN)/st-memberships ui
 
+# A fifth of the time tests wait for servers and processes: three at a time keep two cores busy.
 test: env  ## set up, check style and types, and run the tests
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet .
 	@$(BIN)/pyright st_memberships_orchestration st_memberships_orchestration_tests
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 docs: env  ## build the documentation as a site into site/, warnings as errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
