@@ -1,5 +1,6 @@
 """What came of calls: noted by the terminal and by the job, heeded, and forgotten with people."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from st_memberships_orchestration.lake.forgetting import CALLS, Forgotten, remov
 from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.terminal.commands import main
+from st_memberships_orchestration_tests.conftest import Reconciled
 from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.oracle import derive
 
@@ -32,12 +34,11 @@ def terminal(*arguments: str) -> tuple[int, str]:
 
 
 def test_outcomes_by_terminal_and_job_outlive_each_derive(
-    location: Location, sandbox: RunningSandbox
+    location: Location, reconciled: Reconciled, shared_sandbox: RunningSandbox
 ) -> None:
-    location.use(sandbox)
-    location.sync("acme")
-    derive(location, "acme", datetime.now(UTC).date())
+    location.use(shared_sandbox)
     lake = location.lake
+    shutil.copytree(reconciled.lake.uri, lake.uri)
     done, snoozed, declined, other = listed(lake)[:4]
     code, text = terminal("call-list", "--limit", "2")
     assert code == 0, text
