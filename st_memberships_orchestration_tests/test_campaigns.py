@@ -18,6 +18,7 @@ from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.writing.audit import AUDIT_TABLE
 from st_memberships_orchestration.writing.plans import Plan, PlannedChange, load_plan
 from st_memberships_orchestration_tests.harness import Location, settle
 from st_memberships_orchestration_tests.test_metrics_frames import (
@@ -412,11 +413,11 @@ def synced(here: Location) -> Location:
     return here
 
 
-def send_newest(*, undone: bool = False) -> Plan:
+def send_newest(*, fails: bool = False) -> Plan:
     """Apply the newest plan, as it is typed."""
     file = max(Path(".data/plans").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     plan = load_plan(file)
-    command("apply", str(file), "--send", "--hash", plan.hash)
+    command("apply", str(file), "--send", "--hash", plan.hash, fails=fails)
     return plan
 
 
@@ -500,7 +501,14 @@ def test_five_memberships_are_re_dated_and_back(
     said = command("campaign", "memberships", "--to", "+62", "--sql", chosen)
     assert any(label.startswith("billed, ") for label in cells_of(said))
     synced.monkeypatch.setenv("ST_WRITES", "on")
-    plan = send_newest()
+    with synced.monkeypatch.context() as capped:
+        capped.setenv("ST_WRITE_CAP_PER_RUN", "2")
+        plan = send_newest(fails=True)
+    # A run that was killed after two lines would have left nothing in the lake.
+    synced.lake.open_existing(AUDIT_TABLE).delete()
+    said = command("campaign", "result", plan.hash[:12])
+    assert "plan: 3 not tried yet, 2 succeeded." in " ".join(said.split())
+    assert send_newest() == plan
     days = {change.target: change.before["to"] for change in plan.changes}
     assert len(days) == 5
 

@@ -15,8 +15,9 @@ from st_memberships_orchestration.campaigns.forecast import (
 )
 from st_memberships_orchestration.lake.store import Lake, literal
 from st_memberships_orchestration.metrics.frames import pick
-from st_memberships_orchestration.writing.audit import AUDIT_TABLE
+from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.ledger import Ledger
 from st_memberships_orchestration.writing.outcomes import Patience
 from st_memberships_orchestration.writing.plans import Plan
 
@@ -29,6 +30,7 @@ class CampaignResult:
 
     Attributes:
         outcomes: how many of its lines came to what, as the audit has them; none: not applied yet.
+            Those to which a run that was killed did not come are `not tried yet`.
         unread: changed records that the tables still hold as they were before.
         shown_by: when ServiceTitan's exports show these at the latest.
         lines: the forecast of the plan's own records, each number with that of today; None where
@@ -70,15 +72,22 @@ class CampaignResult:
         ]
 
 
-def result_of(lake: Lake, book: Book, plan: Plan) -> CampaignResult:
+def result_of(lake: Lake, ledger: Ledger, book: Book, plan: Plan) -> CampaignResult:
     """What came of a plan against its forecast, as far as the tables know.
+
+    What a killed run sent, the ledger alone knows: the audit is brought up to date first.
 
     Raises:
         ValueError: the plan has no forecast.
     """
     lines = kept_forecast(lake, plan)
+    bring_audit_up_to_date(lake, ledger, plan.environment, plan.tenant, plan=plan.hash)
     effect, where = EFFECTS[plan.kind], f"plan = {literal(plan.hash)}"
     audit = lake.rows(AUDIT_TABLE, tenant=plan.tenant, where=where).to_pylist()
+    outcomes = Counter(row["outcome"] for row in audit)
+    if outcomes:
+        lines_planned = len(plan.changes) + len(plan.no_ops) + len(plan.refused)
+        outcomes += Counter({"not tried yet": lines_planned - outcomes.total()})
     now = effect.numbers(effect.part(book, targets_of(plan)))
     records = pick(book.read(plan.of_kind().place.replace("-", "_")), "id", "loaded_at")
     read = dict(zip(records["id"], records["loaded_at"], strict=True))
@@ -89,7 +98,7 @@ def result_of(lake: Lake, book: Book, plan: Plan) -> CampaignResult:
         and not (row["record_id"] in read and read[row["record_id"]] > row["sent_at"])
     ]
     return CampaignResult(
-        Counter(row["outcome"] for row in audit),
+        outcomes,
         len(unread),
         max(unread) + Patience().visible if unread else None,
         [

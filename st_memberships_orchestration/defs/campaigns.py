@@ -238,7 +238,8 @@ def _result_job(resources: Mapping[str, Any]) -> dg.JobDefinition:
                 )
                 return
             plan = find_plan(writes.ledger, config.plan)
-            came = result_of(lake, book_of(lake, writes.settings, plan.tenant), plan)
+            book = book_of(lake, writes.settings, plan.tenant)
+            came = result_of(lake, writes.ledger, book, plan)
             table = markdown_table(RESULT_HEADINGS, came.cells)
             context.add_output_metadata(
                 {"result": dg.MetadataValue.md(table), "outcomes": visible(came.said)}

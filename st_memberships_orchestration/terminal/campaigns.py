@@ -121,7 +121,7 @@ def result(plan_or_hash: str) -> None:
     """
     with work() as (settings, ledger):
         plan, lake = find_plan(ledger, plan_or_hash), Lake(settings.lake_uri)
-        came = result_of(lake, book_of(lake, settings, plan.tenant), plan)
+        came = result_of(lake, ledger, book_of(lake, settings, plan.tenant), plan)
         _table(RESULT_HEADINGS, came.cells)
         console.print(came.said)
 
