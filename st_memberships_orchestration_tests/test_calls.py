@@ -82,6 +82,7 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
     for arguments, words in (
         ((str(other), "--outcome", "snoozed"), "Give a day with --until"),
         ((str(other), "--outcome", "done", "--until", "2999-01-01"), "Give a day with --until"),
+        ((str(other), "--outcome", "snoozed", "--until", "2026-01-05"), "2026-01-05 is over"),
         (("1", "--outcome", "done"), "is not on the call list"),
         ((str(2**63), "--outcome", "done"), "is not in the range"),
     ):

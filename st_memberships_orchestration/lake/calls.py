@@ -75,6 +75,8 @@ def note(lake: Lake, tenant: str, call: Call) -> None:
     """
     if (call.until is None) == (call.outcome == Outcome.SNOOZED):
         raise CallRefused("Give a day with --until when it is snoozed, and only then.")
+    if call.until and call.until < call.noted_at.date():
+        raise CallRefused(f"{call.until} is over: give a day to come.")
     if Forgotten(lake, tenant).among("customer", [call.customer_id]):
         raise CallRefused("This customer was forgotten: nothing is noted of one.")
     of_customer = f"customer_id = {call.customer_id}"
