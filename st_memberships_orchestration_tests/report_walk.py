@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from st_memberships_orchestration_tests.test_report import Made, made
+from st_memberships_orchestration.reporting import formats
+from st_memberships_orchestration.reporting.facts import TenantProfile
+from st_memberships_orchestration.reporting.page import make_report
+from st_memberships_orchestration_tests.test_report import Made, facts, made, replaced, tables_of
 from st_memberships_orchestration_tests.ui_walk import CHROMIUM, FLAGS, PICTURES
 
 __all__ = ["made"]  # a fixture
@@ -28,6 +31,8 @@ pytestmark = [
 ]
 
 LIST = "owed_visits"
+PHONE = 390
+"""Pixels."""
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +131,19 @@ def test_a_list_is_narrowed_and_what_is_left_is_downloaded(
     card.get_by_label("Due", exact=True).select_option(f"={month}")
     left = [line for line in left if line[due].startswith(month)]
     assert lines_of(downloaded(card, tmp_path))[1:] == left
-    card.get_by_label("Search").fill("nothing has this in it")
+    card.get_by_label("Search").fill(
+        "Location"
+    )  # in the addresses that ids lead to, and nowhere else
     assert lines_of(downloaded(card, tmp_path)) == [head]
+
+
+def test_each_list_is_downloaded_as_it_lies_beside_the_page(
+    browser: Browser, made: Made, tmp_path: Path
+) -> None:
+    page = opened(browser, made)
+    for file in beside(made).parent.iterdir():
+        card = the_list(page, file.stem)
+        assert downloaded(card, tmp_path).read_bytes() == file.read_bytes(), file.name
 
 
 def test_a_summary_is_sorted_and_downloaded(browser: Browser, made: Made, tmp_path: Path) -> None:
@@ -138,6 +154,24 @@ def test_a_summary_is_sorted_and_downloaded(browser: Browser, made: Made, tmp_pa
     head, *lines = lines_of(downloaded(card, tmp_path))
     assert head[0] == "month"
     assert all(re.fullmatch(r"\d{4}-\d\d-01", line[0]) for line in lines)
+
+
+def test_money_is_sorted_by_its_value_and_no_day_comes_last(browser: Browser, made: Made) -> None:
+    page = opened(browser, made)
+    calls = the_list(page, "calls")
+    assert formats.NOTHING in {
+        line[7] or formats.NOTHING for line in lines_of(beside(made, "calls"))
+    }
+    sort(calls, "By", "ascending")
+    assert column(calls, "By")[0] != formats.NOTHING
+    card = the_list(page, "revenue")
+    for heading in ("At start", "New", "Pay more", "Left", "Members without a price"):
+        sort(card, heading, "ascending")
+        amounts = [
+            float(text.replace(",", "").replace(formats.MINUS, "-"))
+            for text in column(card, heading)
+        ]
+        assert amounts == sorted(amounts), heading
 
 
 def test_ids_lead_into_servicetitan_and_nothing_is_fetched(browser: Browser, made: Made) -> None:
@@ -153,15 +187,60 @@ def test_ids_lead_into_servicetitan_and_nothing_is_fetched(browser: Browser, mad
     assert asked == []
 
 
-def test_nothing_is_cut_on_a_phone(browser: Browser, made: Made) -> None:
-    page = opened(browser, made, width=390)
+BROKEN_WORDS = """[...document.querySelectorAll("code")].flatMap(({ childNodes }) =>
+    [...childNodes].filter((node) => {
+        const range = document.createRange();
+        range.selectNode(node);
+        const lines = [...range.getClientRects()].filter(({ width }) => width > 0);
+        return node.data && lines.length > 1;
+    }).map(({ data }) => data))"""
+"""Words of commands and names that go over two lines."""
+
+
+def assert_nothing_is_cut(page: Page) -> None:
+    """On a phone, with each table made by the scripts."""
     for card in page.locator("[id^=table-]").all():
         card.scroll_into_view_if_needed()
     the_list(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     cut = page.evaluate(
         "[...document.querySelectorAll('.scroll, .tile b, td')]"
         ".filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML)"
     )
     assert cut == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE
+
+
+def test_nothing_is_cut_on_a_phone(browser: Browser, made: Made) -> None:
+    page = opened(browser, made, width=PHONE)
+    assert_nothing_is_cut(page)
+    assert page.evaluate(BROKEN_WORDS) == []
     page.screenshot(path=PICTURES / "report_on_a_phone.png")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<b>Gold</b> & 'more'",
+        "W" * 60,
+        "\u0639\u0636\u0648 \u0630\u0647\u0628 (2) \U0001f469\u200d\U0001f527",
+    ],
+)
+def test_names_of_any_kind_are_text_in_tables_and_filters(
+    browser: Browser, made: Made, tmp_path: Path, name: str
+) -> None:
+    tables = tables_of(made.lake)
+    tables["membership_types"] = replaced(tables["membership_types"], "name", name)
+    tables["visits"] = replaced(tables["visits"], "service_name", name)
+    profile = TenantProfile("acme", name=name)
+    file = tmp_path / "acme.html"
+    html = make_report(tables, facts(profile=profile), tenants=["acme"]).html
+    file.write_text(html, encoding="utf-8")
+    page = browser.new_context(viewport={"width": PHONE, "height": 900}).new_page()
+    page.goto(file.as_uri())
+    assert_nothing_is_cut(page)
+    card = the_list(page)
+    card.get_by_label("Plan", exact=True).select_option(name)
+    assert set(column(card, "Plan")) == {name}
+    service = lines_of(downloaded(card, tmp_path))[1][4]
+    assert service == name
+    page.screenshot(path=PICTURES / f"report_with_names_{len(name)}.png")

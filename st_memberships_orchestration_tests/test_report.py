@@ -266,6 +266,8 @@ def test_every_list_is_whole_in_the_page_and_beside_it(made: Made) -> None:
         inside = packed(made.html, file.stem)
         assert inside["head"] == head
         assert [list(map(str, line)) for line in inside["rows"]] == lines
+        # Scripts write 1.0 as 1, and round large ids.
+        assert {type(value) for line in inside["rows"] for value in line} <= {str, int}
         shown = cells(made.html, file.stem)[1:]
         assert len(shown) == min(len(lines), SHOWN_PLAIN)
         counts[file.stem] = len(lines)
@@ -305,6 +307,14 @@ def test_a_list_that_a_job_mends_is_planned_as_it_was_downloaded(
     planned = {str(change["target"]) for change in json.loads(plan.read_text())["changes"]}
     assert planned <= filled.keys()
     assert planned
+
+
+def test_each_cell_says_what_it_sorts_by(made: Made) -> None:
+    for name in re.findall(r'data-table="(\w+)"', made.html):
+        body = made.html.split(f'data-table="{name}"')[1].split("</tbody>")[0]
+        assert "<td" in body
+        # Of a column the library asks its first row alone.
+        assert body.count("<td") == body.count(" data-order="), name
 
 
 def test_names_and_addresses_of_the_account_stand_in_place_of_ids(made: Made) -> None:

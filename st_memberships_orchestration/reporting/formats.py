@@ -139,8 +139,12 @@ _SOURCES = re.compile(
 
 
 def prose(text: str) -> Markup:
-    """Paragraphs of a docstring as HTML, with its `code` set apart."""
+    """Paragraphs of a docstring as HTML, with its `code` set apart; that breaks between words."""
     text = _SOURCES.sub("", text)
     paragraphs = [str(escape(part)) for part in re.split(r"\n\s*\n", text.strip()) if part]
-    coded = (re.sub(r"`([^`]+)`", r"<code>\1</code>", part) for part in paragraphs)
+    coded = (re.sub(r"`([^`]+)`", _code, part) for part in paragraphs)
     return Markup("".join(f"<p>{part}</p>" for part in coded))
+
+
+def _code(quoted: re.Match[str]) -> str:
+    return f"<code>{' <wbr>'.join(quoted[1].split())}</code>"

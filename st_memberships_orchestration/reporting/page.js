@@ -16,7 +16,6 @@
     change: (value) => (value > 0 ? "+" : "") + minus(cents.format(value)),
     percent: (value) => `${minus((value * 100).toFixed(1))}\u00a0%`,
     day: (value) => `${Number(value.slice(8))} ${month(value)}`,
-    code: (value) => `<code>${escaped(value)}</code>`,
   };
   const numbers = ["count", "money", "change", "percent"];
 
@@ -89,8 +88,11 @@
         data: place,
         type: numbers.includes(kind) ? "num" : "string",
         className: style,
-        render: (value, use) =>
-          use === "display" || use === "filter" ? cell(value, kind) : isId(kind) ? value.padStart(20, "0") : value,
+        render: (value, use) => {
+          if (use === "display" || (use === "filter" && !isId(kind))) return cell(value, kind);
+          if (use !== "sort") return value;
+          return isId(kind) ? value.padStart(20, "0") : kind === "day" ? value || "later" : value;
+        },
         createdCell: (one, _value, _row, _line, at) => (one.dataset.label = columns[at].heading),
       })),
       order: [],

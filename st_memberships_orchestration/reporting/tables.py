@@ -49,13 +49,12 @@ WORDS = {
     "prepaid": lambda word: formats.PREPAID.get(word, word),
     "payment": lambda word: formats.PAYMENTS.get(word, word),
     "truth": {True: "yes", False: "no", None: "not known"}.__getitem__,
-    "code": lambda word: word,
     "text": lambda text: text,
     "long": lambda text: text,
 }
 """How a value reads, by the kind of its column."""
 
-Lines: TypeAlias = list[list[str | int | float]]
+Lines: TypeAlias = list[list[str | int]]
 """Rows as a file has them."""
 
 LEFT = (*WORDS, *PLACES)
@@ -160,7 +159,7 @@ class PageTable:
         return Markup(base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode())
 
 
-def as_filed(row: Row, column: PageColumn) -> str | int | float:
+def as_filed(row: Row, column: PageColumn) -> str | int:
     """A value as in a file: exact, and without the signs that help the eye."""
     value = row[column.key]
     if column.kind in WORDS:
@@ -172,6 +171,8 @@ def as_filed(row: Row, column: PageColumn) -> str | int | float:
             return value.isoformat()
         case Decimal():
             return f"{value:.2f}"
+        case float():
+            return str(value)  # scripts write 1.0 as 1
         case int() if column.kind in IDS:
             return str(value)  # scripts have no whole numbers as large as ids can be
         case _:
@@ -194,17 +195,17 @@ def _word(value: Any, column: PageColumn) -> str:
 
 
 def cell(row: Row, column: PageColumn, site: str) -> Markup:
-    """A value as a cell of the page; what it sorts by stands beside it if that is another."""
-    shown, sorts = as_shown(row, column), as_filed(row, column)
+    """A value as a cell of the page, with what it sorts by.
+
+    That stands in each cell: whether a column has it, the library asks of its first row.
+    """
+    shown = as_shown(row, column)
     text: Any = escape(shown)
     if column.kind in PLACES and row[column.key] is not None:
         address = f"{site}/{PLACES[column.kind].format(int(row[column.key]))}"
         text = Markup('<a href="{}">{}</a>').format(address, shown)
-    if column.kind == "code" and row[column.key]:
-        text = Markup("<code>{}</code>").format(shown)
-    order = Markup(' data-order="{}"').format(sorts) if str(sorts) != shown else ""
-    return Markup('<td class="{}" data-label="{}"{}>{}</td>').format(
-        column.style, column.heading, order, text
+    return Markup('<td class="{}" data-label="{}" data-order="{}">{}</td>').format(
+        column.style, column.heading, as_filed(row, column), text
     )
 
 
