@@ -802,8 +802,9 @@ def test_a_record_leaves_quarantine_when_it_comes_back_as_new(lake: Lake) -> Non
         broken(None, 1, "?"),
     ]
     for tenant in ("acme", "bravo"):
-        quarantine(lake, "quarantine/things", aside, tenant=tenant, read_at=NOW)
-    assert counted() == {"acme": 3, "bravo": 4}, "3 is in raw/ as new as it is here"
+        read_at = NOW - timedelta(seconds=1)
+        quarantine(lake, "quarantine/things", aside, tenant=tenant, read_at=read_at)
+    assert counted() == {"acme": 3, "bravo": 4}, "3 is in raw/, as new and shown later"
     later = NOW + timedelta(hours=1)
     shown(record(1, 4), at=later)
     assert counted()["acme"] == 3, "an older version is not what is missing"

@@ -144,7 +144,7 @@ WRONG = [
     (("memo", "h\ufffdllo"), "letter that was lost"),
     (("memo", "a\x00b"), "no text (U+0000)"),
     (("memo", "a\x1b[0m"), "no text (U+001B)"),
-    (("memo", "a\ud800"), "no text (U+D800)"),
+    (("memo", "a\ud800"), "half of a character"),
     (("business_unit_id", "#REF!"), "could not compute"),
     (("business_unit_id", "NULL"), "like no value"),
     (("business_unit_id", "1.23E+10"), "lost digits"),
