@@ -53,6 +53,8 @@ def test_a_look_costs_a_request_per_feed_stores_nothing_and_starts_only_what_has
     location.use(sandbox)
     for tenant in ("acme", "bravo"):
         synced(location, sandbox, tenant)
+    for tenant in wanted(look(location, 6)):  # at some hours the contractor's own day brings news
+        synced(location, sandbox, tenant)
     lines = location.lake.count("state/feed_progress")
     assert wanted(look(location, 4)) == [], "both were synced a moment ago"
     sandbox.control("DELETE", "/_sandbox/requests")
