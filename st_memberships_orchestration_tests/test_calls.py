@@ -1,8 +1,9 @@
 """What came of calls: noted by the terminal and by the job, heeded, and forgotten with people."""
 
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
@@ -82,7 +83,10 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
     for arguments, words in (
         ((str(other), "--outcome", "snoozed"), "Give a day with --until"),
         ((str(other), "--outcome", "done", "--until", "2999-01-01"), "Give a day with --until"),
-        ((str(other), "--outcome", "snoozed", "--until", "2026-01-05"), "2026-01-05 is over"),
+        (
+            (str(other), "--outcome", "snoozed", "--until", "2026-01-05"),
+            "2026-01-05 is no day to come",
+        ),
         (("1", "--outcome", "done"), "is not on the call list"),
         ((str(2**63), "--outcome", "done"), "is not in the range"),
     ):
@@ -144,6 +148,29 @@ def test_calls_of_forgotten_customers_go_and_none_is_noted(tmp_path: Path) -> No
     call = Call(36000002, Outcome.CALLED, "Jo", datetime.now(UTC))
     with pytest.raises(CallRefused, match="was forgotten"):
         note(lake, "acme", call)
+
+
+@pytest.mark.parametrize(
+    ("zone", "until", "noted"),
+    [
+        ("Pacific/Honolulu", date(2026, 3, 1), True),
+        ("America/New_York", date(2026, 3, 2), True),
+        ("America/New_York", date(2026, 3, 1), False),
+        ("Australia/Sydney", date(2026, 3, 1), False),
+    ],
+)
+def test_a_day_to_come_is_one_by_the_contractors_calendar(
+    tmp_path: Path, zone: str, until: date, noted: bool
+) -> None:
+    lake = Lake(str(tmp_path))
+    _seen(lake, 7, None)
+    at = datetime(2026, 3, 1, 8, tzinfo=UTC).astimezone(ZoneInfo(zone))  # February in Honolulu
+    call = Call(7, Outcome.SNOOZED, "Jo", at, until)
+    if noted:
+        note(lake, "acme", call)
+    else:
+        with pytest.raises(CallRefused, match="is no day to come"):
+            note(lake, "acme", call)
 
 
 def _seen(lake: Lake, customer: int, said: str | None) -> None:

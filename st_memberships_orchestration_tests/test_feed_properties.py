@@ -257,7 +257,7 @@ MISDATED += [("sync",), ("undo", 2), ("sync",), ("future", 3, 1), ("change", 3, 
 @example(records=5, page_size=2, happenings=MISDATED)
 @given(records=st.integers(0, 12), page_size=st.integers(1, 5), happenings=happenings)
 @settings(
-    max_examples=20,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -107,6 +107,7 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     (outbox / "said.txt").write_text(f"Nothing is left of {customer}.")
     with zipfile.ZipFile(outbox / "book.xlsx", "w", zipfile.ZIP_DEFLATED) as book:
         book.writestr("sheet1.xml", f"<v>{customer}</v>")
+    pq.write_table(pa.table({"customer_id": [customer]}), outbox / "rows.parquet")
     printed_by = house.folder / ".data/dagster/storage/a-run/compute_logs"
     printed_by.mkdir(parents=True)
     (printed_by / "step.err").write_text(f"looked at {customer}")
@@ -142,6 +143,27 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     assert status == 0, printed
     assert "of forgotten customers left out" in printed
     assert house.places_of(theirs) == set()
+
+
+def test_files_that_cannot_be_searched_are_named_and_kept(house: House) -> None:
+    inbox = house.folder / ".data/inbox"
+    inbox.mkdir(parents=True)
+    with zipfile.ZipFile(inbox / "locked.xlsx", "w") as book:
+        book.writestr("sheet1.xml", "<v>1</v>")
+    sealed = (inbox / "locked.xlsx").read_bytes()
+    for signature, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag of a password, twice
+        start = sealed.index(signature) + at
+        sealed = sealed[:start] + b"\1" + sealed[start + 1 :]
+    (inbox / "locked.xlsx").write_bytes(sealed)
+    (inbox / "torn.parquet").write_bytes(b"PAR1 and no more")
+    (inbox / "hers.txt").write_text("call 36000001")
+    assert house.run("sync", "--tenant", "acme")[0] == 0
+    status, printed = house.forget(36000001)
+    assert status == 1
+    assert "Traceback" not in printed
+    for name in ("locked.xlsx", "torn.parquet"):
+        assert f"{name}, which cannot be searched (" in printed
+    assert {path.name for path in inbox.iterdir()} == {"locked.xlsx", "torn.parquet"}
 
 
 def ids_of_membership(acme: Caller, id: int) -> set[int]:

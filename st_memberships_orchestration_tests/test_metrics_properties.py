@@ -110,7 +110,7 @@ def books(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(books())
 def test_movements_add_up_in_every_cell_and_agree_with_counting(book: dict[str, Any]) -> None:
     rows = compute(MEMBERS_MONTHLY, book)
@@ -139,7 +139,7 @@ def _active_at_the_end_of(month: date, book: dict[str, Any]) -> int:
     )
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(books())
 def test_the_revenue_bridge_adds_up_in_every_cell(book: dict[str, Any]) -> None:
     rows = compute(RECURRING_REVENUE_MONTHLY, book)
@@ -217,7 +217,7 @@ def test_tables_that_tell_of_the_same_agree(book: dict[str, Any]) -> None:
     assert (forecast["due"] == forecast["listed"] + forecast["projected"]).all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(books(), st.randoms(use_true_random=False))
 def test_no_membership_is_in_two_states_at_once(book: dict[str, Any], random: Any) -> None:
     status = book["membership_status"]

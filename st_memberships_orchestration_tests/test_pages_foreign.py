@@ -234,7 +234,7 @@ def test_any_value_in_any_field_lands_exactly_or_sets_its_record_aside(
 
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_a_record_is_read_the_same_whatever_stands_beside_it(

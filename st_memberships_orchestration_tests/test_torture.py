@@ -7,7 +7,7 @@ import sys
 def test_killed_runs_lose_double_and_invent_nothing() -> None:
     command = [sys.executable, "-m", "st_memberships_orchestration_tests.torture"]
     ran = subprocess.run(
-        [*command, "--schedules", "7", "--first-seed", "1000"],
+        [*command, "--schedules", "10", "--first-seed", "1000"],
         capture_output=True,
         text=True,
         check=False,
@@ -20,6 +20,6 @@ def test_a_hostile_servicetitan_makes_no_change_happen_twice() -> None:
     """A short run of the schedules of `make torture-writes`."""
     command = [sys.executable, "-m", "st_memberships_orchestration_tests.torture_hostile"]
     ran = subprocess.run(
-        [*command, "--schedules", "5", "--seed", "2"], capture_output=True, text=True, check=False
+        [*command, "--schedules", "7", "--seed", "2"], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]

@@ -1,6 +1,6 @@
 """The job that notes what came of a call."""
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 import dagster as dg
@@ -56,13 +56,13 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         if not config.customer_id:
             raise dg.Failure("Say who was called: customer_id.", allow_retries=False)
         try:
-            settings.tenant(config.tenant)
+            now = datetime.now(settings.tenant(config.tenant).timezone)
             until = date.fromisoformat(config.until) if config.until else None
             call = Call(
                 config.customer_id,
                 config.outcome,
                 config.noted_by,
-                datetime.now(UTC),
+                now,
                 until,
                 config.note,
             )

@@ -50,7 +50,7 @@ class Call:
         customer_id: whom.
         outcome: what came of it.
         noted_by: who says so.
-        noted_at: when.
+        noted_at: when, on the contractor's clock.
         until: day until which nobody calls again; of a snoozed one, and of no other.
         note: what was said.
     """
@@ -75,8 +75,8 @@ def note(lake: Lake, tenant: str, call: Call) -> None:
     """
     if (call.until is None) == (call.outcome == Outcome.SNOOZED):
         raise CallRefused("Give a day with --until when it is snoozed, and only then.")
-    if call.until and call.until < call.noted_at.date():
-        raise CallRefused(f"{call.until} is over: give a day to come.")
+    if call.until and call.until <= call.noted_at.date():
+        raise CallRefused(f"{call.until} is no day to come: until then, nobody would wait.")
     if Forgotten(lake, tenant).among("customer", [call.customer_id]):
         raise CallRefused("This customer was forgotten: nothing is noted of one.")
     of_customer = f"customer_id = {call.customer_id}"

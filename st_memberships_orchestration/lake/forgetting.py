@@ -393,14 +393,14 @@ def traces(forgotten: Forgotten) -> Iterator[str]:
             if entry.type == pafs.FileType.File:
                 with files.open_input_file(entry.path) as file:
                     if (
-                        any(map(forgotten.mentions, _as_text(pq.ParquetFile(file))))
+                        any(map(forgotten.mentions, as_text(pq.ParquetFile(file))))
                         if entry.path.endswith(".parquet")
                         else forgotten.are_in(file.read())
                     ):
                         yield entry.path
 
 
-def _as_text(file: pq.ParquetFile) -> Iterator[str]:
+def as_text(file: pq.ParquetFile) -> Iterator[str]:
     """All values of a file that can hold an id, a batch at a time."""
     for batch in file.iter_batches():
         for column in batch.columns:

@@ -1,7 +1,7 @@
 """`st-memberships call-list` and `called`: whom to call, and what came of it."""
 
 import getpass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 from rich.table import Column, Table
@@ -75,7 +75,8 @@ def called(
     lake = _lake(settings, tenant)
     day = until.date() if until else None
     try:
-        note(lake, tenant, Call(customer, Outcome(outcome), by, datetime.now(UTC), day, said))
+        now = datetime.now(settings.tenant(tenant).timezone)
+        note(lake, tenant, Call(customer, Outcome(outcome), by, now, day, said))
     except (CallRefused, WrongKey) as error:
         raise click.ClickException(str(error)) from error
     from st_memberships_orchestration.defs.derived import derive_now

@@ -3,18 +3,22 @@
 import secrets
 import sqlite3
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow as pa
+import pyarrow.parquet as pq
 from sqlalchemy.engine import make_url
 
 from st_memberships_orchestration.lake.forgetting import (
     Forgotten,
     WrongKey,
+    as_text,
     belongings,
     clean,
     remove,
@@ -71,7 +75,8 @@ def build_command(run: Run, set_dagster_home: Callable[[], None]) -> click.Comma
         if remaining:
             listed = "\n  ".join(remaining)
             raise click.ClickException(
-                f"Something of them is left in:\n  {listed}\nStop what runs beside, and repeat."
+                f"Something of them is left, or may be, in:\n  {listed}\nStop what runs beside, "
+                "move away what cannot be searched, and repeat."
             )
         console.print("All tables, logs and files were searched: nothing of them is left here.")
         console.print("Left to you: backups, and copies that were taken of reports and tables.")
@@ -123,21 +128,35 @@ def _files(settings: Settings) -> Iterator[Path]:
         yield from (path for path in Path(folder).rglob("*") if path.is_file())
 
 
-def _mention(forgotten: Forgotten, paths: Iterable[Path]) -> Iterator[Path]:
-    """The files that hold something of them, spreadsheets and other packed ones included."""
-    for path in dict.fromkeys(paths):
-        if path.is_file():
-            parts = [path.read_bytes()]
-            with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as packed:
-                parts += map(packed.read, packed.namelist())
-            if any(map(forgotten.are_in, parts)):
-                yield path
+SEALED = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, pa.ArrowException)
+"""What a file raises that is damaged, locked by a password, or none of what its name says."""
+
+
+def _contents(path: Path) -> Iterator[bytes]:
+    """All that a file says: as it is, and what is packed in it."""
+    yield path.read_bytes()
+    if path.suffix == ".parquet":
+        yield from map(str.encode, as_text(pq.ParquetFile(path)))
+    elif zipfile.is_zipfile(path):  # spreadsheets, too
+        with zipfile.ZipFile(path) as packed:
+            yield from map(packed.read, packed.namelist())
+
+
+def _holding(forgotten: Forgotten, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """The files that hold something of them, and those of which it cannot be told, with why."""
+    for path in filter(Path.is_file, dict.fromkeys(paths)):
+        try:
+            if any(map(forgotten.are_in, _contents(path))):
+                yield path, ""
+        except SEALED as error:
+            yield path, str(error) or type(error).__name__
 
 
 def _forget_files(forgotten: Forgotten, paths: Iterable[Path]) -> None:
-    for path in _mention(forgotten, paths):
-        path.unlink()
-        console.print(f"  {path} deleted")
+    for path, sealed in _holding(forgotten, paths):
+        if not sealed:
+            path.unlink()
+            console.print(f"  {path} deleted")
 
 
 def _forget_writes(settings: Settings, forgotten: Forgotten) -> None:
@@ -179,11 +198,12 @@ def _vacuum(databases: Sequence[Path]) -> None:
 
 
 def _places(settings: Settings, forgotten: Forgotten) -> Iterator[str]:
-    """Files outside the lake that still mention somebody."""
+    """Files outside the lake that still mention somebody, or cannot be searched."""
     import dagster as dg
 
     with dg.DagsterInstance.get() as instance:
         folder = Path(instance.storage_directory()).parent
     lake = Path(settings.lake_uri).absolute()
     stored = (path for path in folder.rglob("*") if lake not in path.absolute().parents)
-    yield from map(str, _mention(forgotten, [*_files(settings), *stored]))
+    for path, sealed in _holding(forgotten, [*_files(settings), *stored]):
+        yield f"{path}, which cannot be searched ({sealed})" if sealed else str(path)
