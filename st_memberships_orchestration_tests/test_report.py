@@ -250,7 +250,8 @@ def test_what_is_brought_along_is_what_was_noted() -> None:
 def packed(html: str, name: str) -> dict[str, Any]:
     """The rows of a list as the page's script unpacks them."""
     (text,) = re.findall(rf'id="rows-{name}">([^<]*)</script>', html)
-    return json.loads(gzip.decompress(base64.b64decode(text)))
+    unpacked = json.loads(gzip.decompress(base64.b64decode(text)))
+    return unpacked | {"rows": [[*row] for row in zip(*unpacked["values"], strict=True)]}
 
 
 def test_every_list_is_whole_in_the_page_and_beside_it(made: Made) -> None:

@@ -77,13 +77,14 @@
     const bytes = Uint8Array.from(atob(packed.textContent), (char) => char.charCodeAt(0));
     const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const list = await new Response(unpacked).json();
+    const rows = list.values[0].map((_value, line) => list.values.map((values) => values[line]));
     const all = list.columns.map((column, place) => ({ ...column, place: place + list.first }));
     const columns = all.filter((column) => !column.hidden);
     const wanted = new Map();
     const tools = table.closest(".card").querySelector(".tools");
     table.tBodies[0].replaceChildren();
     const made = new DataTable(table, {
-      data: list.rows,
+      data: rows,
       columns: columns.map(({ kind, place, style }) => ({
         data: place,
         type: numbers.includes(kind) ? "num" : "string",
@@ -105,12 +106,12 @@
     });
     made.table().container().querySelector("nav")?.setAttribute("aria-label", `Pages of ${table.dataset.table}`);
     made.search.fixed("chosen", (_text, _row, line) =>
-      [...wanted].every(([place, test]) => test(list.rows[line][place])),
+      [...wanted].every(([place, test]) => test(rows[line][place])),
     );
     for (const { place, kind, heading, filter } of all) {
       if (!filter) continue;
       const of = kind === "day" ? (value) => value.slice(0, 7) : (value) => value;
-      const values = [...new Set(list.rows.map((row) => of(row[place])))].sort();
+      const values = [...new Set(list.values[place].map(of))].sort();
       const choice = document.createElement("select");
       choice.setAttribute("aria-label", heading);
       choice.add(new Option(kind === "day" ? `${heading}: all months` : `${heading}: all`, "*"));

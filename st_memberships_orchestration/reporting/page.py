@@ -69,7 +69,7 @@ def make_report(
     headline = next(row for row in numbers["headlines"] if row["tenant"] == facts.tenant)
     drawn = charts.draw(numbers)
     lists = {
-        name: table.lines(numbers[name], facts.tenant)
+        name: table.filed(numbers[name], facts.tenant)
         for name, table in TABLES.items()
         if table.is_list and numbers[name]
     }
@@ -102,7 +102,7 @@ def make_report(
             "number": NUMBER.pattern,
         },
     )
-    files = {name: TABLES[name].csv_of(lines) for name, lines in lists.items()}
+    files = {name: TABLES[name].csv_of(columns) for name, columns in lists.items()}
     return Report(html, drawn, headline, files)
 
 
