@@ -9,6 +9,7 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -171,20 +172,25 @@ def derive(
     name, needed = f"derived/{table.name}", _arguments(table)[0]
     stored = lake.find(name)
     sources = {source: lake.find(source) for source in needed.values()}
+    at = {source: _at(lake, source, tenant, version) for source, version in sources.items()}
 
-    def made(of: Mapping[str, DeltaTable | None]) -> int:
-        return origin_of(tenant, of, _code(), dict(clock), dict(options))
+    def made(of: Mapping[str, _At]) -> int:
+        files = {source: version.stamp for source, version in of.items()}
+        return origin_of(tenant, {}, files, _code(), dict(clock), dict(options))
 
-    origin, last = made(sources), made_of(stored, tenant)
+    origin, last = made(at), made_of(stored, tenant)
     if not full and last == origin:
         return None
     kept = kept_sums(lake, name, tenant, last) if table.adds_up and not full else None
     part = None
     if (table.key and not full) or kept:
         then = sources_then(lake, stored, tenant, sources)
-        if then is not None and made(then) == last:
-            part = _part(lake, table, tenant, then, sources)
-    at = {source: _at(lake, source, tenant, version) for source, version in sources.items()}
+        before = {
+            source: at[source] if version is sources[source] else _at(lake, source, tenant, version)
+            for source, version in (then or {}).items()
+        }
+        if before and made(before) == last:
+            part = _part(table, before, at)
     frames = part.frames if part else {arg: _held(at[source]) for arg, source in needed.items()}
     wanted = inspect.signature(table.of).parameters
     given = {arg: value for arg, value in clock.items() if arg in wanted} | dict(options)
@@ -265,19 +271,9 @@ class _Part(NamedTuple):
     of: dict[str, pa.Array]
 
 
-def _part(
-    lake: Lake,
-    table: Table,
-    tenant: str,
-    then: Mapping[str, DeltaTable | None],
-    sources: Mapping[str, DeltaTable | None],
-) -> _Part | None:
+def _part(table: Table, before: Mapping[str, "_At"], at: Mapping[str, "_At"]) -> _Part | None:
     """What the difference between sources can touch; None where that is the whole, or unknown."""
     needed = _arguments(table)[0]
-    before, at = (
-        {source: _at(lake, source, tenant, version) for source, version in versions.items()}
-        for versions in (then, sources)
-    )
     changed: dict[str, pa.Table] = {}
     for arg, source in needed.items():
         old, new = before[source], at[source]
@@ -290,7 +286,7 @@ def _part(
     links = {
         arg: _links(at[source], tuple(columns))
         for arg, source in needed.items()
-        if sources[source] is not None
+        if at[source].table is not None
         and len(columns := {**links_of(arg, table.key), **NAMES.get(arg, {})}) > 1
     }
     ids = touched(changed, links, table.key)
@@ -330,33 +326,26 @@ def _fixed(of: Mapping[str, pa.Array]) -> _Fixed:
     return tuple((name, tuple(sorted(ids.to_pylist()))) for name, ids in of.items())
 
 
-class _At(NamedTuple):
-    """A table at a version; the stamp tells it from one made anew under its name."""
+@dataclass(frozen=True)
+class _At:
+    """A table as it was opened; the stamp tells its files of the tenant from any others."""
 
     lake: Lake
     source: str
     tenant: str
-    version: int | None
     stamp: int
+    table: DeltaTable | None = field(compare=False)
 
 
 def _at(lake: Lake, source: str, tenant: str, table: DeltaTable | None) -> _At:
-    version = None if table is None else table.version()
-    return _At(lake, source, tenant, version, origin_of(tenant, {"": table}))
-
-
-@lru_cache(maxsize=64)
-def _opened(at: _At) -> DeltaTable | None:
-    if at.version is None:
-        return None
-    return DeltaTable(at.lake.address(at.source), version=at.version)
+    return _At(lake, source, tenant, origin_of(tenant, {"": table}), table)
 
 
 @lru_cache(maxsize=16)
 def _changed(before: _At, after: _At) -> pa.Table | None:
     """What differs between two versions, None where it is too much or what was then is gone."""
     try:
-        then, now = _opened(before), _opened(after)
+        then, now = before.table, after.table
         if then is None or now is None:
             return None
         return changed_rows(
@@ -375,9 +364,8 @@ def _changed(before: _At, after: _At) -> pa.Table | None:
 @lru_cache(maxsize=8)
 def _links(at: _At, columns: tuple[str, ...]) -> pa.Table:
     """Some columns of all rows, held for the next table, which needs them again."""
-    table = _opened(at)
-    assert table is not None
-    return scan(table, at.tenant, [f'"{name}"' for name in columns]).read_all()
+    assert at.table is not None
+    return scan(at.table, at.tenant, [f'"{name}"' for name in columns]).read_all()
 
 
 HELD_BYTES = 120_000_000
@@ -390,7 +378,7 @@ def _held(at: _At, of: _Fixed = None) -> pd.DataFrame:
     """A table or a part of it, held for the next table, which mostly needs the same."""
     if (at, of) not in _frames:
         ids = None if of is None else {name: pa.array(some, pa.int64()) for name, some in of}
-        frame = _frame(_opened(at), at.source, at.tenant, ids)
+        frame = _frame(at.table, at.source, at.tenant, ids)
         _frames[at, of] = int(frame.memory_usage().sum()), frame
     _frames.move_to_end((at, of))
     frame = _frames[at, of][1]

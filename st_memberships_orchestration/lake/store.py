@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -701,6 +701,16 @@ SEEN = "{} has seen {}"
 """Likewise for the version of a source, by which its rows of then can be read again."""
 
 
+@lru_cache(maxsize=64)
+def _of_version(address: str, version: int | None) -> DeltaTable:
+    """A table as it was; held, for one table after the other asks for the sources of then.
+
+    Of a table that was made anew meanwhile it can be the one before: whoever asks compares the
+    files (`origin_of`) with those that the rows were made of.
+    """
+    return DeltaTable(address, version=version)
+
+
 def sources_then(
     lake: Lake, table: DeltaTable | None, tenant: str, sources: Mapping[str, DeltaTable | None]
 ) -> dict[str, DeltaTable | None] | None:
@@ -723,7 +733,7 @@ def sources_then(
             then[name] = (
                 now
                 if now is None or now.version() == version
-                else DeltaTable(lake.address(name), version=version)
+                else _of_version(lake.address(name), version)
             )
         except DeltaError:  # its log was cleaned up, or it is another table
             return None
