@@ -76,8 +76,8 @@ audit: env  ## look for known vulnerabilities of what is locked (asks a service 
 sbom: env  ## write what is installed to sbom.json, as CycloneDX
 	@$(BIN)/uv tool run --from cyclonedx-bom cyclonedx-py environment --output-file sbom.json $(BIN)/python
 
-bench: env  ## measure reading beside its peers into docs/benchmarks.md (MEMBERSHIPS=n TAP=checkout)
-	@$(BIN)/python benchmarks/reading.py --memberships $(or $(MEMBERSHIPS),10000) $(if $(TAP),--tap $(TAP))
+bench: env  ## measure reading beside its peers into docs/benchmarks.md (MEMBERSHIPS=n TAP=checkout PART=one)
+	@$(BIN)/python benchmarks/reading.py --memberships $(or $(MEMBERSHIPS),10000) $(if $(TAP),--tap $(TAP)) $(if $(PART),--part $(PART))
 
 lock: env  ## resolve pyproject.toml anew into requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 from urllib.request import Request, urlopen
 
@@ -74,6 +75,22 @@ def append_changes(folder: Path, count: int, *, now: datetime) -> None:
     (folder / following).write_text(json.dumps(end))
     page = end | {"data": [visit | booked for visit in changed]}
     pages[-1].write_text(json.dumps(page))
+
+
+def show_again(folder: Path, every: int = 200) -> None:
+    """In the place of every so many-th row of a recorded feed, a later version of an earlier one.
+
+    As in an account whose records change while they are read.
+    """
+    shown: list[dict[str, Any]] = []
+    for page in sorted(folder.iterdir(), key=lambda page: int(page.name.removeprefix("page-"))):
+        envelope = json.loads(page.read_bytes())
+        rows = envelope["data"]
+        for place in range(every - 1, len(rows), every):
+            earlier, row = shown[place % len(shown)] if shown else rows[0], rows[place]
+            rows[place] = earlier | {name: row[name] for name in ("modifiedOn",) if name in row}
+        shown += rows[::every]
+        page.write_text(json.dumps(envelope, separators=(",", ":")))
 
 
 @contextmanager

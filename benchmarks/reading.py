@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 from measure import Cost, cost
-from pages import append_changes, record, serving
+from pages import append_changes, record, serving, show_again
 
 from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration.servicetitan.exports import ExportFeed
@@ -36,6 +36,8 @@ HERE = Path(__file__).parent
 REPO = HERE.parent
 CACHE = HERE / ".cache"
 PAGE = REPO / "docs" / "benchmarks.md"
+AGAIN = "every 200th row is a later version of a record shown before"
+HISTORIES = ("each record once", AGAIN)
 EVENTS = ("--feed", "recurring_service_events")
 
 
@@ -62,7 +64,7 @@ HEAPS = (
     "_RJEM_MALLOC_CONF",
     "OPENBLAS_NUM_THREADS",
 )
-PARTS = ("peers", "stages", "sync", "latency", "growth")
+PARTS = ("peers", "repeats", "stages", "sync", "latency", "growth")
 
 
 @click.command()
@@ -77,6 +79,7 @@ def main(memberships: int, rounds: int, tap: str | None, parts: tuple[str, ...])
     for part in parts:
         measured = {
             "peers": _peers,
+            "repeats": _repeats,
             "stages": _stages,
             "sync": _sync,
             "latency": _latency,
@@ -119,6 +122,30 @@ def _peers(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
         "costs": {name: [median(each) for each in zip(*runs, strict=True)]
                   for name, runs in costs.items()},
     }  # fmt: skip
+
+
+def _repeats(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
+    """The whole history beside the bare append, as it is, and with records shown again."""
+    floor = PEERS[0]
+    _install(floor, tap)
+    found: dict[str, Any] = {"memberships": memberships, "rounds": rounds, "costs": {}}
+    for history in HISTORIES:
+        ours, bare = [], []
+        with _pages(memberships, FEEDS) as (served, pages):
+            for feed in pages.iterdir() if history == AGAIN else ():
+                show_again(feed)
+            for _ in range(rounds):
+                with _folder() as folder:
+                    ours.append(_ours(served, folder)[0])
+                with _folder() as folder:
+                    bare.append(_peer(floor, served, folder)[0])
+        found["costs"][history] = {
+            who: [
+                median(getattr(cost, what) for cost in costs) for what in ("wall", "cpu", "peak_mb")
+            ]
+            for who, costs in (("ours", ours), ("bare", bare))
+        }
+    return found
 
 
 def _stages(memberships: int, rounds: int, tap: str | None) -> dict[str, Any]:
@@ -315,6 +342,7 @@ def _page(results: dict[str, Any]) -> str:
             "Quote ratios, not seconds.", ""]  # fmt: skip
     for part, write in (
         ("peers", _peers_text),
+        ("repeats", _repeats_text),
         ("stages", _stages_text),
         ("sync", _sync_text),
         ("latency", _latency_text),
@@ -357,6 +385,26 @@ def _row(title: str, rounds: int, rows: int, costs: list[float], ratio: str) -> 
     cells = (title, rounds, f"{rows:,}", f"{wall:.1f}", f"{cpu:.1f}", f"{peak:,.0f}",
              f"{rows / wall:,.0f}", ratio)  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def _repeats_text(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## With records that change while they are read",
+        "",
+        f"`make bench MEMBERSHIPS={found['memberships']} PART=repeats`: ours, with the memory "
+        f"settings of the image, in turns with the bare append; medians of rounds: "
+        f"{found['rounds']}.",
+        "",
+        "| history | ours, wall s | CPU s | peak MB | bare append, wall s | CPU s | ours is |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for history, costs in found["costs"].items():
+        (wall, cpu, peak), (bare_wall, bare_cpu, _) = costs["ours"], costs["bare"]
+        lines.append(
+            f"| {history} | {wall:.1f} | {cpu:.1f} | {peak:,.0f} | {bare_wall:.1f} "
+            f"| {bare_cpu:.1f} | {wall / bare_wall:.1f} x |"
+        )
+    return lines
 
 
 STAGES = {
