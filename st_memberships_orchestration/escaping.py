@@ -17,6 +17,9 @@ _INVISIBLE = re.compile(
 )
 """Letters and marks that show nothing, by Unicode's Default_Ignorable; and an empty pattern."""
 
+_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters that turn the order of those beside or after them, by Unicode's Bidi_Control."""
+
 _MARKS_STACKED = 4
 """A letter may carry so many marks; more would run over the lines above and below."""
 
@@ -37,6 +40,14 @@ _DOT = re.compile(r"(?<=\w)\.(?=[^\W\d])")
 FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")  # noqa: RUF001
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?")
 """How a cell begins that spreadsheets take for a formula; and numbers, which are none."""
+
+
+def unturned(text: str) -> str:
+    """The text with all spelled out that turns the direction of others, as `visible` does it.
+
+    For pages and files, whose readers see all other letters and signs as they are.
+    """
+    return _TURNING.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def visible(text: str, most: int | None = None) -> str:

@@ -137,6 +137,22 @@ def test_a_list_is_narrowed_and_what_is_left_is_downloaded(
     assert lines_of(downloaded(card, tmp_path)) == [head]
 
 
+def test_filters_offer_words_in_their_own_order(browser: Browser, made: Made) -> None:
+    page = opened(browser, made)
+    calls = the_list(page, "calls")
+    offered = {
+        heading: calls.get_by_label(heading, exact=True).locator("option").all_inner_texts()[1:]
+        for heading in ("Call", "Reason", "By")
+    }
+    assert offered["Call"] == list(formats.URGENCIES)
+    assert offered["Reason"] == [r for r in formats.REASONS.values() if r in offered["Reason"]]
+    assert offered["By"][-1] == "not known"
+    sort(calls, "Call", "ascending")
+    assert column(calls, "Call")[0] == formats.URGENCIES[0]
+    sort(calls, "Call", "descending")
+    assert column(calls, "Call")[0] == formats.URGENCIES[-1]
+
+
 def test_each_list_is_downloaded_as_it_lies_beside_the_page(
     browser: Browser, made: Made, tmp_path: Path
 ) -> None:
@@ -187,14 +203,14 @@ def test_ids_lead_into_servicetitan_and_nothing_is_fetched(browser: Browser, mad
     assert asked == []
 
 
-BROKEN_WORDS = """[...document.querySelectorAll("code")].flatMap(({ childNodes }) =>
+BROKEN_WORDS = """[...document.querySelectorAll("code, time")].flatMap(({ childNodes }) =>
     [...childNodes].filter((node) => {
         const range = document.createRange();
         range.selectNode(node);
         const lines = [...range.getClientRects()].filter(({ width }) => width > 0);
         return node.data && lines.length > 1;
     }).map(({ data }) => data))"""
-"""Words of commands and names that go over two lines."""
+"""Words of commands, names and days that go over two lines."""
 
 
 def assert_nothing_is_cut(page: Page) -> None:
@@ -213,6 +229,7 @@ def assert_nothing_is_cut(page: Page) -> None:
 def test_nothing_is_cut_on_a_phone(browser: Browser, made: Made) -> None:
     page = opened(browser, made, width=PHONE)
     assert_nothing_is_cut(page)
+    assert page.locator("#table-calls time").count() > 0
     assert page.evaluate(BROKEN_WORDS) == []
     page.screenshot(path=PICTURES / "report_on_a_phone.png")
 

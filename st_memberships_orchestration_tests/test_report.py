@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import re
+import shlex
+import shutil
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -318,6 +320,34 @@ def test_each_cell_says_what_it_sorts_by(made: Made) -> None:
         assert body.count("<td") == body.count(" data-order="), name
 
 
+def test_words_that_have_an_order_are_sorted_by_it(made: Made) -> None:
+    def sorted_by(name: str, place: int) -> list[str]:
+        part = made.html.split(f'data-table="{name}"')[1].split("</table>")[0]
+        rows = re.findall(r"<tr>(.*?)</tr>", part.split("<tbody>")[1], re.DOTALL)
+        found = [re.findall(r'data-order="([^"]*)"[^>]*>(.*?)</td>', row)[place] for row in rows]
+        return list(dict.fromkeys(text for _, text in sorted(found)))
+
+    assert sorted_by("calls", 2) == list(formats.URGENCIES)[: len(sorted_by("calls", 2))]
+    assert sorted_by("owed_by_age", 0)[1] == "8 to 30 days"
+    assert sorted_by("renewals_ahead", 0)[-1] == "later"
+    assert "overdue" not in sorted_by("billing", 0)[1:]
+    found = sorted_by("findings", 0)
+    assert found == [reason for reason in formats.REASONS.values() if reason in found]
+
+
+def test_the_command_of_the_page_notes_a_call_as_it_stands(
+    made: Made, location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    location.use(shared_sandbox)
+    shutil.copytree(made.lake.uri, location.lake.uri)
+    (command,) = re.findall(r"<code>([^<]* <wbr>called .*?)</code>", made.html)
+    program, *words = shlex.split(unescape(re.sub(r"<[^>]+>", "", command)))
+    assert program == "st-memberships"
+    said = CliRunner().invoke(main, words)
+    assert said.exit_code == 0, said.output
+    assert "Noted: called" in said.output
+
+
 def test_names_and_addresses_of_the_account_stand_in_place_of_ids(made: Made) -> None:
     units = ask(made.lake, "select distinct business_unit_id from derived.visits where is_owed")
     profile = TenantProfile(
@@ -334,7 +364,8 @@ def test_names_and_addresses_of_the_account_stand_in_place_of_ids(made: Made) ->
     rows = packed(html, "owed_visits")["rows"]
     assert {row[6][:5] for row in rows} <= {"Unit ", ""}
     assert not any(row[5].startswith("Type ") for row in rows)
-    customer, location = next(row[2:4] for row in rows if all(row[2:4]))
+    # Of a service without a membership nobody knows the customer.
+    customer, location = next(row[2:4] for row in rows if row[2] and row[3])
     assert f'<a href="https://next.example.com/#/Customer/{customer}">{customer}</a>' in html
     assert f'<a href="https://next.example.com/#/Location/{location}">{location}</a>' in html
     assert "go.servicetitan.com" not in html
@@ -474,6 +505,22 @@ def test_names_from_outside_are_text_and_never_markup(made: Made) -> None:
     assert "<script>alert" not in html
     assert html.count("&lt;script&gt;") > 20
     assert packed(html, "owed_visits")["rows"][0][4] == evil
+
+
+def test_a_name_turns_nothing_beside_it(made: Made) -> None:
+    tables = tables_of(made.lake)
+    turning = "\u202edloG\u2067\u200f"
+    tables["membership_types"] = replaced(tables["membership_types"], "name", turning)
+    tables["call_list"] = replaced(tables["call_list"], "what_to_say", f"{turning}: 2026-12-05.")
+    profile = TenantProfile("acme", name=turning)
+    report = make_report(tables, facts(profile=profile), tenants=["acme"])
+    shown = "⟨U+202E⟩dloG⟨U+2067⟩⟨U+200F⟩"
+    assert f"<h1>Memberships of {shown}</h1>" in report.html
+    assert f"{shown}: <time>2026-12-05</time>." in report.html
+    assert shown in {row[5] for row in packed(report.html, "owed_visits")["rows"]}
+    assert shown in report.lists["calls"]
+    for text in (report.html, *report.lists.values()):
+        assert not re.search("[\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
 
 
 def test_a_cell_of_a_list_is_no_formula_in_the_file(made: Made) -> None:

@@ -17,7 +17,7 @@ from pydantic_settings import SettingsError
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.settings import Settings, _timezones, data_folder
+from st_memberships_orchestration.settings import Settings, _timezones, data_folder, program
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
@@ -558,3 +558,20 @@ def test_each_time_zone_that_is_taken_is_one_to_duckdb_too() -> None:
     with duckdb.connect() as connection:
         for name in _timezones():
             connection.execute("select timezone(?, timestamptz '2026-01-01 00:00:00Z')", [name])
+
+
+@pytest.mark.parametrize(
+    ("typed", "python", "shown"),
+    [
+        (".venv/bin/st-memberships", "/elsewhere/bin/python", ".venv/bin/st-memberships"),
+        ("/usr/bin/st-memberships", "/usr/bin/python", "st-memberships"),
+        ("/opt/bin/dagster-daemon", "{here}/.venv/bin/python", ".venv/bin/st-memberships"),
+        ("-m", "/opt/bin/python", "st-memberships"),
+    ],
+)
+def test_a_shown_command_can_be_typed_in_this_folder(
+    monkeypatch: pytest.MonkeyPatch, typed: str, python: str, shown: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [typed])
+    monkeypatch.setattr(sys, "executable", python.format(here=Path.cwd()))
+    assert program() == shown

@@ -26,7 +26,7 @@ from st_memberships_orchestration.reporting.facts import (
 )
 from st_memberships_orchestration.reporting.queries import NEEDS, Need
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, program
 
 if TYPE_CHECKING:  # Dagster does not show this type
     from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
@@ -121,6 +121,7 @@ def provenance_of(
         checks=_checks(instance, check_keys, tenant, zone),
         definitions={table.name: table.description for table in TABLES},
         derived=instance.get_materialized_partitions(MEMBERS),
+        program=program(),
     )
 
 

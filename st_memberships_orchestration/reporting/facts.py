@@ -83,6 +83,7 @@ class Provenance:
         checks: latest results; empty if none ever ran.
         definitions: name of each derived table, and what it says.
         derived: tenants whose numbers were ever computed; of others nothing is known.
+        program: what is typed to start the command line.
     """
 
     profile: TenantProfile
@@ -92,6 +93,7 @@ class Provenance:
     checks: Sequence[Check]
     definitions: Mapping[str, str]
     derived: Collection[str] = ()
+    program: str = "st-memberships"
 
     @property
     def tenant(self) -> str:

@@ -10,13 +10,17 @@ NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 REASONS = {
+    "bill_cannot_be_charged": "Bill cannot be charged",
+    "ending_soon": "Ending soon",
     "expired_not_renewed": "Expired and not renewed",
     "bill_date_past": "Next bill date has passed",
+    "visit_owed": "Visit owed",
     "no_billing_template": "No billing template",
     "no_payment_method": "No card, bank account or kind of payment",
     "billing_template_not_positive": "Billing template totals zero or less",
     "price_unknown": "No price can be told",
     "suspended_long": "Suspended for long",
+    "plan_switch": "Plan is no longer sold",
     "visit_open_after_end": "Visit still open after the membership ended",
     "visit_long_owed": "Visit owed for long",
     "service_missing": "Services of the type are missing",
@@ -27,6 +31,8 @@ REASONS = {
     "no_service": "No recurring service in use",
     "no_future_visit": "No visit planned from today on",
 }
+"""Reasons of findings and calls, in the order in which their tables declare them."""
+
 URGENCIES = ("today", "this week", "when there is time")
 """When to call, by `urgency` from 1."""
 
@@ -131,6 +137,14 @@ def phrase(word: str) -> str:
     return phrases.get(word, word.replace("_", " "))
 
 
+_ISO_DAY = re.compile(r"\b\d{4}-\d\d-\d\d\b")
+
+
+def whole_days(text: str) -> Markup:
+    """The text as HTML, whose ISO days break at no hyphen."""
+    return Markup(_ISO_DAY.sub(r"<time>\g<0></time>", str(escape(text))))
+
+
 _SOURCES = re.compile(
     r"[;,.]?\s+(?:[a-z][a-z ]*:\s+)?"
     r"\(?reference\s+sections?\s+[\d.]*\d(?:(?:,| and) [\d.]*\d)*\)?"
@@ -141,7 +155,7 @@ _SOURCES = re.compile(
 def prose(text: str) -> Markup:
     """Paragraphs of a docstring as HTML, with its `code` set apart; that breaks between words."""
     text = _SOURCES.sub("", text)
-    paragraphs = [str(escape(part)) for part in re.split(r"\n\s*\n", text.strip()) if part]
+    paragraphs = [str(whole_days(part)) for part in re.split(r"\n\s*\n", text.strip()) if part]
     coded = (re.sub(r"`([^`]+)`", _code, part) for part in paragraphs)
     return Markup("".join(f"<p>{part}</p>" for part in coded))
 

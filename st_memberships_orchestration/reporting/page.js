@@ -9,6 +9,7 @@
   const escaped = DataTable.render.text().display;
   const grouped = new Intl.NumberFormat("en-US");
   const cents = new Intl.NumberFormat("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+  const natural = new Intl.Collator("en", { numeric: true });
   const minus = (text) => text.replace("-", "\u2212");
   const shown = {
     count: (value) => minus(grouped.format(value)),
@@ -28,13 +29,29 @@
     return `${months[Number(day.slice(5, 7)) - 1]} ${day.slice(0, 4)}`;
   }
 
-  function cell(value, kind) {
+  function text(value, kind) {
     if (value === "") return "\u2013";
+    return shown[kind] ? shown[kind](value) : escaped(String(value));
+  }
+
+  // Its ISO days break at no hyphen.
+  function cell(value, kind) {
     const place = said.places[kind];
     if (place && /^\d+$/.test(value)) {
       return `<a href="${escaped(said.site)}/${place.replace("{}", value)}">${value}</a>`;
     }
-    return shown[kind] ? shown[kind](value) : escaped(String(value));
+    return text(value, kind).replace(/\b\d{4}-\d\d-\d\d\b/g, "<time>$&</time>");
+  }
+
+  // Of words that have an order of their own.
+  function rank(word, order) {
+    const found = order.indexOf(word);
+    return found < 0 ? order.length : found;
+  }
+
+  // What is not known comes last.
+  function inOrder(words, order) {
+    return words.sort((a, b) => (a === "") - (b === "") || rank(a, order) - rank(b, order) || natural.compare(a, b));
   }
 
   function csv(head, lines) {
@@ -66,7 +83,7 @@
       csv(
         [...table.tHead.rows[0].cells].map((heading) => heading.dataset.key),
         [...table.querySelectorAll("tbody tr, tfoot tr")].map((row) =>
-          [...row.cells].map((one) => one.dataset.order ?? one.textContent),
+          [...row.cells].map((one) => one.dataset.filed ?? one.dataset.order ?? one.textContent),
         ),
       ),
     );
@@ -85,13 +102,15 @@
     table.tBodies[0].replaceChildren();
     const made = new DataTable(table, {
       data: rows,
-      columns: columns.map(({ kind, place, style }) => ({
+      columns: columns.map(({ kind, place, style, order }) => ({
         data: place,
         type: numbers.includes(kind) ? "num" : "string",
         className: style,
         render: (value, use) => {
-          if (use === "display" || (use === "filter" && !isId(kind))) return cell(value, kind);
+          if (use === "display") return cell(value, kind);
+          if (use === "filter" && !isId(kind)) return text(value, kind);
           if (use !== "sort") return value;
+          if (order.length) return `${String(rank(value, order)).padStart(2, "0")} ${value}`;
           return isId(kind) ? value.padStart(20, "0") : kind === "day" ? value || "later" : value;
         },
         createdCell: (one, _value, _row, _line, at) => (one.dataset.label = columns[at].heading),
@@ -108,10 +127,10 @@
     made.search.fixed("chosen", (_text, _row, line) =>
       [...wanted].every(([place, test]) => test(rows[line][place])),
     );
-    for (const { place, kind, heading, filter } of all) {
+    for (const { place, kind, heading, filter, order } of all) {
       if (!filter) continue;
       const of = kind === "day" ? (value) => value.slice(0, 7) : (value) => value;
-      const values = [...new Set(list.values[place].map(of))].sort();
+      const values = inOrder([...new Set(list.values[place].map(of))], order);
       const choice = document.createElement("select");
       choice.setAttribute("aria-label", heading);
       choice.add(new Option(kind === "day" ? `${heading}: all months` : `${heading}: all`, "*"));

@@ -11,7 +11,7 @@ import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
-from st_memberships_orchestration.escaping import FORMULA, NUMBER
+from st_memberships_orchestration.escaping import FORMULA, NUMBER, unturned
 from st_memberships_orchestration.reporting import charts, formats
 from st_memberships_orchestration.reporting.caveats import caveats, certainty
 from st_memberships_orchestration.reporting.charts import Chart
@@ -103,7 +103,7 @@ def make_report(
         },
     )
     files = {name: TABLES[name].csv_of(columns) for name, columns in lists.items()}
-    return Report(html, drawn, headline, files)
+    return Report(unturned(html), drawn, headline, files)
 
 
 def _part(name: str) -> Markup:

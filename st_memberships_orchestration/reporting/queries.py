@@ -160,6 +160,16 @@ HEADLINES = """
 LAST_YEAR = "month > (select max(month) - interval 12 month from members_monthly)"
 """The running month and the eleven before it."""
 
+AGES = (
+    ("0 to 7 days", 0, 7),
+    ("8 to 30 days", 8, 30),
+    ("31 to 60 days", 31, 60),
+    ("61 to 90 days", 61, 90),
+    ("91 to 180 days", 91, 180),
+    ("over 180 days", 181, 1_000_000),
+)
+"""How long visits are owed, with the first and the last day of each."""
+
 DIFFERENCES = {
     "hidden": "of types no longer active",
     "intermediate_step": "followed by another step",
@@ -289,12 +299,10 @@ SECTIONS: Mapping[str, str] = {
         from renewals where not is_renewed and days_left <= {SOON_DAYS}
         order by days_left < 0, days_left, monthly_value desc nulls last, membership_id
     """,
-    "owed_by_age": """
+    "owed_by_age": f"""
         select age, count(v.event_id) as visits,
             count(distinct v.membership_id) as memberships
-        from (values ('0 to 7 days', 0, 7), ('8 to 30 days', 8, 30),
-            ('31 to 60 days', 31, 60), ('61 to 90 days', 61, 90), ('91 to 180 days', 91, 180),
-            ('over 180 days', 181, 1000000)) as ages (age, low, high)
+        from (values {", ".join(map(str, AGES))}) as ages (age, low, high)
         left join visits v on v.days_overdue between low and high
         group by age, low order by low
     """,

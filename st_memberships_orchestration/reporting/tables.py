@@ -16,11 +16,11 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, TypeAlias, TypeVar
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from st_memberships_orchestration.escaping import csv_cell
+from st_memberships_orchestration.escaping import csv_cell, unturned
 from st_memberships_orchestration.reporting import formats
-from st_memberships_orchestration.reporting.queries import Row
+from st_memberships_orchestration.reporting.queries import AGES, Row
 
 SHOWN_PLAIN = 20
 """Rows of a list that stand in the page; and on each of its pages, with scripts."""
@@ -74,6 +74,7 @@ class PageColumn:
         is_filter: a list can be narrowed to one of its values; of days, to a month.
         csv: heading in the CSV file, if a job asks for another one.
         is_hidden: it is in the CSV file only, and among the filters if it is one.
+        order: of values that have an order of their own, by which they are sorted and offered.
     """
 
     key: str
@@ -82,6 +83,7 @@ class PageColumn:
     is_filter: bool = False
     csv: str = ""
     is_hidden: bool = False
+    order: Sequence[str] = ()
 
     @property
     def style(self) -> str:
@@ -156,6 +158,7 @@ class PageTable:
                 "style": c.style,
                 "filter": c.is_filter,
                 "hidden": c.is_hidden,
+                "order": c.order,
             }
             for c in self.columns
         ]
@@ -209,21 +212,27 @@ def as_shown(row: Row, column: PageColumn) -> str:
 
 def _word(value: Any, column: PageColumn) -> str:
     """Words for a value; only of a truth it is an answer that it is not known."""
-    return "" if value is None and column.kind != "truth" else str(WORDS[column.kind](value))
+    if value is None and column.kind != "truth":
+        return ""
+    return unturned(WORDS[column.kind](value))
 
 
 def cell(row: Row, column: PageColumn, site: str) -> Markup:
-    """A value as a cell of the page, with what it sorts by.
+    """A value as a cell of the page, with what it sorts by, and what a file has if that differs.
 
-    That stands in each cell: whether a column has it, the library asks of its first row.
+    The first stands in each cell: whether a column has it, the library asks of its first row.
     """
-    shown = as_shown(row, column)
-    text: Any = escape(shown)
+    shown, filed = as_shown(row, column), as_filed(row[column.key], column)
+    attributes = Markup('data-order="{}"').format(filed)
+    if column.order:
+        place = column.order.index(shown) if shown in column.order else len(column.order)
+        attributes = Markup('data-order="{:02} {}" data-filed="{}"').format(place, filed, filed)
+    text: Any = formats.whole_days(shown)
     if column.kind in PLACES and row[column.key] is not None:
         address = f"{site}/{PLACES[column.kind].format(int(row[column.key]))}"
         text = Markup('<a href="{}">{}</a>').format(address, shown)
-    return Markup('<td class="{}" data-label="{}" data-order="{}">{}</td>').format(
-        column.style, column.heading, as_filed(row[column.key], column), text
+    return Markup('<td class="{}" data-label="{}" {}>{}</td>').format(
+        column.style, column.heading, attributes, text
     )
 
 
@@ -235,7 +244,9 @@ MEMBERSHIP = PageColumn("membership_id", "Membership", "membership")
 PLAN = PageColumn("plan", "Plan", is_filter=True)
 UNIT = PageColumn("business_unit", "Business unit", is_filter=True)
 SELLER = PageColumn("seller", "Sold by", is_filter=True)
-REASON = PageColumn("reason", "Reason", "word", is_filter=True)
+REASONS = tuple(formats.REASONS.values())
+REASON = PageColumn("reason", "Reason", "word", is_filter=True, order=REASONS)
+BUCKETS = tuple(formats.BUCKETS.values())
 UNPRICED = PageColumn("unpriced", "Without a price", "count")
 BACKDATED = PageColumn("backdated", "Backdated", "count")
 BACKDATED_MEANS = "Backdated ones are valued by what is known from later on only."
@@ -269,8 +280,8 @@ _TABLES = (
         (
             PageColumn("rank", "No.", "count"),
             CUSTOMER,
-            PageColumn("urgency", "Call", is_filter=True),
-            PageColumn("reason", "Reason", "word", is_filter=True, is_hidden=True),
+            PageColumn("urgency", "Call", is_filter=True, order=formats.URGENCIES),
+            PageColumn("reason", "Reason", "word", is_filter=True, is_hidden=True, order=REASONS),
             PLAN,
             UNIT,
             PageColumn("money", "Money", "money"),
@@ -510,7 +521,7 @@ _TABLES = (
         "Value is the price per month; of memberships paid upfront, the price divided by the "
         "months.",
         (
-            PageColumn("bucket", "Term ends", "word"),
+            PageColumn("bucket", "Term ends", "word", order=BUCKETS),
             PageColumn("open", "Not renewed", "count"),
             PageColumn("monthly_value", "Value per month", "money"),
             UNPRICED,
@@ -575,7 +586,7 @@ _TABLES = (
         "ends: a reason to call. A year is inferred where there is no term; visits that recurrence "
         "rules will bring are among the entitled.",
         (
-            PageColumn("bucket", "Ends", "word"),
+            PageColumn("bucket", "Ends", "word", order=BUCKETS),
             PageColumn("members", "Members with visits left", "count"),
             PageColumn("entitled", "Entitled", "count"),
             PageColumn("used", "Used", "count"),
@@ -586,7 +597,7 @@ _TABLES = (
         "owed_by_age",
         "By age",
         (
-            PageColumn("age", "Since they were due"),
+            PageColumn("age", "Since they were due", order=[age for age, _, _ in AGES]),
             PageColumn("visits", "Visits", "count"),
             PageColumn("memberships", "Memberships", "count"),
         ),
@@ -667,7 +678,7 @@ _TABLES = (
         "findings",
         "",
         (
-            PageColumn("reason", "What", "word"),
+            PageColumn("reason", "What", "word", order=REASONS),
             PageColumn("findings", "Findings", "count"),
             PageColumn("money", "Money at stake", "money"),
             PageColumn("basis", "Measured in", "word"),
@@ -731,7 +742,7 @@ _TABLES = (
         "billing",
         "",
         (
-            PageColumn("due_in", "Due in days"),
+            PageColumn("due_in", "Due in days", order=("overdue",)),
             PageColumn("payment", "Payment", "payment"),
             PageColumn("bills", "Bills", "count"),
             PageColumn("projected", "Of them projected", "count"),

@@ -12,10 +12,9 @@ from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, CallRefuse
 from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reporting.formats import URGENCIES
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import Settings, program
 from st_memberships_orchestration.terminal.screen import (
     console,
-    program,
     read_settings,
     refuse_unknown,
     typed,

@@ -36,11 +36,10 @@ from st_memberships_orchestration.servicetitan.checkup import examine
 from st_memberships_orchestration.servicetitan.exports import iso
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration.settings import NO_TENANT
+from st_memberships_orchestration.settings import NO_TENANT, program
 from st_memberships_orchestration.terminal import calls, campaigns, digest, forget, writes
 from st_memberships_orchestration.terminal.screen import (
     console,
-    program,
     read_settings,
     refuse_unknown,
 )

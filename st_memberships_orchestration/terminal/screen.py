@@ -1,7 +1,6 @@
-"""What all commands share: the screen, the settings in words, and the name they were called by."""
+"""What all commands share: the screen, and the settings in words."""
 
 import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -40,8 +39,3 @@ def refuse_unknown(settings: Settings, tenant: str) -> None:
 def typed(word: Path | str) -> str:
     """A path or name as it has to be typed, for the screen: blanks and brackets are part of it."""
     return escape(shlex.quote(str(word)))
-
-
-def program() -> str:
-    """What the user typed to start us, so that a shown command can be pasted."""
-    return "st-memberships" if Path(sys.argv[0]).is_absolute() else sys.argv[0]

@@ -17,8 +17,14 @@ from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
-from st_memberships_orchestration.settings import NO_TENANT, Settings, data_folder, this_user
-from st_memberships_orchestration.terminal.screen import console, program, read_settings, typed
+from st_memberships_orchestration.settings import (
+    NO_TENANT,
+    Settings,
+    data_folder,
+    program,
+    this_user,
+)
+from st_memberships_orchestration.terminal.screen import console, read_settings, typed
 from st_memberships_orchestration.writing.apply import DryRun, Locked
 from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.changes import (
