@@ -598,8 +598,11 @@ def commands_page() -> str:
         parts.append(_command(name, command))
         if isinstance(command, click.Group):
             kinds = sorted(command.commands.items())
-            parts += ["All kinds take the same options:\n", _options_of(kinds[0][1])]
-            parts += [f"### {name} {short}\n\n{_usage(kind)}" for short, kind in kinds]
+            if len(options := {_options_of(kind) for _, kind in kinds}) == 1:
+                parts += ["All kinds take the same options:\n", *options]
+                parts += [f"### {name} {short}\n\n{_usage(kind)}" for short, kind in kinds]
+            else:
+                parts += [f"#{_command(f'{name} {short}', kind)}" for short, kind in kinds]
     return "\n".join(parts)
 
 
@@ -616,6 +619,7 @@ def _command(name: str, command: click.Command) -> str:
 def _usage(command: click.Command) -> str:
     r"""The help as Markdown: columns, which click sets apart with a `\b`, as a list."""
     text, _, columns = inspect.cleandoc(command.help or "").partition("\b\n")
+    columns = re.sub(r"\n {4,}", " ", columns)  # what goes on in the next line
     title, *lines = [line.strip() for line in columns.splitlines() if line.strip()] or [""]
     listed = [re.sub(r"^(\w+)", r"- `\1`", line) for line in lines]
     return "\n".join([text.strip(), "", title, "", *listed]).strip() + "\n"

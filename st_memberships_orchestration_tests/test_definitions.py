@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from dagster import AssetKey, TableSchema
 from pydantic import ValidationError
 
@@ -184,6 +185,15 @@ def test_nothing_that_users_had_is_gone(location: Location) -> None:
     settings = {f"ST_{name.upper()}" for name in Settings.model_fields}
     of_tenants = {f"ST_TENANTS__<NAME>__{name.upper()}" for name in Tenant.model_fields}
     assert set(had["settings"]) <= settings | of_tenants
+
+
+def test_help_is_whole_in_a_narrow_terminal() -> None:
+    for name in {"", *dict(options_of(main))} - {"webserver"}:  # whose help is Dagster's
+        said = CliRunner().invoke(main, [*name.split(), "--help"], terminal_width=80)
+        assert said.exit_code == 0
+        for line in said.output.splitlines():
+            assert len(line) <= 80, line
+            assert not line.endswith("...") or line.startswith("Usage:"), line
 
 
 def test_everything_is_described(location: Location) -> None:

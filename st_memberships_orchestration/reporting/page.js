@@ -34,13 +34,14 @@
     return shown[kind] ? shown[kind](value) : escaped(String(value));
   }
 
-  // Its ISO days break at no hyphen.
+  // The ISO days of a sentence break at no hyphen.
   function cell(value, kind) {
     const place = said.places[kind];
     if (place && /^\d+$/.test(value)) {
       return `<a href="${escaped(said.site)}/${place.replace("{}", value)}">${value}</a>`;
     }
-    return text(value, kind).replace(/\b\d{4}-\d\d-\d\d\b/g, "<time>$&</time>");
+    const all = text(value, kind);
+    return kind === "long" ? all.replace(/\b\d{4}-\d\d-\d\d\b/g, "<time>$&</time>") : all;
   }
 
   // Of words that have an order of their own.

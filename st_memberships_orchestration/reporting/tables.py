@@ -227,7 +227,7 @@ def cell(row: Row, column: PageColumn, site: str) -> Markup:
     if column.order:
         place = column.order.index(shown) if shown in column.order else len(column.order)
         attributes = Markup('data-order="{:02} {}" data-filed="{}"').format(place, filed, filed)
-    text: Any = formats.whole_days(shown)
+    text: Any = formats.whole_days(shown) if column.kind == "long" else shown
     if column.kind in PLACES and row[column.key] is not None:
         address = f"{site}/{PLACES[column.kind].format(int(row[column.key]))}"
         text = Markup('<a href="{}">{}</a>').format(address, shown)

@@ -28,7 +28,7 @@ from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import program
-from st_memberships_orchestration.terminal.screen import console, typed
+from st_memberships_orchestration.terminal.screen import Group, console, typed
 from st_memberships_orchestration.terminal.writes import keep, planned, show, show_how_to_send, work
 from st_memberships_orchestration.writing.changes import find_plan
 from st_memberships_orchestration.writing.kinds.catalogue import KINDS
@@ -36,7 +36,7 @@ from st_memberships_orchestration.writing.plans import Plan
 from st_memberships_orchestration.writing.rows import Row
 
 
-@click.group()
+@click.group(cls=Group)
 def campaign() -> None:
     """Plan a change for many members, with a forecast of what it does. Sends nothing.
 
@@ -51,9 +51,11 @@ def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--occasion", default="", help="Any word: plan again what was done already."),
         click.option("--tenant", default="", help="Key of the tenant, if several are configured."),
         click.option("--sql", default="", help="A query over the lake whose column `id` says who."),
-        click.option("--unit", "units", type=int, multiple=True, help="Business unit; repeatable."),
         click.option(
-            "--type", "types", multiple=True, help="Membership type: id or name; likewise."
+            "--unit", "units", type=int, multiple=True, help="Business unit, by id; repeatable."
+        ),
+        click.option(
+            "--type", "types", multiple=True, help="Membership type, by id or name; repeatable."
         ),
     ):
         command = option(command)
@@ -154,7 +156,7 @@ def _run(
         path = keep(ledger, ready.plan)
         keep_forecast(lake, ready.plan, ready.lines, now)
         _show_forecast(ready)
-        console.print(f"\nThe plan is {escape(str(path))}. Read each change of it:", soft_wrap=True)
+        console.print(f"\nThe plan is {typed(path)}. Read each change of it:", soft_wrap=True)
         console.print(f"  {program()} apply {typed(path)}", soft_wrap=True)
         show_how_to_send(path, ready.plan)
         console.print("After the next sync, what it did against the forecast:")

@@ -39,9 +39,11 @@ from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 from st_memberships_orchestration.settings import NO_TENANT, program
 from st_memberships_orchestration.terminal import calls, campaigns, digest, forget, writes
 from st_memberships_orchestration.terminal.screen import (
+    Group,
     console,
     read_settings,
     refuse_unknown,
+    typed,
 )
 
 DATA = Path(".data")
@@ -64,7 +66,7 @@ QUIET_SERVER = ("--code-server-log-level", "error", "--dagster-log-level", "warn
 Day = click.DateTime(["%Y-%m-%d"])
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Says in a sentence what storage refused; all other errors of ours have their own words."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -116,17 +118,14 @@ def demo(memberships: int, seed: int) -> None:
         for tenant in tenants:  # whose page shows what the checks found
             _run("derive", tenant)
         _show_headlines()
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:")
+    reports, me = typed(Path(read_settings().report_dir)), program()
     console.print(
-        f"  open {read_settings().report_dir}/*.html    each tenant's report, in any browser",
-        soft_wrap=True,
-    )
-    me = program()
-    console.print(
-        f"  {me} ui    all of it in the Dagster web UI (these runs: Runs > All)", soft_wrap=True
-    )
-    console.print(
-        f'  {me} query "select status, count(*) from current.memberships group by all"',
+        f"\nDone in {time.monotonic() - started:.0f} s. Each tenant's report, for any browser:\n"
+        f"  {reports}/*.html\n"
+        "All of it in the Dagster web UI (these runs: Runs > All):\n"
+        f"  {me} ui\n"
+        "The tables, in SQL:\n"
+        f'  {me} query "select status, count(*)\n    from current.memberships group by all"',
         soft_wrap=True,
     )
 
@@ -143,7 +142,7 @@ def ui(port: int) -> None:
         _serve(port)
     else:
         with _demo_sandbox() as url:
-            _serve(port, f" The sandbox answers at {url}.")
+            _serve(port, f"\nThe sandbox answers at {url}.")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -176,7 +175,8 @@ def sync(tenants: tuple[str, ...]) -> None:
     "feeds",
     multiple=True,
     type=click.Choice([feed.name for feed in FEEDS]),
-    help="Only this feed; may be repeated.",
+    metavar="FEED",
+    help=f"Only this feed; may be repeated. Of {', '.join(feed.name for feed in FEEDS)}.",
 )
 def backfill(
     tenants: tuple[str, ...], first: datetime, last: datetime, feeds: tuple[str, ...]

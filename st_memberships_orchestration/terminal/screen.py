@@ -14,6 +14,16 @@ from st_memberships_orchestration.settings import Settings, UnknownTenant
 console = Console(emoji=False)  # no text of anybody's is made into pictures
 
 
+class Group(click.Group):
+    """Commands whose sentences stand whole in the help; click cuts them off at the edge."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands."""
+        rows = [(name, one.get_short_help_str(1_000)) for name, one in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(rows))
+
+
 def read_settings() -> Settings:
     """The settings; what is wrong with them becomes one message."""
     try:
@@ -37,5 +47,7 @@ def refuse_unknown(settings: Settings, tenant: str) -> None:
 
 
 def typed(word: Path | str) -> str:
-    """A path or name as it has to be typed, for the screen: blanks and brackets are part of it."""
+    """A path or name as it has to be typed here, for the screen: blanks and brackets included."""
+    if isinstance(word, Path) and word.is_relative_to(Path.cwd()):
+        word = word.relative_to(Path.cwd())
     return escape(shlex.quote(str(word)))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 
 import click
 import sqlalchemy.exc
@@ -24,7 +25,7 @@ from st_memberships_orchestration.settings import (
     program,
     this_user,
 )
-from st_memberships_orchestration.terminal.screen import console, read_settings, typed
+from st_memberships_orchestration.terminal.screen import Group, console, read_settings, typed
 from st_memberships_orchestration.writing.apply import DryRun, Locked
 from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.changes import (
@@ -61,8 +62,11 @@ from st_memberships_orchestration.writing.presentation import (
 from st_memberships_orchestration.writing.rows import BadRows, Row, read_rows
 from st_memberships_orchestration.writing.undo import reversal
 
+HELP_WIDTH = 76
+"""Characters of a line that click does not wrap itself, in a terminal of 80."""
 
-@click.group()
+
+@click.group(cls=Group)
 def plan() -> None:
     """Plan changes: read each record fresh and show what would change. Sends nothing.
 
@@ -92,7 +96,12 @@ def _plan_command(kind: Kind) -> click.Command:
             _show_made(ledger, made)
 
     columns = "\n".join(
-        f"  {name}{f' ({note})' if note else ''}: {meaning}"
+        fill(
+            f"{name}{f' ({note})' if note else ''}: {meaning}",
+            HELP_WIDTH,
+            initial_indent="  ",
+            subsequent_indent="      ",
+        )
         for name, note, meaning in column_help(kind)
     )
     return click.command(
@@ -268,7 +277,7 @@ def keep(ledger: Ledger, plan: Plan) -> Path:
 def _show_made(ledger: Ledger, plan: Plan) -> None:
     path = keep(ledger, plan)
     show_plan(plan)
-    console.print(f"\nThe plan is {escape(str(path))}. Read it.", soft_wrap=True)
+    console.print(f"\nThe plan is {typed(path)}. Read it.", soft_wrap=True)
     show_how_to_send(path, plan)
 
 
