@@ -1,5 +1,6 @@
 """Forgetting a customer: nothing of one is left in any byte, and nothing brings one back."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -15,7 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from st_memberships_orchestration.lake.forgetting import Forgotten, WrongKey, belongings, remove
+from st_memberships_orchestration.lake.forgetting import (
+    Forgotten,
+    WrongKey,
+    belongings,
+    numbers,
+    remove,
+)
 from st_memberships_orchestration.lake.quarantine import quarantine
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.process import RunningSandbox
@@ -105,6 +112,10 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     (outbox / "from excel.csv").write_bytes(f"id\r\n{customer}".encode("utf-16"))
     (outbox / "floats.csv").write_text(f"customer_id\n{customer}.0\n")
     (outbox / "said.txt").write_text(f"Nothing is left of {customer}.")
+    (outbox / "windows.csv").write_bytes(
+        f"id\r\n{customer:,}".replace(",", "\xa0").encode("cp1252")
+    )
+    (outbox / f"{customer}.txt").write_text("named so")
     with zipfile.ZipFile(outbox / "book.xlsx", "w", zipfile.ZIP_DEFLATED) as book:
         book.writestr("sheet1.xml", f"<v>{customer}</v>")
     pq.write_table(pa.table({"customer_id": [customer]}), outbox / "rows.parquet")
@@ -156,14 +167,43 @@ def test_files_that_cannot_be_searched_are_named_and_kept(house: House) -> None:
         sealed = sealed[:start] + b"\1" + sealed[start + 1 :]
     (inbox / "locked.xlsx").write_bytes(sealed)
     (inbox / "torn.parquet").write_bytes(b"PAR1 and no more")
+    (inbox / "packed.csv.gz").write_bytes(gzip.compress(b"36000001"))
+    with zipfile.ZipFile(inbox / "packed.zip", "w") as book:
+        book.write(inbox / "packed.csv.gz")
     (inbox / "hers.txt").write_text("call 36000001")
+    # Without settings of its own Dagster keeps its files in the folder in which all else lies.
+    (house.folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+    (house.folder / "of a package.db").write_text("36000001 in a file that is no database")
     assert house.run("sync", "--tenant", "acme")[0] == 0
     status, printed = house.forget(36000001)
     assert status == 1
+    assert "of a package" not in printed
     assert "Traceback" not in printed
-    for name in ("locked.xlsx", "torn.parquet"):
+    sealed = {"locked.xlsx", "torn.parquet", "packed.csv.gz", "packed.zip"}
+    for name in sealed:
         assert f"{name}, which cannot be searched (" in printed
-    assert {path.name for path in inbox.iterdir()} == {"locked.xlsx", "torn.parquet"}
+    assert {path.name for path in inbox.iterdir()} == sealed
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "748000078", "of 748000078.", "748000078.0", "00748000078", "#/Customer/748000078",
+        "748,000,078", "$748,000,078.00", "748 000 078", "748.000.078", "748'000'078",
+        "748_000_078", "748\u2019000\u2019078", "748\xa0000\xa0078", "748\u202f000\u202f078",
+        json.dumps("748\xa0000\xa0078"), "748&nbsp;000&nbsp;078", "12 748 000 078 33",
+        "7.48000078E8", "7.48000078E+08", "7.48000078e+008", "\uff17\uff148000078",
+    ],
+)  # fmt: skip
+def test_an_id_is_found_however_it_is_written(written: str) -> None:
+    assert 748000078 in numbers(written)
+
+
+def test_other_numbers_are_not_taken_for_an_id() -> None:
+    others = (
+        "748000079 9748000078 7480000781 7.48E+08 748,000,0781 0.748000078 9e400 1,2 12:30:45.123"
+    )
+    assert numbers(others).isdisjoint({748000078, 45123})
 
 
 def ids_of_membership(acme: Caller, id: int) -> set[int]:

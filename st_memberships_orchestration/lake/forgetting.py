@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from functools import cached_property
 
 import pyarrow as pa
@@ -86,6 +87,29 @@ KEY_OF = ("key", 0)
 NUMBER = re.compile(r"(?<!\d)(?<!\d\.)\d{5,19}(?!\d|\.\d*[1-9])")
 """Numbers in a text that can be an id, also at the end of a sentence and as a spreadsheet's `7.0`;
 a shorter one would be met in any text by chance."""
+
+BETWEEN = r"[,.'_\u2019\ufffd]|\s|\\+u(?:00a0|2009|2019|202f)|&nbsp;"
+"""What people and spreadsheets put between thousands, also as JSON and HTML write it; a byte that
+is no UTF-8 is Windows' space that does not break."""
+
+GROUPED = re.compile(rf"(?<!\d)\d{{1,3}}({BETWEEN})\d{{3}}(?:\1\d{{3}})+(?!\d)")
+"""Numbers as 748,000,078. Those with one gap are times and prices, too."""
+
+POWER = re.compile(r"(?<![\w.])\d{1,19}(?:\.\d{1,19})?[eE]\+?0*1?\d(?!\d)")
+"""Numbers as 7.48000078E8; what a spreadsheet has rounded to 7.48E+08 names nobody any more."""
+
+
+def numbers(text: str) -> set[int]:
+    """The numbers in a text that can be an id, however they are written."""
+    found = {int(number) for number in NUMBER.findall(text)}
+    found |= {int(Decimal(each)) for each in POWER.findall(text)}
+    for match in GROUPED.finditer(text):
+        groups = match[0].split(match[1])
+        # Numbers that stand in a row look like one: each that they may be is looked at.
+        for first in range(len(groups)):
+            for end in range(first + 3, min(len(groups), first + 7) + 1):
+                found.add(int("".join(groups[first:end])))
+    return found
 
 
 class WrongKey(Exception):
@@ -164,12 +188,12 @@ class Forgotten:
 
     def mentions(self, text: str) -> bool:
         """Whether a text has the id of something forgotten, as a number of its own."""
-        return any(self._knows(int(number)) for number in {*NUMBER.findall(text)})
+        return any(map(self._knows, numbers(text)))
 
     def are_in(self, content: bytes) -> bool:
         """Whether a file has one; UTF-16 has a zero beside each digit."""
         written = {content, content.replace(b"\0", b"")}
-        return any(self.mentions(each.decode("latin-1")) for each in written)
+        return any(self.mentions(each.decode("utf-8", "replace")) for each in written)
 
     def _knows(self, number: int) -> bool:
         if number not in self._known:
@@ -407,7 +431,11 @@ def as_text(file: pq.ParquetFile) -> Iterator[str]:
             if not (pa.types.is_temporal(column.type) or pa.types.is_boolean(column.type)):
                 flat = pa.types.is_integer(column.type) or pa.types.is_string(column.type)
                 values = pc.unique(column) if flat else column
-                yield json.dumps(values.to_pylist(), default=str)
+                yield json.dumps(values.to_pylist(), default=_plain, ensure_ascii=False)
+
+
+def _plain(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _camel(column: str) -> str:

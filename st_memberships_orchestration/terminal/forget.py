@@ -1,5 +1,6 @@
 """`st-memberships forget`: all that is held of a customer goes, and does not come back."""
 
+import re
 import secrets
 import sqlite3
 import zipfile
@@ -128,27 +129,69 @@ def _files(settings: Settings) -> Iterator[Path]:
         yield from (path for path in Path(folder).rglob("*") if path.is_file())
 
 
-SEALED = (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, pa.ArrowException)
+class Sealed(Exception):
+    """A file is not text, and of no kind that is searched."""
+
+
+UNSEARCHED = (
+    Sealed, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, pa.ArrowException,
+    sqlite3.Error,
+)  # fmt: skip
 """What a file raises that is damaged, locked by a password, or none of what its name says."""
 
+UNPACKED = 2**30
+"""Bytes that something packed may have."""
 
-def _contents(path: Path) -> Iterator[bytes]:
-    """All that a file says: as it is, and what is packed in it."""
-    yield path.read_bytes()
-    if path.suffix == ".parquet":
+BINARY = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
+
+ENDS_OF_DATABASES = (".db", ".db-wal", ".db-shm")
+
+
+def _contents(path: Path, *, dagsters: bool = False) -> Iterator[bytes]:
+    """All that a file says: its name, what it is, and what is packed in it.
+
+    Args:
+        path: of the file.
+        dagsters: it is one of Dagster's, whose numbers stand in texts alone.
+
+    Raises:
+        Sealed: nobody can tell what it says.
+    """
+    yield path.name.encode()
+    content = path.read_bytes()
+    yield content
+    if content.startswith(b"PAR1"):
         yield from map(str.encode, as_text(pq.ParquetFile(path)))
     elif zipfile.is_zipfile(path):  # spreadsheets, too
         with zipfile.ZipFile(path) as packed:
-            yield from map(packed.read, packed.namelist())
+            for entry in packed.infolist():
+                yield entry.filename.encode()
+                if entry.file_size > UNPACKED:
+                    raise Sealed("what is packed in it is too large")
+                inner = packed.read(entry)
+                yield inner
+                if "printerSettings" not in entry.filename:
+                    _refuse_sealed(inner)
+    elif not (dagsters and path.name.endswith(ENDS_OF_DATABASES)):
+        _refuse_sealed(content)
 
 
-def _holding(forgotten: Forgotten, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+def _refuse_sealed(content: bytes) -> None:
+    # UTF-16 and UTF-32 have zeros in at least every other place of what is written here.
+    half = content.count(b"\0") * 2 + 4 >= len(content)
+    if BINARY.search(content.replace(b"\0", b"") if half else content):
+        raise Sealed("it is neither text nor a spreadsheet, Parquet or ZIP file")
+
+
+def _holding(
+    forgotten: Forgotten, paths: Iterable[Path], *, dagsters: bool = False
+) -> Iterator[tuple[Path, str]]:
     """The files that hold something of them, and those of which it cannot be told, with why."""
     for path in filter(Path.is_file, dict.fromkeys(paths)):
         try:
-            if any(map(forgotten.are_in, _contents(path))):
+            if any(map(forgotten.are_in, _contents(path, dagsters=dagsters))):
                 yield path, ""
-        except SEALED as error:
+        except UNSEARCHED as error:
             yield path, str(error) or type(error).__name__
 
 
@@ -181,11 +224,22 @@ def _forget_runs(forgotten: Forgotten) -> None:
 
     with dg.DagsterInstance.get() as instance:
         deleted = delete_mentions(instance, forgotten.mentions)
-        folder = Path(instance.storage_directory()).parent
+        stored = [*_stored(instance.storage_directory())]
     console.print(f"  Dagster: {deleted:,} runs and results of checks deleted")
     # What a program printed in a run that says nothing of them otherwise.
-    _forget_files(forgotten, folder.rglob("*/compute_logs/*"))
-    _vacuum([*folder.rglob("*.db")])
+    _forget_files(forgotten, (path for path in stored if path.parent.name == "compute_logs"))
+    _vacuum([path for path in stored if path.suffix == ".db"])
+
+
+def _stored(storage: str) -> Iterator[Path]:
+    """Dagster's files on this machine, by its folder for results.
+
+    Beside its four folders a whole project can lie, with all packages of it: what is there is
+    neither searched nor touched.
+    """
+    home = Path(storage).parent
+    for folder in ("history", "logs", "schedules", "storage"):
+        yield from (home / folder).rglob("*")
 
 
 def _vacuum(databases: Sequence[Path]) -> None:
@@ -202,8 +256,9 @@ def _places(settings: Settings, forgotten: Forgotten) -> Iterator[str]:
     import dagster as dg
 
     with dg.DagsterInstance.get() as instance:
-        folder = Path(instance.storage_directory()).parent
-    lake = Path(settings.lake_uri).absolute()
-    stored = (path for path in folder.rglob("*") if lake not in path.absolute().parents)
-    for path, sealed in _holding(forgotten, [*_files(settings), *stored]):
+        stored = [*_stored(instance.storage_directory())]
+    for path, sealed in [
+        *_holding(forgotten, _files(settings)),
+        *_holding(forgotten, stored, dagsters=True),
+    ]:
         yield f"{path}, which cannot be searched ({sealed})" if sealed else str(path)
