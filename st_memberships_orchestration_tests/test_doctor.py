@@ -5,12 +5,15 @@ import ssl
 import subprocess
 import sys
 import threading
+import zoneinfo
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import time_machine
@@ -26,6 +29,7 @@ from st_memberships_orchestration.servicetitan.client import trusted_certificate
 from st_memberships_orchestration.servicetitan.errors import ConnectionLost, ServerFailed
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
+from st_memberships_orchestration.terminal.zones import outdated
 from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.test_client import access
 
@@ -82,6 +86,32 @@ def test_a_clock_that_is_wrong_is_named(
         with MembershipsClient.open(access(shared_sandbox)) as client:
             (finding,) = [f for f in examine(client, FEEDS) if not f.passed]
     assert said in finding.remedy
+
+
+def test_rules_of_a_zone_that_are_older_than_the_lock_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine on which Vancouver still has the rules of Los Angeles."""
+    rules = resources.files("tzdata") / "zoneinfo" / "America"
+    (tmp_path / "America").mkdir()
+    for name, of in (("Vancouver", "Los_Angeles"), ("New_York", "New_York")):
+        (tmp_path / "America" / name).write_bytes((rules / of).read_bytes())
+    before = zoneinfo.TZPATH
+    try:
+        zoneinfo.reset_tzpath([str(tmp_path)])
+        old, same = (ZoneInfo.no_cache(f"America/{name}") for name in ("Vancouver", "New_York"))
+        now = datetime(2026, 9, 1, tzinfo=UTC)
+        assert "from 2026-11-01 on" in outdated(old, now)
+        assert "PYTHONTZPATH=" in outdated(old, now)
+        assert outdated(same, now) == ""
+        (tmp_path / "tzdata.zi").write_text("# version 2025b\n# more")
+        assert "on this machine (2025b) differ" in outdated(old, now)
+        (tmp_path / "tzdata.zi").write_text("# version 2099a\n")
+        assert outdated(old, now) == ""
+        zoneinfo.reset_tzpath([])
+        assert outdated(ZoneInfo.no_cache("America/Vancouver"), now) == ""
+    finally:
+        zoneinfo.reset_tzpath(before)
 
 
 def test_a_certificate_that_nobody_trusts_is_explained_and_a_private_ca_can_be_given(

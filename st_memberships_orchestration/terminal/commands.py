@@ -32,7 +32,7 @@ from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.sandbox.command import sandbox
 from st_memberships_orchestration.sandbox.process import running
-from st_memberships_orchestration.servicetitan.checkup import examine
+from st_memberships_orchestration.servicetitan.checkup import Finding, examine
 from st_memberships_orchestration.servicetitan.exports import iso
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
@@ -45,6 +45,7 @@ from st_memberships_orchestration.terminal.screen import (
     refuse_unknown,
     typed,
 )
+from st_memberships_orchestration.terminal.zones import outdated
 
 DATA = Path(".data")
 DEMO = DATA / "demo"
@@ -260,11 +261,15 @@ def doctor(tenants: tuple[str, ...]) -> None:
     table = Table("tenant", "check", "", Column("what to do", overflow="fold"))
     findings = []
     for tenant in _chosen(tenants):
+        zone = settings.tenants[tenant].timezone
+        remedy = outdated(zone, datetime.now(UTC))
+        found = [Finding("rules of its time zone", not remedy, remedy)]
         with MembershipsClient.open(settings.access(tenant)) as client:
-            for finding in examine(client, FEEDS):
-                mark = "[green]✓" if finding.passed else "[red]✗"
-                table.add_row(tenant, escape(finding.check), mark, escape(finding.remedy))
-                findings.append(finding)
+            found += examine(client, FEEDS)
+        for finding in found:
+            mark = "[green]✓" if finding.passed else "[red]✗"
+            table.add_row(tenant, escape(finding.check), mark, escape(finding.remedy))
+        findings += found
     console.print(table)
     if not all(finding.passed for finding in findings):
         sys.exit(1)
