@@ -234,6 +234,18 @@ def test_nothing_is_cut_on_a_phone(browser: Browser, made: Made) -> None:
     page.screenshot(path=PICTURES / "report_on_a_phone.png")
 
 
+def test_on_paper_a_list_begins_below_its_heading_and_says_how_long_it_is(
+    browser: Browser, made: Made
+) -> None:
+    page = opened(browser, made)
+    calls = the_list(page, "calls")
+    page.emulate_media(media="print")
+    expect(calls.get_by_text(re.compile("^Showing 1 to"))).to_be_visible()
+    expect(calls.locator(".dt-column-order").first).to_be_hidden()
+    expect(calls.get_by_role("button", name="Download CSV")).to_be_hidden()
+    assert calls.evaluate("one => getComputedStyle(one).breakInside") == "auto"
+
+
 @pytest.mark.parametrize(
     "name",
     [
