@@ -30,6 +30,7 @@ from st_memberships_orchestration.servicetitan.errors import (
     RequestRefused,
     ServerFailed,
     ServiceTitanError,
+    Transient,
     Unreadable,
 )
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
@@ -355,7 +356,7 @@ def test_a_backfill_before_the_first_sync_loses_nothing_that_is_out_of_order(
     operation.sync()
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422, 500, 503])
+@pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 423, 500, 503])
 @pytest.mark.parametrize("hours", [0.5, 5, 24 * 30])
 def test_after_a_refused_token_nothing_rests_on_a_clock_or_on_order(
     server: ExportServer, tmp_path: Path, status: int, hours: float
@@ -369,6 +370,23 @@ def test_after_a_refused_token_nothing_rests_on_a_clock_or_on_order(
     asked = len(server.asked)
     operation.sync()
     assert len(server.asked) == asked + 1
+
+
+@pytest.mark.parametrize("status", [408, 409, 421, 423, 425, 429, 503])
+def test_an_answer_that_passes_costs_no_reading_of_the_whole_feed(
+    server: ExportServer, tmp_path: Path, status: int
+) -> None:
+    operation = Operation(server, tmp_path)
+    server.log = many(7)
+    operation.sync()
+    server.log.append(visit(90, NOW))
+    answers = iter([(status, b"{}")])
+    server.fault = lambda _: next(answers, None)
+    with pytest.raises(Transient):
+        operation.sync()
+    asked = len(server.asked)
+    operation.sync()
+    assert None not in server.asked[asked:]
 
 
 def test_a_token_refused_on_the_way_back_is_not_read_from_the_beginning_for_ever(

@@ -9,7 +9,7 @@
     ├── FeedStuck           an export does not end: it repeats itself, or always claims more
     ├── Transient           worth another try of a read
     │   ├── Throttled       429, and 403 where a quota is used up
-    │   ├── ServerFailed    408, 5xx, an HTML page instead of an answer
+    │   ├── ServerFailed    408, 5xx, an HTML page; of reads 409, 421, 423, 425, too
     │   ├── ConnectionLost  no answer, or not all of it
     │   └── Unreadable      200, but not the JSON that the document promises
     ├── Stalled             another process of this machine holds what requests are counted by
@@ -216,6 +216,11 @@ class OutcomeUnknown(ServiceTitanError):
     remedy = "Do not send it again: read the record first and see whether the change is there."
 
 
+PASSING = (409, 421, 423, 425)
+"""Statuses of reads that speak of the moment (a conflict, another server, a lock, too early), not
+of what was asked: a stored token is as good as before."""
+
+
 def _shown(text: str, longest: int = LONGEST_MESSAGE) -> str:
     """What an answer says, as any database takes it, and no terminal as a command."""
     return visible(text[:longest])
@@ -256,7 +261,8 @@ def error_for(response: httpx.Response, *, tenant: str) -> ServiceTitanError:
     if status == 404:
         # The gateway's own 404 is no ProblemDetails and has no trace id (reference section 1).
         return (RecordNotFound if "traceId" in body else WrongAddress)(message, **where)
-    if status == 408 or status >= 500:
+    passes = response.request.method == "GET" and status in PASSING
+    if status == 408 or passes or status >= 500:
         return ServerFailed(message, retry_after=_asked_wait(response), **where)
     return RequestRefused(message, field_errors=_field_errors(body), **where)
 
