@@ -47,7 +47,5 @@ def refuse_unknown(settings: Settings, tenant: str) -> None:
 
 
 def typed(word: Path | str) -> str:
-    """A path or name as it has to be typed here, for the screen: blanks and brackets included."""
-    if isinstance(word, Path) and word.is_relative_to(Path.cwd()):
-        word = word.relative_to(Path.cwd())
+    """A path or name as it has to be typed, for the screen: blanks and brackets are part of it."""
     return escape(shlex.quote(str(word)))
