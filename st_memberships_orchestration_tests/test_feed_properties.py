@@ -356,7 +356,7 @@ def test_a_backfill_before_the_first_sync_loses_nothing_that_is_out_of_order(
     operation.sync()
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 423, 500, 503])
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422, 423, 500, 503])
 @pytest.mark.parametrize("hours", [0.5, 5, 24 * 30])
 def test_after_a_refused_token_nothing_rests_on_a_clock_or_on_order(
     server: ExportServer, tmp_path: Path, status: int, hours: float

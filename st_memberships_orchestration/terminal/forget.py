@@ -135,7 +135,6 @@ class Sealed(Exception):
 
 UNSEARCHED = (
     Sealed, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, pa.ArrowException,
-    sqlite3.Error,
 )  # fmt: skip
 """What a file raises that is damaged, locked by a password, or none of what its name says."""
 
