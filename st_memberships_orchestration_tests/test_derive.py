@@ -16,6 +16,7 @@ from deltalake import write_deltalake
 from st_memberships_orchestration.defs.derived import derive
 from st_memberships_orchestration.lake.calls import Call, Outcome, note
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
+from st_memberships_orchestration.lake.maintenance import maintain
 from st_memberships_orchestration.lake.store import Lake, made_of
 from st_memberships_orchestration.lake.sums import keep_sums, kept_sums
 from st_memberships_orchestration.metrics.catalogue import TABLES
@@ -130,7 +131,13 @@ def after_a_history(
         rows = [row_of(feed, record, now) for of, record in records if of == feed]
         land(lake, feed, rows, loaded_at=now)
     bring_up_to_date(lake, now.date(), full=False)
-    feeds = feeds or [*dict(records), "membership_status_changes", "calls", "nothing"]
+    feeds = feeds or [
+        *dict(records),
+        "membership_status_changes",
+        "calls",
+        "nothing",
+        "maintenance",
+    ]
     last = [feed for _ in range(rounds) for feed in random.sample(feeds, len(feeds))]
     for step, feed in enumerate(random.choices(feeds, k=turns) + last):
         now += timedelta(days=random.choice((0, 1, 27)) if step < turns else 0, minutes=1)
@@ -142,6 +149,9 @@ def after_a_history(
             for row in lake.rows("derived/call_list", tenant="acme").to_pylist()[:1]:
                 outcome = random.choice((Outcome.CALLED, Outcome.DECLINED, Outcome.DONE))
                 note(lake, "acme", Call(row["customer_id"], outcome, "Kim", now))
+        elif feed == "maintenance":  # other files with the same rows
+            for name in lake.names():
+                maintain(lake, name)
         elif feed != "nothing":
             place = random.choice([place for place, (of, _) in enumerate(records) if of == feed])
             record = changed(random, feed, records[place][1])
@@ -258,6 +268,22 @@ def test_what_another_membership_of_the_customer_explains_is_followed(tmp_path: 
     canceled = row_of("memberships", other | {"status": "Canceled"}, now)
     land(lake, "memberships", [canceled], loaded_at=now)
     assert unrenewed() == [1]
+
+
+def test_files_that_maintenance_laid_together_touch_no_row(tmp_path: Path) -> None:
+    lake, now = Lake(str(tmp_path)), BEGINNING
+    records = list(contractor(Random(1)))
+    for some in (records[:2], records[2:]):  # two files each, as two syncs leave them
+        now += timedelta(minutes=1)
+        for feed in dict(some):
+            rows = [row_of(feed, record, now) for of, record in some if of == feed]
+            land(lake, feed, rows, loaded_at=now)
+        bring_up_to_date(lake, now.date(), full=False)
+    derived = made(lake)
+    for name in lake.names():
+        maintain(lake, name)
+    bring_up_to_date(lake, now.date(), full=False)
+    assert made(lake) == derived
 
 
 def test_a_table_that_was_not_followed_is_put_right_and_told_of(

@@ -289,7 +289,7 @@ def _part(table: Table, before: Mapping[str, "_At"], at: Mapping[str, "_At"]) ->
         if at[source].table is not None
         and len(columns := {**links_of(arg, table.key), **NAMES.get(arg, {})}) > 1
     }
-    ids = touched(changed, links, table.key)
+    ids, nothing = touched(changed, links, table.key), pa.array([], pa.int64())
     if max(map(len, ids.values()), default=0) > MOST_TOUCHED:
         return None
 
@@ -303,7 +303,8 @@ def _part(table: Table, before: Mapping[str, "_At"], at: Mapping[str, "_At"]) ->
             of = {name: ids[what] for name, what in bound.items() if what in ids}
             if TEMPLATE in bound.values():  # also those that are named by what is touched
                 named = [_named(frames[other]) for other in NAMES if other in frames]
-                of = {"id": pa.concat_arrays([*of.values(), *named]).unique()}
+                # Neither has any where files were only laid together: then no row is touched.
+                of = {"id": pa.concat_arrays([nothing, *of.values(), *named]).unique()}
             frames[arg] = _held(versions[source], _fixed(of))
         return frames
 
@@ -313,7 +314,6 @@ def _part(table: Table, before: Mapping[str, "_At"], at: Mapping[str, "_At"]) ->
         rows is not None and pa.array(rows["location_id"]).null_count for rows in nowhere
     ):
         return None  # services without a location share their rows with others that have none
-    nothing = pa.array([], pa.int64())
     of = {name: ids.get(KEYS[name], nothing) for name in table.key}
     return _Part(frames, part_of(before) if table.adds_up else {}, of)
 
