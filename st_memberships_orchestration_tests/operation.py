@@ -160,15 +160,12 @@ def told_of(messages: list[Message], tenant: str) -> list[str]:
     return [text for text in texts if tenant in text]
 
 
-def judge(
-    sandbox: RunningSandbox, lake: Lake, messages: list[Message], mornings: list[Message]
-) -> None:
-    """Raise where the story ended otherwise than it must."""
-    told = {message["title"].partition(", ")[0]: message["title"] for message in mornings}
-    assert sorted(told) == sorted((*HEALTHY, BAD))
-    assert len(mornings) == len(told), "each morning message comes once"
-    assert [tenant for tenant in told if "not computed yet" in told[tenant]] == [BAD]
-    assert not untrue(sandbox, lake)
+def judge(messages: list[Message], mornings: list[Message]) -> None:
+    """Raise where people were told otherwise than they must be."""
+    titles = {message["title"].partition(", ")[0]: message["title"] for message in mornings}
+    assert sorted(titles) == sorted((*HEALTHY, BAD))
+    assert len(mornings) == len(titles), "each morning message comes once"
+    assert [tenant for tenant in titles if "not computed yet" in titles[tenant]] == [BAD]
     (alert,) = told_of(messages, BAD)
     assert "CLIENT_SECRET" in alert, alert
     assert "http://dagster.test/runs/" in alert
@@ -176,7 +173,7 @@ def judge(
     told = told_of(messages, "bravo")
     begun = sum("bravo" in line for text in told for line in re.findall("Tenant: .*", text))
     over = sum("bravo" in text.partition("Recovered:")[2] for text in told)
-    assert over <= min(begun, OUTAGES), told
+    assert 1 <= over <= min(begun, OUTAGES), told
 
 
 # In one process, with all clocks travelling
@@ -298,7 +295,8 @@ def main(minutes: int) -> None:
                 time.sleep(30)
         for message in messages:
             click.echo(f"\n{message['title']}\n{message['message']}")
-        judge(sandbox, lake, messages, mornings)
+        assert not untrue(sandbox, lake)
+        judge(messages, mornings)
     click.echo("\nAll tables are true, the wrong key was told once, and nobody did anything.")
 
 

@@ -15,11 +15,15 @@ from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.operation import (
     BAD,
     HEALTHY,
+    OUTAGES,
+    Message,
     judge,
     receiver,
     settings_of,
     simulate,
     told_of,
+    truth,
+    untrue,
 )
 
 START = datetime(2026, 10, 31, 22, 50, tzinfo=UTC)
@@ -55,7 +59,16 @@ def test_two_hours_pass_without_anybody(
         monkeypatch.setenv("ST_HISTORY_START", "2026-10-29")
         lake = Lake(str(tmp_path / "lake"))
         simulation = simulate(sandbox, lake, location.instance, START)
-        judge(sandbox, lake, messages, mornings)
+        assert not untrue(sandbox, lake)
+        judge(messages, mornings)
+        order = {"tenant": HEALTHY[0], "feed": "memberships", "set": {"memo": "not read yet"}}
+        ids = [record["id"] for record in truth(sandbox, HEALTHY[0], "memberships")[:1]]
+        sandbox.control("POST", "/_sandbox/edit", order | {"ids": ids})
+        (one,) = untrue(sandbox, lake)
+        assert one.startswith(f"{HEALTHY[0]} memberships")
+    for unfit in unfit_stories(messages, mornings):
+        with pytest.raises((AssertionError, ValueError)):
+            judge(*unfit)
     told = "\n\n".join(told_of(messages, "bravo"))
     assert "the job sync fails" in told
     assert "Recovered:\n  bravo" in told or "Recovered: bravo" in told
@@ -66,3 +79,27 @@ def test_two_hours_pass_without_anybody(
         outcomes = [s for job, of, s in simulation.runs if (job, of) == ("derive", tenant)]
         assert outcomes
         assert all(outcomes)
+
+
+def unfit_stories(
+    messages: list[Message], mornings: list[Message]
+) -> Iterator[tuple[list[Message], list[Message]]]:
+    """What people were told in a story that went well, each time with one thing wrong."""
+    (bad,) = (message for message in messages if BAD in str(message))
+    others = [message for message in messages if message is not bad]
+    yield others, mornings
+    yield [*messages, bad], mornings
+    for missed in ("CLIENT_SECRET", "http://dagster.test/runs/"):
+        yield [*others, bad | {"message": bad["message"].replace(missed, "")}], mornings
+    yield [*others, bad | {"message": bad["message"] + " cs1.mistyped"}], mornings
+    recovered = [message for message in others if "Recovered:" in str(message)]
+    yield [message for message in messages if message not in recovered], mornings
+    yield [message for message in messages if message in [bad, *recovered]], mornings
+    yield [*messages, *recovered * (OUTAGES + 1)], mornings
+    for morning in mornings:
+        left = [message for message in mornings if message is not morning]
+        yield messages, left
+        yield messages, [*mornings, morning]
+        title = morning["title"].replace("not computed yet", "1 member")
+        title = title if title != morning["title"] else f"{title}: not computed yet"
+        yield messages, [*left, morning | {"title": title}]
