@@ -9,7 +9,7 @@ export MALLOC_ARENA_MAX ?= 1
 export _RJEM_MALLOC_CONF ?= narenas:1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes oracle operation celery conformance axe bench audit sbom lock clean
+.PHONY: help env demo ui test test-docs test-ui docs torture torture-writes oracle operation celery fresh conformance axe bench audit sbom lock clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,6 +57,9 @@ oracle: env  ## recompute the derived tables of thirty unkind contractors, and o
 
 celery: env  ## two Celery workers share a backfill, one is killed (needs PostgreSQL and Redis)
 	@$(BIN)/python -W ignore -m st_memberships_orchestration_tests.celery_workers
+
+fresh: env  ## an hour of 200 tenants that all change, with four Celery workers (needs PostgreSQL and Redis; TENANTS=n QUARTERS=n)
+	@$(BIN)/python -W ignore benchmarks/fresh.py --tenants $(or $(TENANTS),200) --quarters $(or $(QUARTERS),4)
 
 conformance: env  ## check client and sandbox against ServiceTitan's document (needs npm; DOCUMENT=a newer one)
 	@conformance/run $(DOCUMENT)

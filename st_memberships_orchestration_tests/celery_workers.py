@@ -19,15 +19,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import dagster as dg
 import yaml
 
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.sandbox.process import running
+from st_memberships_orchestration.sandbox.process import RunningSandbox, running
 from st_memberships_orchestration_tests.harness import (
     dagster_storage,
     postgres_programs,
@@ -38,6 +38,7 @@ from st_memberships_orchestration_tests.harness import (
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 SCRIPTS = Path(sys.executable).parent
+LOCATION = ["-m", "st_memberships_orchestration.definitions"]
 TENANTS = ("acme", "bravo", "carol", "delta")
 DAYS = 6
 """More than tenants: of days and tenants Dagster gives each of the fewer a run of its own."""
@@ -45,9 +46,10 @@ PATIENCE = 600.0
 
 
 @contextmanager
-def process(*command: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, ended together."""
-    started = subprocess.Popen([str(word) for word in command], start_new_session=True)
+def process(*command: Any, log: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process and all that it starts, ended together; what they print goes to `log`, if given."""
+    words = [str(word) for word in command]
+    started = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
     try:
         yield started
     finally:
@@ -79,13 +81,42 @@ def instance_files(home: Path) -> None:
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
 
 
-def worker(name: str) -> Any:
-    """One machine's worker, for one run at a time."""
+def worker(name: str, *, runs: int = 1, log: IO[bytes] | None = None) -> Any:
+    """One machine's worker, for so many runs at a time."""
     return process(
         SCRIPTS / "dagster-celery", "worker", "start", "--app", "dagster_celery.app",
         "--config-yaml", DEPLOY / "celery" / "worker.yaml", "--name", name,
-        "--loglevel", "WARNING", "--", "--concurrency", "1",
+        "--loglevel", "WARNING", "--", "--concurrency", runs, "--max-tasks-per-child", "100",
+        log=log,
     )  # fmt: skip
+
+
+@contextmanager
+def deployment(sandbox: RunningSandbox, home: Path, start: date) -> Iterator[dg.DagsterInstance]:
+    """PostgreSQL, Redis, and the instance of deploy/celery in `home`, for all that is started."""
+    programs = postgres_programs()
+    redis = shutil.which("redis-server")
+    if programs is None or redis is None:
+        raise SystemExit("This needs PostgreSQL and Redis: apt-get install postgresql redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with (
+        process(redis, "--port", port, "--save", "", "--loglevel", "warning"),
+        postgres_server(programs) as database,
+    ):
+        os.chdir(home)
+        os.environ |= sandbox.env | {
+            "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
+            "DAGSTER_HOME": str(home),
+            **dagster_storage(database),
+            "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
+            "ST_LEDGER_URL": database,
+            "ST_LAKE_URI": str(home / "lake"),
+            "ST_REPORT_DIR": str(home / "reports"),
+            "ST_HISTORY_START": start.isoformat(),
+        }
+        with dg.DagsterInstance.get() as instance:
+            yield instance
 
 
 BACKFILL = """
@@ -99,7 +130,7 @@ mutation ($params: LaunchBackfillParams!) {
 """
 
 
-def start_backfill(location: list[str]) -> str:
+def start_backfill() -> str:
     """A backfill of all feeds, all tenants and the last days, as the web UI starts it; its id."""
     feeds = ("memberships", "recurring_services")
     days = [today() - timedelta(days=days) for days in range(DAYS)]
@@ -109,7 +140,7 @@ def start_backfill(location: list[str]) -> str:
         ],
         "partitionNames": [f"{tenant}|{day}" for day in days for tenant in TENANTS],
     }
-    command = [SCRIPTS / "dagster-graphql", *location, "--text", BACKFILL]
+    command = [SCRIPTS / "dagster-graphql", *LOCATION, "--text", BACKFILL]
     command += ["--variables", json.dumps({"params": params}), "--output", "answer.json"]
     subprocess.run(command, check=True, capture_output=True)
     result = json.loads(Path("answer.json").read_text())["data"]["launchPartitionBackfill"]
@@ -131,10 +162,6 @@ def runs_by_worker(instance: dg.DagsterInstance) -> dict[str, int]:
 
 def main() -> None:
     """Run it all, and say what each worker did."""
-    programs = postgres_programs()
-    redis = shutil.which("redis-server")
-    if programs is None or redis is None:
-        raise SystemExit("This needs PostgreSQL and Redis: apt-get install postgresql redis-server")
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         instance_files(home)
@@ -142,25 +169,13 @@ def main() -> None:
             running(memberships=400, tenants=TENANTS, page_size=50, latency_ms=150, rate_limit=0)
         )
         settle(sandbox)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = str(free.getsockname()[1])
-        stack.enter_context(process(redis, "--port", port, "--save", "", "--loglevel", "warning"))
-        os.chdir(home)
-        os.environ |= sandbox.env | {
-            "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
-            "DAGSTER_HOME": str(home),
-            **dagster_storage(stack.enter_context(postgres_server(programs))),
-            "CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0",
-            "ST_LAKE_URI": str(home / "lake"),
-            "ST_HISTORY_START": str(today() - timedelta(days=DAYS)),
-        }
-        location = ["-m", "st_memberships_orchestration.definitions"]
-        instance = stack.enter_context(dg.DagsterInstance.get())
+        start = today() - timedelta(days=DAYS)
+        instance = stack.enter_context(deployment(sandbox, home, start))
         first = stack.enter_context(worker("first"))
         stack.enter_context(worker("second"))
-        stack.enter_context(process(SCRIPTS / "dagster-daemon", "run", *location))
+        stack.enter_context(process(SCRIPTS / "dagster-daemon", "run", *LOCATION))
 
-        backfill = start_backfill(location)
+        backfill = start_backfill()
         started = {dg.DagsterRunStatus.STARTED}
         wait_until(
             lambda: len(instance.get_runs(dg.RunsFilter(statuses=list(started)))) == 2,
