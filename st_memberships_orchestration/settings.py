@@ -5,7 +5,6 @@ import getpass
 import json
 import os
 import re
-import sys
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
@@ -315,18 +314,6 @@ def _is_here(host: str) -> bool:
 
 def _is_given(tenant: dict[str, Any]) -> bool:
     return any(tenant.get(name) not in (None, "") for name in CREDENTIALS)
-
-
-def program() -> str:
-    """What a user types in this folder to start the command line, so that a command can be pasted.
-
-    As it was typed; for Dagster's processes, by where it is installed.
-    """
-    name, here = "st-memberships", Path.cwd()
-    typed, installed = Path(sys.argv[0]), Path(sys.executable).with_name(name)
-    if typed.name == name and not typed.is_absolute():
-        return sys.argv[0]
-    return str(installed.relative_to(here)) if installed.is_relative_to(here) else name
 
 
 def data_folder() -> Path:

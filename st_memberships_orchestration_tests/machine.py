@@ -100,7 +100,8 @@ class Said:
 
 
 _COMMANDS = re.compile(
-    rf"(?:ST_[A-Z_]+=\S+ )*{PROGRAM} (?:plan|apply|undo|settle) [^\n`│;,)]*", re.MULTILINE
+    rf"(?:ST_[A-Z_]+=\S+ )*(?:[^\s`]*/)?{PROGRAM} (?:plan|apply|undo|settle) [^\n`│;,)]*",
+    re.MULTILINE,
 )
 
 
@@ -183,7 +184,7 @@ class Machine:
         while "=" in words[0]:
             name, _, value = words.pop(0).partition("=")
             env[name] = value
-        assert words.pop(0) == PROGRAM, command
+        assert Path(words.pop(0)).name == PROGRAM, command
         output = self.folder / f"said-{self._count}.txt"
         output.touch()
         process = forkserver().Process(

@@ -208,9 +208,7 @@ def test_who_is_left_out_of_a_price_rise_and_why() -> None:
         "14": "deleted",
         "77": "not in the tables",
     }
-    assert PriceRise(PriceRule("to 39.00")).propose(book, chosen).said == (
-        "Prices rise by 95.0% to 95.0%."
-    )
+    assert PriceRise(PriceRule("to 39.00")).propose(book, chosen).said == ("Prices rise by 95.0%.")
     rows, _ = asked(PriceRise(PriceRule("+10%"), "main"))
     assert rows[12] == rows[13] == [{"id": 1, "unit_price": D("22.00")}]
     rows, _ = asked(PriceRise(PriceRule("+10%"), "all"))

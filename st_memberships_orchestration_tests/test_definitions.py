@@ -21,7 +21,7 @@ from st_memberships_orchestration.writing.kinds.catalogue import KINDS
 from st_memberships_orchestration_tests.harness import Location
 
 PACKAGE = Path(__file__).parents[1] / "st_memberships_orchestration"
-GROUND_FLOOR = {"columns", "escaping"}
+GROUND_FLOOR = {"columns", "escaping", "shell"}
 ROOMS = {
     "servicetitan": set(),
     "lake": set(),

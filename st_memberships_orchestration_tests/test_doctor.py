@@ -208,3 +208,4 @@ def test_the_command_exits_with_an_error_and_prints_no_secret(
         [command, "doctor", "--tenant", "acme"], capture_output=True, text=True, check=False
     )
     assert fine.returncode == 0
+    assert "NTP" not in fine.stdout, "a remedy for what is well"

@@ -180,6 +180,20 @@ def test_the_table_can_be_queried(location: Location, shared_sandbox: RunningSan
     assert ran.stdout.split() == ["tenant,feeds,state", "acme,7,warning", "bravo,7,warning"]
 
 
+def test_without_the_settings_of_its_tenants_the_table_stays_as_it_is(
+    location: Location, shared_sandbox: RunningSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location.use(shared_sandbox)
+    before = assess(location)
+    for name in shared_sandbox.env:
+        if name.startswith("ST_TENANTS__"):
+            monkeypatch.delenv(name)
+    with pytest.raises(dg.Failure, match="No tenant is configured"):
+        assess(location)
+    kept = location.lake.open_existing("health/tenants").to_pyarrow_table().to_pylist()
+    assert {(row["tenant"], row["feed"]) for row in kept} == before.keys()
+
+
 def test_raw_current_and_derived_have_a_freshness_policy(location: Location) -> None:
     graph = defs().get_repository_def().asset_graph
     for key in graph.get_all_asset_keys():

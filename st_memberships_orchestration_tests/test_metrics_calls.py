@@ -140,24 +140,31 @@ def test_nobody_is_called_who_has_renewed() -> None:
 
 
 def test_owed_visits_and_long_suspensions() -> None:
-    members = [good(1), good(2, status="Suspended")]
+    members = [good(1), good(2, status="Suspended"), good(3)]
     table = calls(
         *members,
         membership_status=history(
-            m1="Active 2025-12-01", m2="Active 2025-12-01, Suspended 2026-01-18"
+            m1="Active 2025-12-01",
+            m2="Active 2025-12-01, Suspended 2026-01-18",
+            m3="Active 2025-12-01",
         ),
-        recurring_services=frame(service(1, 1), service(2, None)),
+        recurring_services=frame(service(1, 1), service(2, None), service(3, 3)),
         recurring_service_events=frame(
             event(1, 1, 1, "2026-02-17"),  # 31 days ago
             event(2, 1, 1, "2026-02-16"),
             event(3, 1, 1, "2026-02-18"),
             event(4, 2, None, "2026-02-16"),  # sold without a membership: nobody is known
+            event(5, 3, 3, "2026-02-16"),
         ),
     )
     assert called(table, "urgency", "reasons", "owed_visits", "money_at_stake", "what_to_say") == [
         (
             *(1001, 2, "visit_owed", 2, None),
             "2 visits are owed for Gold, the oldest since 2026-02-16: offer a day.",
+        ),
+        (
+            *(1003, 2, "visit_owed", 1, None),
+            "1 visit is owed for Gold, since 2026-02-16: offer a day.",
         ),
         (
             *(1002, 3, "suspended_long", 0, D(300)),

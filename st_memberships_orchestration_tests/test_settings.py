@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from datetime import date
@@ -17,8 +18,10 @@ from pydantic_settings import SettingsError
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
-from st_memberships_orchestration.settings import Settings, _timezones, data_folder, program
+from st_memberships_orchestration.settings import Settings, _timezones, data_folder
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
+from st_memberships_orchestration.terminal.screen import DATA, DEMO
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 BLOCK = """# the café's account
@@ -492,6 +495,7 @@ def test_a_user_without_a_name_is_called_by_its_number() -> None:
         pytest.skip("only root may become another user")
     script = """
 import os
+import shlex
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling
 from st_memberships_orchestration.settings import this_user
 os.setuid(54321)
@@ -536,13 +540,15 @@ def test_a_tenant_says_how_people_call_it(monkeypatch: pytest.MonkeyPatch) -> No
         Settings()
 
 
-def test_commands_find_the_sandbox_of_a_demo_that_runs_in_the_same_folder(
-    monkeypatch: pytest.MonkeyPatch, shared_sandbox: RunningSandbox, tmp_path: Path
+@pytest.mark.parametrize("folder", [".", "notes"])
+def test_commands_find_the_sandbox_of_a_demo_that_runs_in_the_same_folder_or_above(
+    monkeypatch: pytest.MonkeyPatch, shared_sandbox: RunningSandbox, tmp_path: Path, folder: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / folder)
     command = [Path(sys.executable).parent / "st-memberships", "doctor", "--tenant", "acme"]
     (tmp_path / ".data").mkdir()
-    running = tmp_path / RUNNING
+    running = tmp_path / DATA / RUNNING
     running.write_text(json.dumps({"pid": shared_sandbox.pid, "env": shared_sandbox.env}))
     assert subprocess.run(command, capture_output=True).returncode == 0
 
@@ -554,6 +560,19 @@ def test_commands_find_the_sandbox_of_a_demo_that_runs_in_the_same_folder(
     assert "No tenant is configured" in alone.stderr
 
 
+def test_in_a_demos_folder_commands_say_how_to_start_its_sandbox(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DATA).mkdir()
+    (tmp_path / DEMO).write_text("{}")
+    command = Path(sys.executable).parent / "st-memberships"
+    for words in ("doctor", "call-list --tenant acme", "plan update-memberships x.csv"):
+        ran = subprocess.run([command, *words.split()], capture_output=True, text=True)
+        assert ran.returncode == 1, words
+        assert f"in a second terminal with `{shlex.quote(str(command))} ui`" in ran.stderr, words
+
+
 def test_each_time_zone_that_is_taken_is_one_to_duckdb_too() -> None:
     with duckdb.connect() as connection:
         for name in _timezones():
@@ -561,17 +580,31 @@ def test_each_time_zone_that_is_taken_is_one_to_duckdb_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "python", "shown"),
+    ("typed", "python", "path", "shown"),
     [
-        (".venv/bin/st-memberships", "/elsewhere/bin/python", ".venv/bin/st-memberships"),
-        ("/usr/bin/st-memberships", "/usr/bin/python", "st-memberships"),
-        ("/opt/bin/dagster-daemon", "{here}/.venv/bin/python", ".venv/bin/st-memberships"),
-        ("-m", "/opt/bin/python", "st-memberships"),
+        ("env/bin/st-memberships", "/elsewhere/python", "", "env/bin/st-memberships"),
+        ("{here}/env/bin/st-memberships", "/elsewhere/python", "", "env/bin/st-memberships"),
+        ("{here}/env/bin/st-memberships", "/elsewhere/python", "env/bin", "st-memberships"),
+        ("{there}/bin/st-memberships", "/elsewhere/python", "", "'{there}/bin/st-memberships'"),
+        ("/opt/bin/dagster-daemon", "{here}/env/bin/python", "", "env/bin/st-memberships"),
+        ("/opt/bin/dagster-daemon", "{there}/bin/python", "", "'{there}/bin/st-memberships'"),
+        ("-m", "/elsewhere/python", "", "st-memberships"),
     ],
 )
 def test_a_shown_command_can_be_typed_in_this_folder(
-    monkeypatch: pytest.MonkeyPatch, typed: str, python: str, shown: str
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    typed: str,
+    python: str,
+    path: str,
+    shown: str,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [typed])
-    monkeypatch.setattr(sys, "executable", python.format(here=Path.cwd()))
-    assert program() == shown
+    here, there = tmp_path / "here", tmp_path / "with a blank"
+    for folder in (here / "env/bin", there / "bin"):
+        folder.mkdir(parents=True)
+        (folder / "st-memberships").touch(mode=0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PATH", str(here / path) if path else "")
+    monkeypatch.setattr(sys, "argv", [typed.format(here=here, there=there)])
+    monkeypatch.setattr(sys, "executable", python.format(here=here, there=there))
+    assert program() == shown.format(there=there)

@@ -169,7 +169,8 @@ def _range(asked: Sequence[ExactRow], templates: Mapping[int, Any]) -> str:
         for item in templates[row.values["id"]]["items"]
         if item["id"] == line["id"]
     ]
-    return f"Prices rise by {min(rises):.1%} to {max(rises):.1%}." if rises else ""
+    shown = [f"{rise:.1%}" for rise in sorted({*rises})]
+    return f"Prices rise by {' to '.join(dict.fromkeys((shown[0], shown[-1])))}." if shown else ""
 
 
 def _not_billed(member: Any, templates: Mapping[int, Any]) -> str:

@@ -29,6 +29,7 @@ from st_memberships_orchestration.health.notices import Problem, Told, tell
 from st_memberships_orchestration.health.states import facts_of, issues_of
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.ledger import Ledger
 
@@ -331,7 +332,7 @@ def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
             since=entry.updated_at,
             cause=f"Its answer was lost, and what is there now does not tell: {entry.detail}",
             remedy=f"Look at record {entry.target or '(new)'} in ServiceTitan, then run "
-            f"`st-memberships settle {entry.key[:12]} happened` or `did-not-happen`.",
+            f"`{program()} settle {entry.key[:12]} happened` or `did-not-happen`.",
             link=f"{settings.ui_url.rstrip('/')}/runs/{entry.run_id}",
         )
         for entry in entries

@@ -7,6 +7,7 @@ import dagster as dg
 from st_memberships_orchestration.lake.history import BEYOND_MICROSECONDS
 from st_memberships_orchestration.lake.quarantine import not_come_back
 from st_memberships_orchestration.servicetitan.exports import ExportFeed
+from st_memberships_orchestration.shell import program
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def assertions_of(feed: ExportFeed) -> list[Assertion]:
             "ServiceTitan broke its contract for these records. If the reason shows a new type, "
             "upgrade this project; a run of their window brings them back, and the check "
             "then passes. One without an id, or that is not mended, stays: "
-            f"`st-memberships seen {feed.name} --tenant NAME` ends the warning, not the counting.",
+            f"`{program()} seen {feed.name} --tenant NAME` ends the warning, not the counting.",
             needs=(f"quarantine/{feed.name}", f"raw/{feed.name}"),
         ),
         Assertion(

@@ -28,7 +28,7 @@ from st_memberships_orchestration.lake.progress import Progress, newest_lines, u
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake, replace_all
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.settings import NO_TENANT, Settings
 
 TABLE = "health/tenants"
 
@@ -88,6 +88,8 @@ def build_assets(
     def tenants(
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
+        if not settings.tenants:  # a terminal's, without the settings of the daemon
+            raise dg.Failure(NO_TENANT, allow_retries=False)
         facts = measure(
             context.instance, lake, settings, check_keys=check_keys, now=datetime.now(UTC)
         )

@@ -1,5 +1,6 @@
 """What the UI shows of a table: size, address, a preview, and the meaning of its columns."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -33,6 +34,7 @@ FULL = "Compute it even if nothing that it is made of has changed."
 
 DERIVED = {f"derived/{table.name}": table for table in TABLES}
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
 NO_ROWS = "No rows yet."
 PREVIEW_ROWS = 5
 PREVIEW_TENANTS = 4
@@ -168,7 +170,8 @@ def _preview(table: DeltaTable, of: Table | None, tenants: Sequence[str]) -> str
     if not rows.num_rows:
         return NO_ROWS
     lines = zip(*([cell(value) for value in c.to_pylist()] for c in rows.columns), strict=True)
-    return markdown_table(shown, lines, width)
+    # An asset's page has little room: there a text would be broken after each of its words.
+    return re.sub(r"(?<!\|) (?!\|)", NO_BREAK, markdown_table(shown, lines, width))
 
 
 def cell(value: object) -> object:

@@ -26,7 +26,8 @@ from st_memberships_orchestration.reporting.facts import (
 )
 from st_memberships_orchestration.reporting.queries import NEEDS, Need
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration.settings import Settings, program
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.shell import program
 
 if TYPE_CHECKING:  # Dagster does not show this type
     from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from st_memberships_orchestration.columns import INSTANT, described
 from st_memberships_orchestration.servicetitan.exports import VISIBILITY_LAG
+from st_memberships_orchestration.shell import program
 
 HEALTHY, WARNING, FAILING = "healthy", "warning", "failing"
 STATES = (FAILING, WARNING, HEALTHY)
@@ -152,7 +153,7 @@ def _reading(facts: FeedHealth) -> list[Issue]:
                 WARNING,
                 "It was never read to its end.",
                 "Wait for the first sync, which reads all history, or start the job `sync`; "
-                "`st-memberships doctor` tells whether ServiceTitan can be reached.",
+                f"`{program()} doctor` tells whether ServiceTitan can be reached.",
             )
         ]
     if facts.lag <= LATE_AFTER:
@@ -182,7 +183,7 @@ def _quarantine(facts: FeedHealth) -> list[Issue]:
             f"Ask `select reason, record, trace_id from quarantine.{facts.feed}`. Mend the record "
             "in ServiceTitan; or, if the reason is a new type of a field, upgrade this project and "
             "run their window again. Then they leave the quarantine by themselves, but for those "
-            f"without an id. What is to stay: `st-memberships seen {facts.feed} --tenant "
+            f"without an id. What is to stay: `{program()} seen {facts.feed} --tenant "
             f"{shlex.quote(facts.tenant)}` ends this warning, and the report goes on counting it.",
         )
     ]

@@ -47,7 +47,7 @@ REASONS = {
         "sell_memberships",
     ),
     "visit_owed": (
-        "{count} owed for {plan}, the oldest since {since}: offer a day.",
+        "{count} owed for {plan}, {oldest}since {since}: offer a day.",
         BOOKED_FIRST,
         "mark_events_complete",
     ),
@@ -278,6 +278,7 @@ def _filled(rows: Frame) -> list[str]:
             due_on="" if pd.isna(due_on) else due_on.date(),
             since="long ago" if pd.isna(since) else since.date(),
             count="" if pd.isna(visits) else _counted(int(visits)),
+            oldest="" if visits == 1 else "the oldest ",
         )
         for text, plan, due_on, since, visits in zip(*(rows[w] for w in words), strict=True)
     ]

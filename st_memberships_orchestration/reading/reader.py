@@ -104,9 +104,9 @@ class Reading:
 
     def __str__(self) -> str:
         if not self.rows:
-            return f"no changes ({self.requests:,} requests)"
+            return f"no changes ({_counted(self.requests, 'request')})"
         newest = f", to {self.newest:%Y-%m-%d %H:%M:%S}" if self.newest else ""
-        return f"{self.rows:,} rows, {self.versions:,} new{newest}, {self.seconds:.1f} s"
+        return f"{_counted(self.rows, 'row')}, {self.versions:,} new{newest}, {self.seconds:.1f} s"
 
     def __add__(self, later: "Reading") -> "Reading":
         """Both as one: the earlier days first, then the later."""
@@ -337,6 +337,10 @@ class FeedReader:
         """The newest batch that `current/` has seen, also of a table that was lost since."""
         table = self._lake.find(f"current/{self._feed.name}")
         return newest_batch(table, self._tenant) or 0 if table else 0
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _is_whole(last: Progress, lines: list[Progress]) -> bool:

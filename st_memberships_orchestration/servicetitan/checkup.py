@@ -46,7 +46,8 @@ def examine(client: ServiceTitanClient, feeds: Sequence[ExportFeed]) -> Iterator
             return
         yield Finding(step, passed=True)
     ahead = client.clock_ahead or timedelta()
-    yield Finding("clock", not client.clock_is_wrong, clock_remedy(ahead))
+    wrong = client.clock_is_wrong
+    yield Finding("clock", not wrong, clock_remedy(ahead) if wrong else "")
     for name, failure in failures.items():
         yield Finding(f"read {name}", failure is None, str(failure) if failure else "")
 

@@ -12,7 +12,8 @@ from st_memberships_orchestration.lake.calls import LARGEST_ID, Call, CallRefuse
 from st_memberships_orchestration.lake.forgetting import WrongKey
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.reporting.formats import URGENCIES
-from st_memberships_orchestration.settings import Settings, program
+from st_memberships_orchestration.settings import Settings
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.terminal.screen import (
     console,
     read_settings,

@@ -27,7 +27,7 @@ from st_memberships_orchestration.campaigns.result import RESULT_HEADINGS, resul
 from st_memberships_orchestration.campaigns.visit_dates import VisitDates
 from st_memberships_orchestration.escaping import visible
 from st_memberships_orchestration.lake.store import Lake
-from st_memberships_orchestration.settings import program
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.terminal.screen import Group, console, typed
 from st_memberships_orchestration.terminal.writes import keep, planned, show, show_how_to_send, work
 from st_memberships_orchestration.writing.changes import find_plan

@@ -7,13 +7,14 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,23 @@ from st_memberships_orchestration.servicetitan.checkup import Finding, examine
 from st_memberships_orchestration.servicetitan.exports import iso
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
-from st_memberships_orchestration.settings import NO_TENANT, program
+from st_memberships_orchestration.settings import data_folder
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.terminal import calls, campaigns, digest, forget, writes
 from st_memberships_orchestration.terminal.screen import (
+    DATA,
+    DEMO,
     Group,
     console,
     read_settings,
     refuse_unknown,
+    refuse_without_tenant,
     typed,
 )
 from st_memberships_orchestration.terminal.zones import outdated
 
-DATA = Path(".data")
-DEMO = DATA / "demo"
-"""Present when the lake in `.data` is the demo's; holds its sandbox's options."""
-
-RUNNING = DATA / "demo.env.json"
-"""Present while the demo's sandbox runs: its process, and the settings that reach it."""
+RUNNING = "demo.env.json"
+"""File in `.data` while the demo's sandbox runs: its process, and the settings that reach it."""
 
 JOINED = "_ST_MEMBERSHIPS_DEMO"
 """Set in this process and its children while they work with the demo's sandbox."""
@@ -64,6 +65,7 @@ QUIET_DAEMON = ("--code-server-log-level", "error", "--log-level", "error")
 QUIET_SERVER = ("--code-server-log-level", "error", "--dagster-log-level", "warning")
 """What runs and what fails shows in the UI; the terminal only says where that is."""
 
+FEED_NAMES = [feed.name for feed in FEEDS]
 Day = click.DateTime(["%Y-%m-%d"])
 
 
@@ -175,9 +177,9 @@ def sync(tenants: tuple[str, ...]) -> None:
     "--feed",
     "feeds",
     multiple=True,
-    type=click.Choice([feed.name for feed in FEEDS]),
+    type=click.Choice(FEED_NAMES),
     metavar="FEED",
-    help=f"Only this feed; may be repeated. Of {', '.join(feed.name for feed in FEEDS)}.",
+    help=f"Only this feed; may be repeated. Of {', '.join(FEED_NAMES)}.",
 )
 def backfill(
     tenants: tuple[str, ...], first: datetime, last: datetime, feeds: tuple[str, ...]
@@ -198,8 +200,8 @@ def backfill(
 
 
 @main.command()
-@click.argument("feed", type=click.Choice([feed.name for feed in FEEDS]))
-@click.option("--tenant", required=True)
+@click.argument("feed", type=click.Choice(FEED_NAMES), metavar="FEED")
+@click.option("--tenant", required=True, help="Whose records.")
 def seen(feed: str, tenant: str) -> None:
     """Say that you looked at a feed's records in quarantine: nothing warns of them any more.
 
@@ -240,7 +242,7 @@ def query(sql: str, as_csv: bool) -> None:
 
             if storage_remedy(str(error)):
                 raise
-            tables = ", ".join(lake.names()) or "none yet: run `st-memberships sync`"
+            tables = ", ".join(lake.names()) or f"none yet: run `{program()} sync`"
             raise click.ClickException(f"{error}\nTables of {lake.uri}: {tables}") from error
 
 
@@ -280,8 +282,7 @@ def doctor(tenants: tuple[str, ...]) -> None:
 
 def _chosen(tenants: tuple[str, ...]) -> list[str]:
     settings = read_settings()
-    if not settings.tenants:
-        raise click.ClickException(NO_TENANT)
+    refuse_without_tenant(settings)
     _refuse_beside_demo()
     for tenant in tenants:
         refuse_unknown(settings, tenant)
@@ -290,9 +291,10 @@ def _chosen(tenants: tuple[str, ...]) -> list[str]:
 
 def _join_demo() -> None:
     """Work with the demo's sandbox where nothing else is configured and it is running (`ui`)."""
-    if not RUNNING.exists() or read_settings().tenants:
+    running_demo = data_folder() / RUNNING
+    if not running_demo.exists() or read_settings().tenants:
         return
-    demo = json.loads(RUNNING.read_text())
+    demo = json.loads(running_demo.read_text())
     # If it was killed, nothing has its number, or another user's process has it by now.
     with suppress(ProcessLookupError, PermissionError):
         os.kill(demo["pid"], 0)
@@ -303,10 +305,11 @@ def _join_demo() -> None:
 def _refuse_beside_demo() -> None:
     if os.environ.get(JOINED):
         return
-    if DEMO.exists() and Path(read_settings().lake_uri).absolute().is_relative_to(DATA.absolute()):
+    data, lake = data_folder(), Path(read_settings().lake_uri).absolute()
+    if (data / DEMO.name).exists() and lake.is_relative_to(data):
         raise click.ClickException(
-            f"The tables in {DATA} are the demo's, and yours would come among them. "
-            f"Remove them first: rm -r {DATA}"
+            f"The tables in {data} are the demo's, and yours would come among them. "
+            f"Remove them first: rm -r {shlex.quote(str(data))}"
         )
 
 
@@ -476,7 +479,8 @@ def _show_headlines() -> None:
         )
         table = Table()
         for number, name in enumerate(result.columns):
-            table.add_column(name.replace("_", " "), justify="right" if number else "left")
+            heading = name.replace("_", " ").replace("mrr", "MRR")
+            table.add_column(heading, justify="right" if number else "left")
         for tenant, *numbers in result.fetchall():
             table.add_row(tenant, *(f"{number:,}" for number in numbers))
     console.print(table)
@@ -526,14 +530,15 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
         os.environ["ST_HISTORY_START"] = (_today() - timedelta(days=DEMO_DAYS - 1)).isoformat()
         os.environ[JOINED] = "1"
         ours = {name: os.environ[name] for name in os.environ if name.startswith("ST_")}
-        draft = RUNNING.with_suffix(".part")  # whoever reads meanwhile sees all of it, or none
+        running_demo = DATA / RUNNING
+        draft = running_demo.with_suffix(".part")  # whoever reads meanwhile sees all of it, or none
         draft.touch(mode=0o600)
         draft.write_text(json.dumps({"pid": started.pid, "env": ours}))
-        draft.replace(RUNNING)
+        draft.replace(running_demo)
         try:
             yield started.url
         finally:
-            RUNNING.unlink(missing_ok=True)
+            running_demo.unlink(missing_ok=True)
 
 
 def _serve(port: int, beside: str = "") -> None:
@@ -550,11 +555,15 @@ def _serve(port: int, beside: str = "") -> None:
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     console.print(f"The UI is on http://localhost:{port}; Ctrl-C stops it.{beside}", soft_wrap=True)
-    servers = [subprocess.Popen(command) for command in commands]
+    # A person is not shown what each run and process says; a supervisor that keeps it, is.
+    said = DATA / "ui.log"
+    with said.open("wb") if console.is_terminal else nullcontext() as output:
+        servers = [subprocess.Popen(one, stdout=output, stderr=output) for one in commands]
     try:
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
-        raise click.ClickException("The web server or the daemon ended; its message is above.")
+        told = f"in {said}, at its end" if console.is_terminal else "above"
+        raise click.ClickException(f"The web server or the daemon ended; its message is {told}.")
     except KeyboardInterrupt:
         console.print("Stopping.")
     finally:

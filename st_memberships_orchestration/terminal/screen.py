@@ -9,9 +9,14 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.markup import escape
 
-from st_memberships_orchestration.settings import Settings, UnknownTenant
+from st_memberships_orchestration.settings import NO_TENANT, Settings, UnknownTenant
+from st_memberships_orchestration.shell import program
 
 console = Console(emoji=False)  # no text of anybody's is made into pictures
+
+DATA = Path(".data")
+DEMO = DATA / "demo"
+"""Present when the lake in `.data` is the demo's; holds its sandbox's options."""
 
 
 class Group(click.Group):
@@ -38,8 +43,21 @@ def read_settings() -> Settings:
         raise click.ClickException(f"The settings do not hold: {faults}") from error
 
 
+def refuse_without_tenant(settings: Settings) -> None:
+    """End with one message if no tenant is configured."""
+    if settings.tenants:
+        return
+    if DEMO.exists():
+        raise click.ClickException(
+            "The tables here are the demo's, and its sandbox does not run: start it in a second "
+            f"terminal with `{program()} ui`, and repeat this beside it."
+        )
+    raise click.ClickException(NO_TENANT)
+
+
 def refuse_unknown(settings: Settings, tenant: str) -> None:
     """End with one message if `--tenant` names none that is configured."""
+    refuse_without_tenant(settings)
     try:
         settings.tenant(tenant)
     except UnknownTenant as error:

@@ -19,13 +19,18 @@ from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import (
-    NO_TENANT,
     Settings,
     data_folder,
-    program,
     this_user,
 )
-from st_memberships_orchestration.terminal.screen import Group, console, read_settings, typed
+from st_memberships_orchestration.shell import program
+from st_memberships_orchestration.terminal.screen import (
+    Group,
+    console,
+    read_settings,
+    refuse_without_tenant,
+    typed,
+)
 from st_memberships_orchestration.writing.apply import DryRun, Locked
 from st_memberships_orchestration.writing.audit import AUDIT_TABLE, bring_audit_up_to_date
 from st_memberships_orchestration.writing.changes import (
@@ -228,8 +233,7 @@ commands: tuple[click.Command, ...] = (plan, apply, undo, settle_, accept_ledger
 def work() -> Iterator[tuple[Settings, Ledger]]:
     """Settings and ledger; what goes wrong becomes one message."""
     settings = read_settings()
-    if not settings.tenants:
-        raise click.ClickException(NO_TENANT)
+    refuse_without_tenant(settings)
     try:
         ledger = Ledger(settings.ledger_url.get_secret_value())
         try:

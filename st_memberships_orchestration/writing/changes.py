@@ -15,6 +15,7 @@ from st_memberships_orchestration.lake.store import Lake, replace_tenant
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
 from st_memberships_orchestration.settings import Settings, UnknownTenant
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.writing.apply import Approval, Caps, Locked, Result, apply_plan
 from st_memberships_orchestration.writing.audit import bring_audit_up_to_date, unsent_rows
 from st_memberships_orchestration.writing.clocks import Clock
@@ -240,7 +241,7 @@ def check_ledger(lake: Lake, ledger: Ledger, account: Account) -> None:
         raise Locked(
             f"{why} {account}, until {row['noted_at']:%Y-%m-%d %H:%M} UTC. Set ST_LEDGER_URL to "
             "the one that knows them. If it is lost, what it noted is in derived/write_audit; once "
-            "you have seen in ServiceTitan what became of it: st-memberships accept-ledger "
+            f"you have seen in ServiceTitan what became of it: {program()} accept-ledger "
             f"{shlex.quote(row['tenant'])}"
         )
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.writing.values import Plain
 
 
@@ -95,9 +96,9 @@ class Entry(Intent):
     def said(self) -> str:
         """Where it stands, and what to do, for people."""
         state = self.status if self.status in OPEN else f"{self.status}, not read back yet"
-        next_step = f"look again: st-memberships settle {self.key[:12]}"
+        next_step = f"look again: {program()} settle {self.key[:12]}"
         if self.status == Status.NEEDS_REVIEW:
-            next_step = f"see `st-memberships settle --help`, entry {self.key[:12]}"
+            next_step = f"see `{program()} settle --help`, entry {self.key[:12]}"
         return f"{self.kind} of plan {self.plan[:12]} is {state} ({self.record}); {next_step}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from st_memberships_orchestration.servicetitan.auth import Account
 from st_memberships_orchestration.servicetitan.errors import ServiceTitanError
 from st_memberships_orchestration.servicetitan.memberships.client import MembershipsClient
+from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.writing.clocks import Clock
 from st_memberships_orchestration.writing.entries import (
     DONE,
@@ -224,7 +225,7 @@ def _doubt(
 
 def _to_settle(entry: Entry) -> str:
     return (
-        "when you know what happened, settle it: st-memberships settle "
+        f"when you know what happened, settle it: {program()} settle "
         f"{entry.key[:12]} happened|did-not-happen"
     )
 

@@ -59,9 +59,9 @@ def plan_totals(plan: Plan) -> dict[str, Any]:
     """The plan in numbers."""
     return {
         "changes": len(plan.changes),
-        "no_ops": len(plan.no_ops),
+        "already_so": len(plan.no_ops),
         "refused": len(plan.refused),
-        "money_touched": str(plan.money),
+        "money_touched": f"{plan.money:,.2f}",
         "plan_hash": plan.hash,
         "kind": plan.kind,
         "tenant": plan.tenant,
