@@ -248,6 +248,17 @@ def test_one_derive_follows_however_many_changes_and_none_is_missed(
     assert derives.wanted() == [("refresh_reference", "bravo")], "both derives wait already"
 
 
+def test_a_damaged_table_does_not_hold_back_what_is_derived_of_others(
+    location: Location, shared_sandbox: RunningSandbox
+) -> None:
+    derives = Derives(location.use(shared_sandbox))
+    for feed in ("invoice_templates", "memberships"):
+        changed(location, "acme", feed)
+    log = Path(location.lake.address("current/invoice_templates")) / "_delta_log"
+    (log / "00000000000000000000.json").write_text("damaged")
+    assert derives.wanted() == [("derive", "acme")]
+
+
 def test_tables_are_derived_again_after_a_restore(
     location: Location, shared_sandbox: RunningSandbox, tmp_path: Path
 ) -> None:

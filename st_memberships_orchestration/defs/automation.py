@@ -11,6 +11,7 @@ is: the next one reads whatever this one would have.
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
@@ -24,7 +25,7 @@ from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.maintenance import maintain_lake
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
 from st_memberships_orchestration.lake.progress import Progress, newest_lines, unfinished_windows
-from st_memberships_orchestration.lake.store import Lake
+from st_memberships_orchestration.lake.store import Damaged, Lake
 from st_memberships_orchestration.lake.versions import newest_batch
 from st_memberships_orchestration.servicetitan.auth import Access
 from st_memberships_orchestration.servicetitan.errors import RequestRefused
@@ -353,11 +354,12 @@ def newest_batches(lake: Lake, tenants: Sequence[str]) -> dict[str, dict[str, in
     """Tenant -> feed -> the newest batch that `current/` holds of it; of tenants with any."""
     batches: dict[str, dict[str, int]] = {}
     for feed in FEEDS:
-        if table := lake.find(f"current/{feed.name}"):
-            for tenant in tenants:
-                batch = newest_batch(table, tenant)
-                if batch is not None:
-                    batches.setdefault(tenant, {})[feed.name] = batch
+        with suppress(Damaged):  # each sync of that feed fails and says so; the others go on
+            if table := lake.find(f"current/{feed.name}"):
+                for tenant in tenants:
+                    batch = newest_batch(table, tenant)
+                    if batch is not None:
+                        batches.setdefault(tenant, {})[feed.name] = batch
     return batches
 
 

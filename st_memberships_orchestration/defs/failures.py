@@ -45,11 +45,14 @@ STORAGE = (
         "region, endpoint) and at the rights of that key on the bucket.",
     ),
     (
-        r"the table \S+ cannot be opened|Parquet error:|stream registered as '\w+' failed",
-        "Its files are damaged or gone, or a later release has written them. Put its folder back "
-        "from a backup. Without one delete the folder: the next sync reads raw/ and current/ anew, "
-        "as far as ServiceTitan still shows it, and derive makes the others; what lies in state/ "
-        "nobody else knows (docs/operations.md).",
+        r"the table \S+ cannot be (opened|read)|Parquet (\w+ )?error:"
+        r"|stream registered as '\w+' failed",
+        "Its files are damaged or gone, or a later release has written them. First move "
+        "_last_checkpoint and *.checkpoint.parquet out of its _delta_log: Delta goes on without "
+        "them. If that does not mend it, put its folder back from a backup. Without one delete the "
+        "folder: the next sync reads raw/ and current/ anew, as far as ServiceTitan still shows "
+        "it, and derive makes the others; what lies in state/ nobody else knows "
+        "(docs/operations.md).",
     ),
 )
 """What storage says -> what to do about it; the libraries below raise it as text only."""

@@ -298,9 +298,19 @@ def scan(
     )
     result = QueryBuilder().register("scanned", table).execute(query)
     stream = pa.RecordBatchReader.from_stream(result)
+    stream = pa.RecordBatchReader.from_batches(stream.schema, _read(stream, table))
     fields = {field.name: field for field in pa.schema(table.schema())}
     # The engine hands out string views, on which Arrow's own functions do not work (pyarrow 26).
     return stream.cast(pa.schema([fields.get(field.name, field) for field in stream.schema]))
+
+
+def _read(stream: pa.RecordBatchReader, table: DeltaTable) -> Iterator[pa.RecordBatch]:
+    """The batches of a table; what its files are damaged by seldom says which table it is."""
+    try:
+        yield from stream
+    except (pa.ArrowException, OSError) as error:
+        name = "/".join(table.table_uri.rstrip("/").split("/")[-2:])
+        raise Damaged(f"the table {name} cannot be read: {error}") from error
 
 
 @contextmanager
