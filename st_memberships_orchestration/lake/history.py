@@ -85,45 +85,13 @@ def rebuild_versions(
         if ids is None
         else rows_of(table, tenant, columns, {"id": ids}).to_reader()
     )
-    place = f'impossible_before, can_be, "{modified}", rtrim("{modified}_text", \'Z\')'
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
         connection.execute("set threads = 1")  # rows are read in the order in which they landed
         connection.execute(f"set memory_limit = '{WORKING_MEMORY}'")  # beyond it, on disk
         connection.execute("set enable_progress_bar = false")
         connection.register("versions", versions)
-        rows = connection.sql(
-            f"""
-            with numbered as materialized (
-                select *, row_number() over () as position, "{modified}" <= loaded_at as can_be,
-                    least("{modified}", loaded_at) as began
-                from versions
-            ), several as (
-                select id from numbered group by id having count(*) > 1
-            ), kept as (
-                from (
-                    select *, count(*) filter (not can_be) over (
-                        partition by id order by loaded_at, position rows unbounded preceding
-                    ) as impossible_before
-                    from numbered where id in (from several)
-                )
-                qualify row_number() over (
-                    partition by id, impossible_before, "{modified}_text"
-                    order by loaded_at desc, position desc
-                ) = 1
-            )
-            select * exclude (position, can_be, began, impossible_before)
-            from (
-                select *, max(began) over life as {VALID_FROM},
-                    case when lead(began) over life is not null
-                        then greatest(lead(began) over life, max(began) over life) end as {VALID_TO}
-                from kept window life as (partition by id order by {place})
-                union all  -- most records have one version
-                select *, 0, began, null from numbered where id not in (from several)
-            )
-            order by id, {VALID_FROM}, {place}
-            """
-        )
+        rows = connection.sql(_in_force(modified))
         stream = rows.to_arrow_reader(STREAMED_ROWS).cast(pa.schema([*schema, *VALIDITY]))
         remembered = {"tenant": tenant, "origin": origin, "seen": seen(sources)}
         if ids is None and counts(table)[tenant] > HELD_ROWS:
@@ -132,6 +100,41 @@ def rebuild_versions(
             of = None if ids is None else {"id": ids}
             order = ("id", VALID_FROM)
             replace_tenant(lake, name, stream.read_all(), order=order, of=of, **remembered)
+
+
+def _in_force(modified: str) -> str:
+    """SQL: the rows of `versions`, in the order in which they landed, and when each held."""
+    place = f'impossible_before, can_be, "{modified}", rtrim("{modified}_text", \'Z\')'
+    return f"""
+        with numbered as materialized (
+            select *, row_number() over () as position, "{modified}" <= loaded_at as can_be,
+                least("{modified}", loaded_at) as began
+            from versions
+        ), several as (
+            select id from numbered group by id having count(*) > 1
+        ), kept as (
+            from (
+                select *, count(*) filter (not can_be) over (
+                    partition by id order by loaded_at, position rows unbounded preceding
+                ) as impossible_before
+                from numbered where id in (from several)
+            )
+            qualify row_number() over (
+                partition by id, impossible_before, "{modified}_text"
+                order by loaded_at desc, position desc
+            ) = 1
+        )
+        select * exclude (position, can_be, began, impossible_before)
+        from (
+            select *, max(began) over life as {VALID_FROM},
+                case when lead(began) over life is not null
+                    then greatest(lead(began) over life, max(began) over life) end as {VALID_TO}
+            from kept window life as (partition by id order by {place})
+            union all  -- most records have one version
+            select *, 0, began, null from numbered where id not in (from several)
+        )
+        order by id, {VALID_FROM}, {place}
+    """
 
 
 def _ids_of_changed(
@@ -262,6 +265,30 @@ def rebuild_membership_status(
             before.astimezone(on).date() == newest.astimezone(on).date() for on in (zone, UTC)
         ):
             ids = _ids_of_changed(lake, then, tables, tenant, whose="membership_id")
+    spans = _spans(tables, tenant, ids, zone, earliest, newest)
+    if ids is None and not spans.num_rows:
+        return
+    replace_tenant(
+        lake,
+        name,
+        spans,
+        tenant=tenant,
+        order=("membership_id", VALID_FROM),
+        of=None if ids is None else {"membership_id": ids},
+        origin=origin,
+        seen=seen(tables),
+    )
+
+
+def _spans(
+    tables: Mapping[str, DeltaTable | None],
+    tenant: str,
+    ids: pa.Array | None,
+    zone: ZoneInfo,
+    earliest: date,
+    newest: datetime,
+) -> pa.Table:
+    """The rows of `history/membership_status`, or those of the memberships with these ids."""
 
     def of_touched(source: str, whose: str, columns: Sequence[str]) -> pa.Table:
         table = tables[source]
@@ -280,7 +307,7 @@ def rebuild_membership_status(
         ],
     )
     if ids is None and not memberships.num_rows:
-        return
+        return STATUS_COLUMNS.empty_table()
     changes = of_touched("current/membership_status_changes", "membership_id", CHANGES.names)
     versions = of_touched(
         "raw/memberships",
@@ -300,18 +327,7 @@ def rebuild_membership_status(
         connection.sql(PASSED)
         connection.sql(IN_ORDER)
         connection.register("moved", _chained(connection))
-        history = connection.sql(SPANS).to_arrow_table().cast(STATUS_COLUMNS)
-    order = ("membership_id", VALID_FROM)
-    replace_tenant(
-        lake,
-        name,
-        history,
-        tenant=tenant,
-        order=order,
-        of=None if ids is None else {"membership_id": ids},
-        origin=origin,
-        seen=seen(tables),
-    )
+        return connection.sql(SPANS).to_arrow_table().cast(STATUS_COLUMNS)
 
 
 def _midnights(zone: ZoneInfo, earliest: date, *records: pa.Table) -> pa.Table:
