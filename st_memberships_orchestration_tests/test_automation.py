@@ -94,7 +94,12 @@ def test_once_a_week_everything_is_computed_whole(
 
 
 def test_without_tenants_the_schedules_say_what_to_set(location: Location) -> None:
-    for name in ("sync_every_15_minutes", "refresh_reference_daily", "deep_check_weekly"):
+    for name in (
+        "sync_every_15_minutes",
+        "health_every_15_minutes",
+        "refresh_reference_daily",
+        "deep_check_weekly",
+    ):
         (skipped,) = tick(location, name, at(9, 0))
         assert "ST_TENANTS" in skipped.skip_message
 

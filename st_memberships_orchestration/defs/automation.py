@@ -75,13 +75,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
     return [
         _sync_every_15_minutes(settings, tenants),
         _derive_daily(settings, tenants),
-        dg.ScheduleDefinition(
-            name="health_every_15_minutes",
-            job=jobs.assess_health,
-            cron_schedule="7-59/15 * * * *",
-            default_status=RUNNING,
-            description="Finds out how each tenant's feeds are, for the table health/tenants.",
-        ),
+        _health_every_15_minutes(tenants),
         _for_each_tenant(
             "refresh_reference_daily", jobs.refresh_reference, "40 5 * * *", "at 05:40", tenants
         ),
@@ -151,6 +145,19 @@ def _sync_every_15_minutes(settings: Settings, tenants: Sequence[str]) -> dg.Sch
             yield dg.SkipReason(" ".join(skipped))
 
     return sync_every_15_minutes
+
+
+def _health_every_15_minutes(tenants: Sequence[str]) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        job=jobs.assess_health,
+        cron_schedule="7-59/15 * * * *",
+        default_status=RUNNING,
+        description="Finds out how each tenant's feeds are, for the table health/tenants.",
+    )
+    def health_every_15_minutes() -> dg.RunRequest | dg.SkipReason:
+        return dg.RunRequest() if tenants else dg.SkipReason(NO_TENANT)
+
+    return health_every_15_minutes
 
 
 def _derive_daily(settings: Settings, tenants: Sequence[str]) -> dg.ScheduleDefinition:
