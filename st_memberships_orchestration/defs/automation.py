@@ -154,8 +154,8 @@ def _health_every_15_minutes(tenants: Sequence[str]) -> dg.ScheduleDefinition:
         default_status=RUNNING,
         description="Finds out how each tenant's feeds are, for the table health/tenants.",
     )
-    def health_every_15_minutes() -> dg.RunRequest | dg.SkipReason:
-        return dg.RunRequest() if tenants else dg.SkipReason(NO_TENANT)
+    def health_every_15_minutes() -> Iterator[dg.RunRequest | dg.SkipReason]:
+        yield dg.RunRequest() if tenants else dg.SkipReason(NO_TENANT)
 
     return health_every_15_minutes
 
