@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo, available_timezones
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -263,12 +264,23 @@ def _written() -> dict[str, str]:
 
 def _check_names() -> None:
     """Refuse names that are nearly one of ours: what was meant by them would not be done."""
+    _check_lines()
     known = [f"ST_{name.upper()}" for name in Settings.model_fields]
     for name in sorted(_written()):
         if name.startswith(OF_TENANTS):
             _check_name_of_tenant(name)
         elif name not in known and (meant := get_close_matches(name, known, n=1, cutoff=0.8)):
             raise _wrong(f"{name} is no setting; {meant[0]} may be meant")
+
+
+def _check_lines() -> None:
+    """Refuse a line such as `ST_WRITES: off`, which is passed over otherwise."""
+    if not ENV_FILE.is_file():
+        return
+    with ENV_FILE.open(encoding=_encoding(ENV_FILE)) as file:
+        for line in parse_stream(file):
+            if line.error and "ST_" in line.original.string.upper():
+                raise _wrong(f"line {line.original.line} of {ENV_FILE} is not NAME=value")
 
 
 def _is_json(value: str) -> bool:

@@ -400,6 +400,20 @@ def test_the_lake_is_maintained_without_changing_a_row(
     assert {name: location.lake.count(name) for name in names} == before
 
 
+def test_maintenance_stops_at_no_damaged_table_and_no_stray_folder(location: Location) -> None:
+    for feed in ("invoice_templates", "memberships"):
+        changed(location, "acme", feed)
+    lake = Path(location.lake.uri)
+    (lake / "current/lost+found").mkdir()
+    (lake / "current/invoice_templates/_delta_log/00000000000000000000.json").write_text("damaged")
+    job = defs().resolve_job_def("maintain_lake")
+    run = job.execute_in_process(instance=location.instance, raise_on_error=False)
+    (failed,) = failures_of(location.instance, run.run_id)
+    assert failed.step == "current/invoice_templates"
+    assert "put its folder back" in failed.remedy
+    assert (lake / "raw/memberships/_delta_log/_last_checkpoint").exists()
+
+
 def test_what_was_synced_a_moment_ago_is_not_synced_again(
     location: Location, shared_sandbox: RunningSandbox
 ) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -155,6 +156,14 @@ def test_a_forgotten_customer_is_in_no_byte_and_does_not_come_back(house: House)
     assert "of forgotten customers left out" in printed
     assert house.places_of(theirs) == set()
 
+    template = PlainReader(house.sandbox).walk("memberships")[membership]["billingTemplateId"]
+    assert house.places_of({template}), "which another customer may come to share"
+    shared = lake.rows("raw/membership_types", tenant="acme", columns=["billing_template_id"])
+    assert template not in shared["billing_template_id"].to_pylist()
+    status, printed = house.forget(customer)
+    assert status == 0, printed
+    assert house.places_of({template}) == set()
+
 
 def test_files_that_cannot_be_searched_are_named_and_kept(house: House) -> None:
     inbox = house.folder / ".data/inbox"
@@ -171,6 +180,15 @@ def test_files_that_cannot_be_searched_are_named_and_kept(house: House) -> None:
     with zipfile.ZipFile(inbox / "packed.zip", "w") as book:
         book.write(inbox / "packed.csv.gz")
     (inbox / "hers.txt").write_text("call 36000001")
+    (house.folder / "elsewhere.txt").write_text("call 36000001")
+    (inbox / "linked.txt").symlink_to(house.folder / "elsewhere.txt")
+    (inbox / "twice.txt").hardlink_to(house.folder / "elsewhere.txt")
+    (inbox / "linked").symlink_to(house.folder)
+    (inbox / "36000001.txt").symlink_to(house.folder / "nowhere.txt")
+    for folder in ("36000001", "of 36000001"):
+        (inbox / folder).mkdir()
+        (inbox / folder / "hers.txt").write_text("call 36000001")
+    (inbox / "36000001" / "another's.txt").write_text("call 99999999")
     # Without settings of its own Dagster keeps its files in the folder in which all else lies.
     (house.folder / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
     (house.folder / "of a package.db").write_text("36000001 in a file that is no database")
@@ -180,8 +198,11 @@ def test_files_that_cannot_be_searched_are_named_and_kept(house: House) -> None:
     assert "of a package" not in printed
     assert "Error: Something of them is left, or may be, in:" in printed
     sealed = {"locked.xlsx", "torn.parquet", "packed.csv.gz", "packed.zip"}
+    sealed |= {"linked.txt", "twice.txt", "linked"}
+    assert f"{inbox / '36000001'} " in printed
+    shutil.rmtree(inbox / "36000001")
     for name in sealed:
-        assert f"{name}, which cannot be searched (" in printed
+        assert f"{name}, which is yours to look at (" in printed
     assert {path.name for path in inbox.iterdir()} == sealed
 
 

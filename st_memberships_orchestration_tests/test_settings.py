@@ -330,6 +330,17 @@ def test_a_name_that_is_nearly_a_setting_is_not_passed_over(
         Settings()
 
 
+@pytest.mark.parametrize("line", ["ST_WRITES: off", "set ST_WRITES=off", '- ST_WRITES="off"',
+                                  'ST_LEDGER_URL="postgresql://hush'])  # fmt: skip
+def test_a_line_that_sets_nothing_is_not_passed_over(folder: Path, line: str) -> None:
+    (folder / ".env").write_text(f"{BLOCK}a line of others: 1\n")
+    assert Settings().tenants
+    (folder / ".env").write_text(f"# ours\n{line}\n{BLOCK}")
+    with pytest.raises(ValidationError, match=r"line 2 of \.env is not NAME=value") as refused:
+        Settings()
+    assert "hush" not in str(refused.value)
+
+
 def test_what_should_be_json_is_named(folder: Path) -> None:
     lines = "ST_TENANTS__ACME__BUSINESS_UNITS={12: Plumbing}\nST_TENANTS__ACME__USERS={}\n"
     (folder / ".env").write_text(f"{BLOCK}{lines}")

@@ -3,9 +3,10 @@
 from dataclasses import astuple, fields
 
 import dagster as dg
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import DeltaError
 from pydantic import Field
 
+from st_memberships_orchestration.defs.failures import failed_with, failure_of
 from st_memberships_orchestration.escaping import markdown_table
 from st_memberships_orchestration.lake.maintenance import RETENTION_HOURS, Maintained, maintain
 from st_memberships_orchestration.lake.store import Lake
@@ -25,22 +26,23 @@ class MaintenanceConfig(dg.Config):
 def maintain_tables(
     context: dg.OpExecutionContext, config: MaintenanceConfig, lake: dg.ResourceParam[Lake]
 ) -> None:
-    """Maintain all tables, one after the other; one that is always in use holds no other back."""
-    done, in_use = [], []
+    """Maintain all tables, one after the other; one that is damaged or in use holds none back."""
+    done, failed = [], []
     for name in lake.names():
         try:
             result = maintain(lake, name, retention_hours=config.retention_hours)
-        except CommitFailedError as error:
-            context.log.warning("%s is written to all the time: %s", name, error)
-            in_use.append(name)
+        except (DeltaError, OSError) as error:
+            context.log.warning("%s could not be maintained: %s", name, error)
+            failed.append(failed_with(error, step=name))
             continue
         context.log.info("%s: %s files are now %s", name, result.files_before, result.files_after)
         done.append(result)
     headings = [field.name for field in fields(Maintained)]
     table = markdown_table(headings, map(astuple, done))
     context.add_output_metadata({"tables": dg.MetadataValue.md(table)})
-    if in_use:
-        raise dg.Failure(f"Others wrote to these all the time; run again: {', '.join(in_use)}.")
+    if failed:
+        names = ", ".join(str(one.step) for one in failed)
+        raise failure_of(f"These could not be maintained, the others were: {names}.", failed)
 
 
 @dg.job(

@@ -83,6 +83,10 @@ TEMPLATES = (
 KEY_OF = ("key", 0)
 """Remembered beside the ids, so that another key is noticed."""
 
+NAMED = "named template"
+"""Kind of a template that is named by what was left out. Whether it is theirs alone only the tables
+tell when they are forgotten again: until then others may come to share it, so it is read."""
+
 
 NUMBER = re.compile(r"(?<!\d)(?<!\d\.)\d{5,19}(?!\d|\.\d*[1-9])")
 """Numbers in a text that can be an id, also at the end of a sentence and as a spreadsheet's `7.0`;
@@ -171,7 +175,8 @@ class Forgotten:
             return rows
         gone = self._of_forgotten(name, rows)
         if (left_out := rows.filter(gone)).num_rows:
-            self.remember(_related(name, left_out), now=now)
+            named = {NAMED: _ids(left_out, *TEMPLATES)}
+            self.remember(_related(name, left_out) | named, now=now)
             logger.info("%s  %s: %s rows of forgotten customers left out", self.tenant, name,
                         left_out.num_rows)  # fmt: skip
         return rows.filter(pc.invert(gone))
@@ -197,7 +202,7 @@ class Forgotten:
 
     def _knows(self, number: int) -> bool:
         if number not in self._known:
-            kinds = (kind for kind in self.digests if kind != KEY_OF[0])
+            kinds = (kind for kind in self.digests if kind not in (KEY_OF[0], NAMED))
             self._known[number] = any(self.among(kind, [number]) for kind in kinds)
         return self._known[number]
 
@@ -263,7 +268,8 @@ def _ids(rows: pa.Table, *columns: str) -> set[int]:
 def belongings(lake: Lake, tenant: str, customers: Collection[int]) -> dict[str, set[int]]:
     """Kind -> ids of all that the lake knows of some customers, themselves included.
 
-    An invoice template is one's own when nobody else is billed by it and it is not shared.
+    An invoice template is one's own when nobody else is billed by it and it is not shared. With
+    them go templates of what customers bought after they were forgotten.
     """
 
     def rows(feed: str, columns: Sequence[str], where: str) -> pa.Table:
@@ -285,6 +291,8 @@ def belongings(lake: Lake, tenant: str, customers: Collection[int]) -> dict[str,
         f"location_recurring_service_id in ({_listed(_ids(services, 'id'))})",
     )
     templates = _ids(mine, *TEMPLATES) | _ids(services, *TEMPLATES)
+    every = _ids(rows("invoice_templates", ["id"], "true"), "id")
+    templates |= {*Forgotten(lake, tenant).among(NAMED, every)}
     others = (
         _ids(rows("memberships", ["billing_template_id"], f"not ({owned})"), *TEMPLATES)
         | _ids(rows("recurring_services", named[1:], f"not coalesce({theirs}, false)"), *TEMPLATES)
@@ -412,7 +420,7 @@ def clean(lake: Lake, name: str) -> None:
 def traces(forgotten: Forgotten) -> Iterator[str]:
     """Files of the lake that hold an id of something forgotten: all columns, and all logs."""
     files = files_of(forgotten.lake)
-    for name in forgotten.lake.names():
+    for name in forgotten.lake.folders():
         for entry in files.get_file_info(pafs.FileSelector(name, recursive=True)):
             if entry.type == pafs.FileType.File:
                 with files.open_input_file(entry.path) as file:

@@ -171,7 +171,16 @@ class Lake:
         return table
 
     def names(self) -> list[str]:
-        """Names of all tables that exist, sorted."""
+        """Names of all tables that exist, sorted; a folder without Delta's log is none."""
+        folders = self.folders()
+        if not folders:
+            return []
+        logs = files_of(self).get_file_info([f"{name}/_delta_log" for name in folders])
+        pairs = zip(folders, logs, strict=True)
+        return [name for name, log in pairs if log.type == pafs.FileType.Directory]
+
+    def folders(self) -> list[str]:
+        """What lies where tables do, sorted."""
         try:
             filesystem = files_of(self)
         except TableNotFoundError:  # a folder that is not there yet

@@ -6,7 +6,7 @@ import sqlite3
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def build_command(run: Run, set_dagster_home: Callable[[], None]) -> click.Comma
             listed = "\n  ".join(remaining)
             raise click.ClickException(
                 f"Something of them is left, or may be, in:\n  {listed}\nStop what runs beside, "
-                "move away what cannot be searched, and repeat."
+                "delete or move away what cannot be deleted or searched here, and repeat."
             )
         console.print("All tables, logs and files were searched: nothing of them is left here.")
         console.print("Left to you: backups, and copies that were taken of reports and tables.")
@@ -119,14 +119,14 @@ def _number(forgotten: Forgotten) -> int:
 
 
 def _files(settings: Settings) -> Iterator[Path]:
-    """Files on this machine that people or jobs made of records."""
+    """Files, folders and links on this machine that people or jobs made of records."""
     for folder in (
         data_folder() / "plans",
         settings.inbox,
         settings.inbox.parent / "outbox",
         settings.report_dir,
     ):
-        yield from (path for path in Path(folder).rglob("*") if path.is_file())
+        yield from sorted(Path(folder).rglob("*"), reverse=True)  # what is in a folder before it
 
 
 class Sealed(Exception):
@@ -157,6 +157,13 @@ def _contents(path: Path, *, dagsters: bool = False) -> Iterator[bytes]:
         Sealed: nobody can tell what it says.
     """
     yield path.name.encode()
+    if path.is_dir():
+        if path.is_symlink():
+            raise Sealed("it is a link to a folder elsewhere")
+        next(path.iterdir(), None)
+        return
+    if not path.exists():
+        return  # a link that leads nowhere
     content = path.read_bytes()
     yield content
     if content.startswith(b"PAR1"):
@@ -185,20 +192,30 @@ def _refuse_sealed(content: bytes) -> None:
 def _holding(
     forgotten: Forgotten, paths: Iterable[Path], *, dagsters: bool = False
 ) -> Iterator[tuple[Path, str]]:
-    """The files that hold something of them, and those of which it cannot be told, with why."""
-    for path in filter(Path.is_file, dict.fromkeys(paths)):
+    """What holds something of them; with it, what is not to be deleted here, and why."""
+    for path in dict.fromkeys(paths):
         try:
             if any(map(forgotten.are_in, _contents(path, dagsters=dagsters))):
-                yield path, ""
+                yield path, _elsewhere(path)
         except UNSEARCHED as error:
             yield path, str(error) or type(error).__name__
 
 
+def _elsewhere(path: Path) -> str:
+    """Where else a file lies that would stay if this name of it went; blank if nowhere."""
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}" if path.exists() else ""
+    if path.is_file() and path.stat().st_nlink > 1:
+        return "the same file has another name elsewhere"
+    return ""
+
+
 def _forget_files(forgotten: Forgotten, paths: Iterable[Path]) -> None:
-    for path, sealed in _holding(forgotten, paths):
-        if not sealed:
-            path.unlink()
-            console.print(f"  {path} deleted")
+    for path, kept in _holding(forgotten, paths):
+        if not kept:
+            with suppress(OSError):  # what cannot be deleted is met again in the search at the end
+                path.rmdir() if path.is_dir() else path.unlink()
+                console.print(f"  {path} deleted")
 
 
 def _forget_writes(settings: Settings, forgotten: Forgotten) -> None:
@@ -256,8 +273,8 @@ def _places(settings: Settings, forgotten: Forgotten) -> Iterator[str]:
 
     with dg.DagsterInstance.get() as instance:
         stored = [*_stored(instance.storage_directory())]
-    for path, sealed in [
+    for path, kept in [
         *_holding(forgotten, _files(settings)),
-        *_holding(forgotten, stored, dagsters=True),
+        *_holding(forgotten, filter(Path.is_file, stored), dagsters=True),
     ]:
-        yield f"{path}, which cannot be searched ({sealed})" if sealed else str(path)
+        yield f"{path}, which is yours to look at ({kept})" if kept else str(path)
