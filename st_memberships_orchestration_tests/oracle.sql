@@ -1370,18 +1370,21 @@ create temp table prepaid_unearned as
                 else p.bill end as price,
             plausible_end("to") is null and (p.frequency = 'OneTime'
                 or plausible(next_scheduled_bill_date) is null) as is_end_inferred,
+            plausible(next_scheduled_bill_date) as listed_bill,
             coalesce(plausible_end("to") + 1, if(duration between 1 and 1200,
                 (plausible("from") + to_months(duration))::date, null)) as over_on,
-            coalesce(plausible(next_scheduled_bill_date), over_on) as next_bill
+            if(plausible_end("to") >= today() and listed_bill > "to", over_on,
+                coalesce(listed_bill, over_on)) as next_bill
         from members m join priced p on p.member = m.id and p.month is null
         where standing in ('Active', 'Suspended') and (p.frequency = 'OneTime' or every > 1)
     ), periods as (
-        select *, if(upfront, plausible("from"), (next_bill - to_months(every))::date) as begins_on,
+        select *, if(upfront, plausible("from"), greatest((next_bill - to_months(every))::date,
+                plausible("from"))) as begins_on,
             if(upfront, over_on, next_bill) - 1 as ends_on
         from paid
     ), measured as (
         select *, ends_on - begins_on + 1 as days, least(ends_on - today(), days) as days_left
-        from periods where ends_on > today()
+        from periods where ends_on > today() and coalesce(begins_on <= ends_on, true)
     )
     select m.id as membership_id, m.customer_id, m.status, m.membership_type_id,
         m.business_unit_id, t.revenue_recognition_mode, m.billing_frequency,
@@ -1451,6 +1454,7 @@ create temp table attention as
         select 'bill_date_past', 'The next bill should have been made already.', next_bill, bill,
             'one_bill', 'update_memberships', id
         from people where standing = 'Active' and next_bill < today() - 1
+            and coalesce(next_bill <= cancelled_on, true)
         union all
         select 'no_billing_template', 'There is no invoice template to make the bills from.', null,
             annual, 'one_year', 'update_memberships', id
@@ -1577,11 +1581,16 @@ create temp table call_list as
     ), owed as (
         select membership_id, min(due_on) as since, count(*) as visits from visits
         where is_owed and days_overdue > 30 group by all
+    ), unpaid as (
+        select m.id, next_bill, coalesce(next_bill <= today() + 7 and next_bill <= least(
+            coalesce(plausible_end(cancellation_date), next_bill),
+            if(plausible_end("to") >= today(), "to", next_bill)), false) as is_bill_due
+        from (select *, plausible(next_scheduled_bill_date) as next_bill from members) m
+        join attention a on a.membership_id = m.id and a.reason = 'no_payment_method'
     ), told as (
         select id, 'bill_cannot_be_charged' as reason, 1 as urgency,
-            plausible(next_scheduled_bill_date) as due_on, null::date as since, 0 as visits
-        from members join attention a on a.membership_id = id and a.reason = 'no_payment_method'
-        where plausible(next_scheduled_bill_date) <= today() + 7
+            next_bill as due_on, null::date as since, 0 as visits
+        from unpaid where is_bill_due
         union all
         select id, 'ending_soon', if(term_end <= today() + 7, 1, 2), term_end, null, 0
         from members join renewals r on r.membership_id = id
@@ -1595,8 +1604,9 @@ create temp table call_list as
         union all
         select id, reason, 3, null, since, 0
         from members join attention a on a.membership_id = id
-        where reason = 'suspended_long' or reason = 'no_payment_method'
-            and not coalesce(plausible(next_scheduled_bill_date) <= today() + 7, false)
+        where reason = 'suspended_long'
+        union all
+        select id, 'no_payment_method', 3, null, null, 0 from unpaid where not is_bill_due
         union all
         select m.id, 'plan_switch', 3, null, null, 0
         from members m join types t on t.id = membership_type_id

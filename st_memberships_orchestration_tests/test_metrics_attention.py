@@ -246,6 +246,17 @@ def test_no_bill_is_made_after_the_end() -> None:
     assert bills(members) == {"0-30": (2, 2, 0)}
 
 
+def test_a_bill_that_is_not_made_is_not_late() -> None:
+    members = [
+        good(1, next_bill="2026-03-10", cancellation_date="2026-03-09"),
+        good(2, next_bill="2026-03-10", cancellation_date="2026-03-10"),
+        good(3, next_bill="2026-03-10", to="2026-03-09"),  # Active still: it is billed
+    ]
+    late = [row[1] for row in findings(members) if row[0] == "bill_date_past"]
+    assert late == [2, 3]
+    assert bills(members)["overdue"] == (2, 2, 0)
+
+
 def test_days_that_cannot_be_are_named() -> None:
     members = [
         good(1, from_="0021-05-01", created="2026-01-10"),

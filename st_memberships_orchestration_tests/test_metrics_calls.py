@@ -110,6 +110,22 @@ def test_urgency_goes_before_money_and_money_before_the_customer() -> None:
     ]
 
 
+def test_nobody_is_called_about_a_bill_that_is_never_made() -> None:
+    unpaid = {"payment_method_id": None, "next_bill": "2026-03-25"}
+    table = calls(
+        good(1, **unpaid, cancellation_date="2026-03-24"),
+        good(2, **unpaid, cancellation_date="2026-03-25"),  # on its last day
+        good(3, **unpaid, **YEAR, to="2026-03-24"),
+        good(4, **unpaid, **YEAR, to="2026-03-19"),  # Active still: it is billed
+    )
+    assert called(table, "reasons") == [
+        (1002, "bill_cannot_be_charged"),
+        (1003, "ending_soon, no_payment_method"),
+        (1004, "bill_cannot_be_charged"),
+        (1001, "no_payment_method"),
+    ]
+
+
 def test_nobody_is_called_who_has_renewed() -> None:
     ends = {**YEAR, "to": "2026-03-25"}
     table = calls(

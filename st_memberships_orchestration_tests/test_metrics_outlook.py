@@ -68,6 +68,11 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         membership(13, **annual, next_bill="2226-04-01"),  # cannot be: no period is known
         membership(15, **{**upfront, "duration": 24}, from_="2025-03-22", to="2027-03-21"),
         membership(14, **upfront, from_="0021-01-01", to="2026-12-31"),  # nor can its first day
+        # Sold on 10 March: what was paid then holds until the first bill.
+        membership(23, **annual, from_="2026-03-10", next_bill="2026-06-01"),
+        membership(24, **annual, from_="2026-04-15", next_bill="2026-04-15"),  # nothing billed yet
+        membership(25, **annual, from_="2025-07-01", to="2026-06-30", next_bill="2026-07-15"),
+        membership(26, **annual, from_="2025-03-01", to="2026-03-10", next_bill="2026-12-01"),
     )
     services = frame(service(1, 1), service(2, 2))
     events = frame(
@@ -95,6 +100,9 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
         22: (D("33.333333"), 41, D("9.05"), None, "end_inferred"),  # of 151 days
         21: (None, 81, None, None, "price_unknown, end_inferred"),
         14: (D(365), 286, None, None, "period_unknown, no_visits"),
+        23: (D(365), 72, D("316.63"), None, None),  # of the 83 days from 10 March to 31 May
+        25: (D(365), 102, D(102), None, None),  # no bill after 30 June: its last twelve months
+        26: (D(365), 255, D(255), None, None),  # ran on after its last day: billed as Active
         15: (
             D("99.995"),
             366,
@@ -107,6 +115,8 @@ def test_what_is_unearned_of_what_was_paid_ahead() -> None:
     assert period[3] == (date(2025, 12, 1), date(2026, 11, 30), "bill")
     assert period[5] == (date(2026, 1, 15), date(2026, 4, 14), "bill")
     assert period[1] == (date(2025, 4, 1), date(2026, 3, 31), "term")
+    assert period[23] == (date(2026, 3, 10), date(2026, 5, 31), "bill")
+    assert period[25] == (date(2025, 7, 1), date(2026, 6, 30), "bill")
     assert period[12] == (date(2025, 12, 1), date(2026, 11, 30), "term")
     assert period[21] == (date(2025, 6, 10), date(2026, 6, 9), "bill")
     shares = by_id(rows, "membership_id", "unearned_share_by_time", "unearned_share_by_visits")

@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
+from st_memberships_orchestration.metrics.billing import comes_after_the_end
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
@@ -78,12 +79,12 @@ def attention(
 ) -> pd.DataFrame:
     """What needs someone's attention, with the money at stake and the job that mends it.
 
-    One row per finding; a membership can have several. `reason` is one of:
-    `expired_not_renewed`: Expired within `expired_within_days`, no successor, and the customer
-    has no other Active membership; `bill_date_past`: Active, and the next bill was due more than
-    `billing_delay_days` ago; `no_billing_template` and `no_payment_method`: Active and billed
-    again and again, but without what the bill is made from, or without card, bank account or a
-    kind of payment by hand; `billing_template_not_positive`: its billing template totals zero or
+    One row per finding; a membership can have several. `reason` is one of: `expired_not_renewed`:
+    Expired within `expired_within_days`, no successor, and the customer has no other Active
+    membership; `bill_date_past`: Active, and the next bill was due more than `billing_delay_days`
+    ago, not after its cancellation day; `no_billing_template` and `no_payment_method`: Active and
+    billed again and again, but without what the bill is made from, or without card, bank account or
+    a kind of payment by hand; `billing_template_not_positive`: its billing template totals zero or
     less; `price_unknown`: Active, and no price can be told; `suspended_long`: suspended for more
     than `suspended_days`; `visit_open_after_end`: a visit is still open though due after its
     membership ended; `visit_long_owed`: a visit is owed for more than `owed_days`;
@@ -132,7 +133,7 @@ def attention(
     services = _services(recurring_services, rows)
     findings = [
         *_stopped(rows, now - _days(expired_within_days), now - _days(suspended_days)),
-        *_billing_findings(rows, now - _days(billing_delay_days)),
+        *_billing_findings(rows, now, now - _days(billing_delay_days)),
         *_contradictions(rows, now),
         *_implausible_days(rows, as_stated, MEMBERSHIP_DAYS, earliest, today),
         *_implausible_days(services, recurring_services, SERVICE_DAYS, earliest, today),
@@ -235,13 +236,14 @@ def _stopped(rows: Frame, expired_after: Any, suspended_before: Any) -> list[Fra
     ]
 
 
-def _billing_findings(rows: Frame, late_before: Any) -> list[Frame]:
+def _billing_findings(rows: Frame, now: Any, late_before: Any) -> list[Frame]:
     """What keeps a member from being billed, or from being billed rightly."""
-    active = rows["is_active"]
+    active, next_bill = rows["is_active"], rows["next_scheduled_bill_date"]
+    is_late = (next_bill < late_before) & ~comes_after_the_end(next_bill, rows, now)
     recurring = active & rows["billing_frequency"].isin(list(MONTHS_PER_BILL))
     return [
         _finding(
-            rows[active & (rows["next_scheduled_bill_date"] < late_before)],
+            rows[active & is_late],
             "bill_date_past",
             "The next bill should have been made already.",
             since="next_scheduled_bill_date",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,9 +125,18 @@ def _bills(rows: Frame, today: date, horizon: int, month_end_stays: bool) -> Fra
         bills.append(rows.assign(due_on=due_on, is_next=False)[(step > 0) & (due_on >= now)])
     rows = pd.concat(bills, ignore_index=True)
     rows["is_projected"] = ~rows["is_next"]
-    is_over = (rows["due_on"] > rows["to"]) & (rows["is_projected"] | (rows["to"] >= now))
-    is_over |= rows["due_on"] > rows["cancellation_date"]
+    is_over = comes_after_the_end(rows["due_on"], rows, now)
+    is_over |= rows["is_projected"] & (rows["due_on"] > rows["to"])
     return rows[(rows["due_on"] <= end) & ~is_over].reset_index(drop=True)
+
+
+def comes_after_the_end(bills: Column, rows: Frame, now: Any) -> Column:
+    """Whether a next bill of this day is never made, as the membership ends before.
+
+    A last day that has passed did not end it: ServiceTitan bills whoever is Active.
+    """
+    to_come = rows["to"] >= now
+    return (to_come & (bills > rows["to"])) | (bills > rows["cancellation_date"])
 
 
 def _months_later(days: Column, count: Column, step: Column, month_end_stays: bool) -> Column:

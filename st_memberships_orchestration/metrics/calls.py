@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from st_memberships_orchestration.metrics.attention import BOOKED_FIRST, PAYMENT_ADDED, RENEWED
+from st_memberships_orchestration.metrics.billing import comes_after_the_end
 from st_memberships_orchestration.metrics.frames import (
     EARLIEST,
     Column,
@@ -105,8 +106,9 @@ def call_list(
 
     One row per customer. `reasons`, the most urgent first, are: `bill_cannot_be_charged`: an
     Active membership without any way of paying whose next bill is due within `bill_within_days`, or
-    was due; `ending_soon`: an Active membership that ends within `ending_within_days` and has no
-    successor; `expired_not_renewed`, `no_payment_method` (where the bill is not due yet) and
+    was due, and is made before its end (see `billing_due`); `ending_soon`: an Active membership
+    whose last day comes within `ending_within_days` and that has no successor;
+    `expired_not_renewed`, `no_payment_method` (where no such bill is due yet) and
     `suspended_long`, as in `attention`; `visit_owed`: a visit owed for more than `owed_days`;
     `plan_switch`: an Active membership of a plan that is no longer sold. Customers who renewed a
     membership are not called about its end. Nor are those who bought anew: another Active one for
@@ -137,7 +139,7 @@ def call_list(
     """
     memberships = with_plausible_days(memberships, earliest, today)
     now: Any = pd.Timestamp(today)
-    members = _members(memberships, membership_types, membership_prices)
+    members = _members(memberships, membership_types, membership_prices, now)
     reasons = pd.concat(
         [
             _from_attention(attention, members, now, bill_within_days),
@@ -193,7 +195,7 @@ def ranked(calls: Frame) -> Frame:
     return calls.assign(rank=np.arange(1, len(calls) + 1))
 
 
-def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Frame:
+def _members(memberships: Frame, membership_types: Frame, prices: Frame, now: Any) -> Frame:
     """The memberships with their plan's name, what they pay in a year, and what is to be judged."""
     rows = pick(
         memberships,
@@ -205,6 +207,7 @@ def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Fram
         "status",
         "from",
         "to",
+        "cancellation_date",
         "next_scheduled_bill_date",
         "is_deleted",
     ).rename(columns={"id": "membership_id"})
@@ -215,15 +218,15 @@ def _members(memberships: Frame, membership_types: Frame, prices: Frame) -> Fram
     rows = attach(rows, prices, "membership_id", "annual_value", id="membership_id")
     rows["is_active"] = (rows["status"] == ACTIVE) & ~rows["is_deleted"]
     rows["can_switch"] = rows["is_active"] & rows["is_retired"]
+    bill = rows.pop("next_scheduled_bill_date")
+    rows["next_bill"] = bill.mask(comes_after_the_end(bill, rows, now))
     return rows
 
 
 def _from_attention(attention: Frame, members: Frame, now: Any, bill_within_days: int) -> Frame:
     rows = pick(attention, "membership_id", "reason", "since")
     rows = rows[rows["reason"].isin(list(REASONS))]
-    rows = attach(
-        rows, members, "membership_id", due_on="next_scheduled_bill_date", id="membership_id"
-    )
+    rows = attach(rows, members, "membership_id", due_on="next_bill", id="membership_id")
     unpaid = rows["reason"] == "no_payment_method"
     soon = unpaid & (rows["due_on"] <= now + pd.Timedelta(days=bill_within_days))
     lately = (rows["reason"] == "expired_not_renewed") & (

@@ -53,8 +53,10 @@ def prepaid_unearned(
     One row per Active or Suspended membership whose present payment covers more than a month and
     is not used up. `period_basis` says which payment: `term`, paid upfront (OneTime) for the whole
     term; `bill`, the last bill, which is inferred to cover the months up to the next scheduled
-    bill date, or, if there is none, the last months of the term. Where a term has no last day, its
-    first day and its duration tell it, which `end_inferred` flags. `paid` is its price (see
+    bill date, or, if no bill comes before the end of the term, its last months. It covers no day
+    before the membership's first: one that is still to be billed for the first time is left out.
+    Where a term has no last day, its first day and its duration tell it, which `end_inferred`
+    flags. `paid` is its price (see
     `membership_prices`, `price_basis`), in the account's currency: whether it was paid is not in
     this API.
 
@@ -124,21 +126,22 @@ def _periods(rows: Frame, now: Any) -> Frame:
     upfront = rows["billing_frequency"] == ONE_TIME
     ahead = upfront | (rows["months_per_bill"] > 1).fillna(False)
     running = rows["status"].isin(RUNNING) & ~rows["is_deleted"]
-    next_bill = rows["next_scheduled_bill_date"]
-    by_term = upfront | next_bill.isna()
+    next_bill, to = rows["next_scheduled_bill_date"], rows["to"]
+    by_term = upfront | next_bill.isna() | ((to >= now) & (next_bill > to))
     one_day = pd.Timedelta(days=1)
-    ends = (rows["to"] + one_day).fillna(_after_duration(rows))
+    ends = (to + one_day).fillna(_after_duration(rows))
     rows = rows.assign(
         after=ends.where(by_term, next_bill),
-        end_inferred=rows["to"].isna() & by_term,
+        end_inferred=to.isna() & by_term,
         period_basis=np.where(upfront, "term", "bill"),
     )
     rows["period_to"] = rows["after"] - one_day
     rows = rows[ahead & running & (rows["period_to"] > now)].reset_index(drop=True)
     months = month_of(rows["after"]) - rows["months_per_bill"].fillna(0)
     billed_on = pd.Series(on_day(rows["after"], months.to_numpy(np.int64)), rows.index)
-    rows["period_from"] = rows["from"].where(rows["period_basis"] == "term", billed_on)
-    return rows
+    of_term = (rows["period_basis"] == "term") | (rows["from"] > billed_on)
+    rows["period_from"] = rows["from"].where(of_term, billed_on)
+    return rows[~(rows["period_from"] > rows["period_to"])].reset_index(drop=True)
 
 
 def _paid(rows: Frame) -> Column:
