@@ -68,7 +68,10 @@ def column(card: Locator, heading: str) -> list[str]:
 def sort(card: Locator, heading: str, way: str) -> None:
     """Sort a table by the keyboard, as somebody who uses no mouse would."""
     card.get_by_label(re.compile(f"^{heading}: Activate")).press("Enter")
-    expect(card.locator("th[aria-sort]")).to_have_attribute("aria-sort", way)
+    sorted_by = card.locator(
+        "th[aria-sort]", has=card.page.get_by_label(re.compile(f"^{heading}:"))
+    )
+    expect(sorted_by).to_have_attribute("aria-sort", way)
 
 
 def lines_of(file: Path) -> list[list[str]]:

@@ -564,6 +564,8 @@ def test_commands_find_the_sandbox_of_a_demo_that_runs_in_the_same_folder_or_abo
     running = tmp_path / DATA / RUNNING
     running.write_text(json.dumps({"pid": shared_sandbox.pid, "env": shared_sandbox.env}))
     assert subprocess.run(command, capture_output=True).returncode == 0
+    second = subprocess.run([command[0], "ui"], capture_output=True, text=True)
+    assert "runs in another terminal" in second.stderr
 
     ended = subprocess.Popen(["true"])
     ended.wait()

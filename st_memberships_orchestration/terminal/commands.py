@@ -137,6 +137,7 @@ def demo(memberships: int, seed: int) -> None:
 @click.option("--port", default=3000, show_default=True, help="Port of the web UI.")
 def ui(port: int) -> None:
     """Run the Dagster web UI and daemon; beside a sandbox while no tenant is configured."""
+    _refuse_second_demo()
     settings = read_settings()
     if "ui_url" not in settings.model_fields_set:
         os.environ["ST_UI_URL"] = f"http://localhost:{port}"  # what links in messages lead to
@@ -496,9 +497,13 @@ main.add_command(forget.build_command(_run, _set_dagster_home))
 # The demo's sandbox, and the servers of the UI
 
 
-def _forget_last_demo() -> None:
+def _refuse_second_demo() -> None:
     if os.environ.get(JOINED):
         raise click.ClickException("The demo's sandbox runs in another terminal: stop that first.")
+
+
+def _forget_last_demo() -> None:
+    _refuse_second_demo()
     if read_settings().tenants:
         raise click.ClickException(
             "Tenants are configured here, and the demo would write beside their data: "
@@ -554,7 +559,9 @@ def _serve(port: int, beside: str = "") -> None:
         [scripts / "dagster-daemon", "run", *QUIET_DAEMON, *location],
     )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    console.print(f"The UI is on http://localhost:{port}; Ctrl-C stops it.{beside}", soft_wrap=True)
+    console.print(
+        f"The UI is on http://localhost:{port} (Ctrl-C stops it).{beside}", soft_wrap=True
+    )
     # A person is not shown what each run and process says; a supervisor that keeps it, is.
     said = DATA / "ui.log"
     with said.open("wb") if console.is_terminal else nullcontext() as output:
