@@ -946,3 +946,27 @@ def test_every_table_is_a_view(lake: Lake) -> None:
         assert connection.sql("select status from current.things").fetchall() == [("Active",)]
     with connect(Lake(f"{lake.uri}/nowhere")) as connection:
         assert connection.sql("select 1").fetchall() == [(1,)]
+
+
+def test_a_condition_on_any_column_finds_its_rows_after_a_part_was_written_anew(lake: Lake) -> None:
+    rows = pa.table(
+        {
+            "id": pa.array([1, 2, 3], pa.int64()),
+            "status": ["Active", "Expired", None],
+            "is_owed": [True, False, None],
+            "money": pa.array([Decimal("1.5"), Decimal(2), None], pa.decimal128(18, 6)),
+            "seen_at": pa.array(
+                [NOW, NOW + timedelta(microseconds=1), None], pa.timestamp("us", "UTC")
+            ),
+            "due_on": pa.array([date(2026, 1, 1), date(2026, 1, 2), None]),
+        }
+    )
+    for count in (2, 3):  # the second time writes what differs, and its ranges, itself
+        replace_tenant(lake, "derived/things", rows[:count], tenant="acme", order=("id",))
+    with connect(lake) as connection:
+        for name in rows.column_names:
+            for value in rows[name].to_pylist():
+                asked = f'select id from derived.things where "{name}" is not distinct from ?'
+                found = connection.execute(asked, [value]).fetchall()
+                wanted = [(r["id"],) for r in rows.to_pylist() if r[name] == value]
+                assert found == wanted, (name, value)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import duckdb
 import pyarrow as pa
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
 
 from st_memberships_orchestration.lake.store import Lake
 
@@ -30,7 +32,7 @@ def connect(lake: Lake, names: Iterable[str] | None = None) -> duckdb.DuckDBPyCo
             continue
         layer, _, short = name.partition("/")
         files = f"{layer}__{short}"
-        connection.register(files, table.to_pyarrow_dataset())
+        connection.register(files, _files_of(table))
         connection.sql(f'create schema if not exists "{layer}"')
         connection.sql(f'create view "{layer}"."{short}" as select * from "{files}"')
         if layer == "derived" and short.endswith("_monthly"):
@@ -54,6 +56,22 @@ def select(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRe
         given = ", ".join(kind.name.lower() for kind in kinds) or "nothing"
         raise ValueError(f"Give one query (select, from, describe, …); this is: {given}.")
     return connection.sql(sql)
+
+
+def _files_of(table: DeltaTable) -> ds.FileSystemDataset:
+    """The files of a table, of which only the tenant is taken for known.
+
+    Delta's log has ranges of some columns of a file. Those that it lacks deltalake 1.6 gives as
+    ranges in which nothing lies, and a condition on such a column would find no rows. The files
+    say the ranges of all of their columns themselves.
+    """
+    known = table.to_pyarrow_dataset()
+    fragments = []
+    for fragment in known.get_fragments():
+        parts = ds.get_partition_keys(fragment.partition_expression)
+        of_tenant = ds.field("tenant") == parts["tenant"] if "tenant" in parts else None
+        fragments.append(known.format.make_fragment(fragment.path, known.filesystem, of_tenant))
+    return ds.FileSystemDataset(fragments, known.schema, known.format, known.filesystem)
 
 
 def _create_total(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema) -> None:

@@ -41,10 +41,12 @@ from st_memberships_orchestration.metrics.visits import UNDONE, with_end
 YEAR, BILL = "one_year", "one_bill"
 
 RENEWED = (
-    "Renew it in ServiceTitan, which links the two; sell_memberships sells one without a link."
+    "Renew it in ServiceTitan, which links the two; the job sell_memberships sells one without a "
+    "link."
 )
 PAYMENT_ADDED = (
-    "Add the card or account in ServiceTitan; update_memberships can set payment_method_id."
+    "Add the card or account in ServiceTitan; the job update_memberships can then choose it "
+    "(payment_method_id)."
 )
 BOOKED_FIRST = "Book the visit in ServiceTitan; then mark_events_complete attaches it to the job."
 MENDED_BY = {
