@@ -42,8 +42,9 @@ NEEDS: Mapping[str, Need] = {
     "renewal_rate_monthly": Need("derived/renewal_rate_monthly", shared=True),
     "visits_monthly": Need("derived/visits_monthly", shared=True),
     "attention": Need("derived/attention", shared=True),
-    "membership_prices": Need(
-        "derived/membership_prices", "status = 'Active' and not coalesce(is_deleted, false)"
+    "membership_prices": Need("derived/membership_prices"),
+    "membership_mrr_history": Need(
+        "derived/membership_mrr_history", columns=("tenant", "membership_id", "month", "is_member")
     ),
     "renewals": Need("derived/renewals", "status = 'Active'"),
     "visits": Need("derived/visits", "is_owed"),
@@ -273,10 +274,15 @@ SECTIONS: Mapping[str, str] = {
         where n.members > 0 order by n.members desc, name
     """,
     "price_basis": """
+        with members as (
+            select membership_id from membership_mrr_history
+            group by all having arg_max(is_member, month)
+        )
         select price_basis as basis, count(*) as members, sum(monthly_price) as monthly,
             sum(amortised_monthly_price) as amortised,
             (sum(monthly_price) / nullif(sum(sum(monthly_price)) over (), 0))::double as share
-        from membership_prices group by all order by monthly desc nulls last, basis
+        from membership_prices join members using (membership_id)
+        group by all order by monthly desc nulls last, basis
     """,
     "renewals_ahead": """
         select bucket, count(r.bucket) filter (not is_renewed) as open,

@@ -425,7 +425,7 @@ _TABLES = (
     ),
     PageTable(
         "price_basis",
-        "What MRR rests on: prices of today's Active memberships.",
+        "What MRR rests on: the prices of today's members.",
         (
             PageColumn("basis", "Price from", "basis"),
             PageColumn("members", "Members", "count"),
@@ -433,7 +433,7 @@ _TABLES = (
             PageColumn("amortised", "A month, if spread over its duration", "money"),
             PageColumn("share", "Share of MRR", "percent"),
         ),
-        "No Active memberships.",
+        "No members.",
     ),
     PageTable(
         "revenue",
