@@ -347,7 +347,7 @@ def test_the_command_of_the_page_notes_a_call_as_it_stands(
     shutil.copytree(made.lake.uri, location.lake.uri)
     (command,) = re.findall(r"<code>([^<]* <wbr>called .*?)</code>", made.html)
     program, *words = shlex.split(unescape(re.sub(r"<[^>]+>", "", command)))
-    assert program == "st-memberships"
+    assert Path(program).name == "st-memberships"
     said = CliRunner().invoke(main, words)
     assert said.exit_code == 0, said.output
     assert "Noted: called" in said.output
@@ -487,7 +487,7 @@ def facts(**changed: Any) -> Provenance:
 
 
 def tables_of(lake: Lake) -> dict[str, pa.Table]:
-    return {name: _rows(lake, need, ["acme"]) for name, need in NEEDS.items()}
+    return {name: _rows(lake, need, "acme") for name, need in NEEDS.items()}
 
 
 def replaced(table: pa.Table, column: str, value: str) -> pa.Table:

@@ -129,11 +129,9 @@ def provenance_of(
 def tables_of(
     lake: Lake, needs: Mapping[str, Need], tenants: Sequence[str], tenant: str
 ) -> dict[str, pa.Table]:
-    """What figures are made from: the tenant's rows, and of shared tables those of all tenants."""
-    return {
-        name: _rows(lake, need, tenants if need.shared else [tenant])
-        for name, need in needs.items()
-    }
+    """What figures are made from: the tenant's rows, and what is shared of all other `tenants`'."""
+    others = [other for other in tenants if other != tenant]
+    return {name: _rows(lake, need, tenant, others) for name, need in needs.items()}
 
 
 def _profile(settings: Settings, tenant: str) -> TenantProfile:
@@ -148,12 +146,11 @@ def _profile(settings: Settings, tenant: str) -> TenantProfile:
     )
 
 
-def _rows(lake: Lake, need: Need, tenants: Sequence[str]) -> pa.Table:
-    """The rows of some tenants; no rows, but all columns, while the table does not exist."""
-    parts = [
-        lake.rows(need.table, tenant=tenant, columns=need.columns, where=need.where)
-        for tenant in tenants
-    ]
+def _rows(lake: Lake, need: Need, tenant: str, others: Sequence[str] = ()) -> pa.Table:
+    """The rows that are needed; none, but all columns, while the table does not exist."""
+    parts = [lake.rows(need.table, tenant=tenant, columns=need.columns, where=need.where)]
+    if need.shared and others:
+        parts.append(lake.rows(need.table, tenant=others, columns=need.shared, where=need.where))
     empty = schema_of(need.table).empty_table()
     return pa.concat_tables(
         [

@@ -199,12 +199,12 @@ class Lake:
         self,
         name: str,
         *,
-        tenant: str,
+        tenant: str | Sequence[str],
         columns: Sequence[str] = ("*",),
         where: str = "true",
         limit: int | None = None,
     ) -> pa.Table:
-        """Rows of one tenant; no rows and no columns while the table does not exist."""
+        """Rows of a tenant or of several; neither rows nor columns while there is no table."""
         table = self.find(name)
         if table is None:
             return pa.table({})
@@ -284,25 +284,26 @@ def counts(table: DeltaTable) -> Counter[str]:
 
 def scan(
     table: DeltaTable,
-    tenant: str,
+    tenant: str | Sequence[str],
     columns: Sequence[str] = ("*",),
     where: str = "true",
     limit: int | None = None,
     first: str = "",
 ) -> pa.RecordBatchReader:
-    """One tenant's rows as a stream.
+    """A tenant's rows as a stream.
 
     Args:
         table: what to read, at the version that it holds.
-        tenant: whose rows.
+        tenant: whose rows; of several tenants those of all.
         columns: SQL expressions.
         where: SQL condition; file statistics leave out the files that cannot match.
         limit: rows at most, any of them.
         first: SQL by which they are sorted; then `limit` takes the first ones.
     """
     by = f"order by {first}" if first else ""
+    tenants = ", ".join(map(literal, [tenant] if isinstance(tenant, str) else tenant))
     query = (
-        f"select {', '.join(columns)} from scanned where tenant = {literal(tenant)} and ({where}) "
+        f"select {', '.join(columns)} from scanned where tenant in ({tenants}) and ({where}) "
         f"{by} limit {'all' if limit is None else limit}"
     )
     result = QueryBuilder().register("scanned", table).execute(query)

@@ -26,22 +26,22 @@ class Need:
     Attributes:
         table: its name in the lake.
         where: SQL condition for the rows that count.
-        shared: whether all tenants' rows are needed, for the roll-up.
         columns: those of a wide table that are read; `tenant` is one of them.
+        shared: those that are also read of all other tenants, for the roll-up.
     """
 
     table: str
     where: str = "true"
-    shared: bool = False
     columns: Sequence[str] = ("*",)
+    shared: Sequence[str] = ()
 
 
 NEEDS: Mapping[str, Need] = {
-    "members_monthly": Need("derived/members_monthly", shared=True),
-    "recurring_revenue_monthly": Need("derived/recurring_revenue_monthly", shared=True),
-    "renewal_rate_monthly": Need("derived/renewal_rate_monthly", shared=True),
-    "visits_monthly": Need("derived/visits_monthly", shared=True),
-    "attention": Need("derived/attention", shared=True),
+    "members_monthly": Need("derived/members_monthly", shared=("*",)),
+    "recurring_revenue_monthly": Need("derived/recurring_revenue_monthly", shared=("*",)),
+    "renewal_rate_monthly": Need("derived/renewal_rate_monthly", shared=("*",)),
+    "visits_monthly": Need("derived/visits_monthly", shared=("*",)),
+    "attention": Need("derived/attention", shared=("tenant",)),
     "membership_prices": Need("derived/membership_prices"),
     "membership_mrr_history": Need(
         "derived/membership_mrr_history", columns=("tenant", "membership_id", "month", "is_member")
@@ -529,7 +529,7 @@ def figures(
     """The rows of each section for one tenant, and `headlines` with a row for each tenant.
 
     Args:
-        tables: the tables that the queries need; those that are shared hold the rows of all
+        tables: the tables that the queries need; those that are shared hold rows of all
             `tenants`.
         tenant: whose report it is.
         tenants: all tenants.
