@@ -142,6 +142,9 @@ def test_a_lake_that_cannot_be_written_is_said_once_in_a_sentence(
         ("(sqlite3.OperationalError) attempt to write a readonly database", "not written"),
         ("[Errno 13] Permission denied: '/lake'", "not written"),
         ("S3 error: 403 Forbidden AccessDenied", "object storage"),
+        ("(sqlite3.OperationalError) disk I/O error", "mostly it is full"),
+        ("(sqlite3.DatabaseError) database disk image is malformed", "below DAGSTER_HOME"),
+        ("(sqlite3.DatabaseError)\nfile is not a database", "below DAGSTER_HOME"),
     ],
 )
 def test_what_storage_refuses_has_a_remedy(message: str, said: str) -> None:
@@ -150,6 +153,8 @@ def test_what_storage_refuses_has_a_remedy(message: str, said: str) -> None:
 
 def test_other_errors_are_not_explained_by_storage() -> None:
     assert storage_remedy("Tenant acme: GET export/memberships: 500, os error 280") is None
+    ledger = "The write ledger (ST_LEDGER_URL) fails: file is not a database."
+    assert storage_remedy(ledger) is None, "which says itself what to do, and is never moved away"
 
 
 def test_all_that_is_kept_lies_in_one_folder_whatever_runs_where(

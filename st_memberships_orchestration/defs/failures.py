@@ -39,6 +39,16 @@ STORAGE = (
         "ST_LAKE_URI, ST_REPORT_DIR, ST_LEDGER_URL and DAGSTER_HOME, and as which user this runs.",
     ),
     (
+        r"disk I/O error|os error 5\b",
+        "The disk does not read or write as it should: mostly it is full, else broken. Look at "
+        "its room and at the machine's log, then run it again. What was stored stays.",
+    ),
+    (
+        r"(?s)^(?!.*write ledger).*(database disk image is malformed|file is not a database)",
+        "A database file below DAGSTER_HOME is damaged. Put it back from a backup, or move it "
+        "away: it holds the record of past runs and nothing else (docs/operations.md).",
+    ),
+    (
         r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|NoSuchBucket"
         r"|AuthenticationFailed|403 Forbidden",
         "The object storage of ST_LAKE_URI lets us not in: look at its usual variables (keys, "

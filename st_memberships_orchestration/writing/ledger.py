@@ -666,7 +666,7 @@ class Ledger:
             raise Unusable(
                 f"The write ledger (ST_LEDGER_URL) fails: {error}. Nothing is sent without it, and "
                 "what was sent is looked for. Make room on its disk, or let this user reach and "
-                "write it; then run again."
+                "write it, or, if it is damaged, put it back from a backup; then run again."
             ) from error
 
     def _busy(self) -> Busy:
