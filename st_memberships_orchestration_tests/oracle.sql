@@ -1594,7 +1594,7 @@ create temp table call_list as
         union all
         select id, 'ending_soon', if(term_end <= today() + 7, 1, 2), term_end, null, 0
         from members join renewals r on r.membership_id = id
-        where standing = 'Active' and days_left between 0 and 30 and not is_renewed
+        where standing = 'Active' and days_left between -30 and 30 and not is_renewed
             and id not in (from followed)
         union all
         select membership_id, reason, if(since >= today() - 30, 2, 3), null, since, 0

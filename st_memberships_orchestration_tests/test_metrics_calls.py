@@ -75,7 +75,7 @@ def test_the_reasons_of_a_customer_are_one_call() -> None:
         (9, 2, 3, "no_payment_method, plan_switch", D(300), "4"),
     ]
     assert plain(table, "what_to_say", "plan", "due_on")[0] == (
-        "Gold ends on 2026-03-25 and nothing follows it: offer the renewal. "
+        "The last day of Gold is 2026-03-25 and nothing follows it: offer the renewal. "
         "Gold has no card, bank account or kind of payment: ask for one. "
         "Old Gold is no longer sold: offer a plan that is.",
         " Gold ",
@@ -110,6 +110,20 @@ def test_urgency_goes_before_money_and_money_before_the_customer() -> None:
     ]
 
 
+def test_who_was_to_expire_yesterday_is_called_until_servicetitan_says_so() -> None:
+    table = calls(
+        good(1, **YEAR, to="2026-03-19"),  # yesterday: expiry is processed overnight
+        good(2, **YEAR, to="2026-03-19", status="Expired"),
+        good(3, **YEAR, to="2026-02-18"),  # 30 days ago
+        good(4, **YEAR, to="2026-02-17"),  # 31: attention says that its dates contradict it
+    )
+    assert called(table, "urgency", "reasons") == [
+        (1001, 1, "ending_soon"),
+        (1003, 1, "ending_soon"),
+        (1002, 2, "expired_not_renewed"),
+    ]
+
+
 def test_nobody_is_called_about_a_bill_that_is_never_made() -> None:
     unpaid = {"payment_method_id": None, "next_bill": "2026-03-25"}
     table = calls(
@@ -121,7 +135,7 @@ def test_nobody_is_called_about_a_bill_that_is_never_made() -> None:
     assert called(table, "reasons") == [
         (1002, "bill_cannot_be_charged"),
         (1003, "ending_soon, no_payment_method"),
-        (1004, "bill_cannot_be_charged"),
+        (1004, "bill_cannot_be_charged, ending_soon"),
         (1001, "no_payment_method"),
     ]
 

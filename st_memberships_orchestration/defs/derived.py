@@ -425,7 +425,8 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
         str | None,
         Field(
             default=None,
-            description="Day to compute for, YYYY-MM-DD; left out: the tenant's own today.",
+            description="Day to compute for, YYYY-MM-DD; left out: the tenant's own today. Members "
+            "and MRR go back to a past day, all else is of the records as they are now.",
         ),
     )
     fields["full"] = (bool, Field(default=False, description=FULL))

@@ -38,7 +38,7 @@ REASONS = {
         "update_memberships",
     ),
     "ending_soon": (
-        "{plan} ends on {due_on} and nothing follows it: offer the renewal.",
+        "The last day of {plan} is {due_on} and nothing follows it: offer the renewal.",
         RENEWED,
         "sell_memberships",
     ),
@@ -104,20 +104,20 @@ def call_list(
 ) -> pd.DataFrame:
     """Whom to call, the most urgent first, with all reasons of a customer together.
 
-    One row per customer. `reasons`, the most urgent first, are: `bill_cannot_be_charged`: an
-    Active membership without any way of paying whose next bill is due within `bill_within_days`, or
-    was due, and is made before its end (see `billing_due`); `ending_soon`: an Active membership
-    whose last day comes within `ending_within_days` and that has no successor;
-    `expired_not_renewed`, `no_payment_method` (where no such bill is due yet) and
-    `suspended_long`, as in `attention`; `visit_owed`: a visit owed for more than `owed_days`;
-    `plan_switch`: an Active membership of a plan that is no longer sold. Customers who renewed a
-    membership are not called about its end. Nor are those who bought anew: another Active one for
-    the same location, which begins at most 90 days before that end and later than this one, and
-    ends later.
+    One row per customer. `reasons`, the most urgent first, are: `bill_cannot_be_charged`: an Active
+    membership without any way of paying whose next bill is due within `bill_within_days`, or was
+    due, and is made before its end (see `billing_due`); `ending_soon`: an Active membership whose
+    last day is at most `ending_within_days` away, or as long ago while ServiceTitan has not let it
+    expire yet, and that has no successor; `expired_not_renewed`, `no_payment_method` (where no such
+    bill is due yet) and `suspended_long`, as in `attention`; `visit_owed`: a visit owed for more
+    than `owed_days`; `plan_switch`: an Active membership of a plan that is no longer sold.
+    Customers who renewed a membership are not called about its end. Nor are those who bought anew:
+    another Active one for the same location, which begins at most 90 days before that end and later
+    than this one, and ends later.
 
-    `urgency` is 1, today (a bill that cannot be charged, an end within 7 days), 2, this week (an
-    end later than that, or at most 30 days ago; an owed visit), or 3, when there is time. `rank`
-    goes by urgency, then by money, then by customer.
+    `urgency` is 1, today (a bill that cannot be charged, an Active membership's end within 7 days
+    or past), 2, this week (an end later than that; one that expired at most 30 days ago; an owed
+    visit), or 3, when there is time. `rank` goes by urgency, then by money, then by customer.
 
     What came of calls (`state/call_outcomes`) is heeded; of several outcomes of a customer the last
     one counts. `called`: not again that day. `snoozed`: not before the day that was said.
@@ -133,7 +133,8 @@ def call_list(
     in `visits` only; whether a plan is still sold is known of today only.
 
     Settings:
-        ending_within_days: how long before its last day a membership is worth a call.
+        ending_within_days: how long before its last day, and after it while it is Active still, a
+            membership is worth a call.
         bill_within_days: how long before a bill that cannot be charged a call is worth while.
         owed_days: days after which an owed visit is worth a call.
     """
@@ -240,7 +241,7 @@ def _from_attention(attention: Frame, members: Frame, now: Any, bill_within_days
 
 def _ending(renewals: Frame, members: Frame, within_days: int) -> Frame:
     rows = pick(renewals, "membership_id", "status", "term_end", "days_left", "is_renewed")
-    ends = (rows["days_left"] >= 0) & (rows["days_left"] <= within_days)
+    ends = rows["days_left"].between(-within_days, within_days)
     rows = rows[(rows["status"] == ACTIVE) & ~rows["is_renewed"] & ends.fillna(False)]
     rows = rows[~among(rows["membership_id"], _followed(rows["membership_id"], members))]
     return rows.assign(

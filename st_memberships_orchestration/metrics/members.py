@@ -82,7 +82,7 @@ def members_monthly(
     change, a status is what that change says it was; a membership that was deleted as a mistake
     counts as a member until it was deleted; one that has a status which this release does not know
     is no member: `unknown_status` flags the running month, and those in which members went to such
-    a status.
+    a status; one that is paused on its first day comes in as `reactivated`, when it is resumed.
 
     Settings:
         renewal_grace_days: days between an end and the start of its renewal that still count as

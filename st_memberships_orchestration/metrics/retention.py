@@ -119,10 +119,11 @@ def revenue_retention(
     under the type that paid most then (of equals the one with the lowest id).
 
     `mrr_churn_rate` is the month's churned MRR / MRR at its start. `arpm` is MRR / recurring
-    members, those without a price included. `lifetime_months` is active months / losses (cancelled
-    and expired, also from suspension) over the last twelve months, the running one left out;
-    `lifetime_value` is `arpm` x `lifetime_months`: an estimate, which assumes that churn and
-    price stay as they were, and null where nobody was lost.
+    members, those without a price included. `lifetime_months` is members at the start of each month
+    / losses (cancelled and expired, also from suspension), both summed over the month and the
+    eleven before it; a running month is left out, so that eleven remain. `lifetime_value` is `arpm`
+    x `lifetime_months`: an estimate, which assumes that churn and price stay as they were, and null
+    where nobody was lost.
 
     Example: two customers paid 20.00 each a year ago. Now one pays 30.00, the other nothing:
     gross 20.00 of 40.00 is 50 %, net 30.00 of 40.00 is 75 %. At 5 losses among 1,200 member months

@@ -133,7 +133,7 @@ def recurring_revenue_monthly(
     of the month: one that came and went in between does not show. Who came is called by the first
     entry of the month, who left by the last exit. `churned_mrr` is `cancelled_mrr + expired_mrr`.
     A renewal moves money from `ended_by_renewal_mrr` to `renewed_mrr`; the difference of the two
-    is the change of price on renewing. What suspended members had paid, and is lost for good now,
+    is the change of price on renewing. What suspended members would pay, and is lost for good now,
     stands beside the equation in `cancelled_from_suspension_mrr` and `expired_from_suspension_mrr`.
 
     Each month is priced by what held then: the membership's own template, type, frequency and
