@@ -95,7 +95,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if page.file.src_uri == "reference.md":
         markdown = re.sub(
             rf"^## ({made})$",
-            lambda found: f"## [{found[1].capitalize()}](reference/{found[1]}.md)",
+            lambda found: f"## [{found[1].capitalize()}](reference/{found[1].lower()}.md)",
             markdown,
             flags=re.MULTILINE | re.IGNORECASE,
         )
