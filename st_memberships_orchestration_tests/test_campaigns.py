@@ -459,8 +459,8 @@ def test_a_price_rise_from_the_choice_to_its_undoing(
     count = len(plan.changes)
     said = command("campaign", "result", plan.hash[:12])
     assert (
-        f"{count} succeeded. {count} changed records were not read since: ServiceTitan's exports "
-        "show all of them by "
+        f"{count} succeeded. Changed records that were not read since: {count}. ServiceTitan's "
+        "exports show them by "
     ) in " ".join(said.split())
     settle(sandbox)
     synced.sync()

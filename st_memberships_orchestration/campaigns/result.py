@@ -51,8 +51,8 @@ class CampaignResult:
         said = f"Of the lines of the plan: {tally}."
         if self.shown_by:
             said += (
-                f" {self.unread:,} changed records were not read since: ServiceTitan's exports "
-                f"show all of them by {self.shown_by:%H:%M} UTC. Sync then, and ask again."
+                f" Changed records that were not read since: {self.unread:,}. ServiceTitan's "
+                f"exports show them by {self.shown_by:%H:%M} UTC. Sync then, and ask again."
             )
         return said
 
