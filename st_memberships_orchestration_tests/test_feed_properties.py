@@ -284,7 +284,12 @@ SETS = [set(chosen) for size in (1, 2, 3) for chosen in combinations(NAMES, size
 @pytest.mark.parametrize("how", ["lose", "restore"])
 @pytest.mark.parametrize("names", SETS, ids=lambda names: "+".join(sorted(names)))
 def test_tables_that_are_lost_or_restored_come_to_hold_what_the_feed_shows(
-    server: ExportServer, tmp_path: Path, names: set[str], how: str, applied: bool
+    server: ExportServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    names: set[str],
+    how: str,
+    applied: bool,
 ) -> None:
     operation = Operation(server, tmp_path)
     server.log = many(7)
@@ -301,6 +306,8 @@ def test_tables_that_are_lost_or_restored_come_to_hold_what_the_feed_shows(
         operation.happen("read without applying" if id == 1 else "sync")
     operation.happen("late", 60, 24 * 30)
     operation.happen("sync")
+    told = "come back from a backup" in caplog.text
+    assert told == (RAW in names and STATE not in names)
 
 
 def test_what_is_shown_last_under_one_modification_time_is_current_and_a_backfill_heals(

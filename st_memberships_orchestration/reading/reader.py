@@ -180,6 +180,15 @@ class FeedReader:
             return self._read_past(window, landed)
         last = next((line for line in lines if line.is_live), self._journal.line())
         if last not in landed or not _is_whole(last, lines):
+            if last not in landed and last.batch is not None:
+                logger.warning(
+                    "%s of %s: rows that were read are not in the lake any more, so it is read "
+                    "from its beginning again. Older versions, which ServiceTitan shows no more, "
+                    "come back from a backup of raw/%s alone.",
+                    self._feed.name,
+                    self._tenant,
+                    self._feed.name,
+                )
             # One chain, however long: it alone also brings rows that are far out of order.
             return self._read_live(last, start=None)
         earlier = Window(window.start, window.end - timedelta(days=1))
