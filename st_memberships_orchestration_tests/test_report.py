@@ -495,6 +495,27 @@ def replaced(table: pa.Table, column: str, value: str) -> pa.Table:
     return table.set_column(place, table.field(place), [[value] * table.num_rows])
 
 
+def test_amounts_of_several_currencies_are_not_added(made: Made) -> None:
+    tables = tables_of(made.lake)
+    for name in ("members_monthly", "recurring_revenue_monthly"):
+        tables[name] = pa.concat_tables([tables[name], replaced(tables[name], "tenant", "bravo")])
+
+    def shown(**currencies: str) -> list[tuple[str, str]]:
+        html = make_report(tables, facts(currencies=currencies), tenants=["acme", "bravo"]).html
+        return [(row[2], row[4]) for row in cells(html, "tenants") if row]
+
+    (members, mrr), _, (both, total) = shown(acme="USD", bravo="USD")
+    one, two = (Decimal(text.replace(",", "")) for text in (mrr, total))
+    assert one > 0
+    assert abs(two - 2 * one) <= Decimal("0.01")  # each is rounded for itself
+    assert shown(acme="USD") == shown(acme="USD", bravo="") == shown(acme="USD", bravo="USD")
+    assert shown(acme="USD", bravo="CAD") == [
+        (members, f"{mrr} USD"),
+        (members, f"{mrr} CAD"),
+        (both, formats.NOTHING),
+    ]
+
+
 def test_names_from_outside_are_text_and_never_markup(made: Made) -> None:
     evil = '<script>alert("1")</script>'
     tables = tables_of(made.lake)

@@ -122,6 +122,7 @@ def provenance_of(
         checks=_checks(instance, check_keys, tenant, zone),
         definitions={table.name: table.description for table in TABLES},
         derived=instance.get_materialized_partitions(MEMBERS),
+        currencies={name: each.currency for name, each in settings.tenants.items()},
         program=program(),
     )
 

@@ -63,7 +63,8 @@ def mrr_outlook(
     there; under `no_payment_method` it shows in mrr_any alone.
 
     Source: `current/memberships`, `history/membership_status`, `derived/membership_prices`. Known
-    gaps: failed payments are not in this API; a suspended member may come back or not.
+    gaps: failed payments are not in this API; a suspended member may come back or not; a member of
+    whom only status changes have come (`membership_unknown` in `members_monthly`) has no outlook.
 
     Settings:
         expiring_days: days ahead within which the end of a term counts as a threat.

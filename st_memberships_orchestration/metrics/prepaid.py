@@ -71,7 +71,7 @@ def prepaid_unearned(
 
     Source: `current/memberships`, `derived/membership_prices`, `derived/visit_entitlements`. Known
     gaps: this is no ledger: refunds, discounts and what ServiceTitan deferred are not in this API;
-    visits of unlike worth count alike.
+    visits of unlike worth count alike; a year from 29 February is taken to end on 27 February.
     """
     memberships = with_plausible_days(memberships, earliest, today)
     rows = pick(

@@ -71,10 +71,10 @@ def visits(
     `open`: nobody reached yet (NotAttempted, Unreachable); `unknown`: any other status.
 
     A visit is owed if it is due today or earlier, still `open` or `contacted`, its service is not
-    deleted, and its membership is Active, or the service was sold without a membership.
-    `days_overdue` counts from the due day; 0 if nothing is owed. A due day that cannot be (before
-    `earliest`, or 20 years ahead) is shown and flagged, and nothing is owed. Days are the
-    contractor's.
+    deleted, and its membership is Active (also before its first day), or the service was sold
+    without a membership. `days_overdue` counts from the due day; 0 if nothing is owed. A due day
+    that cannot be (before `earliest`, or 20 years ahead) is shown and flagged, and nothing is owed.
+    Days are the contractor's.
 
     Source: `current/recurring_service_events`, `current/recurring_services`,
     `current/memberships`, `history/membership_status`; reference sections 7, 9.1 and 9.2. Known

@@ -83,6 +83,7 @@ class Provenance:
         checks: latest results; empty if none ever ran.
         definitions: name of each derived table, and what it says.
         derived: tenants whose numbers were ever computed; of others nothing is known.
+        currencies: three letters by tenant; of those left out nobody said.
         program: what is typed to start the command line.
     """
 
@@ -93,6 +94,7 @@ class Provenance:
     checks: Sequence[Check]
     definitions: Mapping[str, str]
     derived: Collection[str] = ()
+    currencies: Mapping[str, str] = field(default_factory=dict)
     program: str = "st-memberships"
 
     @property

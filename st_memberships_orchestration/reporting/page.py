@@ -81,7 +81,8 @@ def make_report(
         caveats=caveats(headline, facts),
         charts=drawn,
         failing=[check for check in facts.checks if not check.passed],
-        total=_total(numbers["headlines"]) if len(tenants) > 1 else None,
+        total=_total(numbers["headlines"], facts.currencies) if len(tenants) > 1 else None,
+        several_currencies=_several(facts.currencies),
         light=charts.LIGHT,
         dark=charts.DARK,
         tables=TABLES,
@@ -193,10 +194,17 @@ def _tone(change: Any, good: int = 1) -> str:
     return "up" if change * good > 0 else "down"
 
 
-def _total(rows: list[Row]) -> Row:
+def _several(currencies: Mapping[str, str]) -> bool:
+    return len({currency for currency in currencies.values() if currency}) > 1
+
+
+def _total(rows: list[Row], currencies: Mapping[str, str]) -> Row:
+    """The sums of all tenants; none of amounts in several currencies."""
+
     def total(name: str) -> Any:
         values = [row[name] for row in rows if row[name] is not None]
-        return sum(values) if values else None
+        is_money = name in ("mrr", "arr")
+        return None if not values or (is_money and _several(currencies)) else sum(values)
 
     names = ("members", "members_before", "growth", "mrr", "arr", "owed", "findings")
     return {name: total(name) for name in names}
