@@ -49,12 +49,13 @@ def cohort_retention(
 ) -> Summing:
     """Of the members sold in a month, how many are still members so many months later.
 
-    One row per month of sale, membership type and number of months since. What is followed is
-    the chain of a first sale and its renewals: it is kept at the end of a month if any of its
+    One row per month of sale, membership type and number of months since. What is followed is the
+    chain of a first sale and its renewals: it is kept at the end of a month if any of its
     memberships is Active then. So a renewal keeps the member, and someone who comes back counts
-    again. Type is the one first sold. A sale is dated by the creation of the membership, or its
-    first day if that is earlier, as with imported ones. Deleted memberships are left out. A renewal
-    of several goes on with the oldest of them: two memberships that became one are one then.
+    again. Type is that of the first sale, as it is today. A sale is dated by the creation of the
+    membership, or its first day if that is earlier, as with imported ones. Deleted memberships are
+    left out. A renewal of several goes on with the oldest of them: two memberships that became one
+    are one then.
 
     Source: `current/memberships`, `history/membership_status`; reference section 9.1. Known gaps:
     one who bought anew without a renewal link counts as lost and as sold again; a membership sold
@@ -147,7 +148,7 @@ COHORT_RETENTION = Table(
     first="cohort_month desc, months_since",
     columns={
         "cohort_month": (DAY, "First day of the month of sale."),
-        "membership_type_id": (ID, "Membership type first sold."),
+        "membership_type_id": (ID, "Membership type of the first sale, as it is today."),
         "months_since": (COUNT, "Months since the month of sale; 0 is that month itself."),
         "month": MONTH,
         "is_complete": IS_COMPLETE,

@@ -347,7 +347,7 @@ COHORT_REVENUE = Table(
     first="cohort_month desc, months_since",
     columns={
         "cohort_month": (DAY, "First day of the month of sale."),
-        "membership_type_id": (ID, "Membership type first sold."),
+        "membership_type_id": (ID, "Membership type of the first sale, as it is today."),
         "months_since": (COUNT, "Months since the month of sale; 0 is that month itself."),
         "month": MONTH,
         "is_complete": IS_COMPLETE,
