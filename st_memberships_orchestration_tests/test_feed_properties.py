@@ -379,18 +379,23 @@ def test_after_a_refused_token_nothing_rests_on_a_clock_or_on_order(
     assert len(server.asked) == asked + 1
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("status", [408, 409, 421, 423, 425, 429, 503])
 def test_an_answer_that_passes_costs_no_reading_of_the_whole_feed(
-    server: ExportServer, tmp_path: Path, status: int
+    server: ExportServer, tmp_path: Path, status: int, times: int
 ) -> None:
     operation = Operation(server, tmp_path)
     server.log = many(7)
     operation.sync()
     server.log.append(visit(90, NOW))
-    answers = iter([(status, b"{}")])
+    answers = iter([(status, b"{}")] * times)
     server.fault = lambda _: next(answers, None)
+    asked = len(server.asked)
     with pytest.raises(Transient):
         operation.sync()
+    if status == 429:
+        assert len(server.asked) == asked + 1, "nothing more is asked of who is asked too much"
+    server.fault = lambda _: None
     asked = len(server.asked)
     operation.sync()
     assert None not in server.asked[asked:]
