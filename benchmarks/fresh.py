@@ -173,8 +173,8 @@ def main(tenants: int, quarters: int, memberships: int) -> None:
             )
         )
         today = datetime.now(UTC).date()
-        instance = stack.enter_context(deployment(sandbox, home, today))
         log = stack.enter_context((home / "processes.log").open("wb"))
+        instance = stack.enter_context(deployment(sandbox, home, today, log=log))
         for name in ("first", "second"):
             stack.enter_context(worker(name, runs=2, log=log))
         stack.enter_context(process(SCRIPTS / "dagster-daemon", "run", *LOCATION, log=log))

@@ -92,7 +92,9 @@ def worker(name: str, *, runs: int = 1, log: IO[bytes] | None = None) -> Any:
 
 
 @contextmanager
-def deployment(sandbox: RunningSandbox, home: Path, start: date) -> Iterator[dg.DagsterInstance]:
+def deployment(
+    sandbox: RunningSandbox, home: Path, start: date, *, log: IO[bytes] | None = None
+) -> Iterator[dg.DagsterInstance]:
     """PostgreSQL, Redis, and the instance of deploy/celery in `home`, for all that is started."""
     programs = postgres_programs()
     redis = shutil.which("redis-server")
@@ -101,7 +103,7 @@ def deployment(sandbox: RunningSandbox, home: Path, start: date) -> Iterator[dg.
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     with (
-        process(redis, "--port", port, "--save", "", "--loglevel", "warning"),
+        process(redis, "--port", port, "--save", "", "--loglevel", "warning", log=log),
         postgres_server(programs) as database,
     ):
         os.chdir(home)
