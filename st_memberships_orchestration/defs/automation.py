@@ -478,13 +478,15 @@ def why_not_now(
 def pause_after_failures(instance: dg.DagsterInstance, last: dg.RunRecord) -> timedelta:
     """How long to wait after a failed sync: at first not at all, then longer each time.
 
-    What ServiceTitan's disturbances or the network bring mostly heals by itself.
+    What ServiceTitan's disturbances or the network bring mostly heals by itself. Only failures of
+    the last one's sort count: an outage before it makes nothing of another sort last longer.
     """
     of_tenant = {"tenant": last.dagster_run.tags["tenant"]}
     runs = instance.get_runs(dg.RunsFilter(job_name="sync", tags=of_tenant), limit=RUNS_LOOKED_AT)
-    failed = list(takewhile(lambda run: run.status == dg.DagsterRunStatus.FAILURE, runs))
-    heals = all(each.heals for each in failures_of(instance, last.dagster_run.run_id))
-    too_many = len(failed) - (TRIES_OF_WHAT_HEALS if heals else 1)
+    failed = takewhile(lambda run: run.status == dg.DagsterRunStatus.FAILURE, runs)
+    heal = [all(each.heals for each in failures_of(instance, run.run_id)) for run in failed]
+    alike = len(list(takewhile(lambda heals: heals == heal[0], heal)))
+    too_many = alike - (TRIES_OF_WHAT_HEALS if heal[0] else 1)
     return min(TICK * 2**too_many, LONGEST_PAUSE) if too_many > 0 else timedelta()
 
 
