@@ -948,7 +948,8 @@ def test_every_table_is_a_view(lake: Lake) -> None:
         assert connection.sql("select 1").fetchall() == [(1,)]
 
 
-def test_a_condition_on_any_column_finds_its_rows_after_a_part_was_written_anew(lake: Lake) -> None:
+def test_a_condition_on_any_column_finds_its_rows_however_they_were_written(lake: Lake) -> None:
+    name = "derived/things"
     rows = pa.table(
         {
             "id": pa.array([1, 2, 3], pa.int64()),
@@ -961,12 +962,19 @@ def test_a_condition_on_any_column_finds_its_rows_after_a_part_was_written_anew(
             "due_on": pa.array([date(2026, 1, 1), date(2026, 1, 2), None]),
         }
     )
+
     for count in (2, 3):  # the second time writes what differs, and its ranges, itself
-        replace_tenant(lake, "derived/things", rows[:count], tenant="acme", order=("id",))
+        replace_tenant(lake, name, rows[:count], tenant="acme", order=("id",))
     with connect(lake) as connection:
-        for name in rows.column_names:
-            for value in rows[name].to_pylist():
-                asked = f'select id from derived.things where "{name}" is not distinct from ?'
+        for column in rows.column_names:
+            for value in rows[column].to_pylist():
+                asked = f'select id from derived.things where "{column}" is not distinct from ?'
                 found = connection.execute(asked, [value]).fetchall()
-                wanted = [(r["id"],) for r in rows.to_pylist() if r[name] == value]
-                assert found == wanted, (name, value)
+                wanted = [(r["id"],) for r in rows.to_pylist() if r[column] == value]
+                assert found == wanted, (column, value)
+    full = rows[:2]  # Arrow compares texts that Delta has merged only where one of them is null
+    upsert(lake, name, rows.schema, lambda: full, tenant="bravo", key=("id",))
+    maintain(lake, name)
+    with connect(lake) as connection:
+        found = connection.sql("select tenant, id from derived.things where status = 'Active'")
+        assert sorted(found.fetchall()) == [("acme", 1), ("bravo", 1)]
