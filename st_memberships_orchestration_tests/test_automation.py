@@ -17,7 +17,7 @@ import pytest
 import time_machine
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs.automation import is_quiet
+from st_memberships_orchestration.defs.automation import is_quiet, pause_after_failures
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
 from st_memberships_orchestration.lake.latest import apply_versions
@@ -126,6 +126,7 @@ def test_a_quiet_tenant_is_synced_half_as_often(
         (["400"], [0, 15, 45, 105]),
         (["html"], [0, 15, 30, 45]),
         (["html", "html", "html", "400"], [0, 15, 30, 45, 60, 90]),
+        (["400", "html", "400", "html"], [0, 15, 30, 45]),
     ],
 )
 def test_a_failed_sync_is_tried_again_at_the_next_tick_and_more_seldom_what_does_not_heal(
@@ -153,6 +154,16 @@ def test_a_failed_sync_is_tried_again_at_the_next_tick_and_more_seldom_what_does
         else:
             assert "failed again and again; next at" in asked.skip_message
     assert tried == tries
+
+
+def test_a_sync_that_began_meanwhile_ends_the_pause_of_the_one_before(location: Location) -> None:
+    job = defs().get_repository_def().get_job("sync")
+    begun = [
+        location.instance.create_run_for_job(job, tags={"tenant": "acme"}, status=status)
+        for status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.NOT_STARTED)
+    ]
+    (failed,) = location.instance.get_run_records(dg.RunsFilter(run_ids=[begun[0].run_id]))
+    assert pause_after_failures(location.instance, failed) == timedelta()
 
 
 def test_a_tenant_that_was_never_read_is_not_quiet() -> None:

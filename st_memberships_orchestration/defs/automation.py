@@ -481,12 +481,17 @@ def pause_after_failures(instance: dg.DagsterInstance, last: dg.RunRecord) -> ti
     What ServiceTitan's disturbances or the network bring mostly heals by itself. Only failures of
     the last one's sort count: an outage before it makes nothing of another sort last longer.
     """
+
+    def heals(run: dg.DagsterRun) -> bool:
+        return all(each.heals for each in failures_of(instance, run.run_id))
+
+    def is_alike(run: dg.DagsterRun) -> bool:
+        return run.status == dg.DagsterRunStatus.FAILURE and heals(run) == last_heals
+
+    last_heals = heals(last.dagster_run)
     of_tenant = {"tenant": last.dagster_run.tags["tenant"]}
     runs = instance.get_runs(dg.RunsFilter(job_name="sync", tags=of_tenant), limit=RUNS_LOOKED_AT)
-    failed = takewhile(lambda run: run.status == dg.DagsterRunStatus.FAILURE, runs)
-    heal = [all(each.heals for each in failures_of(instance, run.run_id)) for run in failed]
-    alike = len(list(takewhile(lambda heals: heals == heal[0], heal)))
-    too_many = alike - (TRIES_OF_WHAT_HEALS if heal[0] else 1)
+    too_many = len(list(takewhile(is_alike, runs))) - (TRIES_OF_WHAT_HEALS if last_heals else 1)
     return min(TICK * 2**too_many, LONGEST_PAUSE) if too_many > 0 else timedelta()
 
 
