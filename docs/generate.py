@@ -34,7 +34,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from st_memberships_orchestration.definitions import defs
-from st_memberships_orchestration.defs import jobs
+from st_memberships_orchestration.defs import failures, jobs
 from st_memberships_orchestration.lake import progress, quarantine
 from st_memberships_orchestration.lake.publish import PublishError
 from st_memberships_orchestration.lake.query import connect
@@ -458,6 +458,12 @@ def errors_page() -> str:
     ]
     others = [(f"`{kind.__name__}`", _first(kind), remedy) for kind, remedy in REMEDIES.items()]
     absent = "There is no table … in the lake at …."
+    machine = [(name, remedy) for name, _, remedy in failures.STORAGE]
+    ends = [
+        ("A run is killed", failures.KILLED),
+        ("A run does not start", failures.NEVER_STARTED),
+        ("Anything else", failures.READ_THE_LOG),
+    ]
     return "\n".join(
         [
             "# Errors\n",
@@ -486,6 +492,8 @@ def errors_page() -> str:
                     others[-1],
                 ),
             ),
+            "\n## Of disks, storage and processes\n",
+            _grid(("what is wrong", "what to do"), [*machine, *ends]),
             "\n## Of the settings\n",
             "A command that cannot read the settings names the variable and what is wrong with it, "
             "never its value. Each line here was provoked while this page was made.\n",

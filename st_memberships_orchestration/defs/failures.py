@@ -28,33 +28,39 @@ NEVER_STARTED = (
 
 STORAGE = (
     (
+        "The disk is full",
         r"No space left on device|os error 28\b|disk is full|[Qq]uota exceeded|os error 122\b",
         "The disk is full. Make room, then run it again: docs/operations.md says what may be "
         "deleted. What was stored stays.",
     ),
     (
+        "It may be read, but not written",
         r"Read-only file system|os error 30\b|readonly database|Permission denied|os error 13\b"
         r"|unable to open database file|Not a directory|Could not create local directory",
         "It may be read, but not written. Look at the mount and the permissions of the folders of "
         "ST_LAKE_URI, ST_REPORT_DIR, ST_LEDGER_URL and DAGSTER_HOME, and as which user this runs.",
     ),
     (
+        "A disk does not read or write",
         r"disk I/O error|os error 5\b",
         "The disk does not read or write as it should: mostly it is full, else broken. Look at "
         "its room and at the machine's log, then run it again. What was stored stays.",
     ),
     (
+        "A database of Dagster's is damaged",
         r"(?s)^(?!.*write ledger).*(database disk image is malformed|file is not a database)",
         "A database file below DAGSTER_HOME is damaged. Put it back from a backup, or move it "
         "away: it holds the record of past runs and nothing else (docs/operations.md).",
     ),
     (
+        "Object storage lets nobody in",
         r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|NoSuchBucket"
         r"|AuthenticationFailed|403 Forbidden",
         "The object storage of ST_LAKE_URI lets us not in: look at its usual variables (keys, "
         "region, endpoint) and at the rights of that key on the bucket.",
     ),
     (
+        "A table is damaged",
         r"the table \S+ cannot be (opened|read)|Parquet (\w+ )?error:"
         r"|stream registered as '\w+' failed",
         "Its files are damaged or gone, or a later release has written them. First move "
@@ -65,7 +71,7 @@ STORAGE = (
         "(docs/operations.md).",
     ),
 )
-"""What storage says -> what to do about it; the libraries below raise it as text only."""
+"""What is wrong, what storage says then, and what to do; libraries below raise it as text alone."""
 
 READ_THE_LOG = "Read the run's log; the next run goes on from what was stored."
 
@@ -237,7 +243,7 @@ def _of_step(event: dg.DagsterEvent) -> list[Failed]:
 
 def storage_remedy(message: str) -> str | None:
     """What to do about an error of disk, folder or object storage; None if it is no such error."""
-    remedies = (remedy for pattern, remedy in STORAGE if re.search(pattern, message))
+    remedies = (remedy for _, pattern, remedy in STORAGE if re.search(pattern, message))
     return next(remedies, None)
 
 
