@@ -130,6 +130,19 @@ def test_a_backfill_of_the_past_does_not_make_a_feed_look_read(
     assert row["lag_minutes"] in (255, 256)
 
 
+@pytest.mark.parametrize("ahead", [timedelta(hours=2), timedelta(days=1), timedelta(days=400)])
+def test_a_clock_that_was_ahead_does_not_make_a_feed_look_read(
+    location: Location, shared_sandbox: RunningSandbox, ahead: timedelta
+) -> None:
+    location.use(shared_sandbox)
+    with time_machine.travel(datetime.now(UTC) + ahead):
+        location.sync("acme", feeds=("memberships",))
+    row = assess(location)["acme", "memberships"]
+    assert row["issues"] == ["never_read"], row
+    location.sync("acme", feeds=("memberships",))
+    assert assess(location)["acme", "memberships"]["state"] == "healthy"
+
+
 def test_unfinished_windows_and_quarantine_are_counted_and_what_stays_can_be_seen(
     location: Location, sandbox: RunningSandbox
 ) -> None:

@@ -132,7 +132,9 @@ def measure(
         for feed in FEEDS:
             runs = _successes(instance, feed.name, tenant, now)
             position = _live_line(lines, feed.name)
-            last_success = runs[0][0] if runs else position and position.read_through
+            reached = runs[0][0] if runs else position and position.read_through
+            # A clock that was ahead says nothing of when it was, and must hide no failure since.
+            last_success = reached if reached and reached <= now else None
             failed = failures.get(feed.name, failures.get(None))
             if failed_at and last_success and last_success > failed_at:
                 failed = None

@@ -151,7 +151,7 @@ def _reading(facts: FeedHealth) -> list[Issue]:
             Issue(
                 "never_read",
                 WARNING,
-                "It was never read to its end.",
+                "It was never read to its end, as far as this machine's clock tells.",
                 "Wait for the first sync, which reads all history, or start the job `sync`; "
                 f"`{program()} doctor` tells whether ServiceTitan can be reached.",
             )
