@@ -53,6 +53,7 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
     for config in (
         {"customer_id": snoozed, "outcome": "SNOOZED", "until": "2999-01-01"},
         {"customer_id": declined, "outcome": "DECLINED"},
+        {"customer_id": 0, "outcome": "CALLED", "noted_by": "", "dry_run": True},
     ):
         config = {"tenant": "acme", "noted_by": "Sam", **config}
         run = (
@@ -63,6 +64,12 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
             )
         )
         assert run.success
+        (shown,) = [event for event in run.all_events if event.is_successful_output]
+        noted = shown.step_output_data.metadata["noted"].value
+        assert str(config["customer_id"] or "Choose a customer below") in str(noted)
+        # Who is next stands below.
+        (top,) = str(shown.step_output_data.metadata["calls"].value).splitlines()[2:3]
+        assert f"| {listed(lake)[0]} |" in top
     assert {done, snoozed, declined}.isdisjoint(listed(lake))
     derive(location, "acme", datetime.now(UTC).date())
     assert {done, snoozed, declined}.isdisjoint(listed(lake))
@@ -81,8 +88,8 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
     assert again["about"] == kept[0]["about"]
 
     for arguments, words in (
-        ((str(other), "--outcome", "snoozed"), "Give a day with --until"),
-        ((str(other), "--outcome", "done", "--until", "2999-01-01"), "Give a day with --until"),
+        ((str(other), "--outcome", "snoozed"), "Give a day as `until`"),
+        ((str(other), "--outcome", "done", "--until", "2999-01-01"), "Give a day as `until`"),
         (
             (str(other), "--outcome", "snoozed", "--until", "2026-01-05"),
             "2026-01-05 is no day to come",
@@ -114,7 +121,10 @@ def test_a_plan_s_name_gives_no_command_to_the_terminal(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"until": "31.12."}, "Invalid isoformat string: '31.12.'"),
+        ({"until": "31.12."}, "until: '31.12.' is no day. Write it as 2027-01-31."),
+        ({}, "Give a day as `until` when it is snoozed, and only then."),
+        ({"customer_id": 0}, "Say who was called: customer_id."),
+        ({"noted_by": " "}, "Say who called: noted_by."),
         ({"tenant": "amce"}, "'amce' is not configured. Configured: acme, bravo."),
     ],
 )

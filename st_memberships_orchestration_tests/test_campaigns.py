@@ -395,7 +395,7 @@ def test_what_is_set_of_whom() -> None:
         ({"status": "Expired"}, "no status to set"),
         ({"first_day": "null"}, "no day"),
         ({"last_day": "31.12.2027"}, "no day"),
-        ({"last_day": "2027-02-30"}, "day"),
+        ({"last_day": "2027-02-30"}, "is no day"),
         ({"next_bill": "30"}, "no day"),
     ],
 )

@@ -139,7 +139,7 @@ def _moved(book: Book, plan: Plan) -> set[int]:
 
 
 FORECAST_HEADINGS = ("", "before", "after", "change")
-LEFT_OUT_HEADINGS = ("", "left out", "why")
+LEFT_OUT_HEADINGS = ("how many", "left out", "why")
 
 
 def forecast_lines(lines: Sequence[ForecastLine]) -> list[tuple[str, ...]]:

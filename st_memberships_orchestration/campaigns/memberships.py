@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any, ClassVar
@@ -107,5 +108,6 @@ def _moved(word: str, day: date | None) -> date:
     if day and re.fullmatch(r"[+-]\d{1,4}", word):
         return day + timedelta(days=int(word))
     if re.fullmatch(r"20\d\d-\d\d-\d\d", word):
-        return date.fromisoformat(word)
+        with suppress(ValueError):  # there is no 30th of February
+            return date.fromisoformat(word)
     raise ValueError(f"{word!r} is no day; write it as 2027-03-31, or +30 for 30 days later")

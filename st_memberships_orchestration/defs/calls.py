@@ -17,7 +17,13 @@ from st_memberships_orchestration.settings import Settings
 
 SHOWN = 10
 WIDEST = 300
-"""Rows of the list that a dry run shows, and characters of a cell."""
+"""Rows of the list that a run shows, and characters of a cell."""
+
+NOTHING = (
+    "Nothing: dry_run is true. Choose a customer below and launch it again with the customer_id, "
+    "what came of the call, your name as noted_by, and dry_run: false."
+)
+NOT_COMPUTED = "Nothing. The call list is not computed yet: the job derive does it."
 
 
 class CallConfig(dg.Config):
@@ -28,8 +34,8 @@ class CallConfig(dg.Config):
         ge=0, le=LARGEST_ID, description="Customer who was called, as in derived/call_list."
     )
     outcome: Outcome = Field(
-        description="called: not again today; snoozed: not before a day; declined, done: not until "
-        "there is another reason."
+        description="CALLED: not again today; SNOOZED: not before the day `until`; DECLINED, DONE: "
+        "not until there is another reason."
     )
     until: str | None = Field(
         default=None, description="Day before which nobody calls, YYYY-MM-DD; of a snoozed one."
@@ -51,13 +57,16 @@ def build_job(settings: Settings) -> dg.JobDefinition:
     ) -> None:
         """Note one outcome."""
         if config.dry_run:
-            context.add_output_metadata(_listed(lake, config.tenant, config.customer_id))
+            listed = _listed(lake, config.tenant, config.customer_id)
+            context.add_output_metadata({"noted": NOTHING if listed else NOT_COMPUTED, **listed})
             return
-        if not config.customer_id:
-            raise dg.Failure("Say who was called: customer_id.", allow_retries=False)
         try:
+            if not config.customer_id:
+                raise ValueError("Say who was called: customer_id.")
+            if not config.noted_by.strip():
+                raise ValueError("Say who called: noted_by.")
             now = datetime.now(settings.tenant(config.tenant).timezone)
-            until = date.fromisoformat(config.until) if config.until else None
+            until = _day(config.until) if config.until else None
             call = Call(
                 config.customer_id,
                 config.outcome,
@@ -70,7 +79,8 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         except (ValueError, WrongKey) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         derive_now(lake, settings, CALL_LIST, config.tenant)
-        context.log.info("Noted: customer %s, %s", config.customer_id, config.outcome.value)
+        said = f"Customer {config.customer_id} of {config.tenant}: {config.outcome.value}."
+        context.add_output_metadata({"noted": said, **_listed(lake, config.tenant)})
 
     @dg.job(
         config={
@@ -98,13 +108,20 @@ def build_job(settings: Settings) -> dg.JobDefinition:
     return record_call
 
 
-def _listed(lake: Lake, tenant: str, customer_id: int) -> dict[str, Any]:
-    """What the call list shows: of one customer, or from its top."""
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"until: {text!r} is no day. Write it as 2027-01-31.") from None
+
+
+def _listed(lake: Lake, tenant: str, customer_id: int = 0) -> dict[str, Any]:
+    """What the call list shows: of one customer, or from its top; nothing where there is none."""
     where = f"customer_id = {customer_id}" if customer_id else "true"
     columns = [f'"{name}"' for name in CALL_LIST.shown]
     rows = lake.rows("derived/call_list", tenant=tenant, columns=columns, where=where)
     if not rows.num_columns:
-        return {"noted": "Nothing. The call list is not computed yet: the job derive does it."}
+        return {}
     lines = [map(cell, row.values()) for row in rows.sort_by("rank").slice(0, SHOWN).to_pylist()]
     table = markdown_table(CALL_LIST.shown, [[*line] for line in lines], WIDEST)
-    return {"noted": "Nothing: dry_run is true.", "calls": dg.MetadataValue.md(table)}
+    return {"calls": dg.MetadataValue.md(table)}

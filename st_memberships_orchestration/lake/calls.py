@@ -74,7 +74,7 @@ def note(lake: Lake, tenant: str, call: Call) -> None:
             the day does not fit the outcome.
     """
     if (call.until is None) == (call.outcome == Outcome.SNOOZED):
-        raise CallRefused("Give a day with --until when it is snoozed, and only then.")
+        raise CallRefused("Give a day as `until` when it is snoozed, and only then.")
     if call.until and call.until <= call.noted_at.date():
         raise CallRefused(f"{call.until} is no day to come: until then, nobody would wait.")
     if Forgotten(lake, tenant).among("customer", [call.customer_id]):
