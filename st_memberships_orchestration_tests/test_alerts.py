@@ -338,19 +338,20 @@ def test_checks_that_do_not_hold_are_told_with_their_tenants(
     sandbox.control("POST", "/_sandbox/schema", [extra])
     location.use(sandbox).sync("acme")
 
-    def check() -> None:
-        key = dg.AssetKey(["current", "memberships"])
-        selection = dg.AssetSelection.checks(dg.AssetCheckKey(key, "no_unknown_fields"))
-        job = dg.define_asset_job("look", selection=selection)
-        dg.Definitions.merge(defs(), dg.Definitions(jobs=[job])).resolve_job_def(
-            "look"
-        ).execute_in_process(
-            instance=location.instance,
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        )
-
-    check()
+    key = dg.AssetKey(["current", "memberships"])
+    selection = dg.AssetSelection.checks(dg.AssetCheckKey(key, "no_unknown_fields"))
+    look = dg.Definitions(jobs=[dg.define_asset_job("look", selection=selection)])
+    job = dg.Definitions.merge(defs(), look).resolve_job_def("look")
+    job.execute_in_process(
+        instance=location.instance,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
     sensors.tick("check_failure_alerts")
+    sensors.tick("check_failure_alerts")
+    # One that waits to be looked at again has not recovered; nor has one whose run ended early.
+    waiting = location.instance.create_run_for_job(job)
+    sensors.tick("check_failure_alerts")
+    location.instance.report_run_failed(waiting)
     sensors.tick("check_failure_alerts")
     (alert,) = messages
     assert "no_unknown_fields of current/memberships" in alert["message"]

@@ -52,7 +52,7 @@ def test_outcomes_by_terminal_and_job_outlive_each_derive(
     assert code == 0, text
     for config in (
         {"customer_id": snoozed, "outcome": "SNOOZED", "until": "2999-01-01"},
-        {"customer_id": declined, "outcome": "DECLINED"},
+        {"customer_id": declined, "outcome": "declined"},
         {"customer_id": 0, "outcome": "CALLED", "noted_by": "", "dry_run": True},
     ):
         config = {"tenant": "acme", "noted_by": "Sam", **config}

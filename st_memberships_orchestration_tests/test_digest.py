@@ -22,14 +22,17 @@ from click.testing import CliRunner
 
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs.digest import JOB, OP, due_day
+from st_memberships_orchestration.defs.report import tables_of
 from st_memberships_orchestration.escaping import plain
 from st_memberships_orchestration.lake.digests import State, claim, lines_of
 from st_memberships_orchestration.lake.query import connect
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.metrics.daily import MEMBERS_DAILY
 from st_memberships_orchestration.reporting import page as reporting_page
-from st_memberships_orchestration.reporting.digest import _members_of, _mrr_of
+from st_memberships_orchestration.reporting.digest import _members_of, _mrr_of, make_digest
+from st_memberships_orchestration.reporting.facts import Check
 from st_memberships_orchestration.reporting.formats import MINUS
+from st_memberships_orchestration.reporting.queries import DIGEST_NEEDS
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings, Tenant
 from st_memberships_orchestration.terminal.commands import main
@@ -38,6 +41,7 @@ from st_memberships_orchestration_tests.harness import Location
 from st_memberships_orchestration_tests.operation import Message, receiver
 from st_memberships_orchestration_tests.test_automation import tick
 from st_memberships_orchestration_tests.test_checks import change, with_value
+from st_memberships_orchestration_tests.test_report import NOW, facts
 
 HOSTILE = "<!channel> @everyone `rm` *Gold* [x](http://evil.example) www.evil.example _a_ <b>"
 
@@ -124,10 +128,11 @@ def test_the_message_says_what_the_tables_hold_and_comes_once(
         f"from derived.members_daily where day = date '{day}'",
     )
     assert f"Yesterday, {day:%A} {day.day} {day:%b %Y}" in text
-    assert f"Members: {growth:+,}.".replace("-", MINUS) in text
+    grown = f"{growth:+,}".replace("-", MINUS) if growth else "unchanged"
+    assert f"Members: {grown}." in text
     assert not new or f"{new} new" in text
-    sign = "+" if change_of_mrr > 0 else MINUS if change_of_mrr < 0 else ""
-    assert f"MRR: {sign}${abs(change_of_mrr):,.2f}." in text
+    paid = f"{'+' if change_of_mrr > 0 else MINUS}${abs(change_of_mrr):,.2f}"
+    assert f"MRR: {paid if change_of_mrr else 'unchanged'}." in text
     assert (f"Visits due: {due}. {booked} booked" if due else "none was due") in text
     calls = sql(desk.lake, "from derived.call_list order by rank")
     assert len(calls) > 10
@@ -376,10 +381,20 @@ def test_money_and_steps_read_well() -> None:
         f"Members: {MINUS}1,197. 3 new, 1,200 expired, 2 lost for good who had been paused before. "
         "No recorded change tells of 4 of these steps."
     )
-    assert _members_of(nothing | {"net_growth": 0}) == "Members: +0. Nobody came or left."
+    assert _members_of(nothing | {"net_growth": 0}) == "Members: unchanged. Nobody came or left."
     paid = {"new_mrr": D("63.2"), "churned_mrr": D("1018.46")}
     row = nothing | paid | {"mrr_start": D(9_000), "mrr_end": D("8044.74")}
     told = _mrr_of(row, "USD").replace(MINUS, "-")
     assert told == "MRR: -$955.26. +$63.20 new, -$1,018.46 cancelled or expired."
     assert _mrr_of(row, "CHF").replace(MINUS, "-").startswith("MRR: -955.26 CHF.")
-    assert _mrr_of(nothing, "") == "MRR: 0.00."
+    assert _mrr_of(nothing, "") == "MRR: unchanged."
+
+
+def test_checks_with_one_finding_are_one_line(lake: Lake) -> None:
+    unfinished = [Check(f"derived/{n}", "days_add_up", None, NOW, "Not finished.") for n in "abc"]
+    checks = [*unfinished, Check("derived/d", "c_d", False, NOW, "Rows that contradict it: 1.")]
+    tables = tables_of(lake, DIGEST_NEEDS, ["acme"], "acme")
+    text = make_digest(tables, facts(checks=checks), link="").text
+    assert "- derived/a, days add up, and 2 more: Not finished.\n" in text
+    assert "- derived/d, c d: Rows that contradict it: 1.\n" in text
+    assert "derived/b" not in text

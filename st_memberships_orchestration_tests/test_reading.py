@@ -165,12 +165,16 @@ def test_a_token_refused_in_the_first_load_begins_again(
     assert_complete(sandbox, lake)
 
 
-def test_a_date_that_is_refused_is_an_error(
-    client: MembershipsClient, sandbox: RunningSandbox, lake: Lake
+def test_a_date_that_is_refused_is_an_error_and_not_called_a_feed_without_changes(
+    client: MembershipsClient,
+    sandbox: RunningSandbox,
+    lake: Lake,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     sandbox.control("POST", "/_sandbox/faults", [{"on": PATH, "kind": "400", "times": 9}])
-    with pytest.raises(RequestRefused):
+    with caplog.at_level(logging.INFO), pytest.raises(RequestRefused):
         reader(client, lake).read(live())
+    assert "no changes" not in caplog.text
 
 
 def test_a_feed_that_repeats_itself_keeps_what_was_read_and_goes_on_later(

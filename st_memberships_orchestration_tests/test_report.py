@@ -589,13 +589,13 @@ def test_a_page_shows_what_checks_found_of_its_tenant_and_nothing_of_another(
     sandbox.control("POST", "/_sandbox/schema", [extra])
     location.sync("acme", feeds=("memberships",))
     key = dg.AssetCheckKey(dg.AssetKey(["current", "memberships"]), "no_unknown_fields")
-    job = dg.define_asset_job("look", selection=dg.AssetSelection.checks(key))
-    dg.Definitions.merge(defs(), dg.Definitions(jobs=[job])).resolve_job_def(
-        "look"
-    ).execute_in_process(
+    look = dg.define_asset_job("look", selection=dg.AssetSelection.checks(key))
+    job = dg.Definitions.merge(defs(), dg.Definitions(jobs=[look])).resolve_job_def("look")
+    job.execute_in_process(
         instance=location.instance,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
+    waiting = location.instance.create_run_for_job(job)  # until it ended, the last result stands
     pages = {}
     for tenant in ("acme", "bravo"):
         report_only(location, tenant)
@@ -603,6 +603,9 @@ def test_a_page_shows_what_checks_found_of_its_tenant_and_nothing_of_another(
         assert "nobody else" not in pages[tenant]
     assert "Rows that contradict it: 1. Nothing is lost" in unescape(pages["acme"])
     assert "All 1 checks passed" in pages["bravo"]
+    location.instance.report_run_failed(waiting)
+    report_only(location, "acme")
+    assert "Its last run did not finish: the job reconcile" in page("acme")
 
 
 def test_without_any_check_the_page_says_what_to_start(lake: Lake) -> None:

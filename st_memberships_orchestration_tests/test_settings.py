@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from datetime import date
@@ -12,6 +13,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from click import ClickException
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -20,6 +22,7 @@ from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings, _timezones, data_folder
 from st_memberships_orchestration.shell import program
+from st_memberships_orchestration.terminal import commands
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
 from st_memberships_orchestration.terminal.screen import DATA, DEMO
 
@@ -514,6 +517,7 @@ def test_a_user_without_a_name_is_called_by_its_number() -> None:
     script = """
 import os
 import shlex
+import signal
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling
 from st_memberships_orchestration.settings import this_user
 os.setuid(54321)
@@ -628,3 +632,27 @@ def test_a_shown_command_can_be_typed_in_this_folder(
     monkeypatch.setattr(sys, "argv", [typed.format(here=here, there=there)])
     monkeypatch.setattr(sys, "executable", python.format(here=here, there=there))
     assert program() == shown.format(there=there)
+
+
+def test_ui_ends_a_server_that_does_not_hear(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (tmp_path / "dagster.yaml").touch()
+    (tmp_path / DATA).mkdir()
+    deaf = "#!/bin/sh\ntrap '' TERM\necho $$ > pid\nwhile true; do sleep 0.2; done\n"
+    ended = "#!/bin/sh\nwhile [ ! -s pid ]; do sleep 0.1; done\n"
+    for name, script in (("st-memberships", deaf), ("dagster-daemon", ended)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(commands, "LONGEST_STOP", 1.0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(ClickException, match="the daemon ended"):
+            commands._serve(3000)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

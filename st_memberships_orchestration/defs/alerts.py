@@ -24,7 +24,7 @@ from st_memberships_orchestration.defs.health import (
     contradicted_checks,
 )
 from st_memberships_orchestration.defs.partitions import tenants_of_run
-from st_memberships_orchestration.defs.verdicts import verdict_of
+from st_memberships_orchestration.defs.verdicts import last_results, verdict_of
 from st_memberships_orchestration.health.notices import Problem, Told, tell
 from st_memberships_orchestration.health.states import facts_of, issues_of
 from st_memberships_orchestration.lake.store import Lake
@@ -237,7 +237,7 @@ def _of_checks(
 ) -> list[Problem]:
     asked = [key for key in keys if key.name not in TOLD_BY_HEALTH]
     failing = contradicted_checks(instance, asked, settings.tenants)
-    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(list(failing))
+    latest = last_results(instance, list(failing))
     problems = []
     for key, tenants in failing.items():
         record = latest[key]

@@ -1,6 +1,7 @@
 """The job that notes what came of a call."""
 
 from datetime import date, datetime
+from enum import Enum
 from typing import Any
 
 import dagster as dg
@@ -26,6 +27,19 @@ NOTHING = (
 NOT_COMPUTED = "Nothing. The call list is not computed yet: the job derive does it."
 
 
+class Said(Enum):
+    """An `Outcome` as it is typed: Dagster takes the names of an enumeration, and nothing else."""
+
+    called = "called"
+    declined = "declined"
+    done = "done"
+    snoozed = "snoozed"
+    CALLED = "CALLED"
+    DECLINED = "DECLINED"
+    DONE = "DONE"
+    SNOOZED = "SNOOZED"
+
+
 class CallConfig(dg.Config):
     """What came of a call."""
 
@@ -33,9 +47,9 @@ class CallConfig(dg.Config):
     customer_id: int = Field(
         ge=0, le=LARGEST_ID, description="Customer who was called, as in derived/call_list."
     )
-    outcome: Outcome = Field(
-        description="CALLED: not again today; SNOOZED: not before the day `until`; DECLINED, DONE: "
-        "not until there is another reason."
+    outcome: Said = Field(
+        description="called: not again today; snoozed: not before the day `until`; declined, done: "
+        "not until there is another reason. Also in capitals."
     )
     until: str | None = Field(
         default=None, description="Day before which nobody calls, YYYY-MM-DD; of a snoozed one."
@@ -67,9 +81,10 @@ def build_job(settings: Settings) -> dg.JobDefinition:
                 raise ValueError("Say who called: noted_by.")
             now = datetime.now(settings.tenant(config.tenant).timezone)
             until = _day(config.until) if config.until else None
+            outcome = Outcome(config.outcome.value.lower())
             call = Call(
                 config.customer_id,
-                config.outcome,
+                outcome,
                 config.noted_by,
                 now,
                 until,
@@ -79,7 +94,7 @@ def build_job(settings: Settings) -> dg.JobDefinition:
         except (ValueError, WrongKey) as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         derive_now(lake, settings, CALL_LIST, config.tenant)
-        said = f"Customer {config.customer_id} of {config.tenant}: {config.outcome.value}."
+        said = f"Customer {config.customer_id} of {config.tenant}: {outcome.value}."
         context.add_output_metadata({"noted": said, **_listed(lake, config.tenant)})
 
     @dg.job(
@@ -89,7 +104,7 @@ def build_job(settings: Settings) -> dg.JobDefinition:
                     "config": {
                         "tenant": min(settings.tenants, default=""),
                         "customer_id": 0,
-                        "outcome": Outcome.CALLED.name,
+                        "outcome": Said.called.name,
                         "noted_by": "",
                         "dry_run": True,
                     }

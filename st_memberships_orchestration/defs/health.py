@@ -13,7 +13,7 @@ from st_memberships_orchestration.defs.failures import Failed, failures_of
 from st_memberships_orchestration.defs.metadata import DATA, column_schema, told
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.defs.report import page_address
-from st_memberships_orchestration.defs.verdicts import verdict_of
+from st_memberships_orchestration.defs.verdicts import last_results, verdict_of
 from st_memberships_orchestration.escaping import markdown, markdown_table
 from st_memberships_orchestration.health.states import (
     FAILING,
@@ -176,9 +176,8 @@ def contradicted_checks(
     What could not be compared, because ServiceTitan could not be asked, contradicts nothing. None
     where the result is of an earlier release, which did not count them.
     """
-    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     contradicted = {}
-    for key, record in sorted(latest.items()):
+    for key, record in sorted(last_results(instance, keys).items()):
         result = record.evaluation
         if isinstance(result, dg.AssetCheckEvaluation) and not result.passed:
             rows = verdict_of(result).contradicting

@@ -17,6 +17,7 @@ from dagster._core.storage.event_log.schema import (
 )
 from dagster._serdes import serialize_value
 
+from st_memberships_orchestration.defs.verdicts import last_results
 from st_memberships_orchestration.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ def needed_runs(
                 dg.AssetRecordsFilter(asset_key=key, storage_ids=list(ids.values())), limit=len(ids)
             ).records
             needed |= {record.run_id for record in records}
-    results = storage.get_latest_asset_check_execution_by_key(check_keys)
+    results = last_results(instance, check_keys)
     needed |= {record.run_id for record in results.values()}
     return needed & set(runs)
 

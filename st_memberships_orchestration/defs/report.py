@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from st_memberships_orchestration.defs.metadata import OPERATIONS, schema_of, told
 from st_memberships_orchestration.defs.partitions import by_tenant
-from st_memberships_orchestration.defs.verdicts import verdict_of
+from st_memberships_orchestration.defs.verdicts import COMPLETED, last_results, verdict_of
 from st_memberships_orchestration.lake.progress import load_progress
 from st_memberships_orchestration.lake.quarantine import missing
 from st_memberships_orchestration.lake.store import Lake
@@ -198,7 +198,14 @@ def _checks(
     instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey], tenant: str, zone: ZoneInfo
 ) -> list[Check]:
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
-    return [_check(key, latest[key], tenant, zone) for key in sorted(latest)]
+    unfinished = {
+        key: record
+        for key, record in latest.items()
+        if record.status not in COMPLETED
+        and ((run := instance.get_run_by_id(record.run_id)) is None or run.is_finished)
+    }
+    shown = {**last_results(instance, keys), **unfinished}
+    return [_check(key, shown[key], tenant, zone) for key in sorted(shown)]
 
 
 def _check(
@@ -206,7 +213,10 @@ def _check(
 ) -> Check:
     """What a check found of this tenant; what it found of others is none of this page's readers."""
     result = record.evaluation
-    passed, finding = None, "It did not finish: see its run, and start the job again."
+    passed, finding = (
+        None,
+        "Its last run did not finish: the job reconcile checks it again each night, or start that.",
+    )
     if isinstance(result, dg.AssetCheckEvaluation):
         verdict = verdict_of(result)
         passed, finding = True, ""

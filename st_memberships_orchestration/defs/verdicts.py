@@ -1,10 +1,14 @@
 """What a check found of each tenant: kept in its result, and read again wherever it is told."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import (
+    COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES as COMPLETED,
+)
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
 SEE_ROWS = "See the check's rows in Dagster."
 
@@ -43,3 +47,19 @@ def verdict_of(result: dg.AssetCheckEvaluation) -> Verdict:
         not_compared=values.get("not_compared_tenants") or (),
         remedy=str(values.get("what_to_do") or SEE_ROWS),
     )
+
+
+def last_results(
+    instance: dg.DagsterInstance, keys: Sequence[dg.AssetCheckKey]
+) -> Mapping[dg.AssetCheckKey, AssetCheckExecutionRecord]:
+    """The last result of each check that has any.
+
+    While a run waits or checks anew, Dagster's latest record is empty: it takes nothing back.
+    """
+    storage = instance.event_log_storage
+    results = dict(storage.get_latest_asset_check_execution_by_key(keys))
+    for key in [key for key, record in results.items() if record.status not in COMPLETED]:
+        del results[key]
+        for record in storage.get_asset_check_execution_history(key, limit=1, status=COMPLETED):
+            results[key] = record
+    return results

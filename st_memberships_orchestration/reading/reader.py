@@ -291,7 +291,9 @@ class FeedReader:
                 progress = _progress(reading, chains, reached)
                 logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
         positions.save()
-        logger.info("%s  %s: %s", self._tenant, self._feed.name, reading)
+        if reading.rows or not errors:  # of a feed that did not answer nobody knows what changed
+            then = ", then an error" if errors else ""
+            logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, then)
         if errors:
             raise errors[0]
         return reading

@@ -134,7 +134,8 @@ def _members_of(row: Row) -> str:
     told = f"{', '.join(steps)}." if steps else "Nobody came or left."
     inferred = row["inferred_moves"]
     doubt = f" No recorded change tells of {inferred:,} of these steps." if inferred else ""
-    return f"Members: {formats.signed(row['net_growth'])}. {told}{doubt}"
+    total = formats.signed(row["net_growth"]) if row["net_growth"] else "unchanged"
+    return f"Members: {total}. {told}{doubt}"
 
 
 def _mrr_of(row: Row, currency: str) -> str:
@@ -144,7 +145,8 @@ def _mrr_of(row: Row, currency: str) -> str:
         for name, word in (PAID_MORE | PAID_LESS).items()
         if row[name]
     ]
-    total = _change(row["mrr_end"] - row["mrr_start"], currency)
+    change = row["mrr_end"] - row["mrr_start"]
+    total = _change(change, currency) if change else "unchanged"
     told = f" {', '.join(steps)}." if steps else ""
     return f"MRR: {total}.{told}"
 
@@ -201,7 +203,11 @@ def _told(headline: Row, facts: Provenance) -> Iterator[str]:
                 f"- {feed.title}: {feed.state}. {plain(feed.reason, LONGEST)} "
                 f"{plain(feed.remedy, LONGEST)}"
             )
+    alike: dict[str, list[str]] = {}
     for check in facts.checks:
         if not check.passed:
             claim = check.claim.replace("_", " ")
-            yield f"- {check.table}, {claim}: {plain(check.finding, LONGEST)}"
+            alike.setdefault(check.finding, []).append(f"{check.table}, {claim}")
+    for finding, (first, *others) in alike.items():
+        more = f", and {len(others)} more" if others else ""
+        yield f"- {first}{more}: {plain(finding, LONGEST)}"

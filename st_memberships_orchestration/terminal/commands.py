@@ -65,6 +65,9 @@ QUIET_DAEMON = ("--code-server-log-level", "error", "--log-level", "error")
 QUIET_SERVER = ("--code-server-log-level", "error", "--dagster-log-level", "warning")
 """What runs and what fails shows in the UI; the terminal only says where that is."""
 
+LONGEST_STOP = 20.0
+"""Seconds that a server has to end when `ui` is stopped."""
+
 FEED_NAMES = [feed.name for feed in FEEDS]
 Day = click.DateTime(["%Y-%m-%d"])
 
@@ -577,4 +580,8 @@ def _serve(port: int, beside: str = "") -> None:
         for server in servers:
             server.terminate()
         for server in servers:
-            server.wait()
+            try:
+                server.wait(timeout=LONGEST_STOP)
+            except subprocess.TimeoutExpired:  # told while it began, it may not have heard
+                server.kill()
+                server.wait()
