@@ -462,6 +462,7 @@ def errors_page() -> str:
     ends = [
         ("A run is killed", failures.KILLED),
         ("A run does not start", failures.NEVER_STARTED),
+        ("A job refuses what it was asked", failures.DO_AS_TOLD),
         ("Anything else", failures.READ_THE_LOG),
     ]
     return "\n".join(

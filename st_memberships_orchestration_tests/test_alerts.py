@@ -404,7 +404,7 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
             line=1,
             target=None,
             content_hash="c",
-            change={},
+            change={"customer_id": 1},
             wanted={},
             before={},
             money=None,
@@ -420,6 +420,7 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     text = messages[1]["message"]
     assert "Recovered:" in text
     assert "st-memberships settle kkkkkkkkkkkk" in text
+    assert "Look at the memberships of customer 1 in ServiceTitan" in text
     assert "gggggggg" not in text, "of a tenant that is gone nobody can look at anything"
     health([FeedHealth("acme", "memberships", now - timedelta(hours=2), last_success_at=read)])
     sensors.tick("health_alerts")

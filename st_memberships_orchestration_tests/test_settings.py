@@ -6,9 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from urllib.request import urlopen
 
 import duckdb
 import pyarrow as pa
@@ -20,11 +21,15 @@ from pydantic_settings import SettingsError
 from st_memberships_orchestration.defs.failures import storage_remedy
 from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
+from st_memberships_orchestration.servicetitan.exports import iso
 from st_memberships_orchestration.settings import Settings, _timezones, data_folder
 from st_memberships_orchestration.shell import program
 from st_memberships_orchestration.terminal import commands
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
 from st_memberships_orchestration.terminal.screen import DATA, DEMO
+from st_memberships_orchestration.writing.clocks import Clock
+from st_memberships_orchestration.writing.entries import Intent, Status
+from st_memberships_orchestration.writing.ledger import Budget, Ledger
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 BLOCK = """# the café's account
@@ -634,6 +639,33 @@ def test_a_shown_command_can_be_typed_in_this_folder(
     assert program() == shown.format(there=there)
 
 
+def note_sent(ledger: Ledger) -> None:
+    intent = Intent(
+        key="k" * 64,
+        account="sandbox acme",
+        environment="sandbox",
+        tenant="acme",
+        kind="update_memberships",
+        record="memberships/1",
+        plan="p",
+        line=1,
+        target=1,
+        content_hash="c",
+        change={},
+        wanted={},
+        before={},
+        money=None,
+        who="me",
+        run_id="r1",
+    )
+    claim = ledger.claim(intent, seen=None, since=9, clock=Clock(), budget=Budget())
+    assert claim
+    ledger.finish(
+        "k" * 64, claim, Status.SUCCEEDED, now=datetime.now(UTC), expected=(Status.SENDING,)
+    )
+    ledger.close()
+
+
 def test_ui_ends_a_server_that_does_not_hear(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -656,3 +688,30 @@ def test_ui_ends_a_server_that_does_not_hear(
         signal.signal(signal.SIGTERM, before)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_the_sandbox_of_a_demo_that_starts_again_is_as_late_as_the_tables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DATA).mkdir()
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=30)
+    (tmp_path / DEMO).write_text(json.dumps({"now": iso(hour), "memberships": 20, "seed": 7}))
+    before = dict(os.environ)
+    try:
+        with commands._demo_sandbox() as url, urlopen(f"{url}/_sandbox/clock") as answer:
+            clock = json.load(answer)
+            assert commands._forgotten() == ""
+            note_sent(Ledger(Settings().ledger_url.get_secret_value()))
+            assert "forgotten the change that was sent" in commands._forgotten()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert clock["start"] == iso(hour)
+    assert datetime.now(UTC) - datetime.fromisoformat(clock["now"][:19] + "Z") < timedelta(
+        minutes=5
+    )
+    # With the tables goes what was noted of changes to them.
+    assert (tmp_path / DATA / "ledger.db").exists()
+    commands._forget_last_demo()
+    assert not (tmp_path / DATA / "ledger.db").exists()

@@ -30,7 +30,7 @@ from st_memberships_orchestration.health.states import facts_of, issues_of
 from st_memberships_orchestration.lake.store import Lake
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.shell import program
-from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.entries import Entry, Status
 from st_memberships_orchestration.writing.ledger import Ledger
 
 NOBODY = "ST_ALERT_URLS is not set, so nobody is told: give it apprise addresses. Now:"
@@ -331,7 +331,7 @@ def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
             tenant=entry.tenant,
             since=entry.updated_at,
             cause=f"Its answer was lost, and what is there now does not tell: {entry.detail}",
-            remedy=f"Look at record {entry.target or '(new)'} in ServiceTitan, then run "
+            remedy=f"Look at {_where(entry)} in ServiceTitan, then run "
             f"`{program()} settle {entry.key[:12]} happened` or `did-not-happen`.",
             link=f"{settings.ui_url.rstrip('/')}/runs/{entry.run_id}",
         )
@@ -339,6 +339,14 @@ def _of_writes(settings: Settings, now: datetime) -> list[Problem]:
         # Nobody here can look at an account that is not configured any more.
         if entry.account in ours or entry.tenant in settings.tenants
     ]
+
+
+def _where(entry: Entry) -> str:
+    """Where a person sees whether a change happened."""
+    if entry.target:
+        return f"record {entry.target}"
+    customer = entry.change.get("customer_id")
+    return f"the memberships of customer {customer}" if customer else "the newest templates"
 
 
 # Disks

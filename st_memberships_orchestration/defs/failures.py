@@ -75,6 +75,8 @@ STORAGE = (
 
 READ_THE_LOG = "Read the run's log; the next run goes on from what was stored."
 
+DO_AS_TOLD = "Do what that says, then start the job again; see its run for all of it."
+
 FAILED = "failed"
 """Metadata of a failure: each `Failed` that it consists of, as JSON."""
 
@@ -237,7 +239,7 @@ def _of_step(event: dg.DagsterEvent) -> list[Failed]:
     name = (error and error.cls_name) or "Failure"
     # A failure raised `from` an error says more than that: also what to do.
     message = (told and told.description) or (error.message if error else "It says nothing.")
-    remedy = storage_remedy(message) or READ_THE_LOG
+    remedy = storage_remedy(message) or (DO_AS_TOLD if told else READ_THE_LOG)
     return [Failed(event.step_key, name, "", _short(message), remedy)]
 
 

@@ -465,7 +465,8 @@ class Work:
                 metadata=facts,
                 allow_retries=False,
             )
-        self.context.add_output_metadata(facts)
+        undo = f"Launch the job undo_changes with plan: {plan.hash[:12]}"
+        self.context.add_output_metadata({**facts, "to_undo": undo})
 
     def _approved(self) -> Plan:
         """The plan that was approved, if it is one for this job."""

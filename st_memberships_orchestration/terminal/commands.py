@@ -51,6 +51,8 @@ from st_memberships_orchestration.terminal.screen import (
     typed,
 )
 from st_memberships_orchestration.terminal.zones import outdated
+from st_memberships_orchestration.writing.entries import Status
+from st_memberships_orchestration.writing.ledger import Ledger
 
 RUNNING = "demo.env.json"
 """File in `.data` while the demo's sandbox runs: its process, and the settings that reach it."""
@@ -149,7 +151,7 @@ def ui(port: int) -> None:
         _serve(port)
     else:
         with _demo_sandbox() as url:
-            _serve(port, f"\nThe sandbox answers at {url}.")
+            _serve(port, f"\nThe sandbox answers at {url}.{_forgotten()}")
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
@@ -514,6 +516,8 @@ def _forget_last_demo() -> None:
         )
     if DEMO.exists():
         shutil.rmtree(DATA / "lake", ignore_errors=True)
+        for file in DATA.glob("ledger.db*"):  # of changes that the new sandbox never had
+            file.unlink()
     elif (DATA / "lake").exists():
         raise click.ClickException(f"{DATA / 'lake'} holds a lake that is not the demo's.")
     DEMO.unlink(missing_ok=True)
@@ -523,7 +527,8 @@ def _forget_last_demo() -> None:
 def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
     """A sandbox whose tenants are configured from here on; the same each time until `demo`.
 
-    Other commands that are started in this folder meanwhile find it, too.
+    It has lived on meanwhile: what is changed in it now comes after what the tables hold. Other
+    commands that are started in this folder find it, too.
     """
     DATA.mkdir(mode=0o700, exist_ok=True)
     if DEMO.exists():
@@ -532,6 +537,8 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
         hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
         options = {"now": iso(hour), "memberships": memberships, "seed": seed}
     with running(**options) as started:
+        passed = (datetime.now(UTC) - datetime.fromisoformat(options["now"])).total_seconds()
+        started.control("POST", "/_sandbox/clock", {"advance": f"{max(passed, 0):.0f}s"})
         DEMO.write_text(json.dumps(options))
         os.environ.update(started.env)
         os.environ["ST_LAKE_URI"] = str(DATA / "lake")
@@ -547,6 +554,22 @@ def _demo_sandbox(memberships: int = 2_000, seed: int = 7) -> Iterator[str]:
             yield started.url
         finally:
             running_demo.unlink(missing_ok=True)
+
+
+def _forgotten() -> str:
+    """What a sandbox that begins anew does not know, though the tables do."""
+    ledger = Ledger(read_settings().ledger_url.get_secret_value())
+    try:
+        sent = ledger.entries(environment="sandbox", status=Status.SUCCEEDED)
+    finally:
+        ledger.close()
+    if not sent:
+        return ""
+    said = "change that was" if len(sent) == 1 else f"{len(sent):,} changes that were"
+    return (
+        f"\nIt began anew, and has forgotten the {said} sent to it before. The tables "
+        f"have not: `{program()} demo` makes them anew, too."
+    )
 
 
 def _serve(port: int, beside: str = "") -> None:
