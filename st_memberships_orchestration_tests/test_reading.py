@@ -408,8 +408,9 @@ def test_an_outage_heals_itself_and_the_windows_show_it(location: Location) -> N
 
 
 def test_drift_ends_in_extra_or_quarantine_and_the_rest_lands(
-    location: Location, sandbox: RunningSandbox
+    location: Location, sandbox: RunningSandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "st_memberships_orchestration.reading")
     changes = [
         {"feed": "memberships", "do": "add", "field": "loyalty", "value": {"tier": 1.5}},
         {"feed": "memberships", "do": "rename", "field": "memo", "to": "note"},
@@ -425,6 +426,7 @@ def test_drift_ends_in_extra_or_quarantine_and_the_rest_lands(
     broken = location.lake.rows("quarantine/memberships", tenant="acme").to_pylist()
     assert 0 < len(broken) < len(shown) / 3
     assert len(landed) + len(broken) == len(shown)
+    assert f", {len(broken)} broken records in quarantine" in caplog.text
     assert all("active" in row["reason"] and row["modified_on"] for row in broken)
     paused = [row for row in landed if row["status"] == "Paused"]
     assert paused, "a word that is new takes no record away"

@@ -103,10 +103,12 @@ class Reading:
     read_through: datetime | None = None
 
     def __str__(self) -> str:
-        if not self.rows:
+        aside = f", {_counted(self.broken, 'broken record')} in quarantine" if self.broken else ""
+        if not (self.rows or self.broken):
             return f"no changes ({_counted(self.requests, 'request')})"
         newest = f", to {self.newest:%Y-%m-%d %H:%M:%S}" if self.newest else ""
-        return f"{_counted(self.rows, 'row')}, {self.versions:,} new{newest}, {self.seconds:.1f} s"
+        rows = _counted(self.rows, "row")
+        return f"{rows}, {self.versions:,} new{aside}{newest}, {self.seconds:.1f} s"
 
     def __add__(self, later: "Reading") -> "Reading":
         """Both as one: the earlier days first, then the later."""
@@ -291,7 +293,7 @@ class FeedReader:
                 progress = _progress(reading, chains, reached)
                 logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, progress)
         positions.save()
-        if reading.rows or not errors:  # of a feed that did not answer nobody knows what changed
+        if reading.pages or not errors:  # of a feed that did not answer nobody knows what changed
             then = ", then an error" if errors else ""
             logger.info("%s  %s: %s%s", self._tenant, self._feed.name, reading, then)
         if errors:
