@@ -16,7 +16,7 @@ import pytest
 from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import alerts
 from st_memberships_orchestration.defs.alerts import nearly_full
-from st_memberships_orchestration.defs.failures import failures_of
+from st_memberships_orchestration.defs.failures import DO_AS_TOLD, failures_of
 from st_memberships_orchestration.defs.partitions import partition_key
 from st_memberships_orchestration.health.notices import LONGEST_RETRY, Problem, Told, message, tell
 from st_memberships_orchestration.health.states import SCHEMA, FeedHealth, row_of
@@ -448,7 +448,8 @@ def test_what_a_failure_says_to_do_is_kept_where_another_error_caused_it() -> No
         try:
             raise KeyError("row 7")
         except KeyError as error:
-            raise dg.Failure("Row 7 has no id: give it one, and plan again.") from error
+            told = "Row 7 has \x1b[31mno id\x1b[0m: give it one, and plan again."
+            raise dg.Failure(told) from error
 
     @dg.job
     def plan() -> None:
@@ -457,7 +458,8 @@ def test_what_a_failure_says_to_do_is_kept_where_another_error_caused_it() -> No
     with dg.DagsterInstance.ephemeral() as instance:
         run = plan.execute_in_process(instance=instance, raise_on_error=False)
         (failed,) = failures_of(instance, run.run_id)
-    assert (failed.error, failed.message) == (
+    assert (failed.error, failed.message, failed.remedy) == (
         "KeyError",
         "Row 7 has no id: give it one, and plan again.",
+        DO_AS_TOLD,
     )

@@ -101,7 +101,9 @@ def test_a_table_that_cannot_be_written_makes_everything_downstream_say_so(
     assert synced.sync(feeds=("membership_types",)).success, "tells nothing of memberships"
     run = synced.derive(raise_on_error=False)
     assert not run.success
-    said = [failed.message for failed in failures_of(synced.instance, run.run_id)]
+    failures = failures_of(synced.instance, run.run_id)
+    assert all(failed.remedy.endswith("Then run `sync`.") for failed in failures)
+    said = [failed.message for failed in failures]
     assert [text for text in said if "current/memberships was made by another" not in text] == []
     made = {event.asset_key for event in run.get_asset_materialization_events()}
     assert dg.AssetKey(["derived", "members_monthly"]) not in made

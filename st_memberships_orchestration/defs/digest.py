@@ -12,7 +12,7 @@ from pydantic import Field
 
 from st_memberships_orchestration.defs.automation import A_MOMENT
 from st_memberships_orchestration.defs.report import (
-    page_address,
+    page_link,
     provenance_of,
     report_of,
     tables_of,
@@ -84,7 +84,7 @@ def compose(
     """A tenant's message of now, of its own rows alone."""
     facts = provenance_of(instance, lake, settings, check_keys, tenant)
     tables = tables_of(lake, DIGEST_NEEDS, [tenant], tenant)
-    digest = make_digest(tables, facts, link=page_address(settings.ui_url, tenant))
+    digest = make_digest(tables, facts, link=page_link(settings.ui_url, tenant))
     return Digest(
         tenant,
         digest.day,

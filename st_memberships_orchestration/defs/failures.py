@@ -16,6 +16,9 @@ from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 LONGEST = 500
 
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
+"""That libraries write into their errors, for terminals."""
+
 KILLED = (
     "Its process was killed: look at the machine's memory and disk. What was stored stays, and the "
     "next run goes on from there."
@@ -210,11 +213,13 @@ def refuse_stale(context: dg.AssetExecutionContext, feeds: Collection[str]) -> N
     tenant = context.partition_key
     for feed, failed in _unwritten_before(context.run.run_id, context.instance, tenant).items():
         if feed in feeds:
-            raise dg.Failure(
+            said = (
                 f"{tenant}: what the last sync read of {feed} could not be written, so nothing is "
-                f"made of it. {failed.error}: {failed.message} {failed.remedy} Then run `sync`.",
-                allow_retries=False,
+                f"made of it. {failed.error}: {failed.message}"
             )
+            remedy = f"{failed.remedy} Then run `sync`."
+            told = replace(failed, step=None, tenant=tenant, message=_short(said), remedy=remedy)
+            raise failure_of(f"{said} {remedy}", [told])
 
 
 @lru_cache(maxsize=8)
@@ -264,4 +269,4 @@ def _of_run(instance: dg.DagsterInstance, run_id: str) -> Failed:
 
 
 def _short(text: str) -> str:
-    return " ".join(text.split())[:LONGEST]
+    return " ".join(COLOURS.sub("", text).split())[:LONGEST]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -240,7 +240,15 @@ def page_of(folder: Path, tenant: str) -> Path:
 
 
 def page_address(ui_url: str, tenant: str) -> str:
-    """Where `st-memberships webserver` shows a tenant's page."""
+    """Where `st-memberships webserver` shows a tenant's page, for links on its own pages.
+
+    It names neither host nor port: what is kept in Dagster's records outlives both.
+    """
+    return urlsplit(page_link(ui_url, tenant)).path
+
+
+def page_link(ui_url: str, tenant: str) -> str:
+    """The same for messages, which are read elsewhere."""
     return f"{ui_url.rstrip('/')}/reports/{quote(tenant)}.html"
 
 
