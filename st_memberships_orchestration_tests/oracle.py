@@ -118,12 +118,11 @@ def derive(location: Location, tenant: str, today: date) -> None:
     job = defs().resolve_job_def("derive")
     keys = [k for k in job.asset_layer.executable_asset_keys if k.path[0] in ("history", "derived")]
     job = job.get_subset(asset_selection=set(keys), asset_check_selection=set())
-    as_of = {"config": {"as_of": today.isoformat()}}
     job.execute_in_process(
         instance=location.instance,
         partition_key=tenant,
         run_config={
-            "ops": {key.to_python_identifier(): as_of for key in keys if key.path[0] == "derived"},
+            "ops": {"history_and_derived": {"config": {"as_of": today.isoformat()}}},
             "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
         },
     )

@@ -85,12 +85,7 @@ def test_once_a_week_everything_is_computed_whole(
         full = {
             name for name, step in steps.items() if ((step or {}).get("config") or {}).get("full")
         }
-        assert full == {
-            node.name
-            for node in job.nodes
-            if node.name.startswith(("derived__", "history__"))
-            and node.name != "derived__write_audit"
-        }
+        assert full == {"history_and_derived"}
 
 
 def test_without_tenants_the_schedules_say_what_to_set(location: Location) -> None:

@@ -117,6 +117,20 @@ def test_a_table_that_cannot_be_written_makes_everything_downstream_say_so(
     assert synced.derive(assets=("history/memberships",)).success
 
 
+def test_a_damaged_table_holds_back_only_what_is_made_of_it(synced: Location) -> None:
+    address = Path(synced.lake.address("current/recurring_service_events"))
+    (address / "_delta_log/00000000000000000000.json").write_text("damaged")
+    run = synced.derive(raise_on_error=False)
+    failed = failures_of(synced.instance, run.run_id)
+    assert {one.step for one in failed} == {"derived/visits"}, "what needs visits never began"
+    assert "current/recurring_service_events cannot be opened" in failed[0].message
+    assert "put its folder back" in failed[0].remedy
+    made = {event.asset_key.path[-1] for event in run.get_asset_materialization_events()}
+    lacking = {"visits", "visits_monthly", "attention", "call_list", "prepaid_unearned"}
+    assert not made & {*lacking, "report"}
+    assert made >= {"membership_status", "members_monthly", "renewals", "membership_custom_fields"}
+
+
 def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Location) -> None:
     lake = synced.lake
     change(lake, "current/memberships", lambda t: pa.concat_tables([t, t.slice(0, 2)]))

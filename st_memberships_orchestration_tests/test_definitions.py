@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from dagster import AssetKey, TableSchema
+from dagster import AssetKey, Field, TableSchema
 from pydantic import ValidationError
 
 from st_memberships_orchestration.definitions import defs
@@ -216,9 +216,15 @@ def test_everything_is_described(location: Location) -> None:
         for node in job.nodes:
             assert node.definition.description, (job.name, node.name)
             schema = node.definition.config_schema
-            fields = getattr(schema.config_type, "fields", None) if schema else None
-            for name, field in (fields or {}).items():
+            for name, field in fields_of(schema.config_type if schema else None):
                 assert field.description, (job.name, node.name, name)
+
+
+def fields_of(config: object) -> Iterator[tuple[str, Field]]:
+    """The fields of a config, those within others, too."""
+    for name, field in getattr(config, "fields", {}).items():
+        yield name, field
+        yield from fields_of(field.config_type)
 
 
 def test_every_column_of_an_export_leads_back_to_a_field_of_servicetitans(

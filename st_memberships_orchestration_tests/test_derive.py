@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
+from st_memberships_orchestration.defs import derived
 from st_memberships_orchestration.defs.derived import derive
 from st_memberships_orchestration.lake.calls import Call, Outcome, note
 from st_memberships_orchestration.lake.history import rebuild_membership_status, rebuild_versions
@@ -34,6 +35,14 @@ from st_memberships_orchestration_tests.test_metrics_frames import (
 from st_memberships_orchestration_tests.test_metrics_history import change, instant, land
 
 BEGINNING = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _follow_small_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each table of so few rows is computed whole."""
+    monkeypatch.setattr(derived, "FOLLOWED", 0)
+
+
 STATUSES = ("Active", "Suspended", "Canceled", "Expired", "Deleted")
 
 

@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from st_memberships_orchestration.defs import jobs
+from st_memberships_orchestration.defs import derived, jobs
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.maintenance import maintain_lake
 from st_memberships_orchestration.defs.partitions import range_tags, tenants_of_run
@@ -88,7 +88,7 @@ def build_schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
             "50 7 * * 0",
             "with `full: true` Sundays 07:50",
             tenants,
-            {"ops": {name: {"config": {"full": True}} for name in jobs.FOLLOWING}},
+            {"ops": {derived.STEP: {"config": {"full": True}}}},
         ),
         dg.ScheduleDefinition(
             name="reconcile_nightly",

@@ -2,16 +2,17 @@
 
 A function's arguments are named after the tables that it needs; from them follow the asset's
 dependencies, what is read, and, for arguments with a default, the settings in the Launchpad.
+One step makes them all, and the tables of `history/` before them.
 """
 
 import hashlib
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, get_args, get_origin
 
@@ -24,7 +25,8 @@ from deltalake.exceptions import DeltaError
 from pydantic import Field, create_model
 
 from st_memberships_orchestration import metrics
-from st_memberships_orchestration.defs.failures import refuse_stale
+from st_memberships_orchestration.defs import history
+from st_memberships_orchestration.defs.failures import one_by_one, refuse_stale
 from st_memberships_orchestration.defs.metadata import (
     FULL,
     OPERATIONS,
@@ -40,6 +42,7 @@ from st_memberships_orchestration.lake.history import VALID_FROM
 from st_memberships_orchestration.lake.store import (
     Lake,
     any_in,
+    counts,
     made_of,
     origin_of,
     replace_tenant,
@@ -76,50 +79,68 @@ HISTORY = {
 """Arguments whose table has another name than they have; they may have a default."""
 
 
+STEP = "history_and_derived"
+
+
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
-    """All derived tables."""
-    return [_derived(settings, table) for table in TABLES]
+    """All tables of `history/` and `derived/`, as one step: it costs Dagster more than they do."""
+    derivation = _derivation()
+
+    @dg.multi_asset(
+        name=STEP,
+        description="Computes the chosen tables of a tenant, one after the other.",
+        specs=[*history.specs(), *map(_spec, TABLES)],
+        partitions_def=by_tenant(settings),
+        can_subset=True,
+    )
+    def history_and_derived(
+        context: dg.AssetExecutionContext,
+        config: derivation,  # type: ignore[valid-type]
+        lake: dg.ResourceParam[Lake],
+    ) -> Iterator[dg.MaterializeResult]:
+        tenant, opened = context.partition_key, Opened(lake)
+        chosen = config.model_dump()
+        full, clock = chosen["full"], _clock(settings, tenant, chosen["as_of"])
+        page = page_of(Path(settings.report_dir), tenant)
+
+        def make(table: Table) -> dg.MaterializeResult:
+            name, sources = f"derived/{table.name}", _arguments(table)[0].values()
+            refuse_stale(context, {source.removeprefix("current/") for source in sources})
+            options = chosen.get(table.name, {})
+            rows = derive(lake, table, tenant, clock, options, full=full, opened=opened)
+            return brought_up_to_date(
+                context,
+                lake,
+                name,
+                opened[name],
+                as_of=clock["today"].isoformat(),
+                computed=rows is not None,
+                report=dg.MetadataValue.path(str(page)),
+                open_report=dg.MetadataValue.url(page_address(settings.ui_url, tenant)),
+                **_flagged(rows),
+            )
+
+        past = history.makes(context, lake, settings, full=full)
+        yield from one_by_one(context, past | {_key(t): partial(make, t) for t in TABLES})
+
+    return [history_and_derived]
 
 
-def _derived(settings: Settings, table: Table) -> dg.AssetsDefinition:
-    needed, options = _arguments(table)
-    name = f"derived/{table.name}"
-    feeds = {source.removeprefix("current/") for source in needed.values()}
+def _key(table: Table) -> dg.AssetKey:
+    return dg.AssetKey(["derived", table.name])
 
-    @dg.asset(
-        key=["derived", table.name],
-        deps=[dg.AssetKey(source.split("/")) for source in needed.values() if source != CALLS],
+
+def _spec(table: Table) -> dg.AssetSpec:
+    sources = _arguments(table)[0].values()
+    return dg.AssetSpec(
+        key=_key(table),
+        deps=[dg.AssetKey(source.split("/")) for source in sources if source != CALLS],
         description=table.description,
         group_name="derived",
         owners=[OPERATIONS],
         kinds={"pandas", "deltalake"},
-        partitions_def=by_tenant(settings),
-        metadata={"dagster/column_schema": column_schema(schema_of(name))},
+        metadata={"dagster/column_schema": column_schema(schema_of(f"derived/{table.name}"))},
     )
-    def derived(
-        context: dg.AssetExecutionContext,
-        config: _config_of(table, options),  # type: ignore[valid-type]
-        lake: dg.ResourceParam[Lake],
-    ) -> dg.MaterializeResult:
-        tenant = context.partition_key
-        refuse_stale(context, feeds)
-        chosen = config.model_dump()
-        as_of, full = chosen.pop("as_of"), chosen.pop("full")
-        clock = _clock(settings, tenant, as_of)
-        rows = derive(lake, table, tenant, clock, chosen, full=full)
-        page = page_of(Path(settings.report_dir), tenant)
-        return brought_up_to_date(
-            context,
-            lake,
-            name,
-            as_of=clock["today"].isoformat(),
-            computed=rows is not None,
-            report=dg.MetadataValue.path(str(page)),
-            open_report=dg.MetadataValue.url(page_address(settings.ui_url, tenant)),
-            **_flagged(rows),
-        )
-
-    return derived
 
 
 def _clock(settings: Settings, tenant: str, as_of: str | None = None) -> dict[str, Any]:
@@ -152,6 +173,7 @@ def derive(
     options: Mapping[str, Any],
     *,
     full: bool = False,
+    opened: "Opened | None" = None,
 ) -> pa.Table | None:
     """Bring a table up to date for a tenant.
 
@@ -165,13 +187,15 @@ def derive(
         clock: what `CLOCK` names.
         options: the table's settings.
         full: compute it in any case.
+        opened: tables that are held for the others that this step makes.
 
     Returns:
         Its rows, None if they were up to date.
     """
     name, needed = f"derived/{table.name}", _arguments(table)[0]
-    stored = lake.find(name)
-    sources = {source: lake.find(source) for source in needed.values()}
+    opened = Opened(lake) if opened is None else opened
+    stored = opened[name]
+    sources = {source: opened[source] for source in needed.values()}
     at = {source: _at(lake, source, tenant, version) for source, version in sources.items()}
 
     def made(of: Mapping[str, _At]) -> int:
@@ -181,9 +205,11 @@ def derive(
     origin, last = made(at), made_of(stored, tenant)
     if not full and last == origin:
         return None
-    kept = kept_sums(lake, name, tenant, last) if table.adds_up and not full else None
+    is_large = sum(map(_size, at.values())) >= FOLLOWED
+    is_followed = is_large and not full
+    kept = kept_sums(lake, name, tenant, last) if table.adds_up and is_followed else None
     part = None
-    if (table.key and not full) or kept:
+    if (table.key and is_followed) or kept:
         then = sources_then(lake, stored, tenant, sources)
         before = {
             source: at[source] if version is sources[source] else _at(lake, source, tenant, version)
@@ -198,25 +224,38 @@ def derive(
         frame, sums = _computed(table, frames, given, part, kept)
     except NoPart:
         logger.exception("%s of %s is computed whole; please tell the project.", name, tenant)
-        return derive(lake, table, tenant, clock, options, full=True)
+        return derive(lake, table, tenant, clock, options, full=True, opened=opened)
     rows, of = _rows(table, frame), part.of if part and table.key else None
     if table.ranked and stored and of:
         rows, of = _ranked(table, stored, tenant, rows, of), None
     frames.clear()
     pa.default_memory_pool().release_unused()  # the next table starts from little again
-    replace_tenant(
+    opened[name] = replace_tenant(
         lake,
         name,
         rows,
+        held=stored,
         tenant=tenant,
         order=table.order,
         of=of,
         origin=origin,
         seen=seen(sources),
     )
-    if sums:
+    if sums and is_large:
         keep_sums(lake, name, tenant, origin, sums)
     return rows
+
+
+class Opened(dict[str, DeltaTable | None]):
+    """Tables by name, each opened once: all that a step makes is made of the same state."""
+
+    def __init__(self, lake: Lake) -> None:
+        super().__init__()
+        self._lake = lake
+
+    def __missing__(self, name: str) -> DeltaTable | None:
+        table = self[name] = self._lake.find(name)
+        return table
 
 
 def _computed(
@@ -252,6 +291,9 @@ def _ranked(
 
 ADDED_UP = {table.name for table in TABLES if table.adds_up}
 """Tables that another one looks at when it has added up: they are needed whole, as they are now."""
+
+FOLLOWED = 20_000
+"""Rows of its sources from which on a table follows the change; less is computed whole as fast."""
 
 MOST_TOUCHED = 50_000
 """Memberships, visits … of one kind up to which a change is followed; the whole costs no more."""
@@ -341,6 +383,12 @@ def _at(lake: Lake, source: str, tenant: str, table: DeltaTable | None) -> _At:
     return _At(lake, source, tenant, origin_of(tenant, {"": table}), table)
 
 
+@lru_cache(maxsize=64)
+def _size(at: _At) -> int:
+    """How many rows the tenant has there."""
+    return counts(at.table)[at.tenant] if at.table else 0
+
+
 @lru_cache(maxsize=16)
 def _changed(before: _At, after: _At) -> pa.Table | None:
     """What differs between two versions, None where it is too much or what was then is gone."""
@@ -407,7 +455,7 @@ def _arguments(table: Table) -> tuple[dict[str, str], dict[str, inspect.Paramete
     return needed, options
 
 
-def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[dg.Config]:
+def _config_of(table: Table) -> type[dg.Config]:
     """The settings of a table, pre-filled in the Launchpad with the defaults of its function."""
     fields: dict[str, Any] = {
         arg: (
@@ -419,20 +467,29 @@ def _config_of(table: Table, options: Mapping[str, inspect.Parameter]) -> type[d
                 description=table.meaning_of(arg).capitalize(),
             ),
         )
-        for arg, p in options.items()
+        for arg, p in _arguments(table)[1].items()
     }
-    fields["as_of"] = (
-        str | None,
-        Field(
-            default=None,
-            description="Day to compute for, YYYY-MM-DD; left out: the tenant's own today. Members "
-            "and MRR go back to a past day, all else is of the records as they are now.",
-        ),
+    name = f"{table.name.title().replace('_', '')}Config"
+    return create_model(name, __base__=dg.Config, **fields)
+
+
+class _OfAll(dg.Config):
+    as_of: str | None = Field(
+        default=None,
+        description="Day to compute for, YYYY-MM-DD; left out: the tenant's own today. Members "
+        "and MRR go back to a past day, all else is of the records as they are now.",
     )
-    fields["full"] = (bool, Field(default=False, description=FULL))
-    return create_model(
-        f"{table.name.title().replace('_', '')}Config", __base__=dg.Config, **fields
-    )
+    full: bool = Field(default=False, description=FULL)
+
+
+def _derivation() -> type[_OfAll]:
+    """What is chosen for a run: for all tables, and the settings of each that has some."""
+    kinds = {table.name: _config_of(table) for table in TABLES if _arguments(table)[1]}
+    fields: dict[str, Any] = {
+        name: (kind, Field(default=kind(), description=f"Of derived/{name} alone."))
+        for name, kind in kinds.items()
+    }
+    return create_model("Derivation", __base__=_OfAll, **fields)
 
 
 @cache

@@ -1,7 +1,7 @@
 """Why a run failed, in words: read from what Dagster recorded of it."""
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -136,6 +136,44 @@ def failure_of(said: str, failed: Sequence[Failed], *, allow_retries: bool = Fal
     """A step's failure, from which `failures_of` has the `failed` again."""
     metadata = {FAILED: dg.MetadataValue.json([asdict(each) for each in failed])}
     return dg.Failure(said, metadata=metadata, allow_retries=allow_retries)
+
+
+def one_by_one(
+    context: dg.AssetExecutionContext,
+    makes: Mapping[dg.AssetKey, Callable[[], dg.MaterializeResult]],
+) -> Iterator[dg.MaterializeResult]:
+    """Make the chosen tables of a step, in this order; one that fails holds back what needs it.
+
+    Raises:
+        dagster.Failure: when all others are made. It names each that failed, and why.
+    """
+    failed: dict[dg.AssetKey, Exception] = {}
+    lacking: set[dg.AssetKey] = set()
+    for key, make in makes.items():
+        if key not in context.selected_asset_keys:
+            continue
+        if context.assets_def.asset_deps[key] & lacking:
+            lacking.add(key)
+            continue
+        try:
+            made = make()
+        except Exception as error:
+            context.log.exception("%s failed.", key.to_user_string())
+            failed[key] = error
+            lacking.add(key)
+        else:
+            yield made
+    if not failed:
+        return
+    names: dict[str, list[str]] = {}
+    for key, error in failed.items():
+        names.setdefault(str(error), []).append(key.to_user_string())
+    first, *_ = failed.values()
+    raise failure_of(
+        "\n".join(f"{', '.join(keys)}: {said}" for said, keys in names.items()),
+        [failed_with(error, step=key.to_user_string()) for key, error in failed.items()],
+        allow_retries=not isinstance(first, dg.Failure) or first.allow_retries,
+    ) from first
 
 
 @contextmanager

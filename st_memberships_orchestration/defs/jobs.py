@@ -5,7 +5,6 @@ from collections.abc import Collection
 import dagster as dg
 
 from st_memberships_orchestration.defs.assertions import ACTED_ON, ASSERTIONS
-from st_memberships_orchestration.metrics.catalogue import TABLES
 from st_memberships_orchestration.servicetitan.memberships.feeds import FEEDS
 
 VANISHED = dg.AssetSelection.assets(["reference", "vanished_records"])
@@ -37,13 +36,6 @@ derive = dg.define_asset_job(
         "and publishes the tables if a database is configured. Reads the lake only."
     ),
 )
-
-FOLLOWING = (
-    *(f"history__{feed.name}" for feed in FEEDS if feed.has_history),
-    "history__membership_status",
-    *(f"derived__{table.name}" for table in TABLES),
-)
-"""Steps of `derive` that compute what a change can touch, and with `full` all."""
 
 reconcile = dg.define_asset_job(
     "reconcile",

@@ -77,16 +77,23 @@ def told(
 
 
 def brought_up_to_date(
-    context: dg.AssetExecutionContext, lake: Lake, name: str, **facts: Any
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    name: str,
+    held: DeltaTable | None = None,
+    **facts: Any,
 ) -> dg.MaterializeResult:
     """What is shown of a table after a tenant's part was made anew: these facts, size, preview."""
-    return told(context, {**facts, **table_metadata(lake, name, [context.partition_key])})
+    size = table_metadata(lake, name, [context.partition_key], held)
+    return told(context, {**facts, **size}, dg.AssetKey(name.split("/")))
 
 
-def table_metadata(lake: Lake, name: str, tenants: Iterable[str]) -> dict[str, Any]:
-    """Row count, address and preview of some tenants' part of a table."""
+def table_metadata(
+    lake: Lake, name: str, tenants: Iterable[str], held: DeltaTable | None = None
+) -> dict[str, Any]:
+    """Row count, address and preview of some tenants' part of a table, opened unless it is held."""
     parts = list(tenants)
-    table = lake.find(name)
+    table = held or lake.find(name)
     rows = counts(table) if table else Counter()
     of = DERIVED.get(name)
     numbers = _numbers(table, of, parts[0]) if table and of and len(parts) == 1 else {}

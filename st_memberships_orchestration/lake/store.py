@@ -147,8 +147,10 @@ class Lake:
             raise LookupError(f"There is no table {name} in the lake at {self.uri}.")
         return table
 
-    def open(self, name: str, schema: pa.Schema) -> DeltaTable:
+    def open(self, name: str, schema: pa.Schema, held: DeltaTable | None = None) -> DeltaTable:
         """The table at its newest version, created empty with `schema` if it is not there.
+
+        Where it is `held`, it is not opened but brought up to date, in a tenth of the time.
 
         A table that an earlier release made is given the columns that it lacks, wider types, and
         the comments of `schema`; it keeps what this release does not know.
@@ -157,7 +159,9 @@ class Lake:
             TypeError: a column's type can hold nothing of what is in the table.
             CommitFailedError: another writer changed the table meanwhile.
         """
-        table = self.find(name)
+        if held is not None:
+            held.update_incremental()
+        table = held or self.find(name)
         if table is None:
             return DeltaTable.create(
                 self.address(name),
@@ -495,11 +499,12 @@ def replace_tenant(
     rows: pa.Table,
     *,
     tenant: str,
+    held: DeltaTable | None = None,
     order: Sequence[str] = (),
     of: Mapping[str, pa.Array] | None = None,
     origin: int | None = None,
     seen: Mapping[str, int] | None = None,
-) -> None:
+) -> DeltaTable:
     """Make `rows` all that the table holds of a tenant, in one commit; it is created if missing.
 
     What is there already is not written again: no row of a table without a difference, and only
@@ -510,13 +515,17 @@ def replace_tenant(
         name: of the table.
         rows: of one tenant.
         tenant: whose rows.
+        held: the table, where the caller has opened it.
         order: columns by which `rows` are sorted, and which tell each from any other.
         of: ids by column: `rows` are all that the table holds of these, in any of the columns,
             and the others stay. Of everything, if left out.
         origin: what the rows are made of (`origin_of`), to be remembered.
         seen: the version of each source at that, for `sources_then`.
+
+    Returns:
+        The table with the rows.
     """
-    table = lake.open(name, pa.schema([TENANT, *rows.schema]))
+    table = lake.open(name, pa.schema([TENANT, *rows.schema]), held)
     rows = fitting(table, rows)
     turn = _turn(table, tenant, origin, seen or {})
     spans, is_all = _differing(table, rows, tenant, order, of)
@@ -544,6 +553,8 @@ def replace_tenant(
         table.create_write_transaction(
             actions, "append", table.schema(), ["tenant"], commit_properties=turn
         )
+    table.update_incremental()
+    return table
 
 
 class _Span(NamedTuple):
