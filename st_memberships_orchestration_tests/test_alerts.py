@@ -386,8 +386,8 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     health(facts)
     sensors.tick("health_alerts")
     (alert,) = messages
-    assert "memberships, recurring_services is not read any more" in alert["message"]
-    assert "quarantine.membership_types" in alert["message"]
+    assert "memberships, recurring_services are not read any more" in alert["message"]
+    assert "quarantine.membership_types where tenant = 'acme'" in alert["message"]
     assert "bravo" not in alert["message"], "its failing runs are told already"
     assert "gone" not in alert["message"]
     health([FeedHealth("acme", "memberships", now, last_success_at=now)])

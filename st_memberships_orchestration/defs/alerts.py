@@ -291,7 +291,9 @@ def _of_health(lake: Lake, settings: Settings, now: datetime) -> list[Problem]:
                 place = row["feed"] if issue.code == "quarantine" else ""
                 key = f"health {issue.code} {row['tenant']} {place}"
                 feeds.setdefault(key, []).append(row["feed"])
-                what = "is not read any more" if issue.code == "stale" else "has broken records"
+                is_ = "is" if len(feeds[key]) == 1 else "are"
+                stale = f"{is_} not read any more"
+                what = stale if issue.code == "stale" else "has broken records"
                 problems[key] = Problem(
                     key=key,
                     what=f"{', '.join(feeds[key])} {what}",

@@ -180,7 +180,8 @@ def _quarantine(facts: FeedHealth) -> list[Issue]:
             WARNING,
             f"Records that broke their contract and are missing in the tables: "
             f"{facts.quarantined:,}.",
-            f"Ask `select reason, record, trace_id from quarantine.{facts.feed}`. Mend the record "
+            f'See `{program()} query "select reason, record, trace_id from quarantine.{facts.feed} '
+            f"where tenant = '{facts.tenant}'\"`. Mend the record "
             "in ServiceTitan; or, if the reason is a new type of a field, upgrade this project and "
             "run their window again. Then they leave the quarantine by themselves, but for those "
             f"without an id. What is to stay: `{program()} seen {facts.feed} --tenant "
