@@ -80,10 +80,14 @@ HISTORY = {
 
 
 STEP = "history_and_derived"
+"""Under which a run is given the settings of these tables."""
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
-    """All tables of `history/` and `derived/`, as one step: it costs Dagster more than they do."""
+    """All tables of `history/` and `derived/`, as one step.
+
+    Dagster asks for the versions of all that a step needs, which costs more than most tables do.
+    """
     derivation = _derivation()
 
     @dg.multi_asset(
@@ -247,7 +251,7 @@ def derive(
 
 
 class Opened(dict[str, DeltaTable | None]):
-    """Tables by name, each opened once: all that a step makes is made of the same state."""
+    """Tables by name, each opened once for all that are made of it."""
 
     def __init__(self, lake: Lake) -> None:
         super().__init__()

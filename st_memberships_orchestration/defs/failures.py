@@ -168,12 +168,12 @@ def one_by_one(
     names: dict[str, list[str]] = {}
     for key, error in failed.items():
         names.setdefault(str(error), []).append(key.to_user_string())
-    first, *_ = failed.values()
+    causes = [*failed.values()]
     raise failure_of(
         "\n".join(f"{', '.join(keys)}: {said}" for said, keys in names.items()),
         [failed_with(error, step=key.to_user_string()) for key, error in failed.items()],
-        allow_retries=not isinstance(first, dg.Failure) or first.allow_retries,
-    ) from first
+        allow_retries=any(not isinstance(e, dg.Failure) or e.allow_retries for e in causes),
+    ) from causes[0]
 
 
 @contextmanager
