@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import write_deltalake
 
+from st_memberships_orchestration.definitions import defs
 from st_memberships_orchestration.defs import checks
 from st_memberships_orchestration.defs.failures import failures_of
 from st_memberships_orchestration.defs.health import contradicted_checks, measure
@@ -129,6 +130,22 @@ def test_a_damaged_table_holds_back_only_what_is_made_of_it(synced: Location) ->
     lacking = {"visits", "visits_monthly", "attention", "call_list", "prepaid_unearned"}
     assert not made & {*lacking, "report"}
     assert made >= {"membership_status", "members_monthly", "renewals", "membership_custom_fields"}
+
+
+def test_a_day_that_is_none_is_refused_with_an_example(synced: Location) -> None:
+    config = {"history_and_derived": {"config": {"as_of": "31.01.2026"}}}
+    run = (
+        defs()
+        .resolve_job_def("derive")
+        .execute_in_process(
+            instance=synced.instance,
+            partition_key="acme",
+            run_config={"ops": config},
+            raise_on_error=False,
+        )
+    )
+    (failed,) = failures_of(synced.instance, run.run_id)
+    assert failed.message.startswith("as_of is '31.01.2026', and no day such as 2026-01-31.")
 
 
 def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Location) -> None:

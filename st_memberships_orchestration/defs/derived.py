@@ -149,8 +149,13 @@ def _spec(table: Table) -> dg.AssetSpec:
 
 def _clock(settings: Settings, tenant: str, as_of: str | None = None) -> dict[str, Any]:
     zone = settings.tenants[tenant].timezone
+    try:
+        today = date.fromisoformat(as_of) if as_of else datetime.now(zone).date()
+    except ValueError:
+        said = f"as_of is {as_of!r}, and no day such as 2026-01-31. Nothing was computed."
+        raise dg.Failure(said, allow_retries=False) from None
     return {
-        "today": date.fromisoformat(as_of) if as_of else datetime.now(zone).date(),
+        "today": today,
         "zone": zone,
         "earliest": settings.earliest_date,
     }
