@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from st_memberships_orchestration.defs.failures import storage_remedy
+from st_memberships_orchestration.lake.progress import Progress, save_progress
 from st_memberships_orchestration.lake.store import Lake, append
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.servicetitan.exports import iso
@@ -522,7 +524,6 @@ def test_a_user_without_a_name_is_called_by_its_number() -> None:
     script = """
 import os
 import shlex
-import signal
 from st_memberships_orchestration.servicetitan.ceiling import RequestCeiling
 from st_memberships_orchestration.settings import this_user
 os.setuid(54321)
@@ -639,11 +640,11 @@ def test_a_shown_command_can_be_typed_in_this_folder(
     assert program() == shown.format(there=there)
 
 
-def note_sent(ledger: Ledger) -> None:
+def note_sent(ledger: Ledger, environment: str = "sandbox") -> None:
     intent = Intent(
-        key="k" * 64,
-        account="sandbox acme",
-        environment="sandbox",
+        key=environment[0] * 64,
+        account=f"{environment} acme",
+        environment=environment,
         tenant="acme",
         kind="update_memberships",
         record="memberships/1",
@@ -661,7 +662,7 @@ def note_sent(ledger: Ledger) -> None:
     claim = ledger.claim(intent, seen=None, since=9, clock=Clock(), budget=Budget())
     assert claim
     ledger.finish(
-        "k" * 64, claim, Status.SUCCEEDED, now=datetime.now(UTC), expected=(Status.SENDING,)
+        intent.key, claim, Status.SUCCEEDED, now=datetime.now(UTC), expected=(Status.SENDING,)
     )
     ledger.close()
 
@@ -715,3 +716,23 @@ def test_the_sandbox_of_a_demo_that_starts_again_is_as_late_as_the_tables(
     assert (tmp_path / DATA / "ledger.db").exists()
     commands._forget_last_demo()
     assert not (tmp_path / DATA / "ledger.db").exists()
+
+
+@pytest.mark.parametrize("held", ["lake", "ledger"])
+def test_a_demo_removes_nothing_that_is_of_a_real_account(folder: Path, held: str) -> None:
+    (folder / DATA).mkdir()
+    (folder / DEMO).write_text("{}")
+    lake, ledger = Lake(str(folder / DATA / "lake")), Ledger(f"sqlite:///{DATA}/ledger.db")
+    now = datetime.now(UTC)
+    line = Progress("sandbox", "memberships", None, None, True, "t", True, now, now)
+    save_progress(lake, "acme", line)
+    note_sent(ledger)
+    if held == "lake":
+        save_progress(lake, "acme", replace(line, environment="production"))
+    else:
+        note_sent(Ledger(f"sqlite:///{DATA}/ledger.db"), "production")
+    status, printed = command(folder, "demo")
+    assert status == 1
+    assert "ServiceTitan's production" in " ".join(printed.split())
+    assert lake.count("state/feed_progress") > 0
+    assert (folder / DATA / "ledger.db").exists()

@@ -28,6 +28,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from st_memberships_orchestration.escaping import csv_cell, visible_drawing
+from st_memberships_orchestration.lake.progress import TABLE
 from st_memberships_orchestration.lake.quarantine import see
 from st_memberships_orchestration.lake.query import connect, select
 from st_memberships_orchestration.lake.store import Lake
@@ -66,6 +67,9 @@ DEMO_DAYS = 7
 QUIET_DAEMON = ("--code-server-log-level", "error", "--log-level", "error")
 QUIET_SERVER = ("--code-server-log-level", "error", "--dagster-log-level", "warning")
 """What runs and what fails shows in the UI; the terminal only says where that is."""
+
+SANDBOX = "sandbox"
+"""Environment of a demo's tenants."""
 
 LONGEST_STOP = 20.0
 """Seconds that a server has to end when `ui` is stopped."""
@@ -514,13 +518,33 @@ def _forget_last_demo() -> None:
             "Tenants are configured here, and the demo would write beside their data: "
             "run it in a folder without ST_TENANTS__… settings."
         )
+    ledger = DATA / "ledger.db"
     if DEMO.exists():
+        if others := _environments(ledger) - {SANDBOX}:
+            raise click.ClickException(
+                f"{DATA} also holds what was read from ServiceTitan's {' and '.join(others)}, or "
+                "sent there, and the demo begins with an empty folder: run it in another one."
+            )
         shutil.rmtree(DATA / "lake", ignore_errors=True)
-        for file in DATA.glob("ledger.db*"):  # of changes that the new sandbox never had
+        for file in DATA.glob(f"{ledger.name}*"):  # of changes that the new sandbox never had
             file.unlink()
     elif (DATA / "lake").exists():
         raise click.ClickException(f"{DATA / 'lake'} holds a lake that is not the demo's.")
     DEMO.unlink(missing_ok=True)
+
+
+def _environments(ledger: Path) -> set[str]:
+    """Of which environments of ServiceTitan the demo's lake and ledger hold something."""
+    journal = Lake(str(DATA / "lake")).find(TABLE)
+    lines = journal.to_pyarrow_table(columns=["environment"]) if journal else None
+    read = set(lines["environment"].to_pylist()) if lines else set()
+    if not ledger.exists():
+        return read
+    sent = Ledger(f"sqlite:///{ledger}")
+    try:
+        return read | {entry.environment for entry in sent.entries()}
+    finally:
+        sent.close()
 
 
 @contextmanager
@@ -560,7 +584,7 @@ def _forgotten() -> str:
     """What a sandbox that begins anew does not know, though the tables do."""
     ledger = Ledger(read_settings().ledger_url.get_secret_value())
     try:
-        sent = ledger.entries(environment="sandbox", status=Status.SUCCEEDED)
+        sent = ledger.entries(environment=SANDBOX, status=Status.SUCCEEDED)
     finally:
         ledger.close()
     if not sent:
