@@ -146,6 +146,7 @@ def test_a_day_that_is_none_is_refused_with_an_example(synced: Location) -> None
     )
     (failed,) = failures_of(synced.instance, run.run_id)
     assert failed.message.startswith("as_of is '31.01.2026', and no day such as 2026-01-31.")
+    assert failed.remedy.startswith("Do what that says")
 
 
 def test_each_fails_on_data_broken_on_purpose_and_shows_the_rows(synced: Location) -> None:

@@ -129,7 +129,8 @@ def failed_with(error: Exception, *, step: str | None = None, tenant: str = "") 
         message = f"{error.method} {error.path} answered {error.status or 'not'}: {error.message}"
         return Failed(step, name, error.tenant, _short(message), error.remedy)
     message = str(error)
-    return Failed(step, name, tenant, _short(message), storage_remedy(message) or READ_THE_LOG)
+    otherwise = DO_AS_TOLD if isinstance(error, dg.Failure) else READ_THE_LOG
+    return Failed(step, name, tenant, _short(message), storage_remedy(message) or otherwise)
 
 
 def failure_of(said: str, failed: Sequence[Failed], *, allow_retries: bool = False) -> dg.Failure:
@@ -171,9 +172,16 @@ def one_by_one(
     causes = [*failed.values()]
     raise failure_of(
         "\n".join(f"{', '.join(keys)}: {said}" for said, keys in names.items()),
-        [failed_with(error, step=key.to_user_string()) for key, error in failed.items()],
+        [each for key, error in failed.items() for each in _of_table(key, error)],
         allow_retries=any(not isinstance(e, dg.Failure) or e.allow_retries for e in causes),
     ) from causes[0]
+
+
+def _of_table(key: dg.AssetKey, error: Exception) -> list[Failed]:
+    step = key.to_user_string()
+    if isinstance(error, dg.Failure) and FAILED in error.metadata:
+        return [replace(each, step=step) for each in _listed(error.metadata)]
+    return [failed_with(error, step=step)]
 
 
 @contextmanager
@@ -273,8 +281,7 @@ def _of_step(event: dg.DagsterEvent) -> list[Failed]:
     data = event.step_failure_data
     told = data.user_failure_data
     if told and FAILED in told.metadata:
-        listed = cast("list[dict[str, Any]]", told.metadata[FAILED].value)
-        failed = [Failed(**each) for each in listed]
+        failed = _listed(told.metadata)
         return [replace(each, step=each.step or event.step_key) for each in failed]
     error = data.error
     while error and error.cause:
@@ -284,6 +291,11 @@ def _of_step(event: dg.DagsterEvent) -> list[Failed]:
     message = (told and told.description) or (error.message if error else "It says nothing.")
     remedy = storage_remedy(message) or (DO_AS_TOLD if told else READ_THE_LOG)
     return [Failed(event.step_key, name, "", _short(message), remedy)]
+
+
+def _listed(metadata: Mapping[str, dg.MetadataValue]) -> list[Failed]:
+    listed = cast("list[dict[str, Any]]", metadata[FAILED].value)
+    return [Failed(**each) for each in listed]
 
 
 def storage_remedy(message: str) -> str | None:
