@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 
 import click
@@ -126,22 +127,20 @@ def watch(
         for tenant in tenants
     }
     first = time.time()
-    quarter = int((first + A_MOMENT) // QUARTER)
-    begin, shown = 0, 0
-    while not begin or quarter + 1 < begin + quarters:
-        quarter, shown = quarter + 1, shown + 1
-        sleep_until(quarter * QUARTER - A_MOMENT)
-        suspend(sandbox, active, shown)  # for the quarter after this one
-        sleep_until(quarter * QUARTER)
-        if not begin and (shown == 1 or not is_warm(instance, len(tenants), first)):
+    before_first, watched = int((first + A_MOMENT) // QUARTER), 0
+    for number in count(1):
+        start = (before_first + number) * QUARTER
+        sleep_until(start - A_MOMENT)
+        suspend(sandbox, active, number)  # for the quarter after this one
+        sleep_until(start)
+        if not watched and (number == 1 or not is_warm(instance, len(tenants), first)):
             continue
-        begin = begin or quarter
         started, before = time.time(), seconds()
-        sleep_until((quarter + 1) * QUARTER - 3 * A_MOMENT)
+        sleep_until(start + QUARTER - 3 * A_MOMENT)
         derived, runs = derived_since(instance, started)
         held = sum(
             lake.rows(
-                "current/memberships", tenant=tenant, where=SUSPENDED.format(ids[shown - 1])
+                "current/memberships", tenant=tenant, where=SUSPENDED.format(ids[number - 1])
             ).num_rows
             for tenant, ids in active.items()
         )
@@ -153,6 +152,9 @@ def watch(
             f"{max(derived.values(), default=started) - started:.0f} s after it began; runs "
             f"{dict(runs)}; CPU seconds {spent}; late: {', '.join(late) or 'nobody'}"
         )
+        watched += 1
+        if watched == quarters:
+            return
 
 
 @click.command()

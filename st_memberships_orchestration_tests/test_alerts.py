@@ -24,10 +24,11 @@ from st_memberships_orchestration.lake.store import replace_all
 from st_memberships_orchestration.sandbox.process import RunningSandbox
 from st_memberships_orchestration.settings import Settings
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.entries import Intent, Status
+from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.ledger import Budget, Ledger
 from st_memberships_orchestration_tests.harness import Location, today
 from st_memberships_orchestration_tests.operation import Message, receiver
+from st_memberships_orchestration_tests.test_writing_ledger import INTENT
 
 NOW = datetime(2026, 11, 1, 6, tzinfo=UTC)
 
@@ -393,24 +394,7 @@ def test_stale_feeds_quarantine_and_writes_to_review_are_told(
     health([FeedHealth("acme", "memberships", now, last_success_at=now)])
     ledger = Ledger(Settings().ledger_url.get_secret_value())
     for key, tenant in (("k" * 64, "acme"), ("g" * 64, "gone")):
-        intent = Intent(
-            key=key,
-            account=f"sandbox {tenant}",
-            environment="sandbox",
-            tenant=tenant,
-            kind="sell_memberships",
-            record="customers/1",
-            plan="p",
-            line=1,
-            target=None,
-            content_hash="c",
-            change={"customer_id": 1},
-            wanted={},
-            before={},
-            money=None,
-            who="me",
-            run_id="r1",
-        )
+        intent = replace(INTENT, key=key, account=f"sandbox {tenant}", tenant=tenant)
         claim = ledger.claim(intent, seen=None, since=9, clock=Clock(), budget=Budget())
         assert claim
         facts_of = {"now": now, "expected": (Status.SENDING,), "detail": "two match"}

@@ -30,8 +30,9 @@ from st_memberships_orchestration.terminal import commands
 from st_memberships_orchestration.terminal.commands import RUNNING, _set_dagster_home
 from st_memberships_orchestration.terminal.screen import DATA, DEMO
 from st_memberships_orchestration.writing.clocks import Clock
-from st_memberships_orchestration.writing.entries import Intent, Status
+from st_memberships_orchestration.writing.entries import Status
 from st_memberships_orchestration.writing.ledger import Budget, Ledger
+from st_memberships_orchestration_tests.test_writing_ledger import INTENT
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 BLOCK = """# the café's account
@@ -641,24 +642,8 @@ def test_a_shown_command_can_be_typed_in_this_folder(
 
 
 def note_sent(ledger: Ledger, environment: str = "sandbox") -> None:
-    intent = Intent(
-        key=environment[0] * 64,
-        account=f"{environment} acme",
-        environment=environment,
-        tenant="acme",
-        kind="update_memberships",
-        record="memberships/1",
-        plan="p",
-        line=1,
-        target=1,
-        content_hash="c",
-        change={},
-        wanted={},
-        before={},
-        money=None,
-        who="me",
-        run_id="r1",
-    )
+    key, account = environment[0] * 64, f"{environment} 1"
+    intent = replace(INTENT, key=key, account=account, environment=environment)
     claim = ledger.claim(intent, seen=None, since=9, clock=Clock(), budget=Budget())
     assert claim
     ledger.finish(
